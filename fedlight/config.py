@@ -1,0 +1,130 @@
+"""The schema of a cell's configuration: every key, its type and what is allowed."""
+
+from typing import Annotated, Any
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedlight.federation.method import Method
+from fedlight.runtime.errors import BadInput
+
+Whole = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Target = dict[str, Any]
+"""A node with a `_target_`, instantiated by Hydra."""
+
+
+class Section(BaseModel):
+    """A part of the configuration; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataConfig(Section):
+    """The data set: its facts, how it is loaded and batched."""
+
+    name: str
+    image_size: Whole
+    channels: Whole
+    batch_size: Whole
+    limit: Whole | None
+    root: str | None = None
+    cache: str | None = None
+    source: Target
+
+
+class PartitionConfig(Section):
+    """How the training images are dealt to the clients."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    beta: Annotated[float, Field(gt=0)] | None = None
+    classes: Whole | None = None
+    deal: Target
+
+
+class ModelConfig(Section):
+    """The client model and its slice map."""
+
+    name: str
+    unet: Target
+    schedule: Target
+    loss: str
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    exchange_ema: bool
+    slices: Annotated[dict[str, list[str]], Field(min_length=1)]
+
+
+class OptimizerConfig(BaseModel):
+    """The optimizer, made anew at each local update; further keys go to its class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, populate_by_name=True)
+
+    target: Annotated[str, Field(alias="_target_")]
+    lr: Annotated[float, Field(gt=0)]
+
+
+class TrainerConfig(BaseModel):
+    """The client's Lightning Trainer; further keys go to it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    accelerator: str
+    precision: str | int
+    threads: Whole | None
+
+
+class FederationConfig(Section):
+    """What goes wrong in a federation."""
+
+    dropout: Probability
+
+
+class EvaluationConfig(Section):
+    """How images are sampled from the trained models."""
+
+    sampler: str
+    steps: Whole
+    grid: Annotated[int, Field(ge=0)]
+
+
+class CellConfig(Section):
+    """One cell: one federation from start to result."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    output: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    method: Method
+    clients: Whole
+    rounds: Annotated[int, Field(ge=0)]
+    epochs: Whole
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    data: DataConfig
+    partition: PartitionConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
+    federation: FederationConfig
+    evaluation: EvaluationConfig
+    logger: Target
+
+
+def validate(config: DictConfig) -> CellConfig:
+    """The configuration, checked.
+
+    Raises:
+        BadInput: a key is missing, unknown, of the wrong type or out of its range.
+    """
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        return CellConfig.model_validate(resolved)
+    except ValidationError as error:
+        raise BadInput("; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    message = error["msg"][0].lower() + error["msg"][1:]
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a key of the configuration"
+    return f"{key}: {message}, got {error['input']!r}"

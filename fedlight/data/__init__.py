@@ -1,0 +1,1 @@
+"""Data sets as tensors, partitions over clients, and what one client sees of them."""

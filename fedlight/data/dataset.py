@@ -1,0 +1,48 @@
+"""A data set in memory or memory-mapped: images and labels as tensors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split of a data set.
+
+    Attributes:
+        pixels: uint8 in 0..255, shape (n, channels, height, width).
+        labels: int64 in 0..classes-1, shape (n,).
+    """
+
+    pixels: Tensor
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        assert self.pixels.dtype == torch.uint8
+        assert self.pixels.ndim == 4
+        assert self.labels.shape == self.pixels.shape[:1]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def first(self, count: int | None) -> "Images":
+        """The first `count` images, or all where it is None."""
+        return Images(self.pixels[:count], self.labels[:count])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, split into what clients train on and what judges them.
+
+    Attributes:
+        train: dealt out to the clients.
+        test: never seen in training.
+        classes: the name of each label.
+    """
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]

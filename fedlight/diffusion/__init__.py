@@ -1,0 +1,1 @@
+"""What is trained: UNets, the DDPM LightningModule, and sampling from them."""

@@ -1,0 +1,90 @@
+"""The denoising diffusion model that a client trains (DDPM, arXiv 2006.11239)."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "huber": F.smooth_l1_loss,
+    "mse": F.mse_loss,
+}
+
+
+class DDPM(LightningModule):
+    """Learns to predict the noise in an image (FedDiffuse, section 3; DDPM, algorithm 1).
+
+    A batch is a float tensor of images in [-1, 1], shape (n, channels, height, width).
+
+    Args:
+        unet: predicts the noise, called as `unet(x_t, t).sample`.
+        schedule: the noise schedule; its betas give alpha_bar, and its length T.
+        loss: between true and predicted noise, `huber` (smooth L1, beta = 1) or `mse`.
+        optimizer: makes the optimizer from the parameters, anew at every fit.
+        slices: name of each slice -> prefixes of the UNet's parameter names.
+        ema_decay: decay a step of an exponential moving average of the UNet, or None for no average.
+        exchange_ema: whether the average belongs to the slices, and so travels with them.
+
+    Attributes:
+        slices: name of each slice -> prefixes of this module's state_dict names.
+        private: prefixes of the state_dict names that belong to no slice and never leave a client.
+
+    Raises:
+        ValueError: unknown loss, or a decay outside (0, 1).
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        schedule: DDPMScheduler,
+        loss: str,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        slices: Mapping[str, Sequence[str]],
+        ema_decay: float | None = None,
+        exchange_ema: bool = False,
+    ) -> None:
+        super().__init__()
+        if loss not in LOSSES:
+            raise ValueError(f"model.loss must be one of {', '.join(LOSSES)}, got {loss}")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ValueError(f"model.ema_decay must lie between 0 and 1, got {ema_decay}")
+        self.unet = unet.to(memory_format=torch.channels_last)
+        self.schedule = schedule
+        self.loss = LOSSES[loss]
+        self.optimizer = optimizer
+        self.ema: AveragedModel | None = None
+        if ema_decay is not None:
+            self.ema = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self.slices = {name: [f"unet.{p}" for p in prefixes] for name, prefixes in slices.items()}
+        self.private: tuple[str, ...] = ("ema",)
+        if exchange_ema and self.ema is not None:
+            for name, prefixes in slices.items():
+                self.slices[name] += [f"ema.module.{p}" for p in prefixes]
+            next(iter(self.slices.values())).append("ema.n_averaged")
+            self.private = ()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Returns the mean loss between the noise and its prediction at uniform time steps."""
+        t = torch.randint(self.schedule.config.num_train_timesteps, batch.shape[:1], device=self.device)
+        eps = torch.randn_like(batch)
+        x_t = self.schedule.add_noise(batch, eps, t)  # sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
+        return self.loss(self.unet(x_t, t).sample, eps)
+
+    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
+        if self.ema is not None:
+            self.ema.update_parameters(self.unet)
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimizer(self.unet.parameters())
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The UNet to sample from: the moving average where there is one, else the trained one."""
+        if self.ema is not None and self.ema.n_averaged > 0:
+            return self.ema.module
+        return self.unet

@@ -1,0 +1,73 @@
+"""Sampling: images from noise through a trained UNet, by diffusers' schedulers."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor, nn
+
+from fedlight.runtime.errors import BadInput
+
+SAMPLERS = {
+    "ddpm": DDPMScheduler,  # arXiv 2006.11239
+    "ddim": DDIMScheduler,  # arXiv 2010.02502
+    "dpm-solver++": DPMSolverMultistepScheduler,  # arXiv 2211.01095
+}
+
+
+def check_sampler(sampler: str, steps: int, schedule: DDPMScheduler) -> None:
+    """Raises BadInput for an unknown sampler or more steps than the schedule has."""
+    if sampler not in SAMPLERS:
+        raise BadInput(f"evaluation.sampler must be one of {', '.join(SAMPLERS)}, got {sampler}")
+    if steps > schedule.config.num_train_timesteps:
+        raise BadInput(
+            f"evaluation.steps must be at most {schedule.config.num_train_timesteps}, the length of the "
+            f"noise schedule, got {steps}"
+        )
+
+
+@torch.no_grad()
+def sample(
+    unet: nn.Module,
+    schedule: DDPMScheduler,
+    shape: tuple[int, int, int, int],
+    *,
+    sampler: str,
+    steps: int,
+    seed: int,
+    batch_size: int = 256,
+    on_step: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Draws images.
+
+    Args:
+        unet: predicts the noise, called as `unet(x_t, t).sample`; left in the mode it came in.
+        schedule: the noise schedule of training.
+        shape: (images, channels, height, width).
+        sampler: one of SAMPLERS.
+        steps: denoising steps, 1..T.
+        seed: decides the images, on whatever device.
+        batch_size: images denoised at once.
+        on_step: called after each denoising step of each batch.
+
+    Returns:
+        The images, uint8 in 0..255, on the CPU, of the given shape.
+    """
+    check_sampler(sampler, steps, schedule)
+    scheduler = SAMPLERS[sampler].from_config(schedule.config, timestep_spacing="trailing")
+    device = next(unet.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    training = unet.training
+    unet.eval()
+    images = []
+    for noise in torch.randn(shape, generator=generator).split(batch_size):
+        x_t = noise.to(device)
+        scheduler.set_timesteps(steps)
+        random = {} if sampler == "dpm-solver++" else {"generator": generator}
+        for t in scheduler.timesteps:
+            eps = unet(x_t, t).sample
+            x_t = scheduler.step(eps, t, x_t, **random).prev_sample
+            on_step()
+        images.append(x_t.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu())
+    unet.train(training)
+    return torch.cat(images)

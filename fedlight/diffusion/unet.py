@@ -1,0 +1,217 @@
+"""The ConvNeXt UNet of FedDiffuse (arXiv 2406.12575), as a diffusers model."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+
+def sinusoids(t: Tensor, width: int) -> Tensor:
+    """Embeds time steps, shape (n,), as sines and cosines, float32, shape (n, width)."""
+    half = width // 2
+    exponents = torch.arange(half, device=t.device, dtype=torch.float32) / (half - 1)
+    angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+class ConvNextBlock(nn.Module):
+    """Depthwise 7x7, plus time where `time_width` is given, then two normalised 3x3 convolutions."""
+
+    def __init__(self, d_in: int, d_out: int, time_width: int | None = None) -> None:
+        super().__init__()
+        self.time = nn.Sequential(nn.GELU(), nn.Linear(time_width, d_in)) if time_width else None
+        self.depthwise = nn.Conv2d(d_in, d_in, 7, padding=3, groups=d_in)
+        self.net = nn.Sequential(
+            nn.GroupNorm(1, d_in),
+            nn.Conv2d(d_in, 2 * d_out, 3, padding=1),
+            nn.GELU(),
+            nn.GroupNorm(1, 2 * d_out),
+            nn.Conv2d(2 * d_out, d_out, 3, padding=1),
+        )
+        self.residual = nn.Conv2d(d_in, d_out, 1) if d_in != d_out else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        h = self.depthwise(x)
+        if self.time is not None:
+            h = h + self.time(time)[:, :, None, None]
+        return self.net(h) + self.residual(x)
+
+
+class LinearAttention(nn.Module):
+    """Attention linear in the number of pixels (arXiv 1812.01243), behind GroupNorm, with a residual."""
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(1, width)
+        self.qkv = nn.Conv2d(width, 3 * heads * head_width, 1, bias=False)
+        self.out = nn.Sequential(nn.Conv2d(heads * head_width, width, 1), nn.GroupNorm(1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = project(self.norm(x), self.qkv, self.heads)
+        context = k.softmax(dim=-2).mT @ v
+        out = q.softmax(dim=-1) * q.shape[-1] ** -0.5 @ context
+        return self.out(as_image(out, x)) + x
+
+
+class Attention(nn.Module):
+    """Full softmax attention over pixels, behind GroupNorm, with a residual."""
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(1, width)
+        self.qkv = nn.Conv2d(width, 3 * heads * head_width, 1, bias=False)
+        self.out = nn.Conv2d(heads * head_width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = project(self.norm(x), self.qkv, self.heads)
+        return self.out(as_image(F.scaled_dot_product_attention(q, k, v), x)) + x
+
+
+def project(x: Tensor, qkv: nn.Conv2d, heads: int) -> tuple[Tensor, ...]:
+    """Queries, keys and values of an image, each (n, heads, pixels, head width).
+
+    The 1x1 convolution is applied to the pixels as tokens: no copy where x is channels-last.
+    """
+    tokens = F.linear(x.flatten(2).mT, qkv.weight.flatten(1))
+    return tuple(part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in tokens.chunk(3, dim=-1))
+
+
+def as_image(out: Tensor, like: Tensor) -> Tensor:
+    """Heads and pixels, (n, heads, pixels, head width), as an image of the size of `like`."""
+    return out.transpose(1, 2).flatten(2).mT.unflatten(-1, like.shape[-2:])
+
+
+class Stage(nn.Module):
+    """Two blocks and linear attention at one resolution, then a change of resolution."""
+
+    def __init__(
+        self, d_in: int, d_out: int, time_width: int, attention: nn.Module, resample: nn.Module
+    ) -> None:
+        super().__init__()
+        self.block1 = ConvNextBlock(d_in, d_out, time_width)
+        self.block2 = ConvNextBlock(d_out, d_out, time_width)
+        self.attention = attention
+        self.resample = resample
+
+    def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the features at this stage's own resolution and the resampled ones."""
+        x = self.attention(self.block2(self.block1(x, time), time))
+        return x, self.resample(x)
+
+
+class Bottleneck(nn.Module):
+    """Block, full attention, block, at the lowest resolution."""
+
+    def __init__(self, width: int, time_width: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.block1 = ConvNextBlock(width, width, time_width)
+        self.attention = attention
+        self.block2 = ConvNextBlock(width, width, time_width)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.block2(self.attention(self.block1(x, time)), time)
+
+
+class Head(nn.Module):
+    """One block without time, then a 1x1 convolution to the predicted noise."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.block = ConvNextBlock(width, width)
+        self.out = nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.block(x))
+
+
+class ConvNextUNet(ModelMixin, ConfigMixin):
+    """Predicts the noise eps_theta(x_t, t) in an image (FedDiffuse, arXiv 2406.12575, section 4).
+
+    Args:
+        sample_size: height and width of the images, in pixels; a multiple of 2^(stages - 1).
+        in_channels: channels of the images; the prediction has as many.
+        dim: base width in channels; even, at least 4. The paper uses the image size.
+        dim_mults: width of each stage as a multiple of `dim`, one stage an entry.
+        heads: attention heads.
+        head_width: channels of one attention head.
+
+    Raises:
+        ValueError: the image size cannot be halved often enough, or `dim` is unusable.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 28,
+        in_channels: int = 1,
+        dim: int = 28,
+        dim_mults: Sequence[int] = (1, 2, 4),
+        heads: int = 4,
+        head_width: int = 32,
+    ) -> None:
+        super().__init__()
+        if dim < 4 or dim % 2:
+            raise ValueError(f"model.unet.dim must be an even number of at least 4, got {dim}")
+        halvings = len(dim_mults) - 1
+        if halvings < 0 or sample_size % 2**halvings:
+            raise ValueError(
+                f"a UNet of {len(dim_mults)} stages halves the image {max(halvings, 0)} times: "
+                f"the image size must be a multiple of {2 ** max(halvings, 0)}, got {sample_size}"
+            )
+        time_width = 4 * dim
+        initial = dim // 3 * 2
+        widths = [dim * mult for mult in dim_mults]
+
+        self.init_conv = nn.Conv2d(in_channels, initial, 7, padding=3)
+        self.time_mlp = nn.Sequential(
+            nn.Linear(dim, time_width), nn.GELU(), nn.Linear(time_width, time_width)
+        )
+        self.downs = nn.ModuleList()
+        for d_in, d_out in zip([initial, *widths], widths, strict=False):
+            last = len(self.downs) == halvings
+            halve = nn.Identity() if last else nn.Conv2d(d_out, d_out, 4, stride=2, padding=1)
+            self.downs.append(
+                Stage(d_in, d_out, time_width, LinearAttention(d_out, heads, head_width), halve)
+            )
+        self.mid = Bottleneck(widths[-1], time_width, Attention(widths[-1], heads, head_width))
+        self.ups = nn.ModuleList()
+        for d_in, d_out in reversed(list(pairwise(widths))):
+            double = nn.ConvTranspose2d(d_in, d_in, 4, stride=2, padding=1)
+            self.ups.append(
+                Stage(2 * d_out, d_in, time_width, LinearAttention(d_in, heads, head_width), double)
+            )
+        self.head = Head(widths[0], in_channels)
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float | int, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """Predicts the noise.
+
+        Args:
+            sample: noisy images x_t, float, shape (n, channels, size, size).
+            timestep: t in 0..T-1, one for all images or one an image, shape () or (n,).
+            return_dict: wrap the prediction as diffusers' pipelines expect it.
+
+        Returns:
+            The predicted noise, of the shape and dtype of `sample`.
+        """
+        t = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        time = self.time_mlp(sinusoids(t, self.config.dim).to(sample.dtype))
+        x = self.init_conv(sample)
+        skips = []
+        for down in self.downs:
+            skip, x = down(x, time)
+            skips.append(skip)
+        x = self.mid(x, time)
+        for up in self.ups:
+            _, x = up(torch.cat((x, skips.pop()), dim=1), time)
+        eps = self.head(x)
+        return UNet2DOutput(sample=eps) if return_dict else (eps,)

@@ -1,0 +1,170 @@
+"""The federator: it sends slices to a client's Trainer, takes its report, and merges the round."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+
+from fedlight.federation.ledger import Direction, Ledger
+from fedlight.federation.merge import Merge
+from fedlight.federation.method import Method
+from fedlight.federation.slices import SliceMap
+from fedlight.federation.store import Report, State, Store
+from fedlight.federation.tasks import Task
+from fedlight.runtime.errors import Diverged
+
+OPTIMIZER = "optimizer."
+
+
+class Federator(Callback):
+    """A callback of every client's Trainer; the only way between clients and the global model.
+
+    Before a fit it loads the task's downlink slices over what the client kept, after it hands the
+    uplink slices to the merge and the private ones to the client's own store. Nothing else passes
+    from one fit to the next, so the order of the clients does not matter.
+
+    Args:
+        method: resolved over the slices.
+        slices: the slice map of the module.
+        module: gives the initial global state.
+        store: where reports and private states live.
+
+    Attributes:
+        state: the global model, all slices, on the CPU.
+        ledger: what crossed so far.
+        task: what the client in training is to do; set before each fit.
+    """
+
+    def __init__(self, method: Method, slices: SliceMap, module: LightningModule, store: Store) -> None:
+        self.method = method
+        self.slices = slices
+        self.store = store
+        self.ledger = Ledger()
+        self.task: Task | None = None
+        initial = _on_cpu(module.state_dict())
+        self.state: State = slices.select(slices.names, initial)
+        self._first_private: State = {name: initial[name] for name in slices.private}
+        staying = [name for name in slices.names if name not in method.downlink]
+        self._private_names = (*slices.private, *slices.select(staying, self.state))
+
+    @property
+    def model_params(self) -> int:
+        """N, the number of scalars in all slices."""
+        return sum(self.slice_params().values())
+
+    def slice_params(self) -> dict[str, int]:
+        """The number of scalars in each slice."""
+        return {
+            slice_: sum(tensor.numel() for tensor in self.slices.select([slice_], self.state).values())
+            for slice_ in self.slices.names
+        }
+
+    def global_state(self) -> State:
+        """The federator's whole state_dict, what belongs to no slice at its first value."""
+        return {**self._first_private, **self.state}
+
+    def client_state(self, client: int) -> State:
+        """The whole state_dict that a client holds: the global slices over its private ones."""
+        kept = self.store.kept(client)
+        if kept is None:
+            return self.global_state()
+        own = {name: tensor for name, tensor in kept.items() if not name.startswith(OPTIMIZER)}
+        return {**own, **self.slices.select(self.method.downlink, self.state)}
+
+    def lose(self, task: Task) -> None:
+        """Serves a client that drops out: it receives its downlink, and its work is lost."""
+        state = self._send(task)
+        if self.store.kept(task.client) is None:
+            self.store.keep(task.client, {name: state[name] for name in self._private_names})
+
+    def merge(self) -> dict[int, tuple[int, float]]:
+        """Merges the round's reports into the global state; returns images and loss of each reporter."""
+        merge, reporters = Merge(), {}
+        for report in self.store.take_reports():
+            merge.add(report.tensors, report.images)
+            reporters[report.client] = (report.images, report.loss)
+        self.state.update(merge.result())
+        return reporters
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.task is not None
+        pl_module.load_state_dict(self._send(self.task), strict=True)
+        if self.method.keep_optimizer and (kept := self.store.kept(self.task.client)):
+            _restore_optimizer(trainer.optimizers[0], kept)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._loss = torch.zeros((), dtype=torch.float64, device=_float64_device(pl_module))
+        self._images = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        assert isinstance(loss, Tensor)
+        images = extract_batch_size(batch)
+        self._loss += loss.detach().to(self._loss) * images
+        self._images += images
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.task is not None
+        loss = self._loss.item()
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the training loss of client {self.task.client} became {loss} in round {self.task.round}, "
+                f"local epoch {trainer.current_epoch + 1}"
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.task is not None
+        task, trained = self.task, _on_cpu(pl_module.state_dict())
+        private = {name: trained[name] for name in self._private_names}
+        if self.method.keep_optimizer:
+            private |= _optimizer_state(trainer.optimizers[0])
+        self.store.keep(task.client, private)
+        for slice_ in task.uplink:
+            self._book(task, "up", slice_, trained)
+        uplink = self.slices.select(task.uplink, trained)
+        self.store.put_report(Report(task.client, self._images, self._loss.item() / self._images, uplink))
+
+    def _send(self, task: Task) -> State:
+        """Books the task's downlink and returns the state that the client starts from."""
+        first_contact = self.store.kept(task.client) is None
+        for slice_ in self.slices.names if first_contact else self.method.downlink:
+            self._book(task, "down", slice_, self.state)
+        return self.client_state(task.client)
+
+    def _book(self, task: Task, direction: Direction, slice_: str, state: State) -> None:
+        if not self.method.pool:
+            tensors = self.slices.select([slice_], state).values()
+            self.ledger.book(task.round, task.client, direction, slice_, tensors)
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> State:
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def _float64_device(module: LightningModule) -> torch.device:
+    return torch.device("cpu") if module.device.type == "mps" else module.device
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> State:
+    """The tensors of an optimizer's state, named `optimizer.<parameter>.<key>`."""
+    return {
+        f"{OPTIMIZER}{index}.{key}": value.detach().cpu()
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, kept: State) -> None:
+    state: dict[int, State] = {}
+    for name, tensor in kept.items():
+        if name.startswith(OPTIMIZER):
+            index, key = name.removeprefix(OPTIMIZER).split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

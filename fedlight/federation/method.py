@@ -1,0 +1,71 @@
+"""A federation method as data: which slices travel, which stay, who reports what."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fedlight.runtime.errors import BadInput
+
+
+class Split(BaseModel):
+    """How the uplink slices are dealt to random pairs of participants (FedDiffuse, USPLIT).
+
+    Attributes:
+        either: one of the pair reports the first of these slices, the other the second.
+        coin: a fair coin says which of the two reports this slice as well.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    either: tuple[str, str]
+    coin: str
+
+
+class Method(BaseModel):
+    """What crosses between federator and clients, and what is judged (FedDiffuse, section 4).
+
+    Attributes:
+        name: as shown in tables.
+        downlink: slices that a client receives each round after its first contact, at which it
+            receives the whole model; the others stay private to it and carry over.
+        uplink: slices that a client reports.
+        split: how the uplink is dealt to pairs; null where every participant reports all of it.
+        evaluate: judge the federator's model (`global`) or every client's own (`clients`).
+        pool: the federator holds all data itself and trains alone; nothing crosses.
+        keep_optimizer: carry the optimizer's state from one local update to the next.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    downlink: Literal["all"] | tuple[str, ...]
+    uplink: Literal["all"] | tuple[str, ...]
+    split: Split | None = None
+    evaluate: Literal["global", "clients"]
+    pool: bool = False
+    keep_optimizer: bool = False
+
+    def resolve(self, slices: Iterable[str]) -> "Method":
+        """The same method with `all` spelled out over the slices of a model.
+
+        Raises:
+            BadInput: the method names a slice that the model does not have.
+        """
+        known = tuple(slices)
+        downlink = known if self.downlink == "all" else self.downlink
+        uplink = known if self.uplink == "all" else self.uplink
+        dealt = (*self.split.either, self.split.coin) if self.split else ()
+        for key, named in (("downlink", downlink), ("uplink", uplink), ("split", dealt)):
+            for slice_ in named:
+                if slice_ not in known:
+                    raise BadInput(
+                        f"method {self.name}: {key} names the unknown slice {slice_}; "
+                        f"the model has {', '.join(known)}"
+                    )
+        if self.split and set(dealt) != set(uplink):
+            raise BadInput(
+                f"method {self.name}: split deals {', '.join(dealt)}, which must be the slices of the "
+                f"uplink: {', '.join(uplink)}"
+            )
+        return self.model_copy(update={"downlink": downlink, "uplink": uplink})

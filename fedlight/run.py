@@ -1,0 +1,80 @@
+"""Runs one cell, or with -m a sweep of them: python -m fedlight.run [-m] [KEY=VALUE ...]"""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from dotenv import find_dotenv, load_dotenv
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedlight.runtime.errors import BadInput, Diverged
+
+PACKAGE = Path(__file__).parent
+ROOT = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent  # a wheel carries both folders inside
+DEBUG = "HYDRA_FULL_ERROR"
+
+
+class CellFailed(Exception):
+    """A cell of a sweep failed; its error has been told."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def main() -> None:
+    """Exits with 0 for completed, 1 for failed in training, 2 for bad input."""
+    load_dotenv(find_dotenv(usecwd=True))
+    debug = DEBUG in os.environ
+    os.environ[DEBUG] = "1"  # Hydra raises instead of printing its own report
+    OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
+    status = 0
+
+    def task(config: DictConfig) -> None:
+        nonlocal status
+        try:
+            check_and_run(config)
+        except (BadInput, Diverged, HydraException, OmegaConfBaseException) as error:
+            if debug:
+                raise
+            status = tell(error)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise CellFailed(status) from None
+
+    try:
+        hydra.main(config_path=str(ROOT / "configs"), config_name="config", version_base="1.3")(task)()
+    except CellFailed as failed:
+        status = failed.status
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        if debug:
+            raise
+        status = tell(error)
+    sys.exit(status)
+
+
+def check_and_run(config: DictConfig) -> None:
+    """Runs the cell; the configuration is checked before the heavy libraries are loaded."""
+    from fedlight.config import validate
+
+    validate(config)
+    from fedlight.cell import run_cell
+
+    run_cell(config)
+
+
+def tell(error: Exception) -> int:
+    """Tells the user an error in one line on stderr; returns the exit status that it means."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, BadInput | Diverged):
+        cause = cause.__cause__
+    print(f"fedlight: error: {' '.join(str(cause).split())}", file=sys.stderr)
+    return 1 if isinstance(cause, Diverged) else 2
+
+
+if __name__ == "__main__":
+    main()

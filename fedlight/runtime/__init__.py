@@ -1,0 +1,1 @@
+"""How a cell survives: seeds, files, errors."""

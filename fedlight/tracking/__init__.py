@@ -1,0 +1,1 @@
+"""What a person sees of a cell: its files, pictures, progress and dashboards."""

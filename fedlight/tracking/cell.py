@@ -1,0 +1,75 @@
+"""A cell's identity, its folder, and the result that says it is done."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedlight.runtime.files import atomic
+
+SCHEMA = 1
+ELSEWHERE = {"root", "cache", "devices", "num_nodes"}
+"""Keys that say where things are or run, and change no result."""
+
+
+def cell_id(config: dict[str, Any]) -> str:
+    """A readable name that ends in a hash of everything that can change the result.
+
+    Args:
+        config: the resolved configuration; sweep name, output folder, logger and places do not count.
+    """
+    counted = {key: value for key, value in config.items() if key not in ("name", "output", "logger")}
+    content = json.dumps(_without_places(counted), sort_keys=True)
+    digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
+    parts = (
+        config["method"]["name"],
+        f"K{config['clients']}",
+        config["data"]["name"],
+        config["partition"]["name"],
+        config["model"]["name"],
+        f"R{config['rounds']}",
+        f"E{config['epochs']}",
+        f"s{config['seed']}",
+        digest,
+    )
+    return "-".join(re.sub(r"[^\w.+]", "_", part) for part in parts)
+
+
+def _without_places(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_places(value) for key, value in node.items() if key not in ELSEWHERE}
+    return node
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """Writes the resolved configuration as YAML."""
+    with atomic(path) as temporary:
+        temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def masked(node: Any, key: str = "") -> Any:
+    """The configuration with the values of keys that name a secret blotted out."""
+    if isinstance(node, dict):
+        return {name: masked(value, str(name)) for name, value in node.items()}
+    if isinstance(node, list):
+        return [masked(value, key) for value in node]
+    secret = re.search(r"api_?key|token|secret|password", key, re.IGNORECASE)
+    return "***" if secret and node is not None else node
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Writes `result.json`, the last file of a cell."""
+    with atomic(folder / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The cell's result, or None where there is none that can be read."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) else None

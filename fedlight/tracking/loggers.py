@@ -1,0 +1,100 @@
+"""The loggers of a cell, Lightning's own: Weights & Biases and CSV."""
+
+import hashlib
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import DictConfig
+from rich.console import Console
+
+FEW_CLIENTS = 20
+
+
+def make_logger(
+    node: DictConfig, folder: Path, sweep: str, cell: str, parameters: dict[str, Any]
+) -> Logger | None:
+    """The logger that the configuration names, or None."""
+    if node.get("_target_") is None:
+        return None
+    logger: Logger = instantiate(node, _partial_=True)(folder, sweep, cell, parameters)
+    return logger
+
+
+def log_round(logger: Logger | None, row: dict[str, Any], client_losses: dict[int, float]) -> None:
+    """Logs a row of `rounds.csv`, and each client's loss where clients are few."""
+    if logger is None:
+        return
+    metrics = {key: value for key, value in row.items() if value is not None}
+    if max(client_losses, default=0) < FEW_CLIENTS:
+        metrics |= {f"client_loss/{client}": loss for client, loss in client_losses.items()}
+    logger.log_metrics(metrics, step=row["round"])
+
+
+def log_pictures(logger: Logger | None, round_: int, **pictures: Path | None) -> None:
+    """Logs PNG files under their names, where the logger shows images."""
+    if isinstance(logger, WandbLogger):
+        for key, path in pictures.items():
+            if path is not None:
+                logger.log_image(key, [str(path)], step=round_)
+
+
+def finish(logger: Logger | None, result: dict[str, Any]) -> None:
+    """Leaves the result as the run's summary and closes the logger."""
+    if logger is None:
+        return
+    if isinstance(logger, WandbLogger):
+        logger.experiment.summary.update(result)
+        logger.experiment.finish(exit_code=0 if result["status"] == "completed" else 1)
+    logger.finalize("success" if result["status"] == "completed" else "failed")
+
+
+def csv_logger(folder: Path, sweep: str, cell: str, parameters: dict[str, Any]) -> CSVLogger:
+    """Writes every metric to `metrics.csv` in the cell's folder."""
+    return CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+
+
+def wandb_logger(
+    folder: Path, sweep: str, cell: str, parameters: dict[str, Any], project: str, entity: str | None
+) -> WandbLogger:
+    """A W&B run of the cell, in the group of its sweep; its id follows from both.
+
+    Online where a key is known or WANDB_MODE asks for it, else offline in the cell's folder.
+    """
+    import wandb
+
+    mode = os.environ.get("WANDB_MODE") or ("online" if _key_known() else "offline")
+    if mode == "offline":
+        Console(stderr=True).print(
+            f"W&B offline (no WANDB_API_KEY); to send it later: wandb sync {folder}/wandb/offline-run-*",
+            soft_wrap=True,
+            highlight=False,
+        )
+    logger = WandbLogger(
+        project=project,
+        entity=entity,
+        name=cell,
+        group=sweep,
+        job_type="cell",
+        id=hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest(),
+        save_dir=folder,
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        config=parameters,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    logger.experiment.define_metric("round")
+    logger.experiment.define_metric("*", step_metric="round")
+    return logger
+
+
+def _key_known() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,70 @@
+"""Progress of a cell for a person at a terminal; silent elsewhere."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+REFRESH = 0.5  # seconds between readings of the loss
+
+
+class ProgressBars(Callback):
+    """Bars for rounds, the round's clients and the client's batches, with loss and time left.
+
+    Use as a context manager, and as a callback of every client's Trainer.
+    """
+
+    def __init__(self, label: str, rounds: int) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._rounds = self._progress.add_task(label, total=rounds, note="")
+        self._clients = self._progress.add_task("clients", total=None, visible=False, note="")
+        self._batches = self._progress.add_task("batches", total=None, visible=False, note="")
+        self._read_loss_at = 0.0
+
+    def __enter__(self) -> "ProgressBars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def start_round(self, clients: int) -> None:
+        self._progress.reset(self._clients, total=clients, visible=True)
+
+    def end_round(self, train_loss: float | None) -> None:
+        note = "" if train_loss is None else f"loss {train_loss:.4f}"
+        self._progress.update(self._rounds, advance=1, note=note)
+
+    def sampling(self, steps: int) -> Callable[[], None]:
+        """Turns the lower bars into one over `steps` denoising steps; returns what advances it."""
+        self._progress.update(self._clients, visible=False)
+        self._progress.reset(self._batches, total=steps, description="sampling", visible=True, note="")
+        return lambda: self._progress.advance(self._batches)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = trainer.num_training_batches * (trainer.max_epochs or 1)
+        self._progress.reset(self._batches, total=int(total), visible=True, note="")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        self._progress.advance(self._batches)
+        if not self._progress.disable and time.monotonic() - self._read_loss_at > REFRESH:
+            self._read_loss_at = time.monotonic()
+            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+            self._progress.update(self._batches, note=f"loss {float(loss):.4f}")  # type: ignore[arg-type]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._progress.advance(self._clients)

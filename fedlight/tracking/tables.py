@@ -1,0 +1,46 @@
+"""The CSV files of a cell: `rounds.csv`, `ledger.csv` and `partition.csv`."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+ROUND_COLUMNS = (
+    "round",
+    "train_loss",
+    "params_down",
+    "params_up",
+    "params_cumulative",
+    "bytes_cumulative",
+    "participants",
+    "reports",
+    "fid",
+    "seconds",
+)
+LEDGER_COLUMNS = ("round", "client", "direction", "slice", "params", "bytes")
+
+
+class Table:
+    """A CSV file that grows by whole rows; None is written as an empty field."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path = path
+        self.columns = columns
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerow(columns)
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerows(rows)
+
+
+def write_partition(path: Path, counts: NDArray[Any], classes: Sequence[str]) -> None:
+    """Writes the images of each client and label; `counts` has shape (clients, classes)."""
+    table = Table(path, ("client", "label", "count"))
+    table.append(
+        {"client": client, "label": label, "count": count}
+        for client, row in enumerate(counts.tolist())
+        for label, count in zip(classes, row, strict=True)
+    )
