@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -41,6 +42,7 @@ from fedlight.tracking.tables import LEDGER_COLUMNS, ROUND_COLUMNS, Table, write
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 disable_possible_user_warnings()
+warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "hydra-core", "numpy")
 GRID_CLIENTS, GRID_COLUMNS = 10, 16

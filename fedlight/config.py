@@ -30,6 +30,7 @@ class DataConfig(Section):
     limit: Whole | None
     root: str | None = None
     cache: str | None = None
+    attributes: list[str] | None = None
     source: Target
 
 

@@ -30,9 +30,25 @@ class CellFailed(Exception):
 def main() -> None:
     """Exits with 0 for completed, 1 for failed in training, 2 for bad input."""
     load_dotenv(find_dotenv(usecwd=True))
-    debug = DEBUG in os.environ
-    os.environ[DEBUG] = "1"  # Hydra raises instead of printing its own report
     OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("fedlight.base_name", base_name, replace=True)
+    debug = DEBUG in os.environ
+    os.environ[DEBUG] = "1"  # Hydra raises, and the errors are told here
+    try:
+        status = compose_and_run(debug)
+    finally:
+        if not debug:
+            del os.environ[DEBUG]
+    sys.exit(status)
+
+
+def base_name(path: object, default: str) -> str:
+    """The last part of a path, or the default where it is null."""
+    return (path is not None and Path(os.path.abspath(str(path))).name) or default
+
+
+def compose_and_run(debug: bool) -> int:
+    """Hands the command line to Hydra; returns the exit status, or raises what it means in debugging."""
     status = 0
 
     def task(config: DictConfig) -> None:
@@ -54,7 +70,7 @@ def main() -> None:
         if debug:
             raise
         status = tell(error)
-    sys.exit(status)
+    return status
 
 
 def check_and_run(config: DictConfig) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fedlight.runtime.errors import BadInput
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "huber": F.smooth_l1_loss,
     "mse": F.mse_loss,
@@ -35,7 +37,7 @@ class DDPM(LightningModule):
         private: prefixes of the state_dict names that belong to no slice and never leave a client.
 
     Raises:
-        ValueError: unknown loss, or a decay outside (0, 1).
+        BadInput: unknown loss, or a decay outside (0, 1).
     """
 
     def __init__(
@@ -50,9 +52,9 @@ class DDPM(LightningModule):
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
-            raise ValueError(f"model.loss must be one of {', '.join(LOSSES)}, got {loss}")
+            raise BadInput(f"model.loss must be one of {', '.join(LOSSES)}, got {loss}")
         if ema_decay is not None and not 0 < ema_decay < 1:
-            raise ValueError(f"model.ema_decay must lie between 0 and 1, got {ema_decay}")
+            raise BadInput(f"model.ema_decay must lie between 0 and 1, got {ema_decay}")
         self.unet = unet.to(memory_format=torch.channels_last)
         self.schedule = schedule
         self.loss = LOSSES[loss]

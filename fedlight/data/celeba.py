@@ -1,0 +1,103 @@
+"""CelebA: 162,770 training and 19,962 test faces, colour, aligned (arXiv 1411.7766)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedlight.data.dataset import Dataset, Images
+from fedlight.data.decoded import decode
+from fedlight.data.download import download
+from fedlight.runtime.errors import BadInput
+
+FOLDER = "celeba"
+TRAIN, TEST = "0", "2"  # in list_eval_partition.txt; 1 is for validation
+BITS = 4
+
+
+def load(
+    root: str | None, cache: str, image_size: int, channels: int, attributes: Sequence[str] | None
+) -> Dataset:
+    """Reads the aligned faces, cut to their central 178x178 and resized, in 16 classes.
+
+    Args:
+        root: the folder that holds torchvision's folder celeba, or null: the cache, filled by torchvision.
+        cache: the folder that downloads and decoded images go to.
+        image_size: in pixels.
+        channels: 1 for grey, 3 for RGB.
+        attributes: four of CelebA's binary attributes; label = sum of attribute_i * 2^i.
+
+    Raises:
+        BadInput: an attribute is unknown, a file is missing or broken, or the download failed.
+    """
+    folder = Path(cache if root is None else root) / FOLDER
+    if root is None:
+        download(folder, _fetch, "CelebA", f"set data.root to a folder that holds {FOLDER}")
+    elif not folder.is_dir():
+        raise BadInput(f"data.root: no folder {FOLDER} in {root}")
+    attributes = tuple(attributes or ())
+    label_of = _read_labels(folder / "list_attr_celeba.txt", attributes)
+    parts = _read_partition(folder / "list_eval_partition.txt")
+    names = parts[TRAIN] + parts[TEST]
+    unlabelled = [name for name in names if name not in label_of]
+    if unlabelled:
+        raise BadInput(f"data.root: {folder}/list_attr_celeba.txt lacks {unlabelled[0]}; fetch it again")
+    files = [folder / "img_align_celeba" / name for name in names]
+    pixels = decode("celeba", files, cache, image_size, channels)
+    labels = np.array([label_of[name] for name in names], np.int64)
+    train = len(parts[TRAIN])
+    return Dataset(
+        train=Images(pixels[:train], labels[:train]),
+        test=Images(pixels[train:], labels[train:]),
+        classes=tuple(_name(label, attributes) for label in range(2**BITS)),
+    )
+
+
+def _fetch(folder: str) -> None:
+    from torchvision.datasets import CelebA
+
+    CelebA(folder, download=True)
+
+
+def _read_labels(path: Path, attributes: Sequence[str]) -> dict[str, int]:
+    """The label of each file: a line counts the files, one names the attributes, then a line a file."""
+    _, header, *rows = _read_rows(path)
+    if len(set(attributes)) != BITS or len(attributes) != BITS or not set(attributes) <= set(header):
+        raise BadInput(
+            f"data.attributes must be {BITS} different ones of {', '.join(header)}, got {list(attributes)}"
+        )
+    columns = [1 + header.index(attribute) for attribute in attributes]
+    labels = {}
+    for row in rows:
+        if len(row) != 1 + len(header) or not {row[column] for column in columns} <= {"1", "-1"}:
+            raise BadInput(f"data.root: {path} is broken at '{' '.join(row[:3])} ...'; fetch it again")
+        labels[row[0]] = sum((row[column] == "1") << bit for bit, column in enumerate(columns))
+    return labels
+
+
+def _read_partition(path: Path) -> dict[str, list[str]]:
+    """The names of the files of each part, in order."""
+    parts: dict[str, list[str]] = {"0": [], "1": [], "2": []}
+    for name, *part in _read_rows(path):
+        if len(part) != 1 or part[0] not in parts:
+            raise BadInput(f"data.root: {path} is broken at '{' '.join([name, *part])}'; fetch it again")
+        parts[part[0]].append(name)
+    if not parts[TRAIN] or not parts[TEST]:
+        raise BadInput(f"data.root: {path} must name images to train on ({TRAIN}) and to test on ({TEST})")
+    return parts
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """The words of each line."""
+    try:
+        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"data.root: {path} cannot be read ({error})") from error
+    if len(rows) < 2:
+        raise BadInput(f"data.root: {path} is truncated; fetch it again")
+    return rows
+
+
+def _name(label: int, attributes: Sequence[str]) -> str:
+    """Such as "Male+Smiling", the attributes that hold, or "none"."""
+    return "+".join(name for bit, name in enumerate(attributes) if label >> bit & 1) or "none"

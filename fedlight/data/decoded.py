@@ -1,0 +1,128 @@
+"""Image files, decoded once into a memory-mapped array of bytes in the cache folder."""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from fedlight.runtime.errors import BadInput
+from fedlight.runtime.files import atomic
+
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "PPM": (".ppm", ".pgm"),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+MODES = {1: "L", 3: "RGB"}
+
+
+def decode(name: str, files: Sequence[Path], cache: str, image_size: int, channels: int) -> Tensor:
+    """Decodes each file, cuts out the central square and resizes it, antialiased.
+
+    The result is kept in `cache` for as long as no file changes in path, size or time of modification. Of
+    processes started at once, one decodes and the others wait for it.
+
+    Args:
+        name: of the data set, the first part of the name of the cached file.
+        files: the images, in order.
+        cache: the folder of the cache.
+        image_size: of the result, in pixels.
+        channels: 1 for grey, 3 for RGB.
+
+    Returns:
+        uint8, shape (len(files), channels, image_size, image_size), mapped copy-on-write: a page is read
+        when it is touched, and what is written to it stays in memory.
+
+    Raises:
+        BadInput: a file is missing or no image of 8 bits a channel, `channels` is neither 1 nor 3, or the
+            cache cannot be written.
+    """
+    if channels not in MODES:
+        raise BadInput(f"data.channels must be 1 (grey) or 3 (RGB), got {channels}")
+    shape = (len(files), channels, image_size, image_size)
+    path = Path(cache) / "decoded" / f"{name}-{_fingerprint(files, shape)}.npy"
+    try:
+        if not _is_whole(path, shape):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not _is_whole(path, shape):
+                    _write(path, files, shape)
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    except OSError as error:
+        raise BadInput(
+            f"data.cache: {math.prod(shape):,} bytes of decoded images cannot be kept in {path.parent} "
+            f"({error.strerror}); set data.cache or FEDLIGHT_CACHE to a folder with room for them"
+        ) from error
+
+
+def _fingerprint(files: Sequence[Path], shape: tuple[int, ...]) -> str:
+    """Hash of everything that decides the decoded bytes."""
+    digest = hashlib.blake2b(repr(shape).encode(), digest_size=8)
+    for path in files:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise BadInput(f"data.root: {path} cannot be read ({error.strerror})") from error
+        digest.update(repr((os.path.abspath(path), status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        pixels = np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError):
+        return False
+    return pixels.shape == shape and pixels.dtype == np.uint8
+
+
+def _write(path: Path, files: Sequence[Path], shape: tuple[int, ...]) -> None:
+    console = Console(stderr=True)
+    read = partial(_read, channels=shape[1], image_size=shape[2])
+    with (
+        atomic(path) as temporary,
+        temporary.open("wb") as file,
+        ThreadPool(len(os.sched_getaffinity(0))) as pool,
+    ):
+        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for image in track(
+            pool.imap(read, files, chunksize=16),
+            description="decoding images",
+            total=len(files),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ):
+            file.write(image.tobytes())
+
+
+def _read(path: Path, channels: int, image_size: int) -> NDArray[np.uint8]:
+    """One image, shape (channels, image_size, image_size)."""
+    try:
+        with Image.open(path, formats=tuple(FORMATS)) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("it has more than 8 bits a channel")
+            upright = ImageOps.exif_transpose(image).convert(MODES[channels])
+    except Exception as error:  # a broken file makes Pillow's readers raise almost anything
+        raise BadInput(f"data.root: {path} cannot be read as an image ({error})") from error
+    side = min(upright.size)
+    left, top = (upright.width - side) // 2, (upright.height - side) // 2
+    square = upright.crop((left, top, left + side, top + side))
+    resized = square.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(image_size, image_size, channels).transpose(2, 0, 1)

@@ -1,0 +1,38 @@
+"""A data set's folder, downloaded where it is absent: whole or not at all."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from filelock import FileLock
+
+from fedlight.runtime.errors import BadInput
+
+
+def download(folder: Path, fetch: Callable[[str], object], name: str, advice: str) -> None:
+    """Makes `folder` appear unless it is there.
+
+    Of processes started at once, one downloads and the others wait for it.
+
+    Args:
+        folder: of the data set, in the cache.
+        fetch: downloads into the scratch folder that it is handed, as a folder of the same name.
+        name: of the data set, for people.
+        advice: what to do instead, where the download fails.
+
+    Raises:
+        BadInput: the download failed.
+    """
+    if folder.is_dir():
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f"{folder.name}.lock"):
+            if not folder.is_dir():
+                with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+                    fetch(scratch)
+                    Path(scratch, folder.name).replace(folder)
+    except Exception as error:  # each download library has errors of its own
+        raise BadInput(
+            f"{name} is not in {folder.parent} and could not be downloaded ({error}): {advice}"
+        ) from error

@@ -1,0 +1,135 @@
+"""Bad input: one clear line, status 2, nothing written."""
+
+import gzip
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedlight.data.fmnist import DEBIAN
+
+Command = Callable[..., int]
+
+CASES = {
+    "no clients": (["clients=0"], "clients: input should be greater than or equal to 1, got 0"),
+    "clients below nothing": (["clients=-3"], "clients: .* greater than or equal to 1, got -3"),
+    "half a client": (["clients=2.5"], "clients: .* valid integer, got 2.5"),
+    "clients in words": (["clients=many"], "clients: .* valid integer, got 'many'"),
+    "more clients than images": (["clients=1438"], "clients must be at most 1437"),
+    "no epoch": (["epochs=0"], "epochs: .* greater than or equal to 1"),
+    "rounds below nothing": (["rounds=-1"], "rounds: .* greater than or equal to 0"),
+    "nobody takes part": (["fraction=0"], "fraction: .* greater than 0"),
+    "more than all take part": (["fraction=1.5"], "fraction: .* less than or equal to 1, got 1.5"),
+    "unknown method": (["method=FULLL"], "method/FULLL.*CENTRAL FULL LOCAL UDEC ULATDEC USPLIT"),
+    "unknown data": (["data=mnist"], "data/mnist.*digits"),
+    "unknown partition": (["partition=zipf"], "partition/zipf.*label_skew"),
+    "unknown slice": (
+        ["method.uplink=[head]"],
+        "unknown slice head; the model has encoder, bottleneck, decoder",
+    ),
+    "unknown judge": (["method.evaluate=nobody"], "method.evaluate: input should be 'global' or 'clients'"),
+    "method without a name": (["~method.name"], "method.name: field required"),
+    "slice map misses a parameter": (["model.slices.decoder=[ups]"], "parameter unet.head.* in no slice"),
+    "slice map doubles a parameter": (
+        ["model.slices.decoder=[ups,head,mid]"],
+        "parameter unet.mid.* in slices bottleneck and decoder",
+    ),
+    "empty slice": (["+model.slices.extra=[tail]"], "slice extra holds no parameter"),
+    "data root that does not exist": (
+        ["data=fmnist", "data.root=/no/such/folder"],
+        "no file .* in /no/such/folder",
+    ),
+    "partition too skewed": (["partition=label_skew", "clients=100"], "none of 10000 draws|fewer clients"),
+    "partition without its minimum": (
+        ["partition=quantity_skew", "clients=144"],
+        "clients must be at most 143",
+    ),
+    "beta of nothing": (["partition=label_skew", "partition.beta=0"], "partition.beta: .* greater than 0"),
+    "too few classes a client": (
+        ["partition=shards", "partition.classes=1"],
+        "partition.classes must be .* 2 to 10",
+    ),
+    "image that cannot be halved": (["model.unet.dim_mults=[1,2,4,8,16]"], "must be a multiple of 16, got 8"),
+    "image size of another data set": (["data.image_size=16"], "digits holds images of"),
+    "odd width": (["model.unet.dim=7"], "even number of at least 4, got 7"),
+    "batch of nothing": (["data.batch_size=0"], "data.batch_size: .* greater than or equal to 1"),
+    "limit of nothing": (["data.limit=0"], "data.limit: .* greater than or equal to 1"),
+    "unknown loss": (["model.loss=l7"], "model.loss must be one of huber, mse, got l7"),
+    "learning rate below nothing": (["optimizer.lr=-1"], "optimizer.lr: .* greater than 0"),
+    "unknown optimizer argument": (["+optimizer.warp=9"], "warp"),
+    "unknown trainer argument": (["+trainer.warp=9"], "warp"),
+    "unknown precision": (["trainer.precision=7"], "[Pp]recision"),
+    "unknown accelerator": (["trainer.accelerator=abacus"], "abacus"),
+    "unknown sampler": (["evaluation.sampler=dice"], "must be one of ddpm, ddim, dpm-solver"),
+    "more steps than the schedule": (["evaluation.steps=1001"], "must be at most 1000"),
+    "dropout above one": (["federation.dropout=1.1"], "federation.dropout: .* less than or equal to 1"),
+    "seed below nothing": (["seed=-1"], "seed: .* greater than or equal to 0"),
+    "name that is a path": (["name=../up"], "name: .* match pattern"),
+    "typo in a key": (["client=5"], "client"),
+    "typo in a nested key": (["optimizer.rate=5"], "rate"),
+    "unknown key added": (["+colour=red"], "colour is not a key of the configuration"),
+    "grid without -m": (["clients=2,5"], "multirun"),
+    "no syntax at all": (["clients=[2"], "input .\\[2"),
+}
+
+
+def assert_refused(status: int, stderr: str, folder: Path, message: str) -> None:
+    lines = stderr.strip().splitlines()
+    assert status == 2, stderr
+    assert len(lines) == 1, stderr
+    assert re.search(message, lines[0]), lines[0]
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES)
+def test_bad_input_is_refused_in_one_line(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    status = command(*arguments)
+    assert_refused(status, capfd.readouterr().err, tmp_path, message)
+
+
+def test_bad_input_is_refused_as_a_user_types_it(tmp_path: Path) -> None:
+    typed = [sys.executable, "-m", "fedlight.run", "clients=0"]
+    done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True)
+    assert_refused(done.returncode, done.stderr, tmp_path, "clients: .* got 0")
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("a file, no folder")
+    assert command("output=taken") == 2
+    assert re.fullmatch(r"fedlight: error: output: cannot write to taken.*\n", capfd.readouterr().err)
+    assert (tmp_path / "taken").read_text() == "a file, no folder"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "not an IDX file", "missing"])
+def test_a_damaged_data_file_is_named(
+    fmnist: None, command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: str
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(DEBIAN, root)
+    file = root / "train-labels-idx1-ubyte.gz"
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "not an IDX file":
+        file.write_bytes(gzip.compress(b"GIF89a" * 100))
+    assert command("data=fmnist", f"data.root={root}", "model=paper") == 2
+    error = capfd.readouterr().err
+    assert re.fullmatch(r"fedlight: error: data.root: .*train-labels-idx1-ubyte.*\n", error), error
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
+def test_bad_cells_of_a_sweep_do_not_stop_the_good_ones(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-m", "clients=0,2", "rounds=0", "logger=none", "evaluation.grid=0") == 2
+    assert "clients: input should be greater than or equal to 1, got 0" in capfd.readouterr().err
+    assert len(list(tmp_path.glob("runs/default/*/result.json"))) == 1

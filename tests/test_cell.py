@@ -1,0 +1,193 @@
+"""A cell's files and its ways to end."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import SMALL, Cell
+from diffusers import DDPMPipeline
+from PIL import Image
+
+from fedlight.tracking.cell import masked
+
+MakeCell = Callable[..., Cell]
+
+FILES = {
+    *("result.json", "rounds.csv", "ledger.csv", "partition.csv", "partition.png", "config.yaml"),
+    *("samples", "model", "checkpoint"),
+}
+
+
+def test_a_cell_leaves_its_files(cell: MakeCell) -> None:
+    made = cell("method=UDEC", "clients=3")
+    assert {path.name for path in made.folder.iterdir()} == FILES
+    result = made.result
+    assert (result["schema"], result["status"], result["error"]) == (1, "completed", None)
+    assert (result["method"], result["clients"], result["rounds"], result["epochs"]) == ("UDEC", 3, 2, 1)
+    assert (result["data"], result["partition"], result["model"]) == ("digits", "iid", "tiny")
+    assert result["cell"] == made.folder.name
+    assert len(set(result["client_sha256"])) == 3
+    assert result["train_loss"] == float(made.rows("rounds.csv")[-1]["train_loss"])
+    assert result["seconds"]["total"] > result["seconds"]["training"] > 0
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert yaml.safe_load((made.folder / "config.yaml").read_text())["method"]["downlink"] == ["decoder"]
+
+
+def test_the_state_s_hash_is_over_sorted_names_and_raw_bytes(cell: MakeCell) -> None:
+    made = cell("clients=2")
+    state = DDPMPipeline.from_pretrained(made.folder / "model").unet.state_dict()
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"unet.{name}".encode() + state[name].numpy().tobytes())
+    assert made.result["state_sha256"] == digest.hexdigest()
+
+
+def test_the_model_generates_by_itself(cell: MakeCell) -> None:
+    pipeline = DDPMPipeline.from_pretrained(cell("clients=2").folder / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    (image,) = pipeline(num_inference_steps=2).images
+    assert image.size == (8, 8)
+
+
+def test_client_level_methods_draw_a_row_for_each_client(cell: MakeCell) -> None:
+    height = [
+        Image.open(cell("method=UDEC", f"clients={clients}").folder / "samples" / "round_002.png").height
+        for clients in (2, 4)
+    ]
+    assert height[1] > height[0] + 100
+
+
+def test_a_finished_cell_is_skipped(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*SMALL) == 0
+    (result,) = tmp_path.glob("runs/default/*/result.json")
+    written = result.stat().st_mtime_ns
+    assert command(*SMALL) == 0
+    assert "done already" in capsys.readouterr().out
+    assert result.stat().st_mtime_ns == written
+
+
+def test_a_loss_that_leaves_the_numbers_stops_the_cell_and_names_round_and_client(
+    command: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*SMALL, "optimizer.lr=1e25") == 1
+    (path,) = tmp_path.glob("runs/default/*/result.json")
+    result = json.loads(path.read_text())
+    assert result["status"] == "failed"
+    assert "loss of client 0 became" in result["error"]
+    assert "in round 1" in result["error"]
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert result["error"] in line
+
+
+def test_a_failed_cell_is_tried_again(command: Callable[..., int], tmp_path: Path) -> None:
+    assert command(*SMALL) == 0
+    (path,) = tmp_path.glob("runs/default/*/result.json")
+    quiet = json.loads(path.read_text())
+    path.write_text(json.dumps({**quiet, "status": "failed"}))
+    assert command(*SMALL) == 0
+    again = json.loads(path.read_text())
+    assert (again["status"], again["state_sha256"]) == ("completed", quiet["state_sha256"])
+
+
+def test_a_client_smaller_than_a_batch_trains(cell: MakeCell) -> None:
+    made = cell("data.batch_size=128", "clients=4", "partition=quantity_skew")
+    sizes = {int(row["client"]): 0 for row in made.rows("partition.csv")}
+    for row in made.rows("partition.csv"):
+        sizes[int(row["client"])] += int(row["count"])
+    assert min(sizes.values()) < 128
+    assert {int(row["client"]) for row in made.rows("ledger.csv") if row["direction"] == "up"} == set(
+        range(4)
+    )
+
+
+def test_secrets_are_masked_in_the_configuration() -> None:
+    config = {
+        "logger": {"api_key": "hunter2", "project": "p"},
+        "hosts": [{"token": "hunter2"}],
+        "password": None,
+    }
+    assert masked(config) == {
+        "logger": {"api_key": "***", "project": "p"},
+        "hosts": [{"token": "***"}],
+        "password": None,
+    }
+
+
+def test_a_cell_inside_a_slurm_job_joins_no_world(cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = cell()
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+    for name, value in (job | {"SLURM_NODEID": "0", "SLURM_JOB_NAME": "sweep"}).items():
+        monkeypatch.setenv(name, value)
+    assert cell().result["state_sha256"] == quiet.result["state_sha256"]
+
+
+def test_csv_logs_every_round_and_client(cell: MakeCell) -> None:
+    rows = cell("logger=csv", "clients=2").rows("metrics.csv")
+    assert [int(float(row["round"])) for row in rows] == [1, 2]
+    assert all(float(row["client_loss/1"]) > 0 for row in rows)
+
+
+def test_wandb_runs_offline_with_rounds_config_and_pictures(cell: MakeCell) -> None:
+    made = cell("logger=wandb", "clients=2")
+    (run,) = made.folder.glob("wandb/offline-run-*/run-*.wandb")
+    records = list(read_wandb(run))
+    history = [
+        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in r.history.item}
+        for r in records
+    ]
+    history = [row for row in history if "train_loss" in row]
+    assert [row["round"] for row in history] == [1, 2]
+    (start,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
+    assert start.run_group == made.folder.parent.name
+    assert start.display_name == made.folder.name
+    assert "clients" in {item.key for item in start.config.update} | {
+        item.key for r in records for item in r.config.update
+    }
+    media = {path.name.split("_")[0] for path in run.parent.glob("files/media/images/*.png")}
+    assert media == {"partition", "samples"}
+
+
+def read_wandb(path: Path):
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
+
+
+def test_help_is_quick_and_names_the_choices(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['run', '--help']; from fedlight.run import main\ntry: main()\nfinally: "
+        "print([m for m in ('torch', 'lightning', 'diffusers', 'wandb', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "method: CENTRAL, FULL, LOCAL, UDEC, ULATDEC, USPLIT" in done.stdout
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_an_installed_wheel_finds_its_configs(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=root, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, site], check=True)
+    elsewhere.mkdir()
+    typed = [sys.executable, "-m", "fedlight.run", "-m", "sweeps=demo", "rounds=0", "--cfg", "hydra"]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(typed, cwd=elsewhere, env=environment, capture_output=True, text=True, check=True)
+    assert f"file://{site}/fedlight" in done.stdout
+    assert "method: FULL,USPLIT,UDEC,ULATDEC" in done.stdout

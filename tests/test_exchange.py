@@ -1,0 +1,211 @@
+"""What is exchanged: the ledger against FedDiffuse's arithmetic, from real runs."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Cell, invoke
+
+from fedlight.federation.method import Method, Split
+from fedlight.federation.tasks import deal_tasks, participants_of
+
+MakeCell = Callable[..., Cell]
+SLICES = ("encoder", "bottleneck", "decoder")
+N, ENCODER, BOTTLENECK, DECODER = 2_996_315, 1_280_642, 999_376, 716_297
+
+
+def crossed(cell: Cell, direction: str) -> dict[tuple[int, int], dict[str, int]]:
+    """(round, client) -> slice -> parameters, from the ledger."""
+    table: dict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+    for row in cell.rows("ledger.csv"):
+        if row["direction"] == direction:
+            table[int(row["round"]), int(row["client"])][row["slice"]] = int(row["params"])
+    return dict(table)
+
+
+@pytest.fixture(scope="module")
+def paper_cells(fmnist: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
+    """The paper's R = 15, K = 10 with its UNet on real images, one image a client, by method."""
+    folder = tmp_path_factory.mktemp("paper")
+    arguments = [
+        "-m",
+        "experiment=paper",
+        "method=FULL,USPLIT,UDEC,ULATDEC,LOCAL,CENTRAL",
+        "clients=10",
+        "epochs=1",
+        "data.limit=10",
+        "evaluation.grid=0",
+        "logger=none",
+        f"output={folder}",
+    ]
+    assert invoke(*arguments) == 0
+    cells = [Cell(path.parent) for path in folder.glob("paper/*/result.json")]
+    return {cell.result["method"]: cell for cell in cells}
+
+
+@pytest.mark.parametrize(
+    ("method", "total", "reduction"),
+    [
+        ("FULL", 898_894_500, 0.0),
+        ("USPLIT", 674_170_875, 0.250),
+        ("UDEC", 237_689_280, 0.736),
+        ("ULATDEC", 527_508_320, 0.413),
+        ("LOCAL", 10 * N, 1 - 10 * N / 898_894_500),
+        ("CENTRAL", 0, 1.0),
+    ],
+)
+def test_the_paper_s_exchange_comes_out(
+    paper_cells: dict[str, Cell], method: str, total: int, reduction: float
+) -> None:
+    cell = paper_cells[method]
+    exchange = cell.result["exchange"]
+    assert exchange["params_total"] == total
+    assert exchange["params_down"] + exchange["params_up"] == total
+    assert exchange["bytes_total"] == 4 * total
+    assert exchange["params_full"] == 898_894_500
+    assert exchange["reduction"] == pytest.approx(reduction, abs=5e-4)
+    assert sum(int(row["params"]) for row in cell.rows("ledger.csv")) == total
+    rounds = cell.rows("rounds.csv")
+    assert len(rounds) == 15
+    assert int(rounds[-1]["params_cumulative"]) == total
+    assert sum(int(row["params_down"]) + int(row["params_up"]) for row in rounds) == total
+
+
+def test_the_paper_s_unet_has_the_paper_s_parameters(paper_cells: dict[str, Cell]) -> None:
+    result = paper_cells["FULL"].result
+    assert result["model_params"] == N
+    assert result["slices"] == {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}
+
+
+def test_only_the_decoder_comes_down_after_first_contact_in_udec(paper_cells: dict[str, Cell]) -> None:
+    for (round_, _), slices in crossed(paper_cells["UDEC"], "down").items():
+        whole = {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}
+        assert slices == (whole if round_ == 1 else {"decoder": DECODER})
+    for slices in crossed(paper_cells["UDEC"], "up").values():
+        assert slices == {"decoder": DECODER}
+
+
+def test_first_contact_is_once_a_client_whenever_it_comes(cell: MakeCell) -> None:
+    made = cell("method=UDEC", "clients=8", "fraction=0.25", "rounds=6")
+    met = set()
+    for (_, client), slices in sorted(crossed(made, "down").items()):
+        assert set(slices) == ({"decoder"} if client in met else set(SLICES))
+        met.add(client)
+    assert len(met) > 2
+
+
+@pytest.mark.parametrize("clients", [2, 5, 6])
+def test_usplit_deals_one_encoder_and_one_decoder_to_each_pair(cell: MakeCell, clients: int) -> None:
+    made = cell("method=USPLIT", f"clients={clients}", "rounds=4")
+    reports = crossed(made, "up")
+    for round_ in range(1, 5):
+        of_round = [set(reports[round_, client]) for client in range(clients)]
+        counts = Counter(slice_ for slices in of_round for slice_ in slices)
+        pairs = clients // 2
+        assert counts["bottleneck"] == pairs + clients % 2
+        assert counts["encoder"] + counts["decoder"] == clients
+        assert min(counts["encoder"], counts["decoder"]) == pairs
+        assert all(len(slices & {"encoder", "decoder"}) == 1 for slices in of_round)
+    assert all(set(slices) == set(SLICES) for slices in crossed(made, "down").values())
+
+
+def test_a_single_participant_reports_everything(cell: MakeCell) -> None:
+    made = cell("method=USPLIT", "clients=5", "fraction=0.2")
+    assert all(set(slices) == set(SLICES) for slices in crossed(made, "up").values())
+
+
+def test_usplit_is_dealt_fairly() -> None:
+    split = Split(either=("encoder", "decoder"), coin="bottleneck")
+    usplit = Method(name="USPLIT", downlink="all", uplink="all", split=split, evaluate="global").resolve(
+        SLICES
+    )
+    rounds = 2000
+    encoders, coins = Counter(), Counter()
+    for round_ in range(rounds):
+        for task in deal_tasks(usplit, 7, round_, [0, 1, 2], dropout=0.0):
+            encoders[task.client] += "encoder" in task.uplink
+            coins["bottleneck" in task.uplink, "encoder" in task.uplink] += 1
+    for client in range(3):
+        assert encoders[client] == pytest.approx(rounds / 2, abs=4 * (rounds / 4) ** 0.5)
+    assert coins[True, True] == pytest.approx(rounds, abs=4 * (rounds / 2) ** 0.5)
+    assert coins[True, True] + coins[True, False] == 2 * rounds
+
+
+def test_participants_are_drawn_uniformly_without_replacement() -> None:
+    seen = Counter()
+    for round_ in range(2000):
+        drawn = participants_of(3, round_, clients=10, fraction=0.3)
+        assert len(set(drawn)) == 3
+        seen.update(drawn)
+    assert all(count == pytest.approx(600, abs=100) for count in seen.values())
+    assert participants_of(3, 1, clients=10, fraction=0.01) != []
+
+
+def test_participants_are_the_same_whatever_the_method(cell: MakeCell) -> None:
+    drawn = [
+        set(crossed(cell(f"method={method}", "clients=6", "fraction=0.5"), "down"))
+        for method in ("FULL", "USPLIT", "UDEC")
+    ]
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert len(drawn[0]) == 2 * 3
+
+
+def test_a_participant_that_drops_out_is_served_but_never_reports(cell: MakeCell) -> None:
+    made = cell("method=UDEC", "clients=6", "rounds=5", "federation.dropout=0.5")
+    down, up = crossed(made, "down"), crossed(made, "up")
+    assert len(down) == 30
+    assert 0 < len(up) < 30
+    assert set(up) < set(down)
+    assert all(set(slices) == {"decoder"} for (round_, _), slices in down.items() if round_ > 1)
+    for row in made.rows("rounds.csv"):
+        assert int(row["reports"]) == sum(round_ == int(row["round"]) for round_, _ in up)
+
+
+def test_a_round_in_which_nobody_reports_changes_nothing(cell: MakeCell) -> None:
+    untrained, lost = cell("rounds=0"), cell("federation.dropout=1.0")
+    assert lost.result["state_sha256"] == untrained.result["state_sha256"]
+    assert lost.result["exchange"]["params_up"] == 0
+    assert [row["train_loss"] for row in lost.rows("rounds.csv")] == ["", ""]
+
+
+def test_zero_rounds_count_nothing_and_write_everything(cell: MakeCell) -> None:
+    made = cell("rounds=0")
+    assert made.result["status"] == "completed"
+    assert made.result["exchange"]["params_total"] == 0
+    assert made.rows("rounds.csv") == made.rows("ledger.csv") == []
+    assert (made.folder / "samples" / "round_000.png").stat().st_size > 1000
+
+
+def test_an_average_that_stays_home_is_not_counted_and_one_that_travels_is(cell: MakeCell) -> None:
+    plain, home, travels = (
+        cell("method=ULATDEC", "clients=2", *extra).result
+        for extra in ([], ["model.ema_decay=0.9"], ["model.ema_decay=0.9", "model.exchange_ema=true"])
+    )
+    assert home["exchange"] == plain["exchange"]
+    assert home["state_sha256"] == plain["state_sha256"]
+    assert travels["model_params"] == 2 * plain["model_params"] + 1
+    assert travels["slices"]["decoder"] == 2 * plain["slices"]["decoder"]
+
+
+def test_methods_do_not_depend_on_the_backbone(cell: MakeCell) -> None:
+    made = cell("model=unet2d", "method=ULATDEC", "clients=2")
+    n = made.result["slices"]
+    federated = n["bottleneck"] + n["decoder"]
+    assert made.result["exchange"]["params_total"] == 2 * (sum(n.values()) + 3 * federated)
+
+
+def test_a_method_is_five_lines_of_yaml(command: Callable[..., int], tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "method"
+    folder.mkdir(parents=True)
+    (folder / "UENC.yaml").write_text(
+        "name: UENC\ndownlink: [encoder]\nuplink: [encoder]\nsplit: null\nevaluate: clients\n"
+    )
+    assert (
+        command("--config-dir", "mine", "method=UENC", "clients=2", "rounds=1", "epochs=1", "logger=none")
+        == 0
+    )
+    (path,) = tmp_path.glob("runs/default/UENC-*/result.json")
+    assert {slice_ for slices in crossed(Cell(path.parent), "up").values() for slice_ in slices} == {
+        "encoder"
+    }

@@ -1,0 +1,105 @@
+"""Bit for bit: what must not change a result does not, and what must does."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import Cell
+
+from fedlight.federation import rounds
+from fedlight.federation.merge import Merge
+
+MakeCell = Callable[..., Cell]
+
+
+def digest(cell: Cell) -> tuple[object, ...]:
+    result = cell.result
+    return result["state_sha256"], tuple(result["client_sha256"]), result["train_loss"]
+
+
+@pytest.mark.parametrize("method", ["FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL"])
+def test_the_same_config_gives_the_same_bits(cell: MakeCell, method: str) -> None:
+    arguments = (f"method={method}", "clients=3")
+    assert digest(cell(*arguments)) == digest(cell(*arguments))
+
+
+@pytest.mark.parametrize("method", ["USPLIT", "UDEC"])
+def test_the_order_in_which_clients_train_does_not_matter(
+    cell: MakeCell, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    arguments = (f"method={method}", "clients=4", "partition=label_skew", "model.ema_decay=0.9")
+    forward = cell(*arguments)
+    deal = rounds.deal_tasks
+    monkeypatch.setattr(rounds, "deal_tasks", lambda *given: deal(*given)[::-1])
+    backward = cell(*arguments)
+    assert digest(forward) == digest(backward)
+    assert forward.rows("ledger.csv") == backward.rows("ledger.csv")
+
+
+def test_usplit_with_one_client_is_full(cell: MakeCell) -> None:
+    usplit, full = (cell(f"method={method}", "clients=1") for method in ("USPLIT", "FULL"))
+    assert usplit.result["state_sha256"] == full.result["state_sha256"]
+    assert usplit.result["exchange"] == full.result["exchange"]
+
+
+def test_full_with_one_client_and_one_round_is_central(cell: MakeCell) -> None:
+    full = cell("method=FULL", "clients=1", "rounds=1", "epochs=3")
+    central = cell("method=CENTRAL", "clients=1", "rounds=1", "epochs=3")
+    assert full.result["state_sha256"] == central.result["state_sha256"]
+    assert full.result["train_loss"] == central.result["train_loss"]
+
+
+def test_central_does_not_depend_on_how_the_data_was_dealt(cell: MakeCell) -> None:
+    dealt = [
+        cell("method=CENTRAL", f"clients={clients}", f"partition={partition}")
+        for clients, partition in ((1, "iid"), (4, "iid"), (3, "label_skew"))
+    ]
+    assert len({made.result["state_sha256"] for made in dealt}) == 1
+
+
+def test_central_keeps_its_optimizer_and_full_does_not(cell: MakeCell) -> None:
+    central, full = (cell(f"method={method}", "clients=1", "rounds=2") for method in ("CENTRAL", "FULL"))
+    first = [made.rows("rounds.csv")[0]["train_loss"] for made in (central, full)]
+    assert first[0] == first[1]
+    assert central.result["state_sha256"] != full.result["state_sha256"]
+
+
+def test_another_seed_gives_another_result(cell: MakeCell) -> None:
+    assert cell("seed=1").result["state_sha256"] != cell("seed=2").result["state_sha256"]
+
+
+def test_the_logger_and_the_output_folder_are_not_part_of_the_cell(cell: MakeCell) -> None:
+    here, there = cell("logger=csv"), cell("output=elsewhere/../runs")
+    assert here.folder.name == there.folder.name
+    assert digest(here) == digest(there)
+
+
+def test_what_changes_the_result_changes_the_cell(cell: MakeCell) -> None:
+    changes = ("seed=1", "epochs=2", "optimizer.lr=0.01", "federation.dropout=0.5", "partition.seed=1")
+    names = [cell("rounds=0", change).folder.name for change in changes]
+    assert len(set(names)) == len(changes)
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (13, 17_952), (7, 11, 59_982), (1,)])
+def test_a_merge_of_identical_reports_is_the_identity(weights: tuple[int, ...]) -> None:
+    tensor = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(
+        -500, 500
+    ).div(20)
+    report = {"weight": tensor, "half": tensor.clamp(-1, 1).bfloat16(), "counter": torch.tensor(3)}
+    merge = Merge()
+    for weight in weights:
+        merge.add(report, weight)
+    merged = merge.result()
+    for name, value in report.items():
+        assert merged[name].dtype == value.dtype
+        assert torch.equal(merged[name], value)
+
+
+def test_a_merge_is_the_mean_weighted_by_data_size() -> None:
+    merge = Merge()
+    merge.add({"a": torch.tensor([1.0, 2.0]), "n": torch.tensor(5)}, 1)
+    merge.add({"a": torch.tensor([4.0, 8.0]), "b": torch.tensor([7.0]), "n": torch.tensor(9)}, 2)
+    merged = merge.result()
+    assert merged["a"].tolist() == [3.0, 6.0]
+    assert merged["b"].tolist() == [7.0]
+    assert merged["n"].item() == 5

@@ -1,0 +1,193 @@
+"""Sampling: images that follow the seed, and a perfect denoiser that is sampled perfectly."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from fedlight.diffusion.sampling import check_sampler, sample
+from fedlight.diffusion.unet import ConvNextUNet
+from fedlight.runtime.errors import BadInput
+
+SAMPLERS = ["ddpm", "ddim", "dpm-solver++"]
+SCHEDULE = DDPMScheduler(num_train_timesteps=1000)
+
+
+def tiny_unet(channels: int = 1) -> ConvNextUNet:
+    torch.manual_seed(0)
+    return ConvNextUNet(
+        sample_size=8, in_channels=channels, dim=8, dim_mults=(1, 2), heads=2, head_width=8
+    ).eval()
+
+
+class Oracle(nn.Module):
+    """Knows the only image of the data set, and so the exact noise in every x_t."""
+
+    def __init__(self, x_0: Tensor, alpha_bar: Tensor) -> None:
+        super().__init__()
+        self.x_0 = nn.Parameter(x_0.double())
+        self.alpha_bar = alpha_bar.double()
+        self.steps: list[int] = []
+        self.modes: list[bool] = []
+
+    def forward(self, x_t: Tensor, t: Tensor) -> SimpleNamespace:
+        if not 0 <= t < len(self.alpha_bar):
+            raise AssertionError(f"the schedule has no time step {int(t)}")
+        self.steps.append(int(t))
+        self.modes.append(self.training)
+        alpha_bar = self.alpha_bar[t]
+        eps = (x_t - alpha_bar.sqrt() * self.x_0) / (1 - alpha_bar).sqrt()
+        return SimpleNamespace(sample=eps.to(x_t.dtype))
+
+
+def oracle(beta_schedule: str = "linear") -> tuple[Oracle, DDPMScheduler, Tensor]:
+    """The oracle, its schedule, and the image that it knows, in grey levels."""
+    schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule=beta_schedule)
+    beta = schedule.betas.double()
+    levels = torch.randint(0, 256, (3, 8, 8), generator=torch.Generator().manual_seed(3))
+    levels[:, 0, :2] = torch.tensor([0, 255])  # both ends of the range
+    return Oracle(levels / 127.5 - 1, (1 - beta).cumprod(0)), schedule, levels
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_images_are_of_the_asked_shape_in_whole_grey_levels(sampler: str) -> None:
+    images = sample(tiny_unet(3), SCHEDULE, (5, 3, 8, 8), sampler=sampler, steps=4, seed=0, batch_size=2)
+    assert images.shape == (5, 3, 8, 8)
+    assert images.dtype == torch.uint8
+    assert images.device.type == "cpu"
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_seed_decides_the_images(sampler: str) -> None:
+    def draw(seed: int) -> Tensor:
+        return sample(tiny_unet(), SCHEDULE, (3, 1, 8, 8), sampler=sampler, steps=5, seed=seed)
+
+    first = draw(1)
+    torch.manual_seed(99)  # what else was drawn does not matter
+    torch.randn(10)
+    assert torch.equal(draw(1), first)
+    assert not torch.equal(draw(2), first)
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampling_leaves_the_global_random_numbers_alone(sampler: str) -> None:
+    unet, before = tiny_unet(), torch.get_rng_state()
+    sample(unet, SCHEDULE, (2, 1, 8, 8), sampler=sampler, steps=2, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm-solver++"])
+def test_a_deterministic_sampler_draws_the_same_images_in_batches_of_any_size(sampler: str) -> None:
+    whole, split = (
+        sample(tiny_unet(), SCHEDULE, (7, 1, 8, 8), sampler=sampler, steps=5, seed=1, batch_size=size)
+        for size in (7, 3)
+    )
+    assert (whole.int() - split.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("steps", [1, 10, 100])
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_recovers_the_only_image_there_is(sampler: str, beta_schedule: str, steps: int) -> None:
+    unet, schedule, x_0 = oracle(beta_schedule)
+    images = sample(unet, schedule, (2, 3, 8, 8), sampler=sampler, steps=steps, seed=1)
+    assert (images.int() - x_0).abs().max() <= 2
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampling_starts_from_the_noisiest_step_and_falls_evenly(sampler: str) -> None:
+    unet, schedule, _ = oracle()
+    sample(unet, schedule, (1, 3, 8, 8), sampler=sampler, steps=5, seed=1)
+    assert unet.steps == [999, 799, 599, 399, 199]
+
+
+class Overshooter(Oracle):
+    """An oracle of an image 1.5 times as far from grey, beyond black and white; measures its inputs."""
+
+    def __init__(self, x_0: Tensor, alpha_bar: Tensor) -> None:
+        super().__init__(1.5 * x_0, alpha_bar)
+        self.noise: list[float] = []
+
+    def forward(self, x_t: Tensor, t: Tensor) -> SimpleNamespace:
+        alpha_bar = self.alpha_bar[t]
+        noise = (x_t - alpha_bar.sqrt() * self.x_0 / 1.5) / (1 - alpha_bar).sqrt()
+        self.noise.append(noise.square().mean().sqrt().item())
+        return super().forward(x_t, t)
+
+
+unclipped = pytest.mark.xfail(strict=True, reason="the noise is not taken anew from the clipped image")
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize(
+    "sampler",
+    ["ddpm", pytest.param("ddim", marks=unclipped), pytest.param("dpm-solver++", marks=unclipped)],
+)
+def test_x_t_is_as_noisy_as_its_step_says_whatever_the_model_predicts_beyond_black_and_white(
+    sampler: str, beta_schedule: str
+) -> None:
+    schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule=beta_schedule)
+    x_0 = torch.tensor([-1.0, 1.0]).repeat(3, 8, 4)
+    unet = Overshooter(x_0, schedule.alphas_cumprod)
+    sample(unet, schedule, (8, 3, 8, 8), sampler=sampler, steps=50, seed=1)
+    assert len(unet.noise) == 50
+    assert min(unet.noise) > 0.9
+    assert max(unet.noise) < 1.1
+
+
+@pytest.mark.xfail(strict=True, reason="diffusers takes a step too many, or leaves noise, with such numbers")
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    [("ddpm", 61), ("ddim", 61), ("dpm-solver++", 61), ("ddim", 7), ("ddim", 600)],
+)
+def test_steps_that_do_not_divide_the_schedule_are_taken_exactly_or_refused(sampler: str, steps: int) -> None:
+    unet, schedule, x_0 = oracle()
+    try:
+        images = sample(unet, schedule, (1, 3, 8, 8), sampler=sampler, steps=steps, seed=1)
+    except BadInput:
+        return
+    assert len(unet.steps) == steps
+    assert (images.int() - x_0).abs().max() <= 2
+
+
+def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BadInput, match=r"one of ddpm, ddim, dpm-solver\+\+, got euler"):
+        sample(tiny_unet(), SCHEDULE, (1, 1, 8, 8), sampler="euler", steps=5, seed=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_more_steps_than_the_schedule_has_are_refused(sampler: str) -> None:
+    schedule = DDPMScheduler(num_train_timesteps=20)
+    check_sampler(sampler, 20, schedule)
+    with pytest.raises(BadInput, match=r"evaluation\.steps must be at most 20, .* got 21"):
+        sample(tiny_unet(), schedule, (1, 1, 8, 8), sampler=sampler, steps=21, seed=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_samples_in_eval_mode_and_comes_back_in_its_own(training: bool) -> None:
+    unet, schedule, _ = oracle()
+    unet.train(training)
+    sample(unet, schedule, (2, 3, 8, 8), sampler="ddim", steps=2, seed=0, batch_size=1)
+    assert unet.modes == [False] * 4
+    assert unet.training is training
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_progress_is_told_once_a_step_of_each_batch(sampler: str) -> None:
+    told: list[int] = []
+    unet, schedule, _ = oracle()
+    sample(
+        unet,
+        schedule,
+        (5, 3, 8, 8),
+        sampler=sampler,
+        steps=4,
+        seed=0,
+        batch_size=2,
+        on_step=lambda: told.append(len(unet.steps)),
+    )
+    assert told == list(range(1, 4 * 3 + 1))  # 4 steps, batches of 2, 2 and 1; after each prediction
