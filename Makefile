@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 	  { apt-get update -q && apt-get install -yq python3-venv && $(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/pip install -q uv
-	$(BIN)/uv pip install --python $(BIN)/python -q --compile-bytecode -e '.[dev,bench]'
+	$(BIN)/uv pip install --python $(BIN)/python -q --compile-bytecode -e '.[dev]'
 	touch $@
 
 demo: install  ## four methods x three client counts on digits: about 8 minutes on two cores

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small tensors, busy machines
 
 from fedlight import run
 from fedlight.data.fmnist import DEBIAN

@@ -106,7 +106,7 @@ def reference_unet(
     skips = []
     for i in range(stages):
         stage = p / "downs" / f"{i}"
-        x = block(stage / "block2", block(stage / "block1", x, time), time)
+        x = block(stage / "blocks" / "1", block(stage / "blocks" / "0", x, time), time)
         x = linear_attention(stage / "attention", x, heads)
         skips.append(x)
         if i < stages - 1:
@@ -119,7 +119,7 @@ def reference_unet(
     for i in range(stages - 1):
         stage = p / "ups" / f"{i}"
         x = torch.cat((x, skips[stages - 1 - i]), dim=1)
-        x = block(stage / "block2", block(stage / "block1", x, time), time)
+        x = block(stage / "blocks" / "1", block(stage / "blocks" / "0", x, time), time)
         x = linear_attention(stage / "attention", x, heads)
         x = F.conv_transpose2d(x, (stage / "resample").w, (stage / "resample").b, stride=2, padding=1)
     return (p / "head" / "out").conv(block(p / "head" / "block", x))

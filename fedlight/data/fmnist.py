@@ -9,8 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedlight.data.dataset import Dataset, Images
+from fedlight.data.download import download
 from fedlight.runtime.errors import BadInput
 
+ADVICE = (
+    "install the Debian package dataset-fashion-mnist, or set data.root to a folder with the four IDX files"
+)
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = (
     *("T-shirt", "Trouser", "Pullover", "Dress", "Coat"),
@@ -34,7 +38,8 @@ def load(root: str | None, cache: str) -> Dataset:
     elif DEBIAN.is_dir():
         folder = DEBIAN
     else:
-        folder = _download(cache)
+        folder = Path(cache) / "FashionMNIST" / "raw"
+        download(folder.parent, _fetch, "Fashion-MNIST", ADVICE)
     splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         pixels = _read_idx(folder, f"{prefix}-images-idx3-ubyte", dimensions=3)
@@ -43,16 +48,10 @@ def load(root: str | None, cache: str) -> Dataset:
     return Dataset(splits["train"], splits["test"], CLASSES)
 
 
-def _download(cache: str) -> Path:
+def _fetch(root: str) -> None:
     from torchvision.datasets import FashionMNIST
 
-    try:
-        return Path(FashionMNIST(cache, download=True).raw_folder)
-    except (OSError, RuntimeError) as error:
-        raise BadInput(
-            f"Fashion-MNIST is not on this machine and could not be downloaded ({error}): install the Debian "
-            "package dataset-fashion-mnist, or set data.root to a folder with the four IDX files"
-        ) from error
+    FashionMNIST(root, download=True)
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:

@@ -16,13 +16,18 @@ SAMPLERS = {
 
 
 def check_sampler(sampler: str, steps: int, schedule: DDPMScheduler) -> None:
-    """Raises BadInput for an unknown sampler or more steps than the schedule has."""
+    """Raises BadInput for an unknown sampler, or steps that do not divide the schedule."""
     if sampler not in SAMPLERS:
         raise BadInput(f"evaluation.sampler must be one of {', '.join(SAMPLERS)}, got {sampler}")
     if steps > schedule.config.num_train_timesteps:
         raise BadInput(
             f"evaluation.steps must be at most {schedule.config.num_train_timesteps}, the length of the "
             f"noise schedule, got {steps}"
+        )
+    if schedule.config.num_train_timesteps % steps:
+        raise BadInput(
+            f"evaluation.steps must divide {schedule.config.num_train_timesteps}, the length of the noise "
+            f"schedule, so that steps are evenly spaced and end without noise, got {steps}"
         )
 
 
@@ -45,7 +50,7 @@ def sample(
         schedule: the noise schedule of training.
         shape: (images, channels, height, width).
         sampler: one of SAMPLERS.
-        steps: denoising steps, 1..T.
+        steps: denoising steps, a divisor of T.
         seed: decides the images, on whatever device.
         batch_size: images denoised at once.
         on_step: called after each denoising step of each batch.
@@ -65,9 +70,15 @@ def sample(
         scheduler.set_timesteps(steps)
         random = {} if sampler == "dpm-solver++" else {"generator": generator}
         for t in scheduler.timesteps:
-            eps = unet(x_t, t).sample
+            eps = _clip(unet(x_t, t).sample, x_t, schedule.alphas_cumprod[t])
             x_t = scheduler.step(eps, t, x_t, **random).prev_sample
             on_step()
         images.append(x_t.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu())
     unet.train(training)
     return torch.cat(images)
+
+
+def _clip(eps: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise that leads to the predicted image clipped to [-1, 1], so that x_t keeps its noise level."""
+    x_0 = ((x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()).clamp(-1, 1)
+    return (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()

@@ -1,7 +1,7 @@
 """The ConvNeXt UNet of FedDiffuse (arXiv 2406.12575), as a diffusers model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -90,20 +90,19 @@ def as_image(out: Tensor, like: Tensor) -> Tensor:
 
 
 class Stage(nn.Module):
-    """Two blocks and linear attention at one resolution, then a change of resolution."""
+    """Blocks and linear attention at one resolution, then a change of resolution."""
 
-    def __init__(
-        self, d_in: int, d_out: int, time_width: int, attention: nn.Module, resample: nn.Module
-    ) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], attention: nn.Module, resample: nn.Module) -> None:
         super().__init__()
-        self.block1 = ConvNextBlock(d_in, d_out, time_width)
-        self.block2 = ConvNextBlock(d_out, d_out, time_width)
+        self.blocks = nn.ModuleList(blocks)
         self.attention = attention
         self.resample = resample
 
     def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the features at this stage's own resolution and the resampled ones."""
-        x = self.attention(self.block2(self.block1(x, time), time))
+        for block in self.blocks:
+            x = block(x, time)
+        x = self.attention(x)
         return x, self.resample(x)
 
 
@@ -140,6 +139,7 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
         in_channels: channels of the images; the prediction has as many.
         dim: base width in channels; even, at least 4. The paper uses the image size.
         dim_mults: width of each stage as a multiple of `dim`, one stage an entry.
+        blocks: blocks of each stage.
         heads: attention heads.
         head_width: channels of one attention head.
 
@@ -154,6 +154,7 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
         in_channels: int = 1,
         dim: int = 28,
         dim_mults: Sequence[int] = (1, 2, 4),
+        blocks: int = 2,
         heads: int = 4,
         head_width: int = 32,
     ) -> None:
@@ -170,6 +171,11 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
         initial = dim // 3 * 2
         widths = [dim * mult for mult in dim_mults]
 
+        def stage(d_in: int, d_out: int, resample: nn.Module) -> Stage:
+            blocks_in = [d_in] + [d_out] * (blocks - 1)
+            attention = LinearAttention(d_out, heads, head_width)
+            return Stage((ConvNextBlock(d, d_out, time_width) for d in blocks_in), attention, resample)
+
         self.init_conv = nn.Conv2d(in_channels, initial, 7, padding=3)
         self.time_mlp = nn.Sequential(
             nn.Linear(dim, time_width), nn.GELU(), nn.Linear(time_width, time_width)
@@ -178,16 +184,12 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
         for d_in, d_out in zip([initial, *widths], widths, strict=False):
             last = len(self.downs) == halvings
             halve = nn.Identity() if last else nn.Conv2d(d_out, d_out, 4, stride=2, padding=1)
-            self.downs.append(
-                Stage(d_in, d_out, time_width, LinearAttention(d_out, heads, head_width), halve)
-            )
+            self.downs.append(stage(d_in, d_out, halve))
         self.mid = Bottleneck(widths[-1], time_width, Attention(widths[-1], heads, head_width))
         self.ups = nn.ModuleList()
         for d_in, d_out in reversed(list(pairwise(widths))):
             double = nn.ConvTranspose2d(d_in, d_in, 4, stride=2, padding=1)
-            self.ups.append(
-                Stage(2 * d_out, d_in, time_width, LinearAttention(d_in, heads, head_width), double)
-            )
+            self.ups.append(stage(2 * d_out, d_in, double))
         self.head = Head(widths[0], in_channels)
 
     def forward(
