@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import platform
 import time
 import warnings
@@ -22,7 +21,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from fedlight.config import CellConfig, validate
+from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData
 from fedlight.data.dataset import Dataset
 from fedlight.data.partition import Indices, count_labels, pool
@@ -45,6 +44,7 @@ disable_possible_user_warnings()
 warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "hydra-core", "numpy")
+CORES = torch.get_num_threads()
 GRID_CLIENTS, GRID_COLUMNS = 10, 16
 
 
@@ -57,29 +57,30 @@ class Parts:
     module: DDPM
     slices: SliceMap
     make_trainer: Callable[..., Trainer]
+    device: torch.device
 
 
-def run_cell(config: DictConfig, say: Callable[[str], None] = print) -> None:
+def run_cell(config: DictConfig, settings: CellConfig) -> None:
     """Runs the cell that the composed configuration describes, or skips it where it is done.
 
     Args:
         config: as composed by Hydra from `configs/`.
-        say: tells the user a line.
+        settings: the same, checked.
 
     Raises:
         BadInput: the cell cannot be run as asked; nothing was written.
         Diverged: a client's loss left the finite numbers; `result.json` says so.
     """
-    settings = validate(config)
     plain = masked(OmegaConf.to_container(config, resolve=True))
     cell = cell_id(plain)
     folder = Path(settings.output) / settings.name / cell
     if (read_result(folder) or {}).get("status") == "completed":
-        say(f"{cell}: done already, in {folder}")
+        print(f"{cell}: done already, in {folder}")
         return
 
     start = time.perf_counter()
-    torch.set_num_threads(settings.trainer.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(settings.trainer.threads or CORES)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     parts = build(config, settings)
     method = settings.method.resolve(parts.slices.names)
     labels = parts.dataset.train.labels
@@ -115,7 +116,8 @@ def run_cell(config: DictConfig, say: Callable[[str], None] = print) -> None:
                 on_tasks=lambda tasks: bars.start_round(len(tasks)),
             ):
                 result["exchange"] = exchange = federator.ledger.totals(federator.model_params)
-                result["train_loss"] = done.train_loss
+                if done.train_loss is not None:
+                    result["train_loss"] = done.train_loss
                 seconds["training"] += done.training
                 seconds["merging"] += done.merging
                 row = {
@@ -136,7 +138,7 @@ def run_cell(config: DictConfig, say: Callable[[str], None] = print) -> None:
                 bars.end_round(done.train_loss)
 
             sampling = time.perf_counter()
-            grid = _sample_grid(folder, federator, parts.module, settings, bars)
+            grid = _sample_grid(folder, federator, parts, settings, bars)
             seconds["evaluation"] = time.perf_counter() - sampling
         _save_model(folder / "model", federator, parts.module)
         result["state_sha256"] = state_sha256(federator.state)
@@ -158,7 +160,7 @@ def run_cell(config: DictConfig, say: Callable[[str], None] = print) -> None:
         write_result(folder, result)
     loss = "" if result["train_loss"] is None else f"loss {result['train_loss']:.4f}, "
     exchanged = result["exchange"]["params_total"]
-    say(f"{cell}: {loss}{exchanged:,} parameters exchanged, {seconds['total']:.0f} s, in {folder}")
+    print(f"{cell}: {loss}{exchanged:,} parameters exchanged, {seconds['total']:.0f} s, in {folder}")
 
 
 def build(config: DictConfig, settings: CellConfig) -> Parts:
@@ -192,25 +194,25 @@ def build(config: DictConfig, settings: CellConfig) -> Parts:
     )
     slices = SliceMap.build(module.slices, module.state_dict(), module.private)
     settings.method.resolve(slices.names)
-    make_trainer = partial(
-        Trainer,
-        max_epochs=settings.epochs,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        plugins=[LightningEnvironment()],  # a client's Trainer joins no SLURM world
-        **{key: value for key, value in config.trainer.items() if key != "threads"},
-    )
     try:
+        make_trainer = partial(
+            Trainer,
+            max_epochs=settings.epochs,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[LightningEnvironment()],  # a client's Trainer joins no SLURM world
+            **{key: value for key, value in config.trainer.items() if key != "threads"},
+        )
+        device = make_trainer().strategy.root_device
         module.configure_optimizers()
-        make_trainer()
         with torch.no_grad():
             module.unet(torch.zeros(1, *shape), 0)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"model, optimizer or trainer: {' '.join(str(error).split())}") from error
-    return Parts(dataset, shares, module, slices, make_trainer)
+    return Parts(dataset, shares, module, slices, make_trainer, device)
 
 
 def _make_folder(folder: Path) -> None:
@@ -251,12 +253,12 @@ def _blank_result(cell: str, settings: CellConfig, federator: Federator) -> dict
 
 
 def _sample_grid(
-    folder: Path, federator: Federator, module: DDPM, settings: CellConfig, bars: ProgressBars
+    folder: Path, federator: Federator, parts: Parts, settings: CellConfig, bars: ProgressBars
 ) -> Path | None:
     """Draws the sample grid of the global model, or a row for each of the first clients."""
     if not settings.evaluation.grid:
         return None
-    size = settings.data.image_size
+    module, size = parts.module.to(parts.device), settings.data.image_size
     if federator.method.evaluate == "clients":
         clients = range(min(settings.clients, GRID_CLIENTS))
         states = ((f"client {client}", federator.client_state(client)) for client in clients)
@@ -282,6 +284,7 @@ def _sample_grid(
         chunks = drawn.split(GRID_COLUMNS)
         rows += chunks
         labels += [label] * len(chunks)
+    module.cpu()
     path = folder / "samples" / f"round_{settings.rounds:03d}.png"
     title = f"{settings.method.name}, {settings.clients} clients, after round {settings.rounds}"
     pictures.sample_grid(path, rows, labels, title)

@@ -12,19 +12,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.runtime.errors import BadInput, Diverged
+from fedlight.runtime.errors import BadInput, CellFailed, Diverged
+from fedlight.tracking.summary import SweepWatch, close_sweep
 
 PACKAGE = Path(__file__).parent
-ROOT = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent  # a wheel carries both folders inside
+SETTINGS = PACKAGE / "settings"  # where a wheel carries the folders configs and sweeps
+ROOT = SETTINGS if SETTINGS.is_dir() else PACKAGE.parent
 DEBUG = "HYDRA_FULL_ERROR"
-
-
-class CellFailed(Exception):
-    """A cell of a sweep failed; its error has been told."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
 
 
 def main() -> None:
@@ -55,7 +49,7 @@ def compose_and_run(debug: bool) -> int:
         nonlocal status
         try:
             check_and_run(config)
-        except (BadInput, Diverged, HydraException, OmegaConfBaseException) as error:
+        except (BadInput, Diverged, HydraException, OmegaConfBaseException, OSError) as error:
             if debug:
                 raise
             status = tell(error)
@@ -66,10 +60,17 @@ def compose_and_run(debug: bool) -> int:
         hydra.main(config_path=str(ROOT / "configs"), config_name="config", version_base="1.3")(task)()
     except CellFailed as failed:
         status = failed.status
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
         status = tell(error)
+    except OSError as error:
+        if debug:
+            raise
+        status = tell(BadInput(f"output: cannot make the folder of the sweep: {error}"))
+    if SweepWatch.folder is not None:
+        close_sweep(SweepWatch.folder)
+        SweepWatch.folder = None
     return status
 
 
@@ -77,10 +78,10 @@ def check_and_run(config: DictConfig) -> None:
     """Runs the cell; the configuration is checked before the heavy libraries are loaded."""
     from fedlight.config import validate
 
-    validate(config)
+    settings = validate(config)
     from fedlight.cell import run_cell
 
-    run_cell(config)
+    run_cell(config, settings)
 
 
 def tell(error: Exception) -> int:
@@ -89,7 +90,7 @@ def tell(error: Exception) -> int:
     while cause.__cause__ is not None and not isinstance(cause, BadInput | Diverged):
         cause = cause.__cause__
     print(f"fedlight: error: {' '.join(str(cause).split())}", file=sys.stderr)
-    return 1 if isinstance(cause, Diverged) else 2
+    return 1 if isinstance(cause, Diverged | OSError) else 2
 
 
 if __name__ == "__main__":

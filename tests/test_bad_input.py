@@ -43,7 +43,10 @@ CASES = {
         ["data=fmnist", "data.root=/no/such/folder"],
         "no file .* in /no/such/folder",
     ),
-    "partition too skewed": (["partition=label_skew", "clients=100"], "none of 10000 draws|fewer clients"),
+    "partition too skewed": (
+        ["partition=quantity_skew", "clients=120"],
+        "none of 10000 draws .* fewer clients or a partition.beta above 0.5",
+    ),
     "partition without its minimum": (
         ["partition=quantity_skew", "clients=144"],
         "clients must be at most 143",
@@ -133,3 +136,11 @@ def test_bad_cells_of_a_sweep_do_not_stop_the_good_ones(
     assert command("-m", "clients=0,2", "rounds=0", "logger=none", "evaluation.grid=0") == 2
     assert "clients: input should be greater than or equal to 1, got 0" in capfd.readouterr().err
     assert len(list(tmp_path.glob("runs/default/*/result.json"))) == 1
+
+
+@pytest.mark.parametrize("bad", ["clients=0,-1", "method=FULL,FULLL"])
+def test_a_sweep_of_nothing_but_bad_cells_leaves_no_folder(
+    command: Command, tmp_path: Path, bad: str
+) -> None:
+    assert command("-m", bad, "epochs=0") == 2
+    assert list(tmp_path.iterdir()) == []

@@ -97,7 +97,7 @@ class Federator(Callback):
             _restore_optimizer(trainer.optimizers[0], kept)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._loss = torch.zeros((), dtype=torch.float64, device=_float64_device(pl_module))
+        self._loss = torch.zeros((), device=pl_module.device)
         self._images = 0
 
     def on_train_batch_end(
@@ -145,10 +145,6 @@ class Federator(Callback):
 
 def _on_cpu(state: Mapping[str, Tensor]) -> State:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-
-
-def _float64_device(module: LightningModule) -> torch.device:
-    return torch.device("cpu") if module.device.type == "mps" else module.device
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> State:

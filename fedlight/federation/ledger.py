@@ -37,11 +37,11 @@ class Ledger:
         round: the entries of the round under way.
         params: scalars that crossed so far, by direction.
         bytes: bytes that crossed so far.
-        visits: participations so far, and those of them that reported.
+        visits: downlinks and uplinks that FULL would have made so far.
     """
 
     def __init__(self) -> None:
-        self.visits = {"invited": 0, "reported": 0}
+        self.visits = 0
         self.round: list[Entry] = []
         self.params: dict[Direction, int] = {"down": 0, "up": 0}
         self.bytes = 0
@@ -70,7 +70,7 @@ class Ledger:
             model_params: N, the scalars of a whole model.
         """
         total = self.params["down"] + self.params["up"]
-        full = model_params * (self.visits["invited"] + self.visits["reported"])
+        full = model_params * self.visits
         return {
             "params_down": self.params["down"],
             "params_up": self.params["up"],

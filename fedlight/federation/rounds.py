@@ -75,8 +75,6 @@ def federate(
         else:
             tasks = deal_tasks(federator.method, seed, round_, participants, dropout)
         on_tasks(tasks)
-        visits = federator.ledger.visits
-        visits["invited"] += len(participants)
 
         start = time.perf_counter()
         for task in tasks:
@@ -89,7 +87,8 @@ def federate(
         trained = time.perf_counter()
         reporters = federator.merge()
         merged = time.perf_counter()
-        visits["reported"] += len(participants) if federator.method.pool else len(reporters)
+        reports = len(participants) if federator.method.pool else len(reporters)
+        federator.ledger.visits += len(participants) + reports
 
         total = sum(images for images, _ in reporters.values())
         yield Round(

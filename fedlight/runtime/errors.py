@@ -1,4 +1,4 @@
-"""The two ways a cell ends other than well, each told to the user in one line."""
+"""The ways a cell ends other than well, each told to the user in one line."""
 
 
 class BadInput(ValueError):
@@ -7,3 +7,15 @@ class BadInput(ValueError):
 
 class Diverged(RuntimeError):
     """Training left the finite numbers; the message names round and client."""
+
+
+class CellFailed(Exception):
+    """A cell of a sweep ended in an error that has been told.
+
+    Attributes:
+        status: the exit status that it means.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status

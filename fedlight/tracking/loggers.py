@@ -3,13 +3,14 @@
 import hashlib
 import netrc
 import os
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig
-from rich.console import Console
 
 FEW_CLIENTS = 20
 
@@ -53,8 +54,8 @@ def finish(logger: Logger | None, result: dict[str, Any]) -> None:
 
 
 def csv_logger(folder: Path, sweep: str, cell: str, parameters: dict[str, Any]) -> CSVLogger:
-    """Writes every metric to `metrics.csv` in the cell's folder."""
-    return CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+    """Writes every metric to `metrics/metrics.csv` in the cell's folder."""
+    return CSVLogger(folder, name="", version="metrics", flush_logs_every_n_steps=1)
 
 
 def wandb_logger(
@@ -68,11 +69,8 @@ def wandb_logger(
 
     mode = os.environ.get("WANDB_MODE") or ("online" if _key_known() else "offline")
     if mode == "offline":
-        Console(stderr=True).print(
-            f"W&B offline (no WANDB_API_KEY); to send it later: wandb sync {folder}/wandb/offline-run-*",
-            soft_wrap=True,
-            highlight=False,
-        )
+        _tell_offline(folder.parent)
+    os.environ.setdefault("WANDB_SILENT", "true")
     logger = WandbLogger(
         project=project,
         entity=entity,
@@ -89,6 +87,13 @@ def wandb_logger(
     logger.experiment.define_metric("round")
     logger.experiment.define_metric("*", step_metric="round")
     return logger
+
+
+@cache
+def _tell_offline(sweep_folder: Path) -> None:
+    """Tells once a sweep where its runs are kept."""
+    runs = sweep_folder / "*" / "wandb" / "offline-run-*"
+    print(f"W&B: offline, no WANDB_API_KEY; to send the runs later: wandb sync {runs}", file=sys.stderr)
 
 
 def _key_known() -> bool:

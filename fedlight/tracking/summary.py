@@ -1,7 +1,9 @@
 """The table at the end of a sweep: method x clients, what was exchanged and at what loss."""
 
+import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -10,49 +12,64 @@ from rich.table import Table
 
 from fedlight.tracking.cell import read_result
 
+ORDER = ("FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL")
+SETTINGS = ("data", "partition", "model", "rounds", "epochs", "fraction", "seed")
+WIDTH = 120  # in a file or a pipe, in characters
 
-class PrintSummary(Callback):
-    """Hydra callback: prints the sweep's table when a multirun ends."""
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        print_summary(Path(config.output) / config.name)
+class SweepWatch(Callback):
+    """Hydra callback: remembers the folder of the multirun that starts.
+
+    Attributes:
+        folder: of the multirun under way in this process, or None.
+    """
+
+    folder: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepWatch.folder = Path(config.output) / config.name
+
+
+def close_sweep(folder: Path) -> None:
+    """Prints the sweep's table; a folder that holds no cell is removed again."""
+    if any(path.is_dir() for path in folder.glob("*/")):
+        print_summary(folder)
+        return
+    (folder / "multirun.yaml").unlink(missing_ok=True)
+    for emptied in (folder, folder.parent):
+        with suppress(OSError):
+            emptied.rmdir()
 
 
 def print_summary(sweep: Path) -> None:
-    """Prints a row for each cell in the sweep's folder, by partition, method and clients."""
+    """Prints a row for each cell in the sweep's folder; what all cells share stands in the title."""
     results = [result for folder in sorted(sweep.glob("*/")) if (result := read_result(folder))]
     if not results:
         return
-    table = Table(title=f"{sweep} ({len(results)} cells)", title_justify="left")
-    for column in ("data", "partition", "method"):
+    varying = [key for key in SETTINGS if len({result[key] for result in results}) > 1]
+    shared = ", ".join(f"{key} {results[0][key]}" for key in SETTINGS if key not in varying)
+    table = Table(title=f"{sweep}: {len(results)} cells, {shared}", title_justify="left")
+    for column in (*varying, "method"):
         table.add_column(column)
-    for column in ("clients", "seed", "params exchanged", "against FULL", "training loss", "seconds"):
+    for column in ("clients", "params exchanged", "against FULL", "training loss", "seconds"):
         table.add_column(column, justify="right")
     table.add_column("status")
-    order = ("FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL")
-    rank = {name: position for position, name in enumerate(order)}
-    results.sort(
-        key=lambda r: (
-            r["data"],
-            r["partition"],
-            rank.get(r["method"], len(rank)),
-            r["method"],
-            r["clients"],
-            r["seed"],
-        )
-    )
-    for result in results:
+    for result in sorted(results, key=_position):
         exchange, loss = result["exchange"], result["train_loss"]
         table.add_row(
-            result["data"],
-            result["partition"],
+            *(str(result[key]) for key in varying),
             result["method"],
             str(result["clients"]),
-            str(result["seed"]),
-            f"{exchange['params_total']:,}" if exchange else "",
-            f"{-exchange['reduction']:+.1%}" if exchange and exchange["reduction"] else "",
+            f"{exchange['params_total']:,}",
+            f"{-exchange['reduction']:+.1%}" if exchange["reduction"] else "",
             f"{loss:.4f}" if loss is not None else "",
             f"{result['seconds']['total']:.0f}",
             result["status"],
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+
+
+def _position(result: dict[str, Any]) -> tuple[Any, ...]:
+    method = result["method"]
+    rank = ORDER.index(method) if method in ORDER else len(ORDER)
+    return result["data"], result["partition"], rank, method, result["clients"], result["seed"]
