@@ -90,7 +90,8 @@ def tell(error: Exception) -> int:
     while cause.__cause__ is not None and not isinstance(cause, BadInput | Diverged):
         cause = cause.__cause__
     print(f"fedlight: error: {' '.join(str(cause).split())}", file=sys.stderr)
-    return 1 if isinstance(cause, Diverged | OSError) else 2
+    bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
+    return 1 if isinstance(cause, Diverged | OSError) and not bad_input else 2
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cell, invoke
+from PIL import Image
 
 from fedlight.federation.method import Method, Split
 from fedlight.federation.tasks import deal_tasks, participants_of
@@ -76,6 +77,19 @@ def test_the_paper_s_unet_has_the_paper_s_parameters(paper_cells: dict[str, Cell
     result = paper_cells["FULL"].result
     assert result["model_params"] == N
     assert result["slices"] == {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}
+
+
+def test_the_paper_s_unet_at_64_pixels_in_colour_has_the_paper_s_parameters(
+    cell: MakeCell, tmp_path: Path
+) -> None:
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    for number in range(10):
+        Image.effect_noise((64, 64), 50 + number).convert("RGB").save(faces / f"{number}.png")
+    data = ("data=image_folder", f"data.root={faces}", f"data.cache={tmp_path}", "data.image_size=64")
+    result = cell(*data, "model=paper", "rounds=0", "evaluation.grid=0", "clients=2").result
+    assert result["model_params"] == 14_892_477
+    assert result["slices"] == {"encoder": 6_339_770, "bottleneck": 5_012_224, "decoder": 3_540_483}
 
 
 def test_only_the_decoder_comes_down_after_first_contact_in_udec(paper_cells: dict[str, Cell]) -> None:
