@@ -26,7 +26,7 @@ def peak(method: str, clients: int, output: str) -> float:
     command = [
         *(sys.executable, "-m", "fedlight.run", "experiment=paper", f"method={method}", f"clients={clients}"),
         *(f"fraction={10 / clients}", f"data.limit={IMAGES * clients}", "rounds=2", "epochs=1"),
-        *("evaluation.grid=0", "logger=none", f"output={output}"),
+        *("evaluation.grid=0", "logger=none", "trainer.threads=1", f"output={output}"),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

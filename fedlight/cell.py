@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import platform
 import time
 import warnings
@@ -28,6 +29,7 @@ from fedlight.data.partition import Indices, count_labels, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler, sample
 from fedlight.federation.federator import Federator
+from fedlight.federation.method import Method
 from fedlight.federation.rounds import federate
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.store import Store
@@ -44,7 +46,8 @@ disable_possible_user_warnings()
 warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "hydra-core", "numpy")
-CORES = torch.get_num_threads()
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+FEW_CLIENTS = 20  # whose losses are logged one by one
 GRID_CLIENTS, GRID_COLUMNS = 10, 16
 
 
@@ -56,6 +59,7 @@ class Parts:
     shares: list[Indices]
     module: DDPM
     slices: SliceMap
+    method: Method
     make_trainer: Callable[..., Trainer]
     device: torch.device
 
@@ -72,7 +76,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         Diverged: a client's loss left the finite numbers; `result.json` says so.
     """
     plain = masked(OmegaConf.to_container(config, resolve=True))
-    cell = cell_id(plain)
+    cell = cell_id(settings.model_dump(mode="json", by_alias=True))
     folder = Path(settings.output) / settings.name / cell
     if (read_result(folder) or {}).get("status") == "completed":
         print(f"{cell}: done already, in {folder}")
@@ -82,9 +86,8 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
     torch.set_num_threads(settings.trainer.threads or CORES)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     parts = build(config, settings)
-    method = settings.method.resolve(parts.slices.names)
-    labels = parts.dataset.train.labels
-    counts = count_labels(labels, parts.shares, len(parts.dataset.classes))
+    method = parts.method
+    counts = count_labels(parts.dataset.train.labels, parts.shares, len(parts.dataset.classes))
 
     _make_folder(folder)
     write_config(folder / "config.yaml", plain)
@@ -92,14 +95,15 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
     pictures.partition_heatmap(folder / "partition.png", counts, parts.dataset.classes, cell)
     rounds_csv = Table(folder / "rounds.csv", ROUND_COLUMNS)
     ledger_csv = Table(folder / "ledger.csv", LEDGER_COLUMNS)
-    logger = loggers.make_logger(config.logger, folder, settings.name, cell, plain)
 
     federator = Federator(method, parts.slices, parts.module, Store(folder / "checkpoint"))
     result = _blank_result(cell, settings, federator)
     seconds = result["seconds"]
     bars = ProgressBars(cell, settings.rounds)
     shares = [pool(parts.shares)] if method.pool else parts.shares
+    logger = None
     try:
+        logger = loggers.make_logger(config.logger, folder, settings.name, cell, plain)
         with bars:
             for done in federate(
                 federator,
@@ -113,7 +117,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
                 fraction=settings.fraction,
                 dropout=settings.federation.dropout,
                 seed=settings.seed,
-                on_tasks=lambda tasks: bars.start_round(len(tasks)),
+                on_tasks=lambda tasks: bars.start_round(sum(not task.drops_out for task in tasks)),
             ):
                 result["exchange"] = exchange = federator.ledger.totals(federator.model_params)
                 if done.train_loss is not None:
@@ -134,7 +138,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
                 }
                 rounds_csv.append([row])
                 ledger_csv.append(asdict(entry) for entry in done.exchange)
-                loggers.log_round(logger, row, done.client_losses)
+                loggers.log_round(logger, row, done.client_losses if settings.clients <= FEW_CLIENTS else {})
                 bars.end_round(done.train_loss)
 
             sampling = time.perf_counter()
@@ -151,7 +155,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         result["status"] = "interrupted" if interrupted else "failed"
-        result["error"] = str(error) or type(error).__name__
+        result["error"] = "interrupted" if interrupted else str(error) or type(error).__name__
         raise
     finally:
         seconds["total"] = time.perf_counter() - start
@@ -169,7 +173,10 @@ def build(config: DictConfig, settings: CellConfig) -> Parts:
     Raises:
         BadInput: some part cannot be made as asked, or the parts do not fit each other.
     """
-    dataset: Dataset = instantiate(config.data.source)
+    try:
+        dataset: Dataset = instantiate(config.data.source)
+    except OSError as error:
+        raise BadInput(f"data: {error}") from error
     dataset = Dataset(dataset.train.first(settings.data.limit), dataset.test, dataset.classes)
     shape = (settings.data.channels, settings.data.image_size, settings.data.image_size)
     if tuple(dataset.train.pixels.shape[1:]) != shape:
@@ -178,7 +185,10 @@ def build(config: DictConfig, settings: CellConfig) -> Parts:
             f"{tuple(dataset.train.pixels.shape[1:])} (channels, height, width)"
         )
     deal = instantiate(config.partition.deal, _partial_=True)
-    shares = deal(dataset.train.labels, settings.clients)
+    try:
+        shares = deal(dataset.train.labels, settings.clients)
+    except TypeError as error:
+        raise BadInput(f"partition: {error}") from error
 
     seed_everything(derive_seed(settings.seed, "model"), verbose=False)
     schedule = instantiate(config.model.schedule)
@@ -193,26 +203,41 @@ def build(config: DictConfig, settings: CellConfig) -> Parts:
         exchange_ema=settings.model.exchange_ema,
     )
     slices = SliceMap.build(module.slices, module.state_dict(), module.private)
-    settings.method.resolve(slices.names)
+    method = settings.method.resolve(slices.names)
+    make_trainer = _trainer_factory(settings)
     try:
-        make_trainer = partial(
-            Trainer,
-            max_epochs=settings.epochs,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            plugins=[LightningEnvironment()],  # a client's Trainer joins no SLURM world
-            **{key: value for key, value in config.trainer.items() if key != "threads"},
-        )
         device = make_trainer().strategy.root_device
         module.configure_optimizers()
         with torch.no_grad():
-            module.unet(torch.zeros(1, *shape), 0)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"model, optimizer or trainer: {' '.join(str(error).split())}") from error
-    return Parts(dataset, shares, module, slices, make_trainer, device)
+            predicted = module.unet(torch.zeros(1, *shape), 0).sample
+    except Exception as error:  # each library has errors of its own
+        raise BadInput(f"model, optimizer or trainer: {error}") from error
+    if predicted.shape != (1, *shape):
+        raise BadInput(f"model.unet predicts {tuple(predicted.shape[1:])} for images of {shape}")
+    return Parts(dataset, shares, module, slices, method, make_trainer, device)
+
+
+def _trainer_factory(settings: CellConfig) -> Callable[..., Trainer]:
+    """Makes the Trainer of one local update; what the federation decides is not the user's to set."""
+    asked = settings.trainer.model_dump(exclude={"threads"})
+    decided: dict[str, Any] = {
+        "max_epochs": settings.epochs,
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "plugins": [LightningEnvironment()],  # a client's Trainer joins no SLURM world
+    }
+    if taken := asked.keys() & (decided.keys() | {"callbacks"}):
+        raise BadInput(f"trainer.{min(taken)} cannot be set: the federation decides it")
+    fused = (settings.optimizer.model_extra or {}).get("fused")
+    if fused and asked.get("gradient_clip_val") and settings.trainer.precision != "32-true":
+        raise BadInput(
+            "trainer.gradient_clip_val in mixed precision needs an optimizer that is not fused: add "
+            "optimizer.fused=false"
+        )
+    return partial(Trainer, **asked, **decided)
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The schema of a cell's configuration: every key, its type and what is allowed."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -51,7 +51,7 @@ class ModelConfig(Section):
     unet: Target
     schedule: Target
     loss: str
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    ema_decay: float | None
     exchange_ema: bool
     slices: Annotated[dict[str, list[str]], Field(min_length=1)]
 
@@ -62,7 +62,7 @@ class OptimizerConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, populate_by_name=True)
 
     target: Annotated[str, Field(alias="_target_")]
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class TrainerConfig(BaseModel):
@@ -71,7 +71,7 @@ class TrainerConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     accelerator: str
-    precision: str | int
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     threads: Whole | None
 
 
@@ -92,7 +92,7 @@ class EvaluationConfig(Section):
 class CellConfig(Section):
     """One cell: one federation from start to result."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     output: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     method: Method
@@ -128,4 +128,6 @@ def _explain(error: Any) -> str:
     message = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "extra_forbidden":
         return f"{key} is not a key of the configuration"
+    if error["type"] == "missing":
+        return f"{key}: {message}"
     return f"{key}: {message}, got {error['input']!r}"

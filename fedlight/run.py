@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
@@ -12,8 +13,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedlight.data.identity import folder_name
 from fedlight.runtime.errors import BadInput, CellFailed, Diverged
-from fedlight.tracking.summary import SweepWatch, close_sweep
+from fedlight.tracking.summary import SweepWatch
 
 PACKAGE = Path(__file__).parent
 SETTINGS = PACKAGE / "settings"  # where a wheel carries the folders configs and sweeps
@@ -25,7 +27,7 @@ def main() -> None:
     """Exits with 0 for completed, 1 for failed in training, 2 for bad input."""
     load_dotenv(find_dotenv(usecwd=True))
     OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
-    OmegaConf.register_new_resolver("fedlight.base_name", base_name, replace=True)
+    OmegaConf.register_new_resolver("fedlight.folder_name", folder_name, replace=True)
     debug = DEBUG in os.environ
     os.environ[DEBUG] = "1"  # Hydra raises, and the errors are told here
     try:
@@ -34,11 +36,6 @@ def main() -> None:
         if not debug:
             del os.environ[DEBUG]
     sys.exit(status)
-
-
-def base_name(path: object, default: str) -> str:
-    """The last part of a path, or the default where it is null."""
-    return (path is not None and Path(os.path.abspath(str(path))).name) or default
 
 
 def compose_and_run(debug: bool) -> int:
@@ -55,6 +52,11 @@ def compose_and_run(debug: bool) -> int:
             status = tell(error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise CellFailed(status) from None
+        except Exception as error:  # a fault of fedlight, not of its use
+            if debug or HydraConfig.get().mode != RunMode.MULTIRUN:
+                raise
+            traceback.print_exc()
+            raise CellFailed(1) from error
 
     try:
         hydra.main(config_path=str(ROOT / "configs"), config_name="config", version_base="1.3")(task)()
@@ -68,9 +70,8 @@ def compose_and_run(debug: bool) -> int:
         if debug:
             raise
         status = tell(BadInput(f"output: cannot make the folder of the sweep: {error}"))
-    if SweepWatch.folder is not None:
-        close_sweep(SweepWatch.folder)
-        SweepWatch.folder = None
+    finally:
+        SweepWatch.close()
     return status
 
 
@@ -89,7 +90,8 @@ def tell(error: Exception) -> int:
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, BadInput | Diverged):
         cause = cause.__cause__
-    print(f"fedlight: error: {' '.join(str(cause).split())}", file=sys.stderr)
+    message = str(cause).split("Config search path")[0]
+    print(f"fedlight: error: {' '.join(message.split())}", file=sys.stderr)
     bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
     return 1 if isinstance(cause, Diverged | OSError) and not bad_input else 2
 

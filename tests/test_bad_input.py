@@ -31,6 +31,26 @@ CASES = {
         ["method.uplink=[head]"],
         "unknown slice head; the model has encoder, bottleneck, decoder",
     ),
+    "slice named twice": (
+        ["method.uplink=[decoder,decoder]"],
+        "uplink names a slice twice: decoder, decoder",
+    ),
+    "backbone of other channels": (
+        ["model=unet2d", "model.unet.out_channels=3"],
+        r"predicts \(3, 8, 8\) for images of \(1, 8, 8\)",
+    ),
+    "accelerator that is not there": (["trainer.accelerator=tpu"], "[Tt][Pp][Uu]"),
+    "trainer argument of the federation": (["+trainer.devices=2"], "trainer.devices cannot be set"),
+    "clipping a fused optimizer": (
+        ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"],
+        "add optimizer.fused=false",
+    ),
+    "beta of null": (["partition=label_skew", "partition.beta=null"], "partition: "),
+    "infinite learning rate": (["optimizer.lr=inf"], "optimizer.lr: .* finite"),
+    "other prediction": (["+model.schedule.prediction_type=v_prediction"], "prediction_type epsilon"),
+    "no block": (["model.unet.blocks=0"], "must be at least 1, got 0"),
+    "name that is a parent": (["name=.."], "name: .* match pattern"),
+    "no partition": (["~partition"], "^fedlight: error: partition: field required$"),
     "unknown judge": (["method.evaluate=nobody"], "method.evaluate: input should be 'global' or 'clients'"),
     "method without a name": (["~method.name"], "method.name: field required"),
     "slice map misses a parameter": (["model.slices.decoder=[ups]"], "parameter unet.head.* in no slice"),
@@ -45,7 +65,7 @@ CASES = {
     ),
     "partition too skewed": (
         ["partition=quantity_skew", "clients=120"],
-        "none of 10000 draws .* fewer clients or a partition.beta above 0.5",
+        "none of 1000 draws .* fewer clients or a partition.beta above 0.5",
     ),
     "partition without its minimum": (
         ["partition=quantity_skew", "clients=144"],

@@ -677,15 +677,32 @@ def prepare(command: Callable[..., int], *arguments: str) -> int:
     )
 
 
-def test_two_folders_are_two_cells_named_after_them(
+def test_two_folders_are_two_cells_even_of_the_same_name(
     command: Callable[..., int], pictures: Path, tmp_path: Path
 ) -> None:
-    write_images(tmp_path / "2024", range(10))
+    write_images(tmp_path / "other" / "pictures", range(10))
     cache = f"data.cache={tmp_path / 'cache'}"
     assert prepare(command, f"data.root={pictures}/", cache) == 0
-    assert prepare(command, "data.root=./2024", cache) == 0
+    assert prepare(command, "data.root=other/pictures", cache) == 0
     results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/default/*/result.json"))]
-    assert [result["data"] for result in results] == ["2024", "pictures"]
+    names = [result["data"] for result in results]
+    assert [name.split("_")[0] for name in names] == ["pictures", "pictures"]
+    assert names[0] != names[1]
+
+
+def test_a_folder_that_moves_is_the_same_cell(
+    command: Callable[..., int],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache = f"data.cache={tmp_path / 'cache'}"
+    assert prepare(command, f"data.root={pictures}", cache) == 0
+    (tmp_path / "elsewhere").mkdir()
+    pictures.rename(tmp_path / "elsewhere" / "pictures")
+    assert prepare(command, "data.root=elsewhere/pictures", cache) == 0
+    assert "done already" in capsys.readouterr().out
 
 
 def test_a_folder_that_was_not_given_is_asked_for(

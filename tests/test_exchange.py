@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Cell, invoke
+from diffusers import DDPMPipeline
 from PIL import Image
 
 from fedlight.federation.method import Method, Split
@@ -14,6 +16,10 @@ from fedlight.federation.tasks import deal_tasks, participants_of
 MakeCell = Callable[..., Cell]
 SLICES = ("encoder", "bottleneck", "decoder")
 N, ENCODER, BOTTLENECK, DECODER = 2_996_315, 1_280_642, 999_376, 716_297
+
+
+def model_of(cell: Cell) -> dict[str, torch.Tensor]:
+    return DDPMPipeline.from_pretrained(cell.folder / "model").unet.state_dict()
 
 
 def crossed(cell: Cell, direction: str) -> dict[tuple[int, int], dict[str, int]]:
@@ -36,6 +42,7 @@ def paper_cells(fmnist: None, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "clients=10",
         "epochs=1",
         "data.limit=10",
+        "trainer.threads=1",
         "evaluation.grid=0",
         "logger=none",
         f"output={folder}",
@@ -181,6 +188,24 @@ def test_a_round_in_which_nobody_reports_changes_nothing(cell: MakeCell) -> None
     assert lost.result["state_sha256"] == untrained.result["state_sha256"]
     assert lost.result["exchange"]["params_up"] == 0
     assert [row["train_loss"] for row in lost.rows("rounds.csv")] == ["", ""]
+
+
+def test_a_slice_that_nobody_reported_keeps_its_value_while_others_move(cell: MakeCell) -> None:
+    for seed in range(20):
+        made = cell("method=USPLIT", "clients=2", "rounds=1", "federation.dropout=0.5", f"seed={seed}")
+        reported = {slice_ for slices in crossed(made, "up").values() for slice_ in slices}
+        if 0 < len(reported) < 3:
+            break
+    untrained, trained = model_of(cell("rounds=0", f"seed={seed}")), model_of(made)
+    prefixes = {
+        "encoder": ("init_conv", "time_mlp", "downs"),
+        "bottleneck": ("mid",),
+        "decoder": ("ups", "head"),
+    }
+    for slice_, owned in prefixes.items():
+        names = [name for name in untrained if name.split(".")[0] in owned]
+        moved = [name for name in names if not torch.equal(untrained[name], trained[name])]
+        assert bool(moved) == (slice_ in reported)
 
 
 def test_zero_rounds_count_nothing_and_write_everything(cell: MakeCell) -> None:

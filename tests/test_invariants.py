@@ -76,8 +76,12 @@ def test_the_logger_and_the_output_folder_are_not_part_of_the_cell(cell: MakeCel
 
 def test_what_changes_the_result_changes_the_cell(cell: MakeCell) -> None:
     changes = ("seed=1", "epochs=2", "optimizer.lr=0.01", "federation.dropout=0.5", "partition.seed=1")
-    names = [cell("rounds=0", change).folder.name for change in changes]
-    assert len(set(names)) == len(changes)
+    names = [cell("rounds=0", change).folder.name for change in (*changes, "clients=5")]
+    assert len(set(names)) == len(changes) + 1
+
+
+def test_a_number_written_otherwise_is_the_same_cell(cell: MakeCell) -> None:
+    assert cell("rounds=0", "fraction=1").folder.name == cell("rounds=0", "fraction=1.0").folder.name
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (13, 17_952), (7, 11, 59_982), (1,)])

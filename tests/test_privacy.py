@@ -71,6 +71,17 @@ def test_nothing_but_the_declared_slices_count_and_loss_reaches_the_federator(
     assert booked == sum(tensor.numel() for report in wire for tensor in report["tensors"].values())
 
 
+def test_usplit_clients_send_what_they_were_dealt(cell: MakeCell, wire: list[dict]) -> None:
+    made = cell("method=USPLIT", "clients=5", "rounds=1")
+    dealt: dict[int, set[str]] = {}
+    for row in made.rows("ledger.csv"):
+        if row["direction"] == "up":
+            dealt.setdefault(int(row["client"]), set()).add(row["slice"])
+    sent = [{slice_of(name) for name in report["tensors"]} for report in wire]
+    assert sent == [dealt[client] for client in range(5)]
+    assert len({frozenset(slices) for slices in sent}) > 1
+
+
 @pytest.mark.parametrize(
     ("method", "private"), [("UDEC", {"encoder", "bottleneck"}), ("ULATDEC", {"encoder"})]
 )

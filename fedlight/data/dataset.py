@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlight.runtime.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Images:
@@ -23,7 +25,8 @@ class Images:
     def __post_init__(self) -> None:
         assert self.pixels.dtype == torch.uint8
         assert self.pixels.ndim == 4
-        assert self.labels.shape == self.pixels.shape[:1]
+        if len(self.pixels) == 0 or len(self.labels) != len(self.pixels):
+            raise BadInput(f"data: {len(self.pixels)} images with {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -46,3 +49,11 @@ class Dataset:
     train: Images
     test: Images
     classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for split in (self.train, self.test):
+            if not 0 <= split.labels.min() <= split.labels.max() < len(self.classes):
+                raise BadInput(
+                    f"data: labels from {split.labels.min()} to {split.labels.max()}, where the data set "
+                    f"has {len(self.classes)} classes"
+                )

@@ -98,7 +98,7 @@ def _write(path: Path, files: Sequence[Path], shape: tuple[int, ...]) -> None:
     with (
         atomic(path) as temporary,
         temporary.open("wb") as file,
-        ThreadPool(len(os.sched_getaffinity(0))) as pool,
+        ThreadPool() as pool,
     ):
         npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for image in track(

@@ -12,7 +12,7 @@ from fedlight.runtime.errors import BadInput
 Labels = NDArray[np.int64]
 Indices = NDArray[np.int64]
 
-DRAWS = 10_000
+DRAWS = 1_000
 
 
 def iid(labels: Labels, clients: int, seed: int) -> list[Indices]:

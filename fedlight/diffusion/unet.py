@@ -161,6 +161,11 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
         super().__init__()
         if dim < 4 or dim % 2:
             raise ValueError(f"model.unet.dim must be an even number of at least 4, got {dim}")
+        if min(blocks, heads, head_width, *dim_mults) < 1:
+            raise ValueError(
+                "model.unet: blocks, heads, head_width and dim_mults must be at least 1, got "
+                f"{blocks}, {heads}, {head_width} and {list(dim_mults)}"
+            )
         halvings = len(dim_mults) - 1
         if halvings < 0 or sample_size % 2**halvings:
             raise ValueError(

@@ -15,7 +15,7 @@ from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.store import Report, State, Store
 from fedlight.federation.tasks import Task
-from fedlight.runtime.errors import Diverged
+from fedlight.runtime.errors import BadInput, Diverged
 
 OPTIMIZER = "optimizer."
 
@@ -92,6 +92,7 @@ class Federator(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.task is not None
+        self._images = 0
         pl_module.load_state_dict(self._send(self.task), strict=True)
         if self.method.keep_optimizer and (kept := self.store.kept(self.task.client)):
             _restore_optimizer(trainer.optimizers[0], kept)
@@ -121,13 +122,19 @@ class Federator(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.task is not None
         task, trained = self.task, _on_cpu(pl_module.state_dict())
+        if self._images == 0:
+            raise BadInput(f"client {task.client} trained on no image in round {task.round}")
+        if not all(tensor.isfinite().all() for tensor in trained.values()):
+            raise Diverged(
+                f"the weights of client {task.client} left the finite numbers in round {task.round}"
+            )
         private = {name: trained[name] for name in self._private_names}
         if self.method.keep_optimizer:
             private |= _optimizer_state(trainer.optimizers[0])
         self.store.keep(task.client, private)
-        for slice_ in task.uplink:
-            self._book(task, "up", slice_, trained)
         uplink = self.slices.select(task.uplink, trained)
+        for slice_ in task.uplink:
+            self._book(task, "up", slice_, uplink)
         self.store.put_report(Report(task.client, self._images, self._loss.item() / self._images, uplink))
 
     def _send(self, task: Task) -> State:

@@ -50,13 +50,15 @@ class Method(BaseModel):
         """The same method with `all` spelled out over the slices of a model.
 
         Raises:
-            BadInput: the method names a slice that the model does not have.
+            BadInput: the method names a slice twice, or one that the model does not have.
         """
         known = tuple(slices)
         downlink = known if self.downlink == "all" else self.downlink
         uplink = known if self.uplink == "all" else self.uplink
         dealt = (*self.split.either, self.split.coin) if self.split else ()
         for key, named in (("downlink", downlink), ("uplink", uplink), ("split", dealt)):
+            if len(set(named)) < len(named):
+                raise BadInput(f"method {self.name}: {key} names a slice twice: {', '.join(named)}")
             for slice_ in named:
                 if slice_ not in known:
                     raise BadInput(

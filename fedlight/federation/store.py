@@ -20,7 +20,7 @@ class Report:
 
     Attributes:
         client: 0..K-1.
-        images: n_k, the number of images it trained on.
+        images: n_k, the number of images that it trained on in a local epoch.
         loss: mean training loss an image over its last local epoch.
         tensors: the declared uplink slices, by state_dict name.
     """

@@ -11,15 +11,15 @@ import yaml
 from fedlight.runtime.files import atomic
 
 SCHEMA = 1
-ELSEWHERE = {"root", "cache", "devices", "num_nodes"}
-"""Keys that say where things are or run, and change no result."""
+ELSEWHERE = {"root", "cache"}
+"""Keys that say where things are, and change no result."""
 
 
 def cell_id(config: dict[str, Any]) -> str:
     """A readable name that ends in a hash of everything that can change the result.
 
     Args:
-        config: the resolved configuration; sweep name, output folder, logger and places do not count.
+        config: the checked configuration; sweep name, output folder, logger and places do not count.
     """
     counted = {key: value for key, value in config.items() if key not in ("name", "output", "logger")}
     content = json.dumps(_without_places(counted), sort_keys=True)
@@ -56,7 +56,7 @@ def masked(node: Any, key: str = "") -> Any:
         return {name: masked(value, str(name)) for name, value in node.items()}
     if isinstance(node, list):
         return [masked(value, key) for value in node]
-    secret = re.search(r"api_?key|token|secret|password", key, re.IGNORECASE)
+    secret = re.search(r"(^|_)(api_?key|token|secret|password)$", key, re.IGNORECASE)
     return "***" if secret and node is not None else node
 
 

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig
 
-FEW_CLIENTS = 20
+from fedlight.runtime.errors import BadInput
 
 
 def make_logger(
@@ -21,17 +21,19 @@ def make_logger(
     """The logger that the configuration names, or None."""
     if node.get("_target_") is None:
         return None
-    logger: Logger = instantiate(node, _partial_=True)(folder, sweep, cell, parameters)
+    try:
+        logger: Logger = instantiate(node, _partial_=True)(folder, sweep, cell, parameters)
+    except Exception as error:  # W&B has errors of its own
+        raise BadInput(f"logger: {error}; logger=none or WANDB_MODE=offline needs no service") from error
     return logger
 
 
 def log_round(logger: Logger | None, row: dict[str, Any], client_losses: dict[int, float]) -> None:
-    """Logs a row of `rounds.csv`, and each client's loss where clients are few."""
+    """Logs a row of `rounds.csv` and the given clients' losses."""
     if logger is None:
         return
     metrics = {key: value for key, value in row.items() if value is not None}
-    if max(client_losses, default=0) < FEW_CLIENTS:
-        metrics |= {f"client_loss/{client}": loss for client, loss in client_losses.items()}
+    metrics |= {f"client_loss/{client}": loss for client, loss in client_losses.items()}
     logger.log_metrics(metrics, step=row["round"])
 
 
@@ -70,7 +72,7 @@ def wandb_logger(
     mode = os.environ.get("WANDB_MODE") or ("online" if _key_known() else "offline")
     if mode == "offline":
         _tell_offline(folder.parent)
-    os.environ.setdefault("WANDB_SILENT", "true")
+    wandb.setup(wandb.Settings(silent=True))
     logger = WandbLogger(
         project=project,
         entity=entity,
@@ -82,7 +84,7 @@ def wandb_logger(
         mode=mode,
         resume="allow" if mode == "online" else None,
         config=parameters,
-        settings=wandb.Settings(silent=True, console="off"),
+        settings=wandb.Settings(console="off"),
     )
     logger.experiment.define_metric("round")
     logger.experiment.define_metric("*", step_metric="round")
@@ -93,7 +95,10 @@ def wandb_logger(
 def _tell_offline(sweep_folder: Path) -> None:
     """Tells once a sweep where its runs are kept."""
     runs = sweep_folder / "*" / "wandb" / "offline-run-*"
-    print(f"W&B: offline, no WANDB_API_KEY; to send the runs later: wandb sync {runs}", file=sys.stderr)
+    print(
+        f"W&B: offline (no key, or WANDB_MODE says so); to send the runs later: wandb sync {runs}",
+        file=sys.stderr,
+    )
 
 
 def _key_known() -> bool:

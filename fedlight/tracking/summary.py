@@ -18,27 +18,28 @@ WIDTH = 120  # in a file or a pipe, in characters
 
 
 class SweepWatch(Callback):
-    """Hydra callback: remembers the folder of the multirun that starts.
-
-    Attributes:
-        folder: of the multirun under way in this process, or None.
-    """
+    """Hydra callback: watches over the folder of the multirun under way in this process."""
 
     folder: ClassVar[Path | None] = None
+    created: ClassVar[list[Path]] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepWatch.folder = Path(config.output) / config.name
+        SweepWatch.folder = folder = Path(config.output) / config.name
+        SweepWatch.created = [path for path in (folder, folder.parent) if not path.exists()]
 
-
-def close_sweep(folder: Path) -> None:
-    """Prints the sweep's table; a folder that holds no cell is removed again."""
-    if any(path.is_dir() for path in folder.glob("*/")):
-        print_summary(folder)
-        return
-    (folder / "multirun.yaml").unlink(missing_ok=True)
-    for emptied in (folder, folder.parent):
-        with suppress(OSError):
-            emptied.rmdir()
+    @classmethod
+    def close(cls) -> None:
+        """Prints the sweep's table; folders that it created and left without a cell are removed again."""
+        folder, cls.folder = cls.folder, None
+        if folder is None:
+            return
+        if any(path.is_dir() for path in folder.glob("*/")):
+            print_summary(folder)
+            return
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+        for path in cls.created:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def print_summary(sweep: Path) -> None:
