@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, ModelMixin
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.warnings import disable_possible_user_warnings
@@ -193,8 +193,11 @@ def build(config: DictConfig, settings: CellConfig) -> Parts:
     seed_everything(derive_seed(settings.seed, "model"), verbose=False)
     schedule = instantiate(config.model.schedule)
     check_sampler(settings.evaluation.sampler, settings.evaluation.steps, schedule)
+    unet = instantiate(config.model.unet, _convert_="all")
+    if not isinstance(unet, ModelMixin):
+        raise BadInput(f"model.unet must be a diffusers model (ModelMixin), got {type(unet).__name__}")
     module = DDPM(
-        instantiate(config.model.unet, _convert_="all"),
+        unet,
         schedule,
         loss=settings.model.loss,
         optimizer=instantiate(config.optimizer, _partial_=True),

@@ -39,7 +39,11 @@ CASES = {
         ["model=unet2d", "model.unet.out_channels=3"],
         r"predicts \(3, 8, 8\) for images of \(1, 8, 8\)",
     ),
-    "accelerator that is not there": (["trainer.accelerator=tpu"], "[Tt][Pp][Uu]"),
+    "backbone that cannot be saved": (
+        ["model.unet._target_=torch.nn.Identity"],
+        "must be a diffusers model .ModelMixin., got Identity",
+    ),
+    "accelerator that is not there": (["trainer.accelerator=tpu"], "torch_xla|TPU"),
     "trainer argument of the federation": (["+trainer.devices=2"], "trainer.devices cannot be set"),
     "clipping a fused optimizer": (
         ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"],

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, ModelMixin
+from diffusers import DDPMScheduler
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -37,12 +37,12 @@ class DDPM(LightningModule):
         private: prefixes of the state_dict names that belong to no slice and never leave a client.
 
     Raises:
-        BadInput: unknown loss, a decay outside (0, 1), no diffusers model, or a schedule of another kind.
+        BadInput: unknown loss, a decay outside (0, 1), or a schedule of another kind.
     """
 
     def __init__(
         self,
-        unet: ModelMixin,
+        unet: nn.Module,
         schedule: DDPMScheduler,
         loss: str,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
@@ -60,8 +60,6 @@ class DDPM(LightningModule):
                 "model.schedule must have prediction_type epsilon and at least one time step, got "
                 f"{schedule.config.prediction_type} and {schedule.config.num_train_timesteps}"
             )
-        if not isinstance(unet, ModelMixin):
-            raise BadInput(f"model.unet must be a diffusers model (ModelMixin), got {type(unet).__name__}")
         self.unet = unet.to(memory_format=torch.channels_last)
         self.schedule = schedule
         self.loss = LOSSES[loss]
