@@ -1,12 +1,11 @@
 """One cell from configuration to result: build, federate, sample, write."""
 
-import copy
 import logging
 import os
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -32,7 +31,7 @@ from fedlight.federation.federator import Federator
 from fedlight.federation.method import Method
 from fedlight.federation.rounds import federate
 from fedlight.federation.slices import SliceMap
-from fedlight.federation.store import Store
+from fedlight.federation.store import State, Store
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed
@@ -287,12 +286,13 @@ def _sample_grid(
     if not settings.evaluation.grid:
         return None
     module, size = parts.module.to(parts.device), settings.data.image_size
+    states: Iterable[tuple[str, State]]
     if federator.method.evaluate == "clients":
         clients = range(min(settings.clients, GRID_CLIENTS))
         states = ((f"client {client}", federator.client_state(client)) for client in clients)
         models, images = len(clients), min(settings.evaluation.grid, GRID_COLUMNS)
     else:
-        states = (("", state) for state in [federator.global_state()])
+        states = [("", federator.global_state())]
         models, images = 1, settings.evaluation.grid
     on_step = bars.sampling(models * settings.evaluation.steps)
     rows: list[Tensor] = []
@@ -322,5 +322,5 @@ def _sample_grid(
 def _save_model(folder: Path, federator: Federator, module: DDPM) -> None:
     """Saves the federated model in the layout of diffusers' `from_pretrained`."""
     module.load_state_dict(federator.global_state())
-    unet = copy.deepcopy(module.denoiser).cpu().to(memory_format=torch.contiguous_format)
+    unet = module.denoiser.to(memory_format=torch.contiguous_format)
     DDPMPipeline(unet, module.schedule).save_pretrained(folder)

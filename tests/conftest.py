@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,22 @@ import pytest
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small tensors, busy machines
 
+from diffusers import DDPMPipeline
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.optim import Adam
+
 from fedlight import run
 from fedlight.data.fmnist import DEBIAN
+from fedlight.diffusion.ddpm import DDPM
+from fedlight.federation.slices import SliceMap
+
+SLICE_PREFIXES = {
+    "encoder": ("init_conv", "time_mlp", "downs"),
+    "bottleneck": ("mid",),
+    "decoder": ("ups", "head"),
+}
 
 SMALL = ["logger=none", "data.limit=120", "rounds=2", "epochs=1", "evaluation.steps=2", "evaluation.grid=4"]
 
@@ -33,6 +49,35 @@ class Cell:
     def rows(self, table: str) -> list[dict[str, str]]:
         with (self.folder / table).open(newline="") as file:
             return list(csv.DictReader(file))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Images of each client."""
+        sizes: Counter[int] = Counter()
+        for row in self.rows("partition.csv"):
+            sizes[int(row["client"])] += int(row["count"])
+        return [sizes[client] for client in range(len(sizes))]
+
+    @property
+    def model(self) -> dict[str, Tensor]:
+        """The federated UNet's tensors, as `from_pretrained` reads them."""
+        return DDPMPipeline.from_pretrained(self.folder / "model").unet.state_dict()
+
+
+def configured(path: Path, image_size: int, channels: int = 1) -> tuple[DDPM, SliceMap]:
+    """The model of a file of configs/model and its slice map."""
+    data = {"image_size": image_size, "channels": channels}
+    config = OmegaConf.create({"data": data, "model": OmegaConf.load(path)}).model
+    model = DDPM(
+        unet=instantiate(config.unet),
+        schedule=instantiate(config.schedule),
+        loss=config.loss,
+        optimizer=partial(Adam, lr=1e-4),
+        slices=OmegaConf.to_container(config.slices),
+        ema_decay=config.ema_decay,
+        exchange_ema=config.exchange_ema,
+    )
+    return model, SliceMap.build(model.slices, model.state_dict(), model.private)
 
 
 def invoke(*arguments: str) -> int:
@@ -52,28 +97,16 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
 
 
 @pytest.fixture
-def cells(command: Callable[..., int], tmp_path: Path) -> Callable[..., list[Cell]]:
-    """Runs a small command that must succeed; returns the cells of its sweep in order of their names."""
-
-    def call(*arguments: str) -> list[Cell]:
-        assert command(*SMALL, *arguments) == 0
-        names = [argument.split("=")[1] for argument in arguments if argument.startswith("name=")]
-        sweep = tmp_path / "runs" / (names[0] if names else "default")
-        return [Cell(path.parent) for path in sorted(sweep.glob("*/result.json"))]
-
-    return call
-
-
-@pytest.fixture
-def cell(cells: Callable[..., list[Cell]]) -> Callable[..., Cell]:
-    """Runs a small cell under a sweep name of its own and returns it."""
+def cell(command: Callable[..., int], tmp_path: Path) -> Callable[..., Cell]:
+    """Runs a small cell, which must succeed, under a sweep name of its own and returns it."""
     count = 0
 
     def call(*arguments: str) -> Cell:
         nonlocal count
         count += 1
-        (made,) = cells(f"name=cell{count}", *arguments)
-        return made
+        assert command(*SMALL, f"name=cell{count}", *arguments) == 0
+        (path,) = tmp_path.glob(f"runs/cell{count}/*/result.json")
+        return Cell(path.parent)
 
     return call
 

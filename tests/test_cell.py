@@ -44,7 +44,7 @@ def test_a_cell_leaves_its_files(cell: MakeCell) -> None:
 
 def test_the_state_s_hash_is_over_sorted_names_and_raw_bytes(cell: MakeCell) -> None:
     made = cell("clients=2")
-    state = DDPMPipeline.from_pretrained(made.folder / "model").unet.state_dict()
+    state = made.model
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"unet.{name}".encode() + state[name].numpy().tobytes())
@@ -112,10 +112,7 @@ def test_a_failed_cell_is_tried_again(command: Callable[..., int], tmp_path: Pat
 
 def test_a_client_smaller_than_a_batch_trains(cell: MakeCell) -> None:
     made = cell("data.batch_size=32", "clients=4", "partition=quantity_skew")
-    sizes = {int(row["client"]): 0 for row in made.rows("partition.csv")}
-    for row in made.rows("partition.csv"):
-        sizes[int(row["client"])] += int(row["count"])
-    assert min(sizes.values()) < 32 < max(sizes.values())
+    assert min(made.sizes) < 32 < max(made.sizes)
     assert {int(row["client"]) for row in made.rows("ledger.csv") if row["direction"] == "up"} == set(
         range(4)
     )

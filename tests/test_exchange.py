@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cell, invoke
-from diffusers import DDPMPipeline
+from conftest import SLICE_PREFIXES, Cell, invoke
 from PIL import Image
 
 from fedlight.federation.method import Method, Split
@@ -16,10 +15,6 @@ from fedlight.federation.tasks import deal_tasks, participants_of
 MakeCell = Callable[..., Cell]
 SLICES = ("encoder", "bottleneck", "decoder")
 N, ENCODER, BOTTLENECK, DECODER = 2_996_315, 1_280_642, 999_376, 716_297
-
-
-def model_of(cell: Cell) -> dict[str, torch.Tensor]:
-    return DDPMPipeline.from_pretrained(cell.folder / "model").unet.state_dict()
 
 
 def crossed(cell: Cell, direction: str) -> dict[tuple[int, int], dict[str, int]]:
@@ -196,13 +191,9 @@ def test_a_slice_that_nobody_reported_keeps_its_value_while_others_move(cell: Ma
         reported = {slice_ for slices in crossed(made, "up").values() for slice_ in slices}
         if 0 < len(reported) < 3:
             break
-    untrained, trained = model_of(cell("rounds=0", f"seed={seed}")), model_of(made)
-    prefixes = {
-        "encoder": ("init_conv", "time_mlp", "downs"),
-        "bottleneck": ("mid",),
-        "decoder": ("ups", "head"),
-    }
-    for slice_, owned in prefixes.items():
+    untrained, trained = cell("rounds=0", f"seed={seed}").model, made.model
+    assert 0 < len(reported) < 3
+    for slice_, owned in SLICE_PREFIXES.items():
         names = [name for name in untrained if name.split(".")[0] in owned]
         moved = [name for name in names if not torch.equal(untrained[name], trained[name])]
         assert bool(moved) == (slice_ in reported)

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import Cell
-from diffusers import DDPMPipeline
+from conftest import SLICE_PREFIXES, Cell
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -14,15 +13,9 @@ from fedlight.federation.store import Store
 
 MakeCell = Callable[..., Cell]
 
-PREFIXES = {
-    "encoder": ("init_conv", "time_mlp", "downs"),
-    "bottleneck": ("mid",),
-    "decoder": ("ups", "head"),
-}
-
 
 def slice_of(name: str) -> str:
-    (owner,) = (s for s, prefixes in PREFIXES.items() if name.split(".")[1] in prefixes)
+    (owner,) = (s for s, prefixes in SLICE_PREFIXES.items() if name.split(".")[1] in prefixes)
     return owner
 
 
@@ -56,16 +49,13 @@ def test_nothing_but_the_declared_slices_count_and_loss_reaches_the_federator(
     cell: MakeCell, wire: list[dict], method: str, declared: set[str]
 ) -> None:
     made = cell(f"method={method}", "clients=3", "rounds=2", "model.ema_decay=0.9")
-    sizes = [0, 0, 0]
-    for row in made.rows("partition.csv"):
-        sizes[int(row["client"])] += int(row["count"])
     assert len(wire) == 6
     for report in wire:
         assert {slice_of(name) for name in report["tensors"]} == declared
         assert all(name.startswith("unet.") for name in report["tensors"])
         assert set(report["metadata"]) == {"images", "loss"}
         client = int(report["file"].split("_")[1].split(".")[0])
-        assert int(report["metadata"]["images"]) == sizes[client]
+        assert int(report["metadata"]["images"]) == made.sizes[client]
         assert 0 < float(report["metadata"]["loss"]) < 10
     booked = sum(int(row["params"]) for row in made.rows("ledger.csv") if row["direction"] == "up")
     assert booked == sum(tensor.numel() for report in wire for tensor in report["tensors"].values())
@@ -88,7 +78,7 @@ def test_usplit_clients_send_what_they_were_dealt(cell: MakeCell, wire: list[dic
 def test_private_slices_of_two_clients_differ_and_never_meet(
     cell: MakeCell, wire: list[dict], method: str, private: set[str]
 ) -> None:
-    untrained = load_model(cell("rounds=0"))
+    untrained = cell("rounds=0").model
     made = cell(f"method={method}", "clients=2", "rounds=1")
     first, second = (
         load_file(made.folder / "checkpoint" / "clients" / f"client_{client:06d}.safetensors")
@@ -99,7 +89,7 @@ def test_private_slices_of_two_clients_differ_and_never_meet(
     assert weights
     assert all(not torch.equal(first[name], second[name]) for name in weights)
 
-    federated = load_model(made)
+    federated = made.model
     for name, tensor in untrained.items():
         unchanged = torch.equal(tensor, federated[name])
         assert unchanged == (slice_of("unet." + name) in private) or name.endswith("bias")
@@ -111,7 +101,7 @@ def test_the_global_model_is_the_weighted_mean_of_the_reports(cell: MakeCell, wi
     made = cell("method=FULL", "clients=3", "rounds=1", "partition=quantity_skew")
     counts = np.array([int(report["metadata"]["images"]) for report in wire])
     assert len(set(counts)) > 1
-    for name, tensor in load_model(made).items():
+    for name, tensor in made.model.items():
         stacked = np.stack([report["tensors"]["unet." + name].double().numpy() for report in wire])
         mean = np.tensordot(counts / counts.sum(), stacked, axes=1)
         np.testing.assert_allclose(tensor.numpy(), mean, rtol=1e-6, atol=1e-8)
@@ -122,7 +112,3 @@ def test_the_reported_loss_is_weighted_by_data_size(cell: MakeCell, wire: list[d
     counts = np.array([int(report["metadata"]["images"]) for report in wire])
     losses = np.array([float(report["metadata"]["loss"]) for report in wire])
     assert made.result["train_loss"] == pytest.approx((counts * losses).sum() / counts.sum(), rel=1e-12)
-
-
-def load_model(cell: Cell) -> dict[str, torch.Tensor]:
-    return DDPMPipeline.from_pretrained(cell.folder / "model").unet.state_dict()

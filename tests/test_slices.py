@@ -1,20 +1,17 @@
 """Slice maps: each tensor of a model in exactly one slice, for every model that is configured."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import configured
 from diffusers import UNet2DModel
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from torch.optim import Adam
 
-from fedlight.diffusion.ddpm import DDPM
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput
 
 MODELS = sorted((Path(__file__).parents[1] / "configs" / "model").glob("*.yaml"))
+SIZES = {path.stem: 28 if path.stem == "paper" else 8 for path in MODELS}
 STATE = [
     "stem.weight",
     "downs.0.weight",
@@ -23,23 +20,6 @@ STATE = [
     "mid.weight",
     "ema.mid.weight",
 ]
-
-
-def configured(path: Path, channels: int = 1) -> tuple[DDPM, SliceMap]:
-    size = 28 if path.stem == "paper" else 8
-    config = OmegaConf.create(
-        {"data": {"image_size": size, "channels": channels}, "model": OmegaConf.load(path)}
-    ).model
-    model = DDPM(
-        unet=instantiate(config.unet),
-        schedule=instantiate(config.schedule),
-        loss=config.loss,
-        optimizer=partial(Adam, lr=1e-4),
-        slices=OmegaConf.to_container(config.slices),
-        ema_decay=config.ema_decay,
-        exchange_ema=config.exchange_ema,
-    )
-    return model, SliceMap.build(model.slices, model.state_dict(), model.private)
 
 
 def test_names_are_sorted_by_prefix_in_the_order_of_the_model() -> None:
@@ -123,7 +103,7 @@ def test_selecting_slices_gives_their_tensors_and_no_others() -> None:
 def test_every_configured_model_is_cut_into_disjoint_slices_that_leave_nothing_out(
     path: Path, channels: int
 ) -> None:
-    model, slices = configured(path, channels)
+    model, slices = configured(path, SIZES[path.stem], channels)
     assert list(slices.names) == ["encoder", "bottleneck", "decoder"]
     sliced = [name for names in slices.names.values() for name in names]
     assert len(sliced) == len(set(sliced))
@@ -139,7 +119,7 @@ def test_every_configured_model_is_cut_into_disjoint_slices_that_leave_nothing_o
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_every_configured_slice_prefix_names_a_part_of_its_model(path: Path) -> None:
-    model, slices = configured(path)
+    model, slices = configured(path, SIZES[path.stem])
     for name, prefixes in model.slices.items():
         for prefix in prefixes:
             assert any(member.startswith(f"{prefix}.") for member in slices.names[name]), prefix
@@ -147,14 +127,14 @@ def test_every_configured_slice_prefix_names_a_part_of_its_model(path: Path) -> 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_every_configured_model_has_its_noise_predicted_in_the_shape_of_its_images(path: Path) -> None:
-    model, _ = configured(path)
+    model, _ = configured(path, SIZES[path.stem])
     size = model.unet.config.sample_size
     assert model.training_step(torch.zeros(2, 1, size, size), 0).isfinite()
 
 
 def test_the_slices_of_unet2d_are_those_of_diffusers_own_model() -> None:
     (path,) = (path for path in MODELS if path.stem == "unet2d")
-    model, slices = configured(path)
+    model, slices = configured(path, SIZES[path.stem])
     assert isinstance(model.unet, UNet2DModel)
     parts = {name: {member.split(".")[1] for member in members} for name, members in slices.names.items()}
     assert parts == {

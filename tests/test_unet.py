@@ -1,24 +1,19 @@
 """The ConvNeXt UNet against a second writing of it, its published size, and diffusers."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import configured
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
-from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.unet import ConvNextUNet
-from fedlight.federation.slices import SliceMap
 
 PAPER_YAML = Path(__file__).parents[1] / "configs" / "model" / "paper.yaml"
 
@@ -138,20 +133,6 @@ def tiny_unet(**options: int) -> ConvNextUNet:
     return scatter(ConvNextUNet(**arguments))
 
 
-def paper_unet(image_size: int, channels: int) -> tuple[DDPM, SliceMap]:
-    config = OmegaConf.create(
-        {"data": {"image_size": image_size, "channels": channels}, "model": OmegaConf.load(PAPER_YAML)}
-    ).model
-    model = DDPM(
-        unet=instantiate(config.unet),
-        schedule=instantiate(config.schedule),
-        loss=config.loss,
-        optimizer=partial(Adam, lr=1e-4),
-        slices=OmegaConf.to_container(config.slices),
-    )
-    return model, SliceMap.build(model.slices, model.state_dict(), model.private)
-
-
 @pytest.mark.parametrize(
     ("arguments", "t"),
     [
@@ -197,7 +178,7 @@ def test_the_forward_pass_is_the_one_that_the_paper_describes(arguments: dict, t
 def test_the_slices_have_the_published_number_of_parameters(
     image_size: int, channels: int, counts: dict[str, int]
 ) -> None:
-    model, slices = paper_unet(image_size, channels)
+    model, slices = configured(PAPER_YAML, image_size, channels)
     state = model.state_dict()
     assert {
         name: sum(tensor.numel() for tensor in slices.select([name], state).values()) for name in slices.names
@@ -206,7 +187,7 @@ def test_the_slices_have_the_published_number_of_parameters(
 
 @pytest.mark.parametrize(("image_size", "channels", "count"), [(28, 1, 2_996_315), (64, 3, 14_892_477)])
 def test_the_unet_has_the_published_number_of_parameters(image_size: int, channels: int, count: int) -> None:
-    model, _ = paper_unet(image_size, channels)
+    model, _ = configured(PAPER_YAML, image_size, channels)
     assert sum(parameter.numel() for parameter in model.unet.parameters()) == count
 
 

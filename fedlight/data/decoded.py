@@ -95,11 +95,7 @@ def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
 def _write(path: Path, files: Sequence[Path], shape: tuple[int, ...]) -> None:
     console = Console(stderr=True)
     read = partial(_read, channels=shape[1], image_size=shape[2])
-    with (
-        atomic(path) as temporary,
-        temporary.open("wb") as file,
-        ThreadPool() as pool,
-    ):
+    with atomic(path) as temporary, temporary.open("wb") as file, ThreadPool() as pool:
         npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for image in track(
             pool.imap(read, files, chunksize=16),

@@ -78,7 +78,7 @@ class Federator(Callback):
     def lose(self, task: Task) -> None:
         """Serves a client that drops out: it receives its downlink, and its work is lost."""
         state = self._send(task)
-        if self.store.kept(task.client) is None:
+        if not self.store.has_met(task.client):
             self.store.keep(task.client, {name: state[name] for name in self._private_names})
 
     def merge(self) -> dict[int, tuple[int, float]]:
@@ -139,8 +139,8 @@ class Federator(Callback):
 
     def _send(self, task: Task) -> State:
         """Books the task's downlink and returns the state that the client starts from."""
-        first_contact = self.store.kept(task.client) is None
-        for slice_ in self.slices.names if first_contact else self.method.downlink:
+        met = self.store.has_met(task.client)
+        for slice_ in self.method.downlink if met else self.slices.names:
             self._book(task, "down", slice_, self.state)
         return self.client_state(task.client)
 

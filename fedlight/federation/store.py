@@ -63,10 +63,13 @@ class Store:
         """Stores what a client carries over to its next round."""
         _save(state, self._clients / _name(client))
 
+    def has_met(self, client: int) -> bool:
+        """Whether the client has had its first contact."""
+        return (self._clients / _name(client)).exists()
+
     def kept(self, client: int) -> State | None:
         """What a client carried over, or None before its first contact."""
-        path = self._clients / _name(client)
-        return load_file(path) if path.exists() else None
+        return load_file(self._clients / _name(client)) if self.has_met(client) else None
 
 
 def _name(client: int) -> str:
