@@ -82,11 +82,20 @@ class FederationConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How images are sampled from the trained models."""
+    """How images are sampled from the trained models, and scored."""
 
+    every: Whole | None
+    samples: Annotated[int, Field(ge=0)]
     sampler: str
     steps: Whole
     grid: Annotated[int, Field(ge=0)]
+    clients: Literal["all"] | Whole
+    extractor: Literal["classifier", "inception"]
+    reference: Literal["test", "train"]
+    memorisation: bool
+    weights: str | None
+    weights_name: str | None
+    cache: str
 
 
 class CellConfig(Section):

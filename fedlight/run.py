@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.data.identity import folder_name
+from fedlight.evaluation.weights import weights_name
 from fedlight.runtime.errors import BadInput, CellFailed, Diverged
 from fedlight.tracking.summary import SweepWatch
 
@@ -28,6 +29,7 @@ def main() -> None:
     load_dotenv(find_dotenv(usecwd=True))
     OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("fedlight.folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("fedlight.weights_name", weights_name, replace=True)
     debug = DEBUG in os.environ
     os.environ[DEBUG] = "1"  # Hydra raises, and the errors are told here
     try:

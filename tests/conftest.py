@@ -34,6 +34,7 @@ SLICE_PREFIXES = {
 }
 
 SMALL = ["logger=none", "data.limit=120", "rounds=2", "epochs=1", "evaluation.steps=2", "evaluation.grid=4"]
+SMALL += ["evaluation.samples=0"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ ALLOWED = {
     "runtime": {"runtime"},
     "diffusion": {"diffusion", "runtime"},
     "data": {"data", "runtime"},
+    "evaluation": {"evaluation", "runtime"},
     "federation": {"federation", "runtime"},
     "tracking": {"tracking", "runtime"},
 }

@@ -15,6 +15,14 @@ SAMPLERS = {
 }
 
 
+BATCH = 256
+
+
+def sampling_steps(images: int, steps: int) -> int:
+    """How often `sample` calls `on_step` for a model's images."""
+    return -(-images // BATCH) * steps
+
+
 def check_sampler(sampler: str, steps: int, schedule: DDPMScheduler) -> None:
     """Raises BadInput for an unknown sampler, or steps that do not divide the schedule."""
     if sampler not in SAMPLERS:
@@ -40,7 +48,7 @@ def sample(
     sampler: str,
     steps: int,
     seed: int,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Draws images.

@@ -1,7 +1,8 @@
-"""A state's fingerprint: equal exactly where every tensor is equal bit for bit."""
+"""Fingerprints: equal exactly where two things are equal bit for bit."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,5 +13,23 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(_raw(state[name]))
     return digest.hexdigest()
+
+
+def tensors_sha256(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 over shapes, types and raw bytes, in order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(_raw(tensor))
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -11,7 +11,7 @@ import yaml
 from fedlight.runtime.files import atomic
 
 SCHEMA = 1
-ELSEWHERE = {"root", "cache"}
+ELSEWHERE = {"root", "cache", "weights"}
 """Keys that say where things are, and change no result."""
 
 

@@ -28,11 +28,18 @@ def make_logger(
     return logger
 
 
-def log_round(logger: Logger | None, row: dict[str, Any], client_losses: dict[int, float]) -> None:
-    """Logs a row of `rounds.csv` and the given clients' losses."""
+def log_round(
+    logger: Logger | None, row: dict[str, Any], client_losses: dict[int, float], fid: dict[str, Any]
+) -> None:
+    """Logs a row of `rounds.csv`, the given clients' losses and the metrics of a `fid` entry."""
     if logger is None:
         return
     metrics = {key: value for key, value in row.items() if value is not None}
+    metrics |= {f"scores/{name}": value for name, value in fid.items() if isinstance(value, float)}
+    metrics |= {
+        f"client_fid/{client}": value
+        for client, value in zip(fid.get("clients") or (), fid.get("per_client") or (), strict=True)
+    }
     metrics |= {f"client_loss/{client}": loss for client, loss in client_losses.items()}
     logger.log_metrics(metrics, step=row["round"])
 

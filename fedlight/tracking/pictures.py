@@ -13,29 +13,54 @@ from torch import Tensor
 
 from fedlight.runtime.files import atomic
 
+COLUMNS = 16  # of a sample grid
 
-def sample_grid(path: Path, rows: Sequence[Tensor], labels: Sequence[str], title: str) -> None:
-    """Draws generated images row by row.
+
+def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> None:
+    """Draws images, a row a model, or several where a model's do not fit into one.
 
     Args:
         path: the PNG to write.
-        rows: each uint8, shape (images, channels, height, width), 1 or 3 channels.
-        labels: what each row shows, one a row; empty for no label.
+        rows: what a row shows, empty for no label, and its images, uint8, shape (n, channels, height,
+            width), 1 or 3 channels.
         title: of the whole grid.
     """
-    columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(0.55 * columns + 1.2, 0.55 * len(rows) + 0.6), dpi=144, layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for row_axes, images, label in zip(axes, rows, labels, strict=True):
-        for axis in row_axes:
+    lines = [
+        (label if first == 0 else "", images[first : first + COLUMNS])
+        for label, images in rows
+        for first in range(0, len(images), COLUMNS)
+    ]
+    columns = max(len(images) for _, images in lines)
+    figure = Figure(figsize=(0.55 * columns + 1.4, 0.55 * len(lines) + 0.6), dpi=144, layout="constrained")
+    axes = figure.subplots(len(lines), columns, squeeze=False)
+    for line_axes, (label, images) in zip(axes, lines, strict=True):
+        for axis in line_axes:
             axis.set_axis_off()
-        for axis, image in zip(row_axes, images, strict=False):
+        for axis, image in zip(line_axes, images, strict=False):
             pixels = image.permute(1, 2, 0).numpy()
             axis.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-        row_axes[0].text(
-            -0.15, 0.5, label, transform=row_axes[0].transAxes, ha="right", va="center", fontsize=8
+        line_axes[0].text(
+            -0.15, 0.5, label, transform=line_axes[0].transAxes, ha="right", va="center", fontsize=8
         )
     figure.suptitle(title, fontsize=9)
+    _save(figure, path)
+
+
+def memorisation_histogram(path: Path, generated: NDArray[Any], unseen: NDArray[Any], title: str) -> None:
+    """Draws how near images lie to the training set, by their ratio of distances, train over test."""
+    figure = Figure(figsize=(5.5, 3.4), dpi=144, layout="constrained")
+    axis = figure.subplots()
+    edges = np.linspace(0, max(2.0, float(np.quantile(unseen, 0.99))), 41).tolist()
+    for ratios, label, colour in (
+        (unseen, "unseen test images", "#E69F00"),
+        (generated, "generated images", "#0072B2"),
+    ):
+        share = np.full(len(ratios), 1 / len(ratios))
+        axis.hist(np.minimum(ratios, edges[-1]), edges, weights=share, alpha=0.6, label=label, color=colour)
+    axis.set_xlabel("distance to the nearest training image / to the nearest test image")
+    axis.set_ylabel("share of images")
+    axis.set_title(title, fontsize=9)
+    axis.legend(fontsize=8)
     _save(figure, path)
 
 

@@ -55,7 +55,7 @@ class ProgressBars(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = trainer.num_training_batches * (trainer.max_epochs or 1)
-        self._progress.reset(self._batches, total=int(total), visible=True, note="")
+        self._progress.reset(self._batches, total=int(total), description="batches", visible=True, note="")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int

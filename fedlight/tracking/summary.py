@@ -52,11 +52,20 @@ def print_summary(sweep: Path) -> None:
     table = Table(title=f"{sweep}: {len(results)} cells, {shared}", title_justify="left")
     for column in (*varying, "method"):
         table.add_column(column)
-    for column in ("clients", "params exchanged", "against FULL", "training loss", "seconds"):
+    for column in (
+        "clients",
+        "params exchanged",
+        "against FULL",
+        "training loss",
+        "extractor",
+        "FID",
+        "± clients",
+        "seconds",
+    ):
         table.add_column(column, justify="right")
     table.add_column("status")
     for result in sorted(results, key=_position):
-        exchange, loss = result["exchange"], result["train_loss"]
+        exchange, loss, fid = result["exchange"], result["train_loss"], result["fid"]
         table.add_row(
             *(str(result[key]) for key in varying),
             result["method"],
@@ -64,6 +73,9 @@ def print_summary(sweep: Path) -> None:
             f"{exchange['params_total']:,}",
             f"{-exchange['reduction']:+.1%}" if exchange["reduction"] else "",
             f"{loss:.4f}" if loss is not None else "",
+            fid["extractor"] if fid else "",
+            f"{fid['value']:.2f}" if fid else "",
+            f"{fid['std']:.2f}" if fid and fid["std"] is not None else "",
             f"{result['seconds']['total']:.0f}",
             result["status"],
         )

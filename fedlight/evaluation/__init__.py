@@ -1,0 +1,1 @@
+"""Image quality: the feature extractors, what generated images are compared with, and the metrics."""

@@ -1,0 +1,149 @@
+"""The classifier extractor: a small CNN, trained once a data set on its labels, known to torch-fidelity."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import register_feature_extractor
+
+NAME = "fedlight-classifier"
+FEATURES, LOGITS = "features", "logits"
+DIMENSION = 64  # of the features
+SMALLEST = 8  # images on a side, in pixels
+EPOCHS, MOST_STEPS, BATCH, LR = 50, 2400, 128, 0.01
+VERSION = 1  # of network and training, part of the cached file's name
+
+
+class Classifier(FeatureExtractorBase):
+    """The trained network as torch-fidelity's extractor, which makes it by name.
+
+    Args:
+        name: as registered.
+        features_list: of "features" (float32, shape (n, 64)) and "logits" (float32, shape (n, classes)).
+        feature_extractor_weights_path: the file that `train` wrote.
+        kwargs: what torch-fidelity hands to other extractors.
+    """
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: Path, **kwargs: object
+    ) -> None:
+        super().__init__(name, features_list)
+        with safe_open(feature_extractor_weights_path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+        self.accuracy: float = facts["accuracy"]
+        self.body, self.head = _network(**facts["network"])
+        self.load_state_dict(load_file(feature_extractor_weights_path))
+        self.eval().requires_grad_(False)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return FEATURES, LOGITS
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return LOGITS if metric == "isc" else FEATURES
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Features of uint8 images, shape (n, channels, height, width), in the order asked for."""
+        features = self.body(_scaled(pixels))
+        found = {FEATURES: features, LOGITS: self.head(features)}
+        return tuple(found[layer] for layer in self.features_list)
+
+
+register_feature_extractor(NAME, Classifier)
+
+
+def train(
+    path: Path, train_set: tuple[Tensor, Tensor], test_set: tuple[Tensor, Tensor], classes: int
+) -> None:
+    """Trains the network and writes it with its test accuracy, as safetensors.
+
+    On one CPU thread with random draws of its own, so that the same data give the same file.
+
+    Args:
+        path: of the file.
+        train_set: pixels, uint8, shape (n, channels, size, size), and labels, int64 in 0..classes-1.
+        test_set: likewise, never trained on.
+        classes: the number of labels.
+    """
+    pixels, labels = train_set
+    shape = {"channels": pixels.shape[1], "image_size": pixels.shape[2], "classes": classes}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            body, head = _network(**shape)
+            network = nn.Sequential(body, head).to(memory_format=torch.channels_last)
+            _fit(network, pixels, labels)
+            accuracy = _accuracy(network, *test_set)
+    finally:
+        torch.set_num_threads(threads)
+    state = {f"body.{name}": tensor.contiguous() for name, tensor in body.state_dict().items()}
+    state |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    save_file(state, path, {"facts": json.dumps({"network": shape, "accuracy": accuracy})})
+
+
+def _network(channels: int, image_size: int, classes: int) -> tuple[nn.Sequential, nn.Linear]:
+    """Stages that halve the image until it is smaller than 8x8, a mean over what is left, and a head."""
+    layers: list[nn.Module] = []
+    width, side = 32, image_size
+    while side >= SMALLEST:
+        layers += [*_convolution(channels, width, kernel=5, stride=2), *_convolution(width, width)]
+        channels, width, side = width, DIMENSION, side // 2
+    layers += [*_convolution(channels, DIMENSION), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers), nn.Linear(DIMENSION, classes)
+
+
+def _convolution(before: int, after: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+
+
+def _fit(network: nn.Module, pixels: Tensor, labels: Tensor) -> None:
+    steps = min(MOST_STEPS, EPOCHS * -(-len(pixels) // BATCH))
+    optimizer = torch.optim.AdamW(network.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
+    console = Console(stderr=True)
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in track(
+        range(steps),
+        description="training the classifier of the scores",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
+        while len(order) < BATCH:
+            order = torch.cat([order, torch.randperm(len(pixels))])
+        batch, order = order[:BATCH], order[BATCH:]
+        loss = F.cross_entropy(network(_scaled(pixels[batch])), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def _accuracy(network: nn.Module, pixels: Tensor, labels: Tensor) -> float:
+    network.eval()
+    right = sum(
+        int((network(_scaled(batch)).argmax(dim=1) == truth).sum())
+        for batch, truth in zip(pixels.split(500), labels.split(500), strict=True)
+    )
+    return right / len(labels)
+
+
+def _scaled(pixels: Tensor) -> Tensor:
+    """Bytes to floats in [-1, 1]."""
+    return pixels.to(memory_format=torch.channels_last).float().div(127.5).sub(1)

@@ -1,0 +1,154 @@
+"""A feature extractor: what turns images into the features that every metric compares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import safe_open
+from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.utils import create_feature_extractor
+
+from fedlight.evaluation import classifier
+from fedlight.runtime.errors import BadInput
+from fedlight.runtime.hashing import file_sha256, tensors_sha256
+from fedlight.runtime.shared import made_once
+
+INCEPTION = "inception-v3-compat"
+INCEPTION_LAYERS = ["2048", "logits_unbiased"]
+BATCH = 128
+
+
+class Features(NamedTuple):
+    """What an extractor sees in n images.
+
+    Attributes:
+        values: float32, shape (n, dimension), on the CPU.
+        logits: float32, shape (n, classes), on the CPU.
+    """
+
+    values: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """One of torch-fidelity's feature extractors, ready to use.
+
+    Attributes:
+        name: classifier or inception.
+        network: uint8 images -> (features, logits).
+        dimension: the number of features.
+        channels: that the network takes.
+        accuracy: share of test images that the classifier labels rightly; None for inception.
+        sha256: of the file of its weights.
+    """
+
+    name: str
+    network: FeatureExtractorBase
+    dimension: int
+    channels: int
+    accuracy: float | None
+    sha256: str
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Features:
+        """The features of uint8 images, shape (n, channels, height, width); grey ones may be seen as RGB."""
+        device = next(self.network.buffers()).device
+        console = Console(stderr=True)
+        found: list[tuple[Tensor, ...]] = []
+        for batch in track(
+            pixels.split(BATCH),
+            description=f"features of {len(pixels):,} images",
+            console=console,
+            transient=True,
+            disable=self.name == "classifier" or not console.is_terminal,
+        ):
+            seen = batch.expand(-1, self.channels, -1, -1).to(device)
+            found.append(tuple(layer.cpu() for layer in self.network(seen)))
+        values, logits = (torch.cat(layer) for layer in zip(*found, strict=True))
+        return Features(values, logits)
+
+
+def make_classifier(
+    name: str,
+    train_set: tuple[Tensor, Tensor],
+    test_set: tuple[Tensor, Tensor],
+    classes: int,
+    cache: str,
+    device: torch.device,
+) -> Extractor:
+    """The classifier of a data set, from the cache, or trained now and kept there.
+
+    Args:
+        name: of the data set, the first part of the cached file's name.
+        train_set: all its training images, uint8, and their labels, int64.
+        test_set: likewise.
+        classes: the number of its labels.
+        cache: fedlight's cache folder.
+        device: to extract on; it is always trained on the CPU.
+
+    Raises:
+        BadInput: the data set has no labels, or its images are too small.
+    """
+    side = train_set[0].shape[-1]
+    if classes < 2:
+        raise BadInput(
+            "evaluation.extractor=classifier needs labels, and all images of the data set are of one class: "
+            "put each class into a sub-folder of its own, or set evaluation.extractor=inception, or "
+            "evaluation.samples=0 for no scores"
+        )
+    if side < classifier.SMALLEST:
+        raise BadInput(
+            f"evaluation.extractor=classifier needs images of at least {classifier.SMALLEST}x"
+            f"{classifier.SMALLEST}, got {side}x{side}: set evaluation.extractor=inception, which enlarges "
+            "them, or evaluation.samples=0 for no scores"
+        )
+    content = tensors_sha256([*train_set, *test_set])[:16]
+    path = Path(cache) / "classifier" / f"{name}-v{classifier.VERSION}-{content}.safetensors"
+
+    def readable(file: Path) -> Path:
+        with safe_open(file, framework="pt") as opened:
+            opened.metadata()["facts"]
+        return file
+
+    made_once(path, readable, lambda temporary: classifier.train(temporary, train_set, test_set, classes))
+    network = create_feature_extractor(
+        classifier.NAME,
+        [classifier.FEATURES, classifier.LOGITS],
+        cuda=False,
+        feature_extractor_weights_path=path,
+        verbose=False,
+    ).to(device)
+    channels = train_set[0].shape[1]
+    return Extractor(
+        "classifier", network, classifier.DIMENSION, channels, network.accuracy, file_sha256(path)
+    )
+
+
+def make_inception(weights: Path, device: torch.device) -> Extractor:
+    """torch-fidelity's `inception-v3-compat` with the given weights.
+
+    Raises:
+        BadInput: the file holds something else.
+    """
+    try:
+        torch.load(
+            weights, map_location="cpu", weights_only=True
+        )  # torch-fidelity's own would run code in it
+        network = create_feature_extractor(
+            INCEPTION,
+            INCEPTION_LAYERS,
+            cuda=False,
+            feature_extractor_weights_path=str(weights),
+            verbose=False,
+        ).to(device)
+    except Exception as error:  # torch's readers have errors of many kinds
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"evaluation.weights: {weights} does not hold the weights of {INCEPTION} ({reason})"
+        ) from error
+    return Extractor("inception", network, int(INCEPTION_LAYERS[0]), 3, None, file_sha256(weights))

@@ -1,0 +1,35 @@
+"""The judge of a cell's images: one extractor and the real images that it compares with."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedlight.evaluation.extractor import Extractor
+from fedlight.evaluation.memorisation import Memorisation, memorisation
+from fedlight.evaluation.reference import Reference
+from fedlight.evaluation.scores import score
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Made once a cell, and used for every model of it.
+
+    Attributes:
+        extractor: what sees the images.
+        reference: what the scores compare with.
+        train, test: features of all training and test images, float32, shape (n, dimension), where
+            memorisation is to be checked.
+    """
+
+    extractor: Extractor
+    reference: Reference
+    train: Tensor | None = None
+    test: Tensor | None = None
+
+    def __call__(self, images: Tensor) -> tuple[dict[str, float], Memorisation | None]:
+        """Scores generated images, uint8, shape (n, channels, height, width), and checks them for copies."""
+        seen = self.extractor(images)
+        checked = None
+        if self.train is not None and self.test is not None:
+            checked = memorisation(seen.values, self.train, self.test)
+        return score(seen, self.reference), checked

@@ -1,0 +1,66 @@
+"""What generated images are compared with: the features of real images, extracted once and kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedlight.evaluation.extractor import Extractor, Features
+from fedlight.runtime.hashing import tensors_sha256
+from fedlight.runtime.shared import made_once
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of features, as FID compares them.
+
+    Attributes:
+        mean: float64, shape (dimension,).
+        covariance: float64, shape (dimension, dimension), divided by n - 1.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Moments":
+        """The moments of features of shape (n, dimension), n at least 2."""
+        exact = values.double()
+        return cls(exact.mean(dim=0), torch.cov(exact.T))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images as an extractor sees them."""
+
+    features: Features
+    moments: Moments
+
+
+def make_reference(pixels: Tensor, extractor: Extractor, cache: str) -> Reference:
+    """The reference of uint8 images, shape (n, channels, height, width), from the cache or made now.
+
+    Kept by the content of images and weights, and by the kind of device, whose rounding differs.
+    """
+    device = next(extractor.network.buffers()).device.type
+    place = device if device != "cpu" else f"cpu{torch.get_num_threads()}"
+    key = f"{tensors_sha256([pixels])[:16]}-{extractor.sha256[:16]}-{place}"
+    path = Path(cache) / "reference" / f"{extractor.name}-{key}.safetensors"
+
+    def make(temporary: Path) -> None:
+        features = extractor(pixels)
+        moments = Moments.of(features.values)
+        save_file(
+            {
+                "values": features.values,
+                "logits": features.logits,
+                "mean": moments.mean,
+                "covariance": moments.covariance,
+            },
+            temporary,
+        )
+
+    kept = made_once(path, load_file, make)
+    return Reference(Features(kept["values"], kept["logits"]), Moments(kept["mean"], kept["covariance"]))

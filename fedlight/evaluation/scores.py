@@ -1,0 +1,74 @@
+"""The scores of generated images, computed by torch-fidelity from features in memory."""
+
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from fedlight.evaluation.extractor import Extractor, Features
+from fedlight.evaluation.reference import Moments, Reference
+from fedlight.runtime.errors import BadInput
+
+KID_SUBSETS, KID_LARGEST_SUBSET = 100, 1000  # torch-fidelity's own
+NEIGHBOURS = 3  # of precision and recall, arXiv 1904.06991
+
+
+def check_budget(samples: int, reference: int, source: str, extractor: Extractor) -> None:
+    """Raises BadInput where samples or reference images are too few for a covariance of full rank.
+
+    Args:
+        samples: the number of images to generate.
+        reference: the number of real images.
+        source: where these come from, test or train.
+        extractor: gives the number of features.
+    """
+    features = f"the number of features of the {extractor.name} extractor"
+    if samples <= extractor.dimension:
+        raise BadInput(
+            f"evaluation.samples must be more than {extractor.dimension}, {features}, or 0 for no "
+            f"scores; got {samples}"
+        )
+    if reference <= extractor.dimension:
+        raise BadInput(
+            f"evaluation.reference={source}: {reference} images are too few, it takes more than "
+            f"{extractor.dimension}, {features}; choose another reference or extractor, or "
+            "evaluation.samples=0 for no scores"
+        )
+
+
+def score(generated: Features, reference: Reference) -> dict[str, float]:
+    """FID and kin of generated images against real ones; the draws inside are seeded and the same each time.
+
+    Returns:
+        `fid`: Fréchet distance of the features' Gaussians (arXiv 1706.08500), 0 or more, lower is better.
+        `kid`: kernel distance (arXiv 1801.01401), unbiased, so about 0 for equal distributions.
+        `precision`, `recall`: share of generated images inside the manifold of the real ones, and of real
+        images inside that of the generated ones (arXiv 1904.06991), in 0..1.
+        `inception_score`: from the extractor's logits (arXiv 1606.03498), 1..classes, higher is better.
+    """
+    real = reference.features
+    fid = fid_statistics_to_metric(
+        _statistics(Moments.of(generated.values)), _statistics(reference.moments), verbose=False
+    )
+    subset = min(KID_LARGEST_SUBSET, len(generated.values) // 2, len(real.values) // 2)
+    kid = kid_features_to_metric(
+        generated.values.double(),
+        real.values.double(),
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=subset,
+        verbose=False,
+    )
+    manifolds = prc_features_to_metric(
+        generated.values, real.values, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
+    )
+    return {
+        "fid": fid[KEY_METRIC_FID],
+        "kid": kid[KEY_METRIC_KID_MEAN],
+        "precision": manifolds[KEY_METRIC_PRECISION],
+        "recall": manifolds[KEY_METRIC_RECALL],
+        "inception_score": isc_features_to_metric(generated.logits)[KEY_METRIC_ISC_MEAN],
+    }
+
+
+def _statistics(moments: Moments) -> dict[str, object]:
+    return {"mu": moments.mean.numpy(), "sigma": moments.covariance.numpy()}

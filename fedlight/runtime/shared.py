@@ -1,0 +1,50 @@
+"""What many processes need and one makes: files of the cache, whole, made once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+from safetensors import SafetensorError
+
+from fedlight.runtime.errors import BadInput
+from fedlight.runtime.files import atomic
+
+T = TypeVar("T")
+
+
+def made_once(path: Path, read: Callable[[Path], T], make: Callable[[Path], object]) -> T:
+    """Reads a file of the cache, which is made first where it is absent or cannot be read.
+
+    Of processes started at once, one makes it and the others wait for it.
+
+    Args:
+        path: the file; its folder is made where it is absent.
+        read: returns what the file holds.
+        make: writes the file to the path that it is handed.
+
+    Raises:
+        BadInput: the cache cannot be written.
+    """
+    found = _try(read, path)
+    if found is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(f"{path.name}.lock")):
+                found = _try(read, path)
+                if found is None:
+                    with atomic(path) as temporary:
+                        make(temporary)
+                    found = read(path)
+        except OSError as error:
+            raise BadInput(
+                f"the cache {path.parent} cannot be used ({error}): set FEDLIGHT_CACHE to a folder with room"
+            ) from error
+    return found
+
+
+def _try(read: Callable[[Path], T], path: Path) -> T | None:
+    try:
+        return read(path)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
