@@ -1,9 +1,7 @@
 """One cell from configuration to result: build, federate, score, write."""
 
-import logging
 import platform
 import time
-import warnings
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -12,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers import DDPMPipeline
-from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from omegaconf import DictConfig, OmegaConf
 
 from fedlight.config import CellConfig
@@ -30,10 +27,6 @@ from fedlight.tracking import loggers, pictures
 from fedlight.tracking.cell import SCHEMA, cell_id, masked, read_result, write_config, write_result
 from fedlight.tracking.progress import ProgressBars
 from fedlight.tracking.tables import LEDGER_COLUMNS, ROUND_COLUMNS, Table, write_partition
-
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-disable_possible_user_warnings()
-warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")
 FEW_CLIENTS = 20  # whose losses are logged one by one
@@ -76,7 +69,9 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
     rounds_csv = Table(folder / "rounds.csv", ROUND_COLUMNS)
     ledger_csv = Table(folder / "ledger.csv", LEDGER_COLUMNS)
 
-    federator = Federator(method, parts.slices, parts.module, Store(folder / "checkpoint"))
+    store = Store(folder / "checkpoint")
+    store.clear()
+    federator = Federator(method, parts.slices, parts.module, store)
     result = _blank_result(cell, settings, federator)
     seconds = result["seconds"]
     bars = ProgressBars(cell, settings.rounds)
@@ -135,6 +130,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
                 losses = done.client_losses if settings.clients <= FEW_CLIENTS else {}
                 loggers.log_round(logger, row, losses, fid or {})
                 bars.end_round(done.train_loss)
+        store.put_global(federator.state)
         _save_model(folder / "model", federator, parts.module)
         result["state_sha256"] = state_sha256(federator.state)
         if method.evaluate == "clients":

@@ -1,6 +1,8 @@
 """What a cell is built of: data, clients' shares, model, method, Trainer and judge, all checked."""
 
+import logging
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +12,7 @@ import torch
 from diffusers import ModelMixin
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 from torch import Tensor
@@ -28,6 +31,10 @@ from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.seeds import derive_seed
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+disable_possible_user_warnings()
+warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

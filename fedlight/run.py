@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -26,6 +27,11 @@ DEBUG = "HYDRA_FULL_ERROR"
 
 def main() -> None:
     """Exits with 0 for completed, 1 for failed in training, 2 for bad input."""
+    sys.exit(command_line(check_and_run))
+
+
+def command_line(work: Callable[[DictConfig], None]) -> int:
+    """Composes the configuration that the command line asks for and works on it; returns the exit status."""
     load_dotenv(find_dotenv(usecwd=True))
     OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("fedlight.folder_name", folder_name, replace=True)
@@ -33,21 +39,20 @@ def main() -> None:
     debug = DEBUG in os.environ
     os.environ[DEBUG] = "1"  # Hydra raises, and the errors are told here
     try:
-        status = compose_and_run(debug)
+        return compose_and_run(work, debug)
     finally:
         if not debug:
             del os.environ[DEBUG]
-    sys.exit(status)
 
 
-def compose_and_run(debug: bool) -> int:
+def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
     """Hands the command line to Hydra; returns the exit status, or raises what it means in debugging."""
     status = 0
 
     def task(config: DictConfig) -> None:
         nonlocal status
         try:
-            check_and_run(config)
+            work(config)
         except (BadInput, Diverged, HydraException, OmegaConfBaseException, OSError) as error:
             if debug:
                 raise

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedlight.config import CellConfig
+from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import sample, sampling_steps
 from fedlight.evaluation.memorisation import Memorisation
 from fedlight.federation.federator import Federator
 from fedlight.federation.store import State
-from fedlight.parts import Parts
+from fedlight.parts import Parts, image_shape
 from fedlight.runtime.seeds import derive_seed, stream
 from fedlight.tracking import pictures
 from fedlight.tracking.progress import ProgressBars
@@ -66,7 +68,7 @@ def score_models(
     for client in models:
         state = federator.global_state() if client is None else federator.client_state(client)
         seed = derive_seed(settings.seed, "sample", round_, client or 0)
-        drawn = draw(parts, state, settings, images, seed, on_step)
+        drawn = draw(parts.module, parts.device, state, settings, images, seed, on_step)
         label = [] if client is None else [f"client {client}"]
         if parts.judge is not None:
             found, checked = parts.judge(drawn[: asked.samples])
@@ -86,7 +88,8 @@ def score_models(
 
 
 def draw(
-    parts: Parts,
+    module: DDPM,
+    device: torch.device,
     state: State,
     settings: CellConfig,
     images: int,
@@ -94,12 +97,11 @@ def draw(
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Images of the model with the given state_dict, uint8, shape (images, channels, height, width)."""
-    module, size = parts.module.to(parts.device), settings.data.image_size
-    module.load_state_dict(state)
+    module.to(device).load_state_dict(state)
     drawn = sample(
         module.denoiser,
         module.schedule,
-        (images, settings.data.channels, size, size),
+        (images, *image_shape(settings)),
         sampler=settings.evaluation.sampler,
         steps=settings.evaluation.steps,
         seed=seed,

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedlight.runtime.files import atomic
 
 State = dict[str, Tensor]
+GLOBAL = "global.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,31 @@ class Report:
 
 
 class Store:
-    """Two folders: `reports/`, what reached the federator this round, and `clients/`, what each keeps.
+    """Two folders, `reports/`, what reached the federator this round, and `clients/`, what each keeps, and a
+    file for the global slices.
 
     A client has a file in `clients/` from its first contact on, empty where it keeps nothing.
     """
 
     def __init__(self, folder: Path) -> None:
-        if folder.exists():
-            shutil.rmtree(folder)
+        self._folder = folder
         self._reports = folder / "reports"
         self._clients = folder / "clients"
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
         self._reports.mkdir(parents=True)
         self._clients.mkdir()
+
+    def put_global(self, state: State) -> None:
+        """Stores the global slices."""
+        _save(state, self._folder / GLOBAL)
+
+    def get_global(self) -> State:
+        """The global slices that were stored last."""
+        return load_file(self._folder / GLOBAL)
 
     def put_report(self, report: Report) -> None:
         """Hands a report to the federator."""

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from fedlight.runtime.files import atomic
@@ -44,6 +45,13 @@ def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> N
         )
     figure.suptitle(title, fontsize=9)
     _save(figure, path)
+
+
+def single_image(path: Path, image: Tensor) -> None:
+    """Writes one image, uint8, shape (channels, height, width), pixel by pixel."""
+    pixels = image.permute(1, 2, 0).numpy()
+    with atomic(path) as temporary:
+        Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(temporary, "PNG")
 
 
 def memorisation_histogram(path: Path, generated: NDArray[Any], unseen: NDArray[Any], title: str) -> None:

@@ -1,0 +1,36 @@
+"""Fetches what cells need, for nodes without internet: python -m fedlight.prepare [-m] [KEY=VALUE ...]"""
+
+import sys
+
+from omegaconf import DictConfig
+
+from fedlight.run import command_line
+
+
+def main() -> None:
+    """Takes the configuration of `fedlight.run`; exits with 0, or with 2 for bad input."""
+    sys.exit(command_line(prepare))
+
+
+def prepare(config: DictConfig) -> None:
+    """Loads the data set, and makes the extractor and the reference statistics of the scores.
+
+    Raises:
+        BadInput: something cannot be fetched or made.
+    """
+    from fedlight.config import validate
+
+    settings = validate(config)
+    from fedlight.parts import build
+
+    parts = build(config, settings)
+    train, test = parts.dataset.train, parts.dataset.test
+    print(f"data {settings.data.name}: {len(train):,} training and {len(test):,} test images")
+    if parts.judge is not None:
+        extractor, cache = parts.judge.extractor, settings.evaluation.cache
+        accuracy = "" if extractor.accuracy is None else f", test accuracy {extractor.accuracy:.1%}"
+        print(f"extractor {extractor.name}: ready{accuracy}; it and its reference statistics are in {cache}")
+
+
+if __name__ == "__main__":
+    main()

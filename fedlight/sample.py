@@ -1,0 +1,63 @@
+"""Images from a finished cell: python -m fedlight.sample runs/NAME/CELL [--client K] [--images N] ..."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fedlight.runtime.errors import BadInput
+
+
+def main() -> None:
+    """Exits with 0, or with 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fedlight.sample", description="Images from a finished cell."
+    )
+    parser.add_argument("cell", type=Path, help="the cell's folder, runs/NAME/CELL")
+    parser.add_argument("--client", type=int, help="the client's own model; without it, the federated one")
+    parser.add_argument("--images", type=int, default=64, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="decides the images (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("grid.png"), help="a PNG for a grid, or a folder for a PNG an image"
+    )
+    arguments = parser.parse_args()
+    try:
+        draw_images(arguments.cell, arguments.client, arguments.images, arguments.seed, arguments.out)
+    except (BadInput, OSError) as error:
+        print(f"fedlight: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def draw_images(folder: Path, client: int | None, images: int, seed: int, out: Path) -> None:
+    """Draws images from a finished cell's model, with the sampler of its configuration.
+
+    Args:
+        folder: of the cell.
+        client: whose own model to draw from, or None for the federated one.
+        images: how many, 1 or more.
+        seed: decides the images.
+        out: a path that ends in .png for one picture of all, else a folder for a PNG each.
+
+    Raises:
+        BadInput: no finished cell, no such client, or a client-level cell without one.
+    """
+    if images < 1:
+        raise BadInput(f"--images must be 1 or more, got {images}")
+    from fedlight.finished import open_cell
+    from fedlight.tracking import pictures
+
+    cell = open_cell(folder)
+    drawn = cell.draw(client, images, seed)
+    if out.suffix.lower() == ".png":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        whose = "federated model" if client is None else f"client {client}"
+        pictures.sample_grid(out, [("", drawn)], f"{cell.folder.name}, {whose}")
+        print(f"{images} images in {out}")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(drawn):
+        pictures.single_image(out / f"{number:05d}.png", image)
+    print(f"{images} images in {out}{'' if out.name == '' else '/'}")
+
+
+if __name__ == "__main__":
+    main()
