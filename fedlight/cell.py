@@ -1,6 +1,7 @@
 """One cell from configuration to result: build, federate, score, write."""
 
 import platform
+import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -17,16 +18,19 @@ from fedlight.data.client_data import ClientData
 from fedlight.data.partition import count_labels, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.federation.federator import Federator
-from fedlight.federation.rounds import federate
-from fedlight.federation.store import Store
+from fedlight.federation.ledger import Entry
+from fedlight.federation.rounds import Round, federate, replay
+from fedlight.federation.store import Saved, Store
+from fedlight.federation.tasks import Federation
 from fedlight.parts import CORES, build
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.hashing import state_sha256
-from fedlight.scoring import Score, is_due, score_models
+from fedlight.scoring import is_due, score_models
 from fedlight.tracking import loggers, pictures
-from fedlight.tracking.cell import SCHEMA, cell_id, masked, read_result, write_config, write_result
+from fedlight.tracking.cell import SCHEMA, cell_id, masked, read_result, write_config
 from fedlight.tracking.progress import ProgressBars
-from fedlight.tracking.tables import LEDGER_COLUMNS, ROUND_COLUMNS, Table, write_partition
+from fedlight.tracking.record import Record
+from fedlight.tracking.tables import write_partition
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")
 FEW_CLIENTS = 20  # whose losses are logged one by one
@@ -50,7 +54,6 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         print(f"{cell}: done already, in {folder}")
         return
 
-    start = time.perf_counter()
     torch.set_num_threads(settings.trainer.threads or CORES)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     parts = build(config, settings)
@@ -66,93 +69,94 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         pictures.sample_grid(
             folder / "samples" / "real.png", [("", real)], f"{settings.data.name}: real images"
         )
-    rounds_csv = Table(folder / "rounds.csv", ROUND_COLUMNS)
-    ledger_csv = Table(folder / "ledger.csv", LEDGER_COLUMNS)
-
-    store = Store(folder / "checkpoint")
-    store.clear()
+    store = Store(folder / "checkpoint", cell)
     federator = Federator(method, parts.slices, parts.module, store)
-    result = _blank_result(cell, settings, federator)
-    seconds = result["seconds"]
+    federation = Federation(
+        settings.rounds, settings.clients, settings.fraction, settings.federation.dropout, settings.seed
+    )
+    record = Record(folder, _blank_result(cell, settings, federator))
+    result = record.result
     bars = ProgressBars(cell, settings.rounds)
     shares = [pool(parts.shares)] if method.pool else parts.shares
-    logger = None
 
-    def evaluate(round_: int) -> Score:
+    def note(noted: dict[str, Any], exchange: list[Entry]) -> None:
+        total = federator.ledger.totals(federator.model_params)
+        record.note(noted, map(asdict, exchange), total)
+        bars.end_round(noted["row"]["train_loss"])
+
+    def evaluate(round_: int) -> dict[str, Any] | None:
         begun = time.perf_counter()
         score = score_models(folder, round_, federator, parts, settings, bars)
         if score.memorisation:
             pictures.memorisation_histogram(folder / "memorisation.png", *score.memorisation, cell)
-        seconds["evaluation"] += time.perf_counter() - begun
-        result["fid"] = score.fid
-        loggers.log_pictures(logger, round_, samples=score.grid)
-        return score
+        record.spend(evaluation=time.perf_counter() - begun)
+        loggers.log_pictures(record.logger, round_, samples=score.grid)
+        return score.fid
 
-    try:
-        logger = loggers.make_logger(config.logger, folder, settings.name, cell, plain)
-        with bars:
-            if settings.rounds == 0:
-                evaluate(0)
-            for done in federate(
-                federator,
-                parts.module,
-                lambda client: ClientData(
-                    parts.dataset.train.pixels, shares[client], settings.data.batch_size
-                ),
-                partial(parts.make_trainer, callbacks=[federator, bars]),
-                rounds=settings.rounds,
-                clients=settings.clients,
-                fraction=settings.fraction,
-                dropout=settings.federation.dropout,
-                seed=settings.seed,
-                on_tasks=lambda tasks: bars.start_round(sum(not task.drops_out for task in tasks)),
+    with record.closing(), bars:
+        record.logger = loggers.make_logger(config.logger, folder, settings.name, cell, plain)
+        saved = store.resume()
+        if saved:
+            print(f"{cell}: goes on after round {saved.round}", file=sys.stderr)
+            federator.state, result["seconds"] = saved.state, saved.history["seconds"]
+            for noted, exchange in zip(
+                saved.history["rounds"], replay(federator, federation, saved.round), strict=True
             ):
-                result["exchange"] = exchange = federator.ledger.totals(federator.model_params)
-                if done.train_loss is not None:
-                    result["train_loss"] = done.train_loss
-                seconds["training"] += done.training
-                seconds["merging"] += done.merging
-                fid = evaluate(done.round).fid if is_due(done.round, settings) else None
-                row = {
-                    "round": done.round,
-                    "train_loss": done.train_loss,
-                    "params_down": sum(e.params for e in done.exchange if e.direction == "down"),
-                    "params_up": sum(e.params for e in done.exchange if e.direction == "up"),
-                    "params_cumulative": exchange["params_total"],
-                    "bytes_cumulative": exchange["bytes_total"],
-                    "participants": done.participants,
-                    "reports": len(done.client_losses),
-                    "fid": fid and fid["value"],
-                    "seconds": round(done.training + done.merging, 3),
-                }
-                rounds_csv.append([row])
-                ledger_csv.append(asdict(entry) for entry in done.exchange)
-                losses = done.client_losses if settings.clients <= FEW_CLIENTS else {}
-                loggers.log_round(logger, row, losses, fid or {})
-                bars.end_round(done.train_loss)
-        store.put_global(federator.state)
+                note(noted, exchange)
+        if settings.rounds == 0:
+            result["fid"] = evaluate(0)
+        for done in federate(
+            federator,
+            parts.module,
+            lambda client: ClientData(parts.dataset.train.pixels, shares[client], settings.data.batch_size),
+            partial(parts.make_trainer, callbacks=[federator, bars]),
+            federation,
+            done=saved.round if saved else 0,
+            on_tasks=lambda tasks: bars.start_round(len(tasks)),
+        ):
+            fid = evaluate(done.round) if is_due(done.round, settings) else None
+            record.spend(training=done.training, merging=done.merging, checkpoint=store.take_seconds())
+            record.tick()
+            noted = _noted(done, federator, fid, settings)
+            history = {"rounds": [*record.rounds, noted], "seconds": result["seconds"]}
+            store.commit(Saved(done.round, federator.state, history))
+            note(noted, done.exchange)
+
+        record.spend(checkpoint=store.take_seconds())
         _save_model(folder / "model", federator, parts.module)
         result["state_sha256"] = state_sha256(federator.state)
         if method.evaluate == "clients":
             result["client_sha256"] = [
                 state_sha256(federator.client_state(client)) for client in range(settings.clients)
             ]
-        loggers.log_pictures(logger, settings.rounds, partition=folder / "partition.png")
-        result["status"] = "completed"
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        result["status"] = "interrupted" if interrupted else "failed"
-        result["error"] = "interrupted" if interrupted else str(error) or type(error).__name__
-        raise
-    finally:
-        seconds["total"] = time.perf_counter() - start
-        result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
-        loggers.finish(logger, result)
-        write_result(folder, result)
+        loggers.log_pictures(record.logger, settings.rounds, partition=folder / "partition.png")
     told = "" if result["train_loss"] is None else f"loss {result['train_loss']:.4f}, "
     told += f"FID {result['fid']['value']:.1f}, " if result["fid"] else ""
     exchanged = result["exchange"]["params_total"]
-    print(f"{cell}: {told}{exchanged:,} parameters exchanged, {seconds['total']:.0f} s, in {folder}")
+    print(
+        f"{cell}: {told}{exchanged:,} parameters exchanged, {result['seconds']['total']:.0f} s, in {folder}"
+    )
+
+
+def _noted(
+    done: Round, federator: Federator, fid: dict[str, Any] | None, settings: CellConfig
+) -> dict[str, Any]:
+    """What is noted of a round: its row of `rounds.csv`, its losses and its scores."""
+    total = federator.ledger.totals(federator.model_params)
+    row = {
+        "round": done.round,
+        "train_loss": done.train_loss,
+        "params_down": sum(entry.params for entry in done.exchange if entry.direction == "down"),
+        "params_up": sum(entry.params for entry in done.exchange if entry.direction == "up"),
+        "params_cumulative": total["params_total"],
+        "bytes_cumulative": total["bytes_total"],
+        "participants": done.participants,
+        "reports": len(done.client_losses),
+        "fid": fid and fid["value"],
+        "seconds": round(done.training + done.merging, 3),
+    }
+    losses = {str(client): loss for client, loss in done.client_losses.items()}
+    return {"row": row, "client_losses": losses if settings.clients <= FEW_CLIENTS else {}, "fid": fid}
 
 
 def _make_folder(folder: Path) -> None:

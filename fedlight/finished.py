@@ -69,7 +69,10 @@ def open_cell(folder: Path) -> FinishedCell:
     assert isinstance(config, DictConfig)
     settings = validate(config)
     module, slices = make_module(config, settings)
-    store = Store(folder / "checkpoint")
+    store = Store(folder / "checkpoint", folder.name)
     federator = Federator(settings.method.resolve(slices.names), slices, module, store)
-    federator.state = store.get_global()
+    saved = store.resume()
+    if (saved.round if saved else 0) != settings.rounds:
+        raise BadInput(f"{folder}: the checkpoint is damaged; its models are lost but for {folder / 'model'}")
+    federator.state = saved.state if saved else federator.state
     return FinishedCell(folder, settings, module, federator)

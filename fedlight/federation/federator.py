@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
-from fedlight.federation.ledger import Direction, Ledger
+from fedlight.federation.ledger import Direction, Entry, Ledger
 from fedlight.federation.merge import Merge
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
@@ -44,6 +44,7 @@ class Federator(Callback):
         self.slices = slices
         self.store = store
         self.ledger = Ledger()
+        self._met: set[int] = set()
         self.task: Task | None = None
         initial = _on_cpu(module.state_dict())
         self.state: State = slices.select(slices.names, initial)
@@ -70,21 +71,40 @@ class Federator(Callback):
     def client_state(self, client: int) -> State:
         """The whole state_dict that a client holds: the global slices over its private ones."""
         kept = self.store.kept(client)
-        if kept is None:
-            return self.global_state()
         own = {name: tensor for name, tensor in kept.items() if not name.startswith(OPTIMIZER)}
-        return {**own, **self.slices.select(self.method.downlink, self.state)}
+        return {**self.global_state(), **own}
+
+    def has_report(self, task: Task) -> bool:
+        """Whether the local update that the task asks for is done."""
+        return self.store.has_report(task.client)
 
     def lose(self, task: Task) -> None:
         """Serves a client that drops out: it receives its downlink, and its work is lost."""
-        state = self._send(task)
-        if not self.store.has_met(task.client):
-            self.store.keep(task.client, {name: state[name] for name in self._private_names})
+        if task.client not in self._met:
+            state = self.global_state()
+            self.store.keep(task.round, task.client, {name: state[name] for name in self._private_names})
+
+    def book(self, task: Task) -> None:
+        """Books what crosses in a task: the whole model at first contact, else the downlink; the uplink."""
+        down = self.method.downlink if task.client in self._met else self.slices.names
+        self._met.add(task.client)
+        if self.method.pool:
+            return
+        for slice_ in down:
+            self._book(task, "down", slice_)
+        for slice_ in () if task.drops_out else task.uplink:
+            self._book(task, "up", slice_)
+
+    def close_round(self, participants: list[int], tasks: list[Task]) -> list[Entry]:
+        """Closes the round's account and returns what crossed in it."""
+        reports = participants if self.method.pool else [task for task in tasks if not task.drops_out]
+        self.ledger.visits += len(participants) + len(reports)
+        return self.ledger.close_round()
 
     def merge(self) -> dict[int, tuple[int, float]]:
         """Merges the round's reports into the global state; returns images and loss of each reporter."""
         merge, reporters = Merge(), {}
-        for report in self.store.take_reports():
+        for report in self.store.reports():
             merge.add(report.tensors, report.images)
             reporters[report.client] = (report.images, report.loss)
         self.state.update(merge.result())
@@ -93,7 +113,7 @@ class Federator(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.task is not None
         self._images = 0
-        pl_module.load_state_dict(self._send(self.task), strict=True)
+        pl_module.load_state_dict(self.client_state(self.task.client), strict=True)
         if self.method.keep_optimizer and (kept := self.store.kept(self.task.client)):
             _restore_optimizer(trainer.optimizers[0], kept)
 
@@ -131,23 +151,13 @@ class Federator(Callback):
         private = {name: trained[name] for name in self._private_names}
         if self.method.keep_optimizer:
             private |= _optimizer_state(trainer.optimizers[0])
-        self.store.keep(task.client, private)
         uplink = self.slices.select(task.uplink, trained)
-        for slice_ in task.uplink:
-            self._book(task, "up", slice_, uplink)
-        self.store.put_report(Report(task.client, self._images, self._loss.item() / self._images, uplink))
+        report = Report(task.client, self._images, self._loss.item() / self._images, uplink)
+        self.store.save_update(task.round, report, private)
 
-    def _send(self, task: Task) -> State:
-        """Books the task's downlink and returns the state that the client starts from."""
-        met = self.store.has_met(task.client)
-        for slice_ in self.method.downlink if met else self.slices.names:
-            self._book(task, "down", slice_, self.state)
-        return self.client_state(task.client)
-
-    def _book(self, task: Task, direction: Direction, slice_: str, state: State) -> None:
-        if not self.method.pool:
-            tensors = self.slices.select([slice_], state).values()
-            self.ledger.book(task.round, task.client, direction, slice_, tensors)
+    def _book(self, task: Task, direction: Direction, slice_: str) -> None:
+        tensors = self.slices.select([slice_], self.state).values()
+        self.ledger.book(task.round, task.client, direction, slice_, tensors)
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> State:

@@ -8,7 +8,7 @@ from lightning import LightningDataModule, LightningModule, Trainer, seed_everyt
 
 from fedlight.federation.federator import Federator
 from fedlight.federation.ledger import Entry
-from fedlight.federation.tasks import Task, deal_tasks, participants_of
+from fedlight.federation.tasks import Federation, Task
 from fedlight.runtime.seeds import derive_seed
 
 
@@ -35,17 +35,26 @@ class Round:
     merging: float
 
 
+def replay(federator: Federator, federation: Federation, rounds: int) -> Iterator[list[Entry]]:
+    """Books the first `rounds` rounds again, as they were, and yields what crossed in each.
+
+    The tasks follow from the seed alone, and so do first contacts and the ledger.
+    """
+    for round_ in range(1, rounds + 1):
+        participants, tasks = federation.invite(federator.method, round_)
+        for task in tasks:
+            federator.book(task)
+        yield federator.close_round(participants, tasks)
+
+
 def federate(
     federator: Federator,
     module: LightningModule,
     data: Callable[[int], LightningDataModule],
     make_trainer: Callable[[], Trainer],
+    federation: Federation,
     *,
-    rounds: int,
-    clients: int,
-    fraction: float,
-    dropout: float,
-    seed: int,
+    done: int = 0,
     on_tasks: Callable[[list[Task]], None] = lambda tasks: None,
 ) -> Iterator[Round]:
     """Runs the rounds one by one (FedAvg, arXiv 1602.05629, with FedDiffuse's slices).
@@ -55,12 +64,9 @@ def federate(
         module: the client model, its state replaced before each local update.
         data: the data module of a client, by its number.
         make_trainer: a fresh Trainer for one local update of E epochs.
-        rounds: R, 0 or more.
-        clients: K, 1 or more.
-        fraction: C, the share of clients in each round, in (0, 1].
-        dropout: probability that a participant never reports, in [0, 1].
-        seed: decides every draw of the federation.
-        on_tasks: told the tasks of each round before they start.
+        federation: rounds, clients and their participation.
+        done: rounds that the federator has behind it.
+        on_tasks: told, before each round, the tasks that are still to train.
 
     Yields:
         Each round after its merge.
@@ -68,27 +74,23 @@ def federate(
     Raises:
         Diverged: a client's loss left the finite numbers.
     """
-    for round_ in range(1, rounds + 1):
-        participants = participants_of(seed, round_, clients, fraction)
-        if federator.method.pool:
-            tasks = [Task(round_, 0, tuple(federator.method.uplink))]
-        else:
-            tasks = deal_tasks(federator.method, seed, round_, participants, dropout)
-        on_tasks(tasks)
+    for round_ in range(done + 1, federation.rounds + 1):
+        participants, tasks = federation.invite(federator.method, round_)
+        on_tasks([task for task in tasks if not task.drops_out and not federator.has_report(task)])
 
         start = time.perf_counter()
         for task in tasks:
             if task.drops_out:
                 federator.lose(task)
-            else:
+            elif not federator.has_report(task):
                 federator.task = task
-                seed_everything(derive_seed(seed, "client", round_, task.client), verbose=False)
+                seed = derive_seed(federation.seed, "client", round_, task.client)
+                seed_everything(seed, verbose=False)
                 make_trainer().fit(module, datamodule=data(task.client))
+            federator.book(task)
         trained = time.perf_counter()
         reporters = federator.merge()
         merged = time.perf_counter()
-        reports = len(participants) if federator.method.pool else len(reporters)
-        federator.ledger.visits += len(participants) + reports
 
         total = sum(images for images, _ in reporters.values())
         yield Round(
@@ -96,7 +98,7 @@ def federate(
             train_loss=sum(n_k * loss for n_k, loss in reporters.values()) / total if total else None,
             client_losses={client: loss for client, (_, loss) in reporters.items()},
             participants=len(participants),
-            exchange=federator.ledger.close_round(),
+            exchange=federator.close_round(participants, tasks),
             training=trained - start,
             merging=merged - trained,
         )

@@ -25,6 +25,32 @@ class Task:
     drops_out: bool = False
 
 
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part: with the method, all that decides the tasks of every round.
+
+    Attributes:
+        rounds: R, 0 or more.
+        clients: K, 1 or more.
+        fraction: C, the share of clients in each round, in (0, 1].
+        dropout: probability that a participant never reports, in [0, 1].
+        seed: decides every draw of the federation.
+    """
+
+    rounds: int
+    clients: int
+    fraction: float
+    dropout: float
+    seed: int
+
+    def invite(self, method: Method, round_: int) -> tuple[list[int], list[Task]]:
+        """The participants of a round, 1..R, and the tasks to be done, both in client order."""
+        participants = participants_of(self.seed, round_, self.clients, self.fraction)
+        if method.pool:
+            return participants, [Task(round_, 0, tuple(method.uplink))]
+        return participants, deal_tasks(method, self.seed, round_, participants, self.dropout)
+
+
 def participants_of(seed: int, round_: int, clients: int, fraction: float) -> list[int]:
     """The round's participants: max(1, round(C K)) of K clients, uniform without replacement, sorted."""
     count = max(1, round(fraction * clients))

@@ -9,6 +9,10 @@ class Diverged(RuntimeError):
     """Training left the finite numbers; the message names round and client."""
 
 
+class Damaged(RuntimeError):
+    """A file of a checkpoint is missing, or does not hold what was written; the message names it."""
+
+
 class CellFailed(Exception):
     """A cell of a sweep ended in an error that has been told.
 

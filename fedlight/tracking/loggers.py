@@ -29,7 +29,7 @@ def make_logger(
 
 
 def log_round(
-    logger: Logger | None, row: dict[str, Any], client_losses: dict[int, float], fid: dict[str, Any]
+    logger: Logger | None, row: dict[str, Any], client_losses: dict[str, float], fid: dict[str, Any]
 ) -> None:
     """Logs a row of `rounds.csv`, the given clients' losses and the metrics of a `fid` entry."""
     if logger is None:
