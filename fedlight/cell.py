@@ -25,6 +25,7 @@ from fedlight.federation.tasks import Federation
 from fedlight.parts import CORES, build
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.hashing import state_sha256
+from fedlight.runtime.signals import stoppable
 from fedlight.scoring import is_due, score_models
 from fedlight.tracking import loggers, pictures
 from fedlight.tracking.cell import SCHEMA, cell_id, masked, read_result, write_config
@@ -93,7 +94,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         loggers.log_pictures(record.logger, round_, samples=score.grid)
         return score.fid
 
-    with record.closing(), bars:
+    with stoppable(), record.closing(), bars:
         record.logger = loggers.make_logger(config.logger, folder, settings.name, cell, plain)
         saved = store.resume()
         if saved:

@@ -1,6 +1,7 @@
 """Runs one cell, or with -m a sweep of them: python -m fedlight.run [-m] [KEY=VALUE ...]"""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.data.identity import folder_name
 from fedlight.evaluation.weights import weights_name
-from fedlight.runtime.errors import BadInput, CellFailed, Diverged
+from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged
+from fedlight.runtime.signals import EXIT, Interrupted
 from fedlight.tracking.summary import SweepWatch
 
 PACKAGE = Path(__file__).parent
@@ -53,7 +55,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
         nonlocal status
         try:
             work(config)
-        except (BadInput, Diverged, HydraException, OmegaConfBaseException, OSError) as error:
+        except (BadInput, Damaged, Diverged, HydraException, OmegaConfBaseException, OSError) as error:
             if debug:
                 raise
             status = tell(error)
@@ -69,6 +71,9 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
         hydra.main(config_path=str(ROOT / "configs"), config_name="config", version_base="1.3")(task)()
     except CellFailed as failed:
         status = failed.status
+    except (Interrupted, KeyboardInterrupt) as interrupted:
+        status = getattr(interrupted, "status", EXIT + signal.SIGINT)
+        print("fedlight: interrupted; the same command goes on from here", file=sys.stderr)
     except (HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
@@ -95,12 +100,12 @@ def check_and_run(config: DictConfig) -> None:
 def tell(error: Exception) -> int:
     """Tells the user an error in one line on stderr; returns the exit status that it means."""
     cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, BadInput | Diverged):
+    while cause.__cause__ is not None and not isinstance(cause, BadInput | Damaged | Diverged):
         cause = cause.__cause__
     message = str(cause).split("Config search path")[0]
     print(f"fedlight: error: {' '.join(message.split())}", file=sys.stderr)
     bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
-    return 1 if isinstance(cause, Diverged | OSError) and not bad_input else 2
+    return 1 if isinstance(cause, Damaged | Diverged | OSError) and not bad_input else 2
 
 
 if __name__ == "__main__":

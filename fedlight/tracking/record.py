@@ -73,9 +73,8 @@ class Record:
             yield
             self.result["status"] = "completed"
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-            self.result["status"] = "interrupted" if interrupted else "failed"
-            self.result["error"] = "interrupted" if interrupted else str(error) or type(error).__name__
+            self.result["status"] = "failed" if isinstance(error, Exception) else "interrupted"
+            self.result["error"] = str(error) or type(error).__name__
             with suppress(OSError):  # the disk may be what failed
                 self._close()
             raise
