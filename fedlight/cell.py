@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline
 from omegaconf import DictConfig, OmegaConf
 
 from fedlight.config import CellConfig
@@ -199,6 +198,8 @@ def _blank_result(cell: str, settings: CellConfig, federator: Federator) -> dict
 
 def _save_model(folder: Path, federator: Federator, module: DDPM) -> None:
     """Saves the federated model in the layout of diffusers' `from_pretrained`."""
+    from diffusers import DDPMPipeline  # brings all of diffusers' models, a second or two
+
     module.load_state_dict(federator.global_state())
     unet = module.denoiser.to(memory_format=torch.contiguous_format)
     DDPMPipeline(unet, module.schedule).save_pretrained(folder)

@@ -2,14 +2,26 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.utils import BaseOutput
 from torch import Tensor, nn
+
+
+@dataclass
+class Prediction(BaseOutput):
+    """What a UNet of diffusers returns.
+
+    Attributes:
+        sample: the predicted noise, shape (n, channels, height, width).
+    """
+
+    sample: Tensor
 
 
 def sinusoids(t: Tensor, width: int) -> Tensor:
@@ -199,7 +211,7 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float | int, return_dict: bool = True
-    ) -> UNet2DOutput | tuple[Tensor]:
+    ) -> Prediction | tuple[Tensor]:
         """Predicts the noise.
 
         Args:
@@ -221,4 +233,4 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
         for up in self.ups:
             _, x = up(torch.cat((x, skips.pop()), dim=1), time)
         eps = self.head(x)
-        return UNet2DOutput(sample=eps) if return_dict else (eps,)
+        return Prediction(sample=eps) if return_dict else (eps,)
