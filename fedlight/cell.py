@@ -3,6 +3,7 @@
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from fedlight.config import CellConfig
@@ -84,16 +86,16 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         record.note(noted, map(asdict, exchange), total)
         bars.end_round(noted["row"]["train_loss"])
 
-    def evaluate(round_: int) -> dict[str, Any] | None:
+    def evaluate(round_: int, check: Callable[[], None]) -> dict[str, Any] | None:
         begun = time.perf_counter()
-        score = score_models(folder, round_, federator, parts, settings, bars)
+        score = score_models(folder, round_, federator, parts, settings, bars, check)
         if score.memorisation:
             pictures.memorisation_histogram(folder / "memorisation.png", *score.memorisation, cell)
         record.spend(evaluation=time.perf_counter() - begun)
         loggers.log_pictures(record.logger, round_, samples=score.grid)
         return score.fid
 
-    with stoppable(), record.closing(), bars:
+    with stoppable() as stop, record.closing(), bars:
         record.logger = loggers.make_logger(config.logger, folder, settings.name, cell, plain)
         saved = store.resume()
         if saved:
@@ -104,17 +106,20 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
             ):
                 note(noted, exchange)
         if settings.rounds == 0:
-            result["fid"] = evaluate(0)
+            result["fid"] = evaluate(0, stop.check)
         for done in federate(
             federator,
             parts.module,
             lambda client: ClientData(parts.dataset.train.pixels, shares[client], settings.data.batch_size),
-            partial(parts.make_trainer, callbacks=[federator, bars]),
+            partial(
+                parts.make_trainer,
+                callbacks=[federator, bars, LambdaCallback(on_train_batch_end=lambda *_: stop.check())],
+            ),
             federation,
             done=saved.round if saved else 0,
             on_tasks=lambda tasks: bars.start_round(len(tasks)),
         ):
-            fid = evaluate(done.round) if is_due(done.round, settings) else None
+            fid = evaluate(done.round, stop.check) if is_due(done.round, settings) else None
             record.spend(training=done.training, merging=done.merging, checkpoint=store.take_seconds())
             record.tick()
             noted = _noted(done, federator, fid, settings)

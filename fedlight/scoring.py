@@ -45,11 +45,18 @@ def is_due(round_: int, settings: CellConfig) -> bool:
 
 
 def score_models(
-    folder: Path, round_: int, federator: Federator, parts: Parts, settings: CellConfig, bars: ProgressBars
+    folder: Path,
+    round_: int,
+    federator: Federator,
+    parts: Parts,
+    settings: CellConfig,
+    bars: ProgressBars,
+    on_step: Callable[[], None],
 ) -> Score:
     """Draws images from the global model or from each client's own, pictures and scores them.
 
-    A model's images depend on the cell's seed, the round and the client, and on nothing else.
+    A model's images depend on the cell's seed, the round and the client, and on nothing else. `on_step` is
+    called after every denoising step, and may end the cell.
     """
     asked = settings.evaluation
     per_client = federator.method.evaluate == "clients"
@@ -61,14 +68,19 @@ def score_models(
     if parts.judge is None:
         models = models[:GRID_CLIENTS]
 
-    on_step = bars.sampling(len(models) * sampling_steps(images, asked.steps))
+    advance = bars.sampling(len(models) * sampling_steps(images, asked.steps))
+
+    def step() -> None:
+        on_step()
+        advance()
+
     rows: list[tuple[str, Tensor]] = []
     scores: list[dict[str, float]] = []
     checks: list[Memorisation] = []
     for client in models:
         state = federator.global_state() if client is None else federator.client_state(client)
         seed = derive_seed(settings.seed, "sample", round_, client or 0)
-        drawn = draw(parts.module, parts.device, state, settings, images, seed, on_step)
+        drawn = draw(parts.module, parts.device, state, settings, images, seed, step)
         label = [] if client is None else [f"client {client}"]
         if parts.judge is not None:
             found, checked = parts.judge(drawn[: asked.samples])

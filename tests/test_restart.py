@@ -1,0 +1,288 @@
+"""A cell that is killed, damaged or starved of disk ends as if nothing had happened."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, Cell, invoke
+
+import fedlight.cell  # noqa: F401  loaded once here, so that the processes forked below start at once
+from fedlight.federation.federator import Federator
+from fedlight.runtime.signals import EXIT
+
+CELL = [*SMALL, "data.limit=60", "clients=3", "rounds=3", "evaluation.every=1", "evaluation.grid=2"]
+UPDATES = 9  # local updates of such a cell
+KILLS = 30
+TIMES = ("seconds",)  # columns that differ between any two runs
+
+
+class Runner:
+    """Runs a cell in a process of its own and logs each local update that it begins."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.arguments = [*CELL, f"output={folder}", *arguments]
+        self.log = folder.with_name(f"{folder.name}.log")
+
+    def start(self, stop_at: int | None = None) -> int:
+        """Returns the process; it exits by itself when its n-th local update has begun."""
+        child = os.fork()
+        if child:
+            return child
+        begun = Federator.on_fit_start
+        count = 0
+
+        def on_fit_start(self: Federator, trainer: Any, module: Any) -> None:
+            nonlocal count
+            count += 1
+            assert self.task is not None
+            with log.open("a") as file:
+                file.write(f"{self.task.round} {self.task.client}\n")
+            if count == stop_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            begun(self, trainer, module)
+
+        log = self.log
+        Federator.on_fit_start = on_fit_start  # type: ignore[method-assign]
+        status = 99
+        try:
+            with self.log.with_suffix(".err").open("a") as err:
+                sys.stderr = err
+                status = invoke(*self.arguments)
+        finally:
+            os._exit(status)
+
+    def run(self, stop_at: int | None = None) -> int:
+        """Runs to the end; returns the exit status, or minus the signal that ended the process."""
+        _, status = os.waitpid(self.start(stop_at), 0)
+        return os.waitstatus_to_exitcode(status)
+
+    @property
+    def updates(self) -> Counter[str]:
+        """How often each local update, by round and client, was begun."""
+        return Counter(self.log.read_text().splitlines()) if self.log.exists() else Counter()
+
+    @property
+    def err(self) -> str:
+        return self.log.with_suffix(".err").read_text()
+
+    @property
+    def cell(self) -> Cell:
+        (path,) = self.folder.glob("*/*/config.yaml")
+        return Cell(path.parent)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.cell.folder / "checkpoint"
+
+
+def outcome(cell: Cell) -> dict[str, Any]:
+    """All that must not differ between two runs of a cell."""
+    result = cell.result
+    for key in ("seconds", "error"):
+        del result[key]
+    tables = {
+        name: [{key: row[key] for key in row if key not in TIMES} for row in cell.rows(name)]
+        for name in ("rounds.csv", "ledger.csv", "partition.csv")
+    }
+    pictures = {path.name: path.read_bytes() for path in cell.folder.glob("samples/*.png")}
+    return {"result": result, **tables, **pictures}
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """The outcome of a method's cell that nothing disturbed, and how long it took."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def run(method: str) -> dict[str, Any]:
+        if method not in known:
+            runner = Runner(tmp_path_factory.mktemp("quiet") / method, f"method={method}")
+            begun = time.monotonic()
+            assert runner.run() == 0, runner.err
+            known[method] = {"outcome": outcome(runner.cell), "seconds": time.monotonic() - begun}
+            assert sum(runner.updates.values()) == UPDATES
+        return known[method]
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["UDEC", "USPLIT"])
+def test_a_cell_killed_at_any_instant_ends_the_same(
+    method: str, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
+) -> None:
+    expected = quiet(method)
+    instants = random.Random(method)
+    for kill in range(KILLS):
+        runner = Runner(tmp_path / f"kill{kill}", f"method={method}")
+        child = runner.start()
+        time.sleep(instants.uniform(0, expected["seconds"]))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert runner.run() == 0, runner.err
+        assert outcome(runner.cell) == expected["outcome"], kill
+        repeated = sum(runner.updates.values()) - UPDATES
+        assert 0 <= repeated <= 1, (kill, runner.updates)
+        shutil.rmtree(runner.folder)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """A UDEC cell stopped in its third round, two local updates into it."""
+    runner = Runner(tmp_path_factory.mktemp("stopped") / "runs", "method=UDEC")
+    assert runner.run(stop_at=9) == -signal.SIGKILL
+    return runner
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def bit_flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    place = random.Random(path.name).randrange(len(content))
+    content[place] ^= 1 << (place % 8)
+    path.write_bytes(content)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_checkpoint_holds_what_a_restart_needs_and_nothing_older(stopped: Runner) -> None:
+    names = Counter(name.rsplit("-", 1)[0] for name in files(stopped.checkpoint))
+    assert names == Counter(
+        [
+            *("global-r0001", "global-r0002"),
+            *(f"clients/{client:06d}-r{round_:04d}" for client in range(3) for round_ in (1, 2)),
+            *("clients/000000-r0003", "clients/000001-r0003"),
+            *("reports/000000-r0003", "reports/000001-r0003"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("damage", [truncated, bit_flipped, emptied, deleted])
+def test_damage_to_any_file_is_noticed_and_changes_nothing(
+    damage: Callable[[Path], None],
+    stopped: Runner,
+    tmp_path: Path,
+    quiet: Callable[[str], dict[str, Any]],
+) -> None:
+    for number, name in enumerate(files(stopped.checkpoint)):
+        runner = Runner(tmp_path / f"damage{number}", "method=UDEC")
+        shutil.copytree(stopped.folder, runner.folder)
+        damage(runner.checkpoint / name)
+        assert runner.run() == 0, runner.err
+        assert outcome(runner.cell) == quiet("UDEC")["outcome"], name
+        told = Path(name).name in runner.err
+        spare = name.startswith("global-r0001") or "-r0001-" in name
+        lost_report = name.startswith("reports/") and damage is deleted
+        assert told or spare or lost_report, (name, runner.err)
+        shutil.rmtree(runner.folder)
+
+
+def test_a_file_of_another_cell_is_not_taken(
+    stopped: Runner, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
+) -> None:
+    other = Runner(tmp_path / "other", "method=UDEC", "seed=1")
+    assert other.run(stop_at=9) == -signal.SIGKILL
+    runner = Runner(tmp_path / "runs", "method=UDEC")
+    shutil.copytree(stopped.folder, runner.folder)
+    for path in runner.checkpoint.glob("global-r0002-*"):
+        path.unlink()
+    (foreign,) = other.checkpoint.glob("global-r0002-*")
+    shutil.copy(foreign, runner.checkpoint)
+    assert runner.run() == 0
+    assert "belongs to another cell" in runner.err
+    assert outcome(runner.cell) == quiet("UDEC")["outcome"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_cell_cleanly(
+    number: signal.Signals, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
+) -> None:
+    runner = Runner(tmp_path / "runs", "method=UDEC")
+    child = runner.start()
+    while sum(runner.updates.values()) < 5:
+        time.sleep(0.01)
+    os.kill(child, number)
+    asked = time.monotonic()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == EXIT + number
+    assert time.monotonic() - asked < 5
+    assert runner.cell.result["status"] == "interrupted"
+    assert number.name in runner.cell.result["error"]
+    assert "the same command goes on from here" in runner.err
+    assert runner.run() == 0
+    assert outcome(runner.cell) == quiet("UDEC")["outcome"]
+    assert sum(runner.updates.values()) <= UPDATES + 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of its own of the given size in KiB, which may grow."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(kibibytes: int) -> Path:
+        again = "remount," if folder.is_mount() else ""
+        option = f"{again}size={kibibytes}k"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", folder], check=True)
+        return folder
+
+    yield resize
+    if folder.is_mount():
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("kibibytes", [40, 200, 500, 900, 1300, 1700, 2100, 2500])
+def test_a_full_disk_is_told_and_waited_out(
+    kibibytes: int,
+    small_disk: Callable[[int], Path],
+    quiet: Callable[[str], dict[str, Any]],
+) -> None:
+    runner = Runner(small_disk(kibibytes) / "runs", "method=UDEC")
+    runner.log = small_disk(kibibytes).with_name("full.log")
+    assert runner.run() in (1, 2)
+    assert "No space left on device" in runner.err
+    assert runner.err.count("fedlight: error") == 1
+    small_disk(64 * 1024)
+    assert runner.run() == 0, runner.err
+    assert outcome(runner.cell) == quiet("UDEC")["outcome"]
+
+
+def test_a_finished_cell_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    runner = Runner(tmp_path / "runs", "method=FULL", "rounds=1")
+    assert runner.run() == 0
+    before = {path: path.stat().st_mtime_ns for path in runner.folder.rglob("*")}
+    assert runner.run() == 0
+    assert {path: path.stat().st_mtime_ns for path in runner.folder.rglob("*")} == before
+    assert "done already" in capfd.readouterr().out
+
+
+def test_a_failed_cell_is_tried_again(tmp_path: Path) -> None:
+    runner = Runner(tmp_path / "runs", "method=FULL", "rounds=1", "optimizer.lr=1e30")
+    assert runner.run() == 1
+    assert json.loads(runner.cell.folder.joinpath("result.json").read_text())["status"] == "failed"
+    updates = sum(runner.updates.values())
+    assert runner.run() == 1
+    assert sum(runner.updates.values()) > updates
