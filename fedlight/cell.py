@@ -86,9 +86,9 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         record.note(noted, map(asdict, exchange), total)
         bars.end_round(noted["row"]["train_loss"])
 
-    def evaluate(round_: int, check: Callable[[], None]) -> dict[str, Any] | None:
+    def evaluate(round_: int, on_step: Callable[[], None]) -> dict[str, Any] | None:
         begun = time.perf_counter()
-        score = score_models(folder, round_, federator, parts, settings, bars, check)
+        score = score_models(folder, round_, federator, parts, settings, bars, on_step)
         if score.memorisation:
             pictures.memorisation_histogram(folder / "memorisation.png", *score.memorisation, cell)
         record.spend(evaluation=time.perf_counter() - begun)
@@ -96,6 +96,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         return score.fid
 
     with stoppable() as stop, record.closing(), bars:
+        halt = LambdaCallback(on_train_batch_end=lambda *_: stop.check())
         record.logger = loggers.make_logger(config.logger, folder, settings.name, cell, plain)
         saved = store.resume()
         if saved:
@@ -111,10 +112,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
             federator,
             parts.module,
             lambda client: ClientData(parts.dataset.train.pixels, shares[client], settings.data.batch_size),
-            partial(
-                parts.make_trainer,
-                callbacks=[federator, bars, LambdaCallback(on_train_batch_end=lambda *_: stop.check())],
-            ),
+            partial(parts.make_trainer, callbacks=[federator, bars, halt]),
             federation,
             done=saved.round if saved else 0,
             on_tasks=lambda tasks: bars.start_round(len(tasks)),
