@@ -130,7 +130,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused(
     command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").write_text("a file, no folder")
-    assert command("output=taken") == 2
+    assert command("output=taken", "evaluation.samples=0") == 2
     assert re.fullmatch(r"fedlight: error: output: cannot write to taken.*\n", capfd.readouterr().err)
     assert (tmp_path / "taken").read_text() == "a file, no folder"
 
@@ -157,7 +157,8 @@ def test_a_damaged_data_file_is_named(
 def test_bad_cells_of_a_sweep_do_not_stop_the_good_ones(
     command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("-m", "clients=0,2", "rounds=0", "logger=none", "evaluation.grid=0") == 2
+    small = ["rounds=0", "logger=none", "evaluation.grid=0", "evaluation.samples=0"]
+    assert command("-m", "clients=0,2", *small) == 2
     assert "clients: input should be greater than or equal to 1, got 0" in capfd.readouterr().err
     assert len(list(tmp_path.glob("runs/default/*/result.json"))) == 1
 
