@@ -146,9 +146,11 @@ def make_judge(settings: CellConfig, whole: Dataset, dataset: Dataset, device: t
         BadInput: the extractor does not fit the data, its weights are missing, or images are too few.
     """
     asked = settings.evaluation
-    extractor = make_extractor(settings, whole, device)
     pixels = {"train": dataset.train.pixels, "test": dataset.test.pixels}
-    check_budget(asked.samples, len(pixels[asked.reference]), asked.reference, extractor)
+    check_budget(asked.samples, len(pixels[asked.reference]), asked.reference, asked.extractor)
+    if asked.memorisation and len(dataset.test) < 2:
+        raise BadInput("evaluation.memorisation compares with test images, and there is only one of them")
+    extractor = make_extractor(settings, whole, device)
     references = {
         split: make_reference(pixels[split], extractor, asked.cache)
         for split in pixels
