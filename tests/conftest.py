@@ -86,7 +86,7 @@ def configured(path: Path, image_size: int, channels: int = 1) -> tuple[DDPM, Sl
 
 
 def invoke(*arguments: str, main: Callable[[], None] = run.main) -> int:
-    """Runs `python -m fedlight.run ARGUMENTS`, or another `main`, in this process; returns its exit status."""
+    """Runs `python -m fedlight.run ARGUMENTS`, or another `main`, in this process; returns its status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fedlight", *arguments])
         try:
