@@ -19,7 +19,7 @@ from fedlight.diffusion.ddpm import DDPM
 from fedlight.federation.federator import Federator
 from fedlight.federation.rounds import federate
 from fedlight.federation.store import Store
-from fedlight.parts import CORES, build
+from fedlight.parts import build
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.hashing import state_sha256
 from fedlight.scoring import Score, is_due, score_models
@@ -51,7 +51,6 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         return
 
     start = time.perf_counter()
-    torch.set_num_threads(settings.trainer.threads or CORES)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     parts = build(config, settings)
     method = parts.method

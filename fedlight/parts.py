@@ -54,11 +54,14 @@ class Parts:
 
 
 def build(config: DictConfig, settings: CellConfig) -> Parts:
-    """Loads the data, deals it to the clients, and makes model, slice map and Trainer.
+    """Loads the data, deals it to the clients, and makes model, slice map, Trainer and judge.
+
+    From here on torch uses as many threads as the cell asks for: its sums depend on them.
 
     Raises:
         BadInput: some part cannot be made as asked, or the parts do not fit each other.
     """
+    torch.set_num_threads(settings.trainer.threads or CORES)
     whole = load_data(config, settings)
     dataset = Dataset(whole.train.first(settings.data.limit), whole.test, whole.classes)
     shape = image_shape(settings)

@@ -11,9 +11,9 @@ FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it
 
 
 @remembered
-def weights_name(path: str | None) -> str | None:
+def weights_name(extractor: str, path: str | None) -> str | None:
     """What weights of the user's own are called in a cell's identity, wherever they lie; None for none."""
-    if path is None or not Path(path).is_file():
+    if extractor != "inception" or path is None or not Path(path).is_file():
         return None
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
 
