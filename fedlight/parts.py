@@ -24,6 +24,7 @@ from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.evaluation.extractor import Extractor, make_classifier, make_inception
 from fedlight.evaluation.judge import Judge
+from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
@@ -161,8 +162,8 @@ def make_judge(settings: CellConfig, whole: Dataset, dataset: Dataset, device: t
     }
     if not asked.memorisation:
         return Judge(extractor, references[asked.reference])
-    train, test = references["train"].features.values, references["test"].features.values
-    return Judge(extractor, references[asked.reference], train, test)
+    copies = CopyCheck(references["train"].features.values, references["test"].features.values)
+    return Judge(extractor, references[asked.reference], copies)
 
 
 def make_extractor(settings: CellConfig, whole: Dataset, device: torch.device) -> Extractor:
