@@ -115,6 +115,7 @@ def test_after_preparing_a_cell_finds_all_it_needs(
 
     assert cell(*asked).result["fid"]["value"] > 0
     assert files(tmp_path / "cache") == prepared
+    assert torch.get_num_threads() == 1  # the cell's own number, which references depend on
 
 
 def files(folder: Path) -> dict[Path, tuple[int, int]]:
