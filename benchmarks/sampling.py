@@ -21,7 +21,8 @@ from fedlight.finished import DEVICE, open_cell
 from fedlight.parts import image_shape, load_data, make_extractor
 
 GRID = [
-    ("ddpm", 1000),
+    *(("ddpm", steps) for steps in (1000, 500, 250, 200, 100, 50)),
+    *(("sde-dpm-solver++", steps) for steps in (10, 20, 25, 40, 50)),
     *(("ddim", steps) for steps in (10, 20, 25, 40, 50, 100)),
     *(("dpm-solver++", steps) for steps in (8, 10, 20, 25, 40, 50)),
 ]

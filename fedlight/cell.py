@@ -23,7 +23,7 @@ from fedlight.federation.ledger import Entry
 from fedlight.federation.rounds import Round, federate, replay
 from fedlight.federation.store import Saved, Store
 from fedlight.federation.tasks import Federation
-from fedlight.parts import CORES, build
+from fedlight.parts import build
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.signals import stoppable
@@ -56,7 +56,6 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         print(f"{cell}: done already, in {folder}")
         return
 
-    torch.set_num_threads(settings.trainer.threads or CORES)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     parts = build(config, settings)
     method = parts.method

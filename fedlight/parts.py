@@ -24,6 +24,7 @@ from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.evaluation.extractor import Extractor, make_classifier, make_inception
 from fedlight.evaluation.judge import Judge
+from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
@@ -54,11 +55,14 @@ class Parts:
 
 
 def build(config: DictConfig, settings: CellConfig) -> Parts:
-    """Loads the data, deals it to the clients, and makes model, slice map and Trainer.
+    """Loads the data, deals it to the clients, and makes model, slice map, Trainer and judge.
+
+    From here on torch uses as many threads as the cell asks for: its sums depend on them.
 
     Raises:
         BadInput: some part cannot be made as asked, or the parts do not fit each other.
     """
+    torch.set_num_threads(settings.trainer.threads or CORES)
     whole = load_data(config, settings)
     dataset = Dataset(whole.train.first(settings.data.limit), whole.test, whole.classes)
     shape = image_shape(settings)
@@ -146,9 +150,11 @@ def make_judge(settings: CellConfig, whole: Dataset, dataset: Dataset, device: t
         BadInput: the extractor does not fit the data, its weights are missing, or images are too few.
     """
     asked = settings.evaluation
-    extractor = make_extractor(settings, whole, device)
     pixels = {"train": dataset.train.pixels, "test": dataset.test.pixels}
-    check_budget(asked.samples, len(pixels[asked.reference]), asked.reference, extractor)
+    check_budget(asked.samples, len(pixels[asked.reference]), asked.reference, asked.extractor)
+    if asked.memorisation and len(dataset.test) < 2:
+        raise BadInput("evaluation.memorisation compares with test images, and there is only one of them")
+    extractor = make_extractor(settings, whole, device)
     references = {
         split: make_reference(pixels[split], extractor, asked.cache)
         for split in pixels
@@ -156,8 +162,8 @@ def make_judge(settings: CellConfig, whole: Dataset, dataset: Dataset, device: t
     }
     if not asked.memorisation:
         return Judge(extractor, references[asked.reference])
-    train, test = references["train"].features.values, references["test"].features.values
-    return Judge(extractor, references[asked.reference], train, test)
+    copies = CopyCheck(references["train"].features.values, references["test"].features.values)
+    return Judge(extractor, references[asked.reference], copies)
 
 
 def make_extractor(settings: CellConfig, whole: Dataset, device: torch.device) -> Extractor:

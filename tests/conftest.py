@@ -1,11 +1,11 @@
-"""Fixtures: cells made through the command line, in this process, and real Fashion-MNIST."""
+"""Fixtures: cells made through the command line, in this process, a cache, extractors, real Fashion-MNIST."""
 
 import csv
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small tensors, busy machines
 
+import torch
 from diffusers import DDPMPipeline
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -23,8 +24,11 @@ from torch import Tensor
 from torch.optim import Adam
 
 from fedlight import run
+from fedlight.data import digits
+from fedlight.data.dataset import Dataset
 from fedlight.data.fmnist import DEBIAN
 from fedlight.diffusion.ddpm import DDPM
+from fedlight.evaluation.extractor import Extractor, make_classifier
 from fedlight.federation.slices import SliceMap
 
 SLICE_PREFIXES = {
@@ -81,13 +85,38 @@ def configured(path: Path, image_size: int, channels: int = 1) -> tuple[DDPM, Sl
     return model, SliceMap.build(model.slices, model.state_dict(), model.private)
 
 
-def invoke(*arguments: str) -> int:
-    """Runs `python -m fedlight.run ARGUMENTS` in this process; returns its exit status."""
+def invoke(*arguments: str, main: Callable[[], None] = run.main) -> int:
+    """Runs `python -m fedlight.run ARGUMENTS`, or another `main`, in this process; returns its status."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["fedlight.run", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            run.main()
-    return int(stop.value.code or 0)
+        patch.setattr(sys, "argv", ["fedlight", *arguments])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
+
+
+def classifier_of(name: str, data: Dataset, cache: Path) -> Extractor:
+    """The classifier of a data set, from the cache or trained now."""
+    train, test = ((split.pixels, torch.from_numpy(split.labels)) for split in (data.train, data.test))
+    return make_classifier(name, train, test, len(data.classes), str(cache), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache of these tests and of what they start, empty at first; the user's own is left alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDLIGHT_CACHE", str(folder))
+        patch.setenv("TORCH_HOME", str(folder / "torch"))
+        patch.delenv("FEDLIGHT_INCEPTION", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def digits_classifier(cache: Path) -> Extractor:
+    """Trained once a session, for cells too."""
+    return classifier_of("digits", digits.load(), cache)
 
 
 @pytest.fixture

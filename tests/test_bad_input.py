@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fedlight.data.fmnist import DEBIAN
 
@@ -93,6 +94,29 @@ CASES = {
     "unknown accelerator": (["trainer.accelerator=abacus"], "abacus"),
     "unknown sampler": (["evaluation.sampler=dice"], "must be one of ddpm, ddim, dpm-solver"),
     "more steps than the schedule": (["evaluation.steps=1001"], "must be at most 1000"),
+    "unknown extractor": (
+        ["evaluation.extractor=vgg16"],
+        "evaluation.extractor: .* 'classifier' or 'inception', got 'vgg16'",
+    ),
+    "unknown reference": (["evaluation.reference=all"], "evaluation.reference: .* 'test' or 'train'"),
+    "no client judged": (["evaluation.clients=0"], "evaluation.clients.*greater than or equal to 1, got 0"),
+    "scores every no round": (["evaluation.every=0"], "evaluation.every: .* greater than or equal to 1"),
+    "fewer images than features": (
+        ["evaluation.samples=64"],
+        "evaluation.samples must be more than 64, the number of features of the classifier .* got 64",
+    ),
+    "fewer images than features of inception": (
+        ["evaluation.extractor=inception"],
+        "evaluation.samples must be more than 2048, the number of features of the inception .* got 500",
+    ),
+    "fewer real images than features": (
+        ["data.limit=64", "evaluation.reference=train"],
+        "evaluation.reference=train: 64 images are too few, it takes more than 64",
+    ),
+    "fewer real images than features of inception": (
+        ["evaluation.extractor=inception", "evaluation.samples=2049"],
+        "evaluation.reference=test: 360 images are too few, it takes more than 2048",
+    ),
     "dropout above one": (["federation.dropout=1.1"], "federation.dropout: .* less than or equal to 1"),
     "seed below nothing": (["seed=-1"], "seed: .* greater than or equal to 0"),
     "name that is a path": (["name=../up"], "name: .* match pattern"),
@@ -130,9 +154,62 @@ def test_an_output_folder_that_cannot_be_written_is_refused(
     command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").write_text("a file, no folder")
-    assert command("output=taken") == 2
+    assert command("output=taken", "evaluation.samples=0") == 2
     assert re.fullmatch(r"fedlight: error: output: cannot write to taken.*\n", capfd.readouterr().err)
     assert (tmp_path / "taken").read_text() == "a file, no folder"
+
+
+INCEPTION = ["data=fmnist", "evaluation.extractor=inception", "evaluation.samples=2049"]
+
+
+def test_missing_weights_are_told_with_how_to_get_them(
+    fmnist: None,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody answers: no internet
+    assert_refused(
+        command(*INCEPTION),
+        capfd.readouterr().err,
+        tmp_path,
+        "could not be downloaded .* fedlight.prepare evaluation.extractor=inception .* or fetch https://.* "
+        "and set evaluation.weights=FILE",
+    )
+    status = command(*INCEPTION, "evaluation.weights=/no/such.pth")
+    assert_refused(status, capfd.readouterr().err, tmp_path, "evaluation.weights: no file /no/such.pth")
+
+
+def write_images(folder: Path, count: int, side: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("L", (side, side), number % 256).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "message"),
+    [
+        (["all"], 8, "needs labels, and all images of the data set are of one class"),
+        (["a", "b"], 4, "needs images of at least 8x8, got 4x4"),
+    ],
+)
+def test_images_that_the_classifier_cannot_learn_from_are_refused(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    classes: list[str],
+    side: int,
+    message: str,
+) -> None:
+    for name in classes:
+        write_images(tmp_path / "images" / name, 400 // len(classes), side)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    shape = ["data.channels=1", f"data.image_size={side}"]
+    status = command("data=image_folder", "data.root=../images", *shape)
+    assert_refused(status, capfd.readouterr().err, tmp_path / "work", message)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "not an IDX file", "missing"])
@@ -157,7 +234,8 @@ def test_a_damaged_data_file_is_named(
 def test_bad_cells_of_a_sweep_do_not_stop_the_good_ones(
     command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("-m", "clients=0,2", "rounds=0", "logger=none", "evaluation.grid=0") == 2
+    small = ["rounds=0", "logger=none", "evaluation.grid=0", "evaluation.samples=0"]
+    assert command("-m", "clients=0,2", *small) == 2
     assert "clients: input should be greater than or equal to 1, got 0" in capfd.readouterr().err
     assert len(list(tmp_path.glob("runs/default/*/result.json"))) == 1
 

@@ -201,7 +201,7 @@ def test_an_installed_wheel_finds_its_configs(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, site], check=True)
     elsewhere.mkdir()
     typed = [sys.executable, "-m", "fedlight.run", "-m", "sweeps=demo", "method=UDEC", "clients=2,3"]
-    small = ["rounds=0", "evaluation.grid=0", "logger=none"]
+    small = ["rounds=0", "evaluation.grid=0", "evaluation.samples=0", "logger=none"]
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(typed + small, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -672,9 +672,8 @@ def test_of_eight_processes_on_an_empty_cache_one_decodes_and_all_read(
 
 
 def prepare(command: Callable[..., int], *arguments: str) -> int:
-    return command(
-        "data=image_folder", "rounds=0", "clients=2", "logger=none", "evaluation.grid=0", *arguments
-    )
+    unseen = ["evaluation.grid=0", "evaluation.samples=0"]
+    return command("data=image_folder", "rounds=0", "clients=2", "logger=none", *unseen, *arguments)
 
 
 def test_two_folders_are_two_cells_even_of_the_same_name(

@@ -1,6 +1,8 @@
 """Sampling: images from noise through a trained UNet, by diffusers' schedulers."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
@@ -8,10 +10,13 @@ from torch import Tensor, nn
 
 from fedlight.runtime.errors import BadInput
 
-SAMPLERS = {
-    "ddpm": DDPMScheduler,  # arXiv 2006.11239
-    "ddim": DDIMScheduler,  # arXiv 2010.02502
-    "dpm-solver++": DPMSolverMultistepScheduler,  # arXiv 2211.01095
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    "ddpm": DDPMScheduler.from_config,  # arXiv 2006.11239
+    "ddim": DDIMScheduler.from_config,  # arXiv 2010.02502
+    "dpm-solver++": DPMSolverMultistepScheduler.from_config,  # arXiv 2211.01095
+    "sde-dpm-solver++": partial(  # the same with fresh noise at each step
+        DPMSolverMultistepScheduler.from_config, algorithm_type="sde-dpmsolver++"
+    ),
 }
 
 
@@ -67,7 +72,7 @@ def sample(
         The images, uint8 in 0..255, on the CPU, of the given shape.
     """
     check_sampler(sampler, steps, schedule)
-    scheduler = SAMPLERS[sampler].from_config(schedule.config, timestep_spacing="trailing")
+    scheduler = SAMPLERS[sampler](schedule.config, timestep_spacing="trailing")
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     training = unet.training
@@ -76,10 +81,9 @@ def sample(
     for noise in torch.randn(shape, generator=generator).split(batch_size):
         x_t = noise.to(device)
         scheduler.set_timesteps(steps)
-        random = {} if sampler == "dpm-solver++" else {"generator": generator}
         for t in scheduler.timesteps:
             eps = _clip(unet(x_t, t).sample, x_t, schedule.alphas_cumprod[t])
-            x_t = scheduler.step(eps, t, x_t, **random).prev_sample
+            x_t = scheduler.step(eps, t, x_t, generator=generator).prev_sample
             on_step()
         images.append(x_t.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu())
     unet.train(training)

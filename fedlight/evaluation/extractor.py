@@ -19,6 +19,7 @@ from fedlight.runtime.shared import made_once
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_LAYERS = ["2048", "logits_unbiased"]
+DIMENSIONS = {"classifier": classifier.DIMENSION, "inception": 2048}  # of the features
 BATCH = 128
 
 
@@ -41,7 +42,6 @@ class Extractor:
     Attributes:
         name: classifier or inception.
         network: uint8 images -> (features, logits).
-        dimension: the number of features.
         channels: that the network takes.
         accuracy: share of test images that the classifier labels rightly; None for inception.
         sha256: of the file of its weights.
@@ -49,7 +49,6 @@ class Extractor:
 
     name: str
     network: FeatureExtractorBase
-    dimension: int
     channels: int
     accuracy: float | None
     sha256: str
@@ -116,17 +115,8 @@ def make_classifier(
         return file
 
     made_once(path, readable, lambda temporary: classifier.train(temporary, train_set, test_set, classes))
-    network = create_feature_extractor(
-        classifier.NAME,
-        [classifier.FEATURES, classifier.LOGITS],
-        cuda=False,
-        feature_extractor_weights_path=path,
-        verbose=False,
-    ).to(device)
-    channels = train_set[0].shape[1]
-    return Extractor(
-        "classifier", network, classifier.DIMENSION, channels, network.accuracy, file_sha256(path)
-    )
+    network = _create(classifier.NAME, [classifier.FEATURES, classifier.LOGITS], path).to(device)
+    return Extractor("classifier", network, train_set[0].shape[1], network.accuracy, file_sha256(path))
 
 
 def make_inception(weights: Path, device: torch.device) -> Extractor:
@@ -136,19 +126,18 @@ def make_inception(weights: Path, device: torch.device) -> Extractor:
         BadInput: the file holds something else.
     """
     try:
-        torch.load(
-            weights, map_location="cpu", weights_only=True
-        )  # torch-fidelity's own would run code in it
-        network = create_feature_extractor(
-            INCEPTION,
-            INCEPTION_LAYERS,
-            cuda=False,
-            feature_extractor_weights_path=str(weights),
-            verbose=False,
-        ).to(device)
+        torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity would run code in it
+        network = _create(INCEPTION, INCEPTION_LAYERS, weights).to(device)
     except Exception as error:  # torch's readers have errors of many kinds
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"evaluation.weights: {weights} does not hold the weights of {INCEPTION} ({reason})"
         ) from error
-    return Extractor("inception", network, int(INCEPTION_LAYERS[0]), 3, None, file_sha256(weights))
+    return Extractor("inception", network, 3, None, file_sha256(weights))
+
+
+def _create(name: str, layers: list[str], weights: Path) -> FeatureExtractorBase:
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn first, and then read
+        return create_feature_extractor(
+            name, layers, cuda=False, feature_extractor_weights_path=weights, verbose=False
+        )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedlight.evaluation.extractor import Extractor
-from fedlight.evaluation.memorisation import Memorisation, memorisation
+from fedlight.evaluation.memorisation import CopyCheck, Memorisation
 from fedlight.evaluation.reference import Reference
 from fedlight.evaluation.scores import score
 
@@ -17,19 +17,14 @@ class Judge:
     Attributes:
         extractor: what sees the images.
         reference: what the scores compare with.
-        train, test: features of all training and test images, float32, shape (n, dimension), where
-            memorisation is to be checked.
+        copies: looks for copies of training images, where memorisation is to be checked.
     """
 
     extractor: Extractor
     reference: Reference
-    train: Tensor | None = None
-    test: Tensor | None = None
+    copies: CopyCheck | None = None
 
     def __call__(self, images: Tensor) -> tuple[dict[str, float], Memorisation | None]:
         """Scores generated images, uint8, shape (n, channels, height, width), and checks them for copies."""
         seen = self.extractor(images)
-        checked = None
-        if self.train is not None and self.test is not None:
-            checked = memorisation(seen.values, self.train, self.test)
-        return score(seen, self.reference), checked
+        return score(seen, self.reference), self.copies(seen.values) if self.copies else None

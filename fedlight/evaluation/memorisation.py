@@ -1,6 +1,8 @@
 """The memorisation check: do generated images lie nearer to training images than unseen ones do?"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -40,11 +42,26 @@ class Memorisation(NamedTuple):
         }
 
 
-def memorisation(generated: Tensor, train: Tensor, test: Tensor) -> Memorisation:
-    """Compares distances; each argument holds features, float32, shape (n, dimension)."""
-    to_test = _nearest(generated, test)
-    other = _nearest(test, test, rank=2)  # the nearest is the image itself
-    return Memorisation(_ratio(_nearest(generated, train), to_test), _ratio(_nearest(test, train), other))
+@dataclass(frozen=True)
+class CopyCheck:
+    """What generated images are held against: the features of all training and of all test images.
+
+    Attributes:
+        train, test: float32, shape (n, dimension); at least two test images.
+    """
+
+    train: Tensor
+    test: Tensor
+
+    def __call__(self, generated: Tensor) -> Memorisation:
+        """Compares the distances of generated images, given as features, float32, shape (n, dimension)."""
+        ratios = _ratio(_nearest(generated, self.train), _nearest(generated, self.test))
+        return Memorisation(ratios, self._unseen)
+
+    @cached_property
+    def _unseen(self) -> NDArray[np.float64]:
+        other = _nearest(self.test, self.test, rank=2)  # the nearest is the image itself
+        return _ratio(_nearest(self.test, self.train), other)
 
 
 def _nearest(queries: Tensor, points: Tensor, rank: int = 1) -> Tensor:

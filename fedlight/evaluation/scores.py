@@ -5,7 +5,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from fedlight.evaluation.extractor import Extractor, Features
+from fedlight.evaluation.extractor import DIMENSIONS, Features
 from fedlight.evaluation.reference import Moments, Reference
 from fedlight.runtime.errors import BadInput
 
@@ -13,25 +13,25 @@ KID_SUBSETS, KID_LARGEST_SUBSET = 100, 1000  # torch-fidelity's own
 NEIGHBOURS = 3  # of precision and recall, arXiv 1904.06991
 
 
-def check_budget(samples: int, reference: int, source: str, extractor: Extractor) -> None:
+def check_budget(samples: int, reference: int, source: str, extractor: str) -> None:
     """Raises BadInput where samples or reference images are too few for a covariance of full rank.
 
     Args:
         samples: the number of images to generate.
         reference: the number of real images.
         source: where these come from, test or train.
-        extractor: gives the number of features.
+        extractor: classifier or inception.
     """
-    features = f"the number of features of the {extractor.name} extractor"
-    if samples <= extractor.dimension:
+    dimension = DIMENSIONS[extractor]
+    features = f"the number of features of the {extractor} extractor"
+    if samples <= dimension:
         raise BadInput(
-            f"evaluation.samples must be more than {extractor.dimension}, {features}, or 0 for no "
-            f"scores; got {samples}"
+            f"evaluation.samples must be more than {dimension}, {features}, or 0 for no scores; got {samples}"
         )
-    if reference <= extractor.dimension:
+    if reference <= dimension:
         raise BadInput(
             f"evaluation.reference={source}: {reference} images are too few, it takes more than "
-            f"{extractor.dimension}, {features}; choose another reference or extractor, or "
+            f"{dimension}, {features}; choose another reference or extractor, or "
             "evaluation.samples=0 for no scores"
         )
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.shared import made_once
 
-FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it
+FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it, by its SHA-256
 
 
 @remembered
-def weights_name(path: str | None) -> str | None:
+def weights_name(extractor: str, path: str | None) -> str | None:
     """What weights of the user's own are called in a cell's identity, wherever they lie; None for none."""
-    if path is None or not Path(path).is_file():
+    if extractor != "inception" or path is None or not Path(path).is_file():
         return None
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
 
@@ -42,7 +42,8 @@ def find_weights(path: str | None, cache: str) -> Path:
 
     def download(temporary: Path) -> None:
         try:
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(temporary), progress=False)
+            sha256 = Path(FILE).stem.rpartition("-")[2]
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(temporary), sha256, progress=False)
         except Exception as error:  # urllib, sockets and torch.hub have errors of their own
             raise BadInput(
                 f"evaluation.extractor=inception needs {own}, which could not be downloaded ({error}): run "

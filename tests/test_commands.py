@@ -1,0 +1,133 @@
+"""python -m fedlight.sample and python -m fedlight.prepare."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, Cell, invoke
+from PIL import Image
+
+from fedlight import prepare, sample
+from fedlight.evaluation import classifier
+from fedlight.finished import open_cell
+
+MakeCell = Callable[..., Cell]
+
+
+# ---- sample
+
+
+def test_images_of_the_federated_model_come_as_a_grid_or_each_in_a_file(
+    cell: MakeCell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = cell("clients=2")
+    folder = str(made.folder)
+    assert invoke(folder, "--images", "5", main=sample.main) == 0
+    assert invoke(folder, "--images", "5", "--out", "one/by/one", main=sample.main) == 0
+    assert "5 images in one/by/one/" in capsys.readouterr().out
+    assert np.asarray(Image.open(tmp_path / "grid.png")).std() > 10
+    files = sorted((tmp_path / "one" / "by" / "one").iterdir())
+    assert [file.name for file in files] == [f"{number:05d}.png" for number in range(5)]
+    found = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files]))
+    assert torch.equal(found, open_cell(made.folder).draw(None, 5, seed=0)[:, 0])
+
+
+def test_each_client_draws_from_its_own_model_and_the_seed_decides(cell: MakeCell, tmp_path: Path) -> None:
+    folder = str(cell("method=UDEC", "clients=2").folder)
+    asked = {"a": "--client=0", "b": "--client=0", "c": "--client=1", "d": "--client=0 --seed=1"}
+    for out, options in asked.items():
+        assert invoke(folder, *options.split(), "--images=1", f"--out={out}", main=sample.main) == 0
+    drawn = {out: (tmp_path / out / "00000.png").read_bytes() for out in asked}
+    assert drawn["a"] == drawn["b"]
+    assert len(set(drawn.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("UDEC", [], "the trained models of UDEC are the clients' own; choose one with --client 0 to 1"),
+        ("UDEC", ["--client=2"], "clients are 0 to 1, got 2"),
+        ("UDEC", ["--client=-1"], "clients are 0 to 1, got -1"),
+        ("FULL", ["--client=0"], "the trained model of FULL is the federated one; leave out --client"),
+        ("FULL", ["--images=0"], "--images must be 1 or more, got 0"),
+        ("FULL", ["--out=taken"], "taken"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_in_one_line(
+    cell: MakeCell,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    method: str,
+    options: list[str],
+    message: str,
+) -> None:
+    folder = cell(f"method={method}", "clients=2", "rounds=0").folder
+    (tmp_path / "taken").touch()
+    capfd.readouterr()
+    assert invoke(str(folder), *options, main=sample.main) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("fedlight: error: ")
+    assert message in line
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "taken"}
+
+
+def test_a_folder_without_a_completed_cell_is_told(
+    cell: MakeCell, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = cell("rounds=0").folder
+    result = folder / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "status": "interrupted"}))
+    for place, message in (
+        (folder, "holds no completed cell: it is interrupted\n"),
+        (tmp_path / "nowhere", "nowhere holds no completed cell\n"),
+        (folder.parent, "holds no completed cell\n"),
+    ):
+        capfd.readouterr()
+        assert invoke(str(place), main=sample.main) == 2
+        assert capfd.readouterr().err.endswith(message)
+
+
+# ---- prepare
+
+
+@pytest.mark.parametrize("asked", [[], ["evaluation.reference=train"], ["evaluation.memorisation=true"]])
+def test_after_preparing_a_cell_finds_all_it_needs(
+    cell: MakeCell,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: list[str],
+) -> None:
+    monkeypatch.setattr(classifier, "EPOCHS", 2)
+    monkeypatch.setenv("FEDLIGHT_CACHE", str(tmp_path / "cache"))
+    asked = [*asked, "rounds=0", "evaluation.samples=65"]
+    torch.set_num_threads(2)  # as a login node may
+    assert invoke(*SMALL, *asked, main=prepare.main) == 0
+    told = capsys.readouterr().out
+    assert "data digits: 120 training and 360 test images" in told
+    assert "extractor classifier: ready, test accuracy" in told
+    prepared = files(tmp_path / "cache")
+    assert len(prepared) == (3 if "evaluation.memorisation=true" in asked else 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+    assert cell(*asked).result["fid"]["value"] > 0
+    assert files(tmp_path / "cache") == prepared
+    assert torch.get_num_threads() == 1  # the cell's own number, which references depend on
+
+
+def files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """What the cache holds; a file that is made anew has another inode."""
+    status = {path: path.stat() for path in folder.rglob("*.safetensors")}
+    return {path: (found.st_ino, found.st_mtime_ns) for path, found in status.items()}
+
+
+def test_what_a_cell_could_not_do_cannot_be_prepared(
+    command: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke("evaluation.samples=3", main=prepare.main) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "evaluation.samples must be more than 64" in line
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,63 @@
+"""The memorisation check: copies of training images are recognised, unseen images are not suspected."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import Cell
+from PIL import Image
+
+from fedlight.data import digits
+from fedlight.evaluation.extractor import Extractor
+from fedlight.evaluation.memorisation import CopyCheck, Memorisation
+
+DIGITS = digits.load()
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None]
+
+
+def test_ratios_are_those_of_a_computation_by_hand() -> None:
+    found = CopyCheck(train=column(0, 10), test=column(1, 5))(column(0, 4, 7.5))
+    assert found.generated == pytest.approx([0, 4 / 1, 2.5 / 2.5])
+    assert found.unseen == pytest.approx([1 / 4, 5 / 4])  # each against the other test image
+
+
+def test_an_image_that_is_in_both_sets_is_no_copy() -> None:
+    found = CopyCheck(train=column(0, 3), test=column(3, 9))(column(3))
+    assert found.generated == pytest.approx([1])
+
+
+def test_models_are_joined_into_one_check() -> None:
+    check = CopyCheck(train=column(0, 10), test=column(1, 5))
+    joined = Memorisation.joined([check(column(0)), check(column(4, 7.5))])
+    assert joined.generated == pytest.approx(check(column(0, 4, 7.5)).generated)
+    assert joined.unseen == pytest.approx(check(column(0)).unseen)
+
+
+def test_copies_of_training_images_are_suspect_and_unseen_images_are_not(
+    digits_classifier: Extractor,
+) -> None:
+    train, unseen = DIGITS.train.pixels[:1100], DIGITS.train.pixels[1100:]
+    test = DIGITS.test.pixels
+    check = CopyCheck(digits_classifier(train).values, digits_classifier(test).values)
+    noise = torch.randint(-8, 9, train[:200].shape, generator=torch.Generator().manual_seed(0))
+    nearly = (train[:200] + noise).clamp(0, 255).byte()
+    copies, near, honest = (
+        check(digits_classifier(pixels).values).summary() for pixels in (train[:200], nearly, unseen)
+    )
+    assert copies["ratio"] < 1e-3
+    assert copies["suspect"] > 0.95
+    assert near["suspect"] > 10 * honest["suspect"]
+    assert honest["suspect"] < 0.03
+    assert honest["ratio"] == pytest.approx(honest["ratio_unseen"], rel=0.2)
+
+
+def test_a_cell_that_is_asked_for_it_draws_and_reports_it(cell: Callable[..., Cell]) -> None:
+    made = cell("rounds=0", "evaluation.samples=65", "evaluation.memorisation=true")
+    found = made.result["fid"]["memorisation"]
+    assert set(found) == {"ratio", "ratio_unseen", "suspect"}
+    assert 0 <= found["suspect"] <= 1
+    assert np.asarray(Image.open(made.folder / "memorisation.png")).std() > 10
