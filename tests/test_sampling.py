@@ -11,7 +11,7 @@ from fedlight.diffusion.sampling import check_sampler, sample
 from fedlight.diffusion.unet import ConvNextUNet
 from fedlight.runtime.errors import BadInput
 
-SAMPLERS = ["ddpm", "ddim", "dpm-solver++"]
+SAMPLERS = ["ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++"]
 SCHEDULE = DDPMScheduler(num_train_timesteps=1000)
 
 

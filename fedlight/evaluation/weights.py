@@ -7,7 +7,7 @@ from pathlib import Path
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.shared import made_once
 
-FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it, by its SHA-256
+FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it
 
 
 @remembered
@@ -42,8 +42,7 @@ def find_weights(path: str | None, cache: str) -> Path:
 
     def download(temporary: Path) -> None:
         try:
-            sha256 = Path(FILE).stem.rpartition("-")[2]
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(temporary), sha256, progress=False)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(temporary), progress=False)
         except Exception as error:  # urllib, sockets and torch.hub have errors of their own
             raise BadInput(
                 f"evaluation.extractor=inception needs {own}, which could not be downloaded ({error}): run "
