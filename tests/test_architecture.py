@@ -13,6 +13,7 @@ ALLOWED = {
     "data": {"data", "runtime"},
     "federation": {"federation", "runtime"},
     "tracking": {"tracking", "runtime"},
+    "reporting": {"reporting", "tracking", "runtime"},
 }
 
 
