@@ -1,4 +1,4 @@
-"""Cells as a sweep leaves them, written without training: for tests of what reads them. The numbers mean nothing."""
+"""Cells as a sweep leaves them, written without training, for tests of what reads them."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def write_cell(
     picture: bool = True,
     **config: Any,
 ) -> Path:
-    """Writes the files of one cell and returns its folder; `config` adds keys such as `optimizer={"lr": 0.1}`."""
+    """Writes the files of a cell, numbers by chance, and returns its folder; `config` adds whole sections."""
     settings = {
         "name": sweep.name,
         "seed": seed,
@@ -56,11 +56,11 @@ def write_cell(
     params = PER_ROUND[method] * clients
     with (folder / "rounds.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(("round", "train_loss", "params_cumulative", "bytes_cumulative", "participants", "fid"))
+        table.writerow(("round", "train_loss", "params_cumulative", "bytes_cumulative", "fid"))
         for round_ in range(1, rounds + 1):
             scored = fid * (1 + 0.3 * (rounds - round_)) if extractor and round_ % 2 == 0 else ""
             crossed = params * round_
-            table.writerow((round_, 0.4 / round_, crossed, 4 * crossed, clients, scored))
+            table.writerow((round_, 0.4 / round_, crossed, 4 * crossed, scored))
     with (folder / "partition.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("client", "label", "count"))

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
 from fedlight.reporting.boards import Board
 from fedlight.reporting.plots import INK, Plot
@@ -49,7 +49,7 @@ def quality_exchange(board: Board, prefix: str) -> Plot:
         f"{prefix}quality_exchange",
         "Quality against exchange",
         "One curve a method, through its client counts (the number at each point). Lower left is better: "
-        "good images for few bytes. Bars: standard deviation over seeds or clients. Dashed: nothing is exchanged.",
+        "good images for few bytes. Bars: standard deviation over seeds or clients. Dashed: nothing crosses.",
         pd.DataFrame(rows, columns=["panel", "method", "clients", "bytes", "fid", "fid_std", "fid_std_over"]),
         partial(_draw_quality, palette=_palette(board)),
         _palette(board),
@@ -253,7 +253,7 @@ def _scale_bytes(axis: Axes) -> None:
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(EngFormatter("B"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.minorticks_off()
 
 
 def _panel(setting: str, partition: str) -> str:

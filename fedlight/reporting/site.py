@@ -3,8 +3,10 @@
 import base64
 import shlex
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -94,18 +96,21 @@ def _chapter(board: Board, folder: Path, prefix: str, tiles: int) -> Chapter:
     cells = by_cell(board, prefix)
     for table in (*printed, cells):
         table.write(folder)
-    drawings = []
-    for plot in figures.plots(board, prefix):
-        plot.write(folder)
-        drawings.append(Drawing(plot, [(panel, _svg_uri(plot.svg(panel))) for panel in plot.panels]))
-    rows, left_out = wall.hang(board, folder, tiles)
+    plots = figures.plots(board, prefix)
+    with ProcessPoolExecutor() as pool:  # drawing is most of the work
+        drawn = pool.map(partial(_draw, folder), plots)
+        rows, left_out = wall.hang(board, folder, tiles)
+        drawings = [Drawing(plot, panels) for plot, panels in zip(plots, drawn, strict=True)]
     scores = [record.result.fid for record in board.records if record.result and record.result.fid]
     accuracy = sorted({s.extractor_accuracy for s in scores if s.extractor_accuracy is not None})
     return Chapter(board, colours(set(board.methods)), accuracy, printed, drawings, rows, left_out, cells)
 
 
-def _svg_uri(text: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+def _draw(folder: Path, plot: Plot) -> list[tuple[str, str]]:
+    """Writes the files of a figure; returns title and image of its panels."""
+    plot.write(folder)
+    uri = "data:image/svg+xml;base64,"
+    return [(panel, uri + base64.b64encode(plot.svg(panel).encode()).decode()) for panel in plot.panels]
 
 
 def _template() -> Template:
