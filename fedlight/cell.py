@@ -34,6 +34,7 @@ from fedlight.federation.slices import SliceMap
 from fedlight.federation.store import State, Store
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.hashing import state_sha256
+from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.seeds import derive_seed
 from fedlight.tracking import loggers, pictures
 from fedlight.tracking.cell import SCHEMA, cell_id, masked, read_result, write_config, write_result
@@ -275,6 +276,7 @@ def _blank_result(cell: str, settings: CellConfig, federator: Federator) -> dict
         "client_sha256": [],
         "seconds": dict.fromkeys(("total", "training", "merging", "evaluation", "checkpoint"), 0.0),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "machine": describe_machine(),
         "error": None,
     }
 

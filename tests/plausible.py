@@ -29,10 +29,10 @@ def write_cell(
     status: str = "completed",
     error: str | None = None,
     picture: bool = True,
-    **config: Any,
+    sections: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes the files of a cell, numbers by chance, and returns its folder; `config` adds whole sections."""
-    settings = {
+    """Writes the files of a cell, numbers by chance; returns its folder. `sections`: of its configuration."""
+    settings: dict[str, Any] = {
         "name": sweep.name,
         "seed": seed,
         "clients": clients,
@@ -44,7 +44,9 @@ def write_cell(
         "model": {"name": "tiny"},
         "optimizer": {"lr": 0.001},
         "evaluation": {"extractor": extractor, "steps": 50},
-    } | config
+    }
+    for key, value in (sections or {}).items():
+        settings[key] = settings.get(key, {}) | value if isinstance(value, dict) else value
     chance = random.Random(json.dumps(settings))
     suffix = f"{chance.getrandbits(32):08x}"
     folder = sweep / f"{method}-K{clients}-{data}-{partition}-tiny-R{rounds}-E2-s{seed}-{suffix}"
@@ -53,7 +55,7 @@ def write_cell(
 
     per_client = [chance.uniform(20, 90) for _ in range(clients)] if method in CLIENT_LEVEL else None
     fid = sum(per_client) / clients if per_client else chance.uniform(15, 40)
-    params = PER_ROUND[method] * clients
+    params = PER_ROUND.get(method, 1000) * clients
     with (folder / "rounds.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("round", "train_loss", "params_cumulative", "bytes_cumulative", "fid"))
@@ -96,7 +98,7 @@ def write_cell(
         "exchange": {
             "params_total": params * rounds,
             "bytes_total": 4 * params * rounds,
-            "reduction": 1 - PER_ROUND[method] / 2000,
+            "reduction": 1 - PER_ROUND.get(method, 1000) / 2000,
         },
         "train_loss": 0.4 / rounds if status == "completed" else None,
         "fid": score if extractor and status == "completed" else None,

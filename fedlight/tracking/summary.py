@@ -67,7 +67,9 @@ def print_summary(sweep: Path) -> None:
             f"{result['seconds']['total']:.0f}",
             result["status"],
         )
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table)
+    console.print(f"tables, figures and samples: python -m fedlight.report {sweep}", soft_wrap=True)
 
 
 def _position(result: dict[str, Any]) -> tuple[Any, ...]:
