@@ -2,11 +2,12 @@
 
 import csv
 import json
+import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -298,14 +299,11 @@ def test_latex_compiles(sweep: Path, tmp_path: Path) -> None:
     list(write_grid(sweep, method=METHODS, clients=[2, 5], partition=["iid", "label_skew"]))
     write_cell(sweep, "my_50%_#1&2", 5)
     run_report(sweep)
-    inputs = "\n".join(
-        rf"\resizebox{{\textwidth}}{{!}}{{\input{{{path}}}}}" for path in (sweep / "report").glob("*.tex")
-    )
+    lines = [r"\documentclass{article}", r"\usepackage{booktabs,graphicx}", r"\begin{document}"]
+    for path in (sweep / "report").glob("*.tex"):
+        lines.append(rf"\resizebox{{\textwidth}}{{!}}{{\input{{{path}}}}}\par")
     document = tmp_path / "all.tex"
-    document.write_text(
-        "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n%s\n\\end{document}\n"
-        % inputs
-    )
+    document.write_text("\n".join([*lines, r"\end{document}"]))
     done = subprocess.run(
         [str(LATEX), "-interaction=nonstopmode", "-halt-on-error", document.name],
         cwd=tmp_path,
@@ -316,20 +314,19 @@ def test_latex_compiles(sweep: Path, tmp_path: Path) -> None:
 
 
 def test_five_hundred_cells_are_quick_and_small(sweep: Path) -> None:
-    axes: dict[str, Any] = {
-        "method": METHODS[:5],
-        "clients": [2, 5, 10, 20, 50],
-        "partition": ["iid", "label_skew"],
-    }
-    assert (
-        len(list(write_grid(sweep, **axes, data=["digits", "fmnist"], seed=[1, 2, 3, 4, 5], rounds=[15])))
-        == 500
-    )
-    start = time.perf_counter()
+    axes: dict[str, Any] = {"method": METHODS[:5], "clients": [2, 5, 10, 20, 50], "rounds": [15]}
+    axes |= {"partition": ["iid", "label_skew"], "data": ["digits", "fmnist"], "seed": [1, 2, 3, 4, 5]}
+    assert len(list(write_grid(sweep, **axes))) == 500
+    before = worked()
     subprocess.run([sys.executable, "-m", "fedlight.report", str(sweep)], check=True, capture_output=True)
-    took = time.perf_counter() - start
+    assert (worked() - before) / min(2, os.cpu_count() or 1) < 20
     assert (sweep / "report" / "index.html").stat().st_size < 20e6
-    assert took < 20
+
+
+def worked() -> float:
+    """Seconds that processors spent on child processes: unlike a clock's, no matter how busy the machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_the_report_of_cells_really_run(command: Callable[..., int], tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def build(entity: str, project: str, sweep: str | None) -> tuple[ws.Workspace, w
         sweep: only the cells of this sweep; None for all of the project.
     """
     title = f"fedlight: {sweep or project}"
-    chosen = [expr.Metric("Group") == sweep] if sweep else []
+    chosen = f"Metric('Group') = '{sweep}'" if sweep else ""
     workspace = ws.Workspace(
         entity=entity,
         project=project,
@@ -98,7 +98,7 @@ def build(entity: str, project: str, sweep: str | None) -> tuple[ws.Workspace, w
         runset_settings=ws.RunsetSettings(
             filters=chosen,
             groupby=[expr.Config(METHOD)],
-            group_colors={method: colour for method, colour in COLOURS.items()},  # noqa: C416
+            group_colors=dict(COLOURS.items()),
         ),
         auto_generate_panels=False,
     )
@@ -108,7 +108,7 @@ def build(entity: str, project: str, sweep: str | None) -> tuple[ws.Workspace, w
         for method, colour in COLOURS.items()
     }
     for topic in topics():
-        runset = wr.Runset(name="cells", filters=list(chosen), groupby=[f"config.{METHOD}"])
+        runset = wr.Runset(name="cells", filters=chosen, groupby=[f"config.{METHOD}"])
         grid = wr.PanelGrid(runsets=[runset], panels=topic.panels(), custom_run_colors=colours)
         blocks += [wr.H2(topic.title), wr.P(topic.text), grid]
     report = wr.Report(
