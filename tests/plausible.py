@@ -29,6 +29,7 @@ def write_cell(
     status: str = "completed",
     error: str | None = None,
     picture: bool = True,
+    extractor_sha256: str = "aa",
     sections: dict[str, Any] | None = None,
 ) -> Path:
     """Writes the files of a cell, numbers by chance; returns its folder. `sections`: of its configuration."""
@@ -80,6 +81,7 @@ def write_cell(
         "per_client": per_client,
         "clients": list(range(clients)) if per_client else None,
         "extractor_accuracy": 0.9812,
+        "extractor_sha256": extractor_sha256,
         "samples": 1000,
         "sampler": "ddim",
         "steps": 50,

@@ -215,11 +215,13 @@ def test_data_sets_and_extractors_are_kept_apart(sweep: Path) -> None:
     other = sweep.with_name("other")
     write_cell(sweep, data="digits")
     write_cell(sweep, data="digits", extractor="inception")
-    write_cell(other, data="fmnist")
+    write_cell(other, data="fmnist", extractor_sha256="0123456789")
+    write_cell(other, "UDEC", data="fmnist", extractor_sha256="abcdef0123")
     other.with_name("empty").mkdir()
     out = sweep.with_name("both")
     assert run_report(sweep, other, other.with_name("empty"), "--out", out) == 0
-    for name in ("digits_classifier", "digits_inception", "fmnist_classifier"):
+    classifiers = ("fmnist_classifier-01234567", "fmnist_classifier-abcdef01")
+    for name in ("digits_classifier", "digits_inception", *classifiers):
         (line,) = rows(out / f"{name}_table.csv")
         assert f"{line['data']}_{line['extractor']}" == name
     assert not (out / "table.csv").exists()
@@ -329,9 +331,12 @@ def worked() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def test_the_report_of_cells_really_run(command: Callable[..., int], tmp_path: Path) -> None:
+def test_the_report_of_cells_really_run(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     grid = ["-m", "method=FULL,UDEC", "clients=2,3", "data.limit=60", "rounds=2", "epochs=1", "logger=none"]
     assert command(*grid, "evaluation.steps=2", "evaluation.grid=4") == 0
+    assert "python -m fedlight.report runs/default" in capsys.readouterr().out
     assert run_report("runs/default") == 0
     page = Page(tmp_path / "runs/default/report/index.html")
     results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/default/*/result.json")]

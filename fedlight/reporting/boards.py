@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fedlight.reporting.grid import Axes
-from fedlight.reporting.records import CURVES, Record, Result
+from fedlight.reporting.records import CURVES, Record, Result, Score
 from fedlight.tracking.methods import rank
 
 AXES = ("method.name", "clients", "partition.name")
 REPLICAS = {"seed", "partition.seed"}
 """Keys over which a cell is repeated, not changed."""
 
-IDLE = ("name", "output", "trainer.threads", "trainer.accelerator", "data.root", "data.cache")
+IDLE = ("name", "output", "trainer.threads", "trainer.accelerator")
 IDLE_PREFIXES = ("logger.", "method.", "partition.deal.", "data.source.")
+PLACES = (".root", ".cache", ".weights")
 REFERENCES = {"LOCAL", "CENTRAL"}
 """Methods that federate nothing: what the others are read against, not their competitors."""
 
@@ -164,23 +165,26 @@ def make_boards(records: Iterable[Record], planned: list[Axes]) -> list[Board]:
         planned: what the sweeps set out to run.
     """
     placed = [r for r in records if all(key in r.config for key in (*AXES, "data.name"))]
-    seen: dict[str, set[str]] = {}
-    for record in placed:
-        if record.result and record.result.fid:
-            seen.setdefault(record.config["data.name"], set()).add(record.result.fid.extractor)
+    scored = [(r.config["data.name"], r.result.fid) for r in placed if r.result and r.result.fid]
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in placed:
         data = record.config["data.name"]
-        groups.setdefault((data, _extractor(record, seen.get(data, set()))), []).append(record)
+        known = [score for name, score in scored if name == data]
+        groups.setdefault((data, _extractor(record, known)), []).append(record)
     return [_board(data, name or None, groups[data, name], planned) for data, name in sorted(groups)]
 
 
-def _extractor(record: Record, seen: set[str]) -> str:
-    """Of the cell's score; without one, of its configuration, or the one that its data set's cells have."""
-    if record.result and record.result.fid:
-        return record.result.fid.extractor
-    asked = str(record.config.get("evaluation.extractor") or "")
-    return asked or (min(seen) if len(seen) == 1 else "")
+def _extractor(record: Record, known: list[Score]) -> str:
+    """Of the cell's score; without one, of its configuration, or the only one that its data set knows.
+
+    Extractors of one name are told apart by their hash where there are several.
+    """
+    if record.result and (score := record.result.fid):
+        alike = {other.extractor_sha256 for other in known if other.extractor == score.extractor}
+        return score.extractor + (f"-{str(score.extractor_sha256)[:8]}" if len(alike) > 1 else "")
+    asked = record.config.get("evaluation.extractor")
+    names = {score.extractor for score in known}
+    return str(asked or (min(names) if len(names) == 1 else ""))
 
 
 def _board(data: str, extractor: str | None, records: list[Record], planned: list[Axes]) -> Board:
@@ -216,7 +220,9 @@ def varying(configs: list[dict[str, Any]]) -> list[str]:
     candidates = [
         key
         for key in sorted(keys, key=lambda key: (not key.endswith(".name"), key.count("."), key))
-        if key not in (*AXES, *IDLE, *REPLICAS) and not key.startswith(IDLE_PREFIXES)
+        if key not in (*AXES, *IDLE, *REPLICAS)
+        and not key.startswith(IDLE_PREFIXES)
+        and not key.endswith(PLACES)
     ]
     kept: list[str] = []
     for key in candidates:

@@ -37,6 +37,7 @@ class Score(BaseModel):
     per_client: list[float] | None = None
     clients: list[int] | None = None
     extractor_accuracy: float | None = None
+    extractor_sha256: str | None = None
     samples: int | None = None
     sampler: str | None = None
     steps: int | None = None
