@@ -115,7 +115,7 @@ def test_page_csv_and_latex_agree_with_the_results_to_the_printed_digit(sweep: P
         assert page["KID"] == f"{mean(cell['fid']['kid'] for cell in group):.4f}"
         assert page["parameters"] == f"{group[0]['exchange']['params_total']:,}"
         saved = group[0]["exchange"]["reduction"]
-        assert page["against FULL"] == (f"−{saved:.1%}".replace("%", " %") if saved else "–")
+        assert page["vs FULL"] == (f"−{saved:.1%}".replace("%", " %") if saved else "–")
         assert page["loss"] == f"{mean(cell['train_loss'] for cell in group):.4f}"
 
     for cell, line in zip(

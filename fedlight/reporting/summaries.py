@@ -29,7 +29,7 @@ SCORES = (
 COSTS = (
     Quantity("parameters", "params", lambda result: result.exchange.params_total, numbers.count),
     Quantity("exchanged", "bytes", lambda result: result.exchange.bytes_total, numbers.data_volume),
-    Quantity("against FULL", "reduction", lambda result: result.exchange.reduction, numbers.saved),
+    Quantity("vs FULL", "reduction", lambda result: result.exchange.reduction, numbers.saved),
     Quantity("loss", "train_loss", lambda result: result.train_loss, numbers.loss),
     Quantity("time", "seconds", lambda result: result.seconds.get("total"), numbers.seconds),
 )
@@ -94,7 +94,7 @@ def in_full(board: Board, prefix: str) -> Table:
     return Table(
         f"{prefix}table",
         "Methods in full",
-        "Means over seeds. Exchange counts both ways, all rounds and clients; against FULL: what FULL "
+        "Means over seeds. Exchange counts both ways, all rounds and clients; vs FULL: what FULL "
         "exchanges with the same participants and reports.",
         [*heads, *(("FID", "± over") if board.scored else ()), *(q.head for q in quantities), "status"],
         numeric,
