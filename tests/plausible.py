@@ -102,7 +102,7 @@ def write_cell(
             "bytes_total": 4 * params * rounds,
             "reduction": 1 - PER_ROUND.get(method, 1000) / 2000,
         },
-        "train_loss": 0.4 / rounds if status == "completed" else None,
+        "train_loss": 0.4 / max(rounds, 1) if status == "completed" else None,
         "fid": score if extractor and status == "completed" else None,
         "seconds": {"total": chance.uniform(10, 9000)},
         "versions": {"fedlight": "0.1.0", "torch": "2.5.0"},

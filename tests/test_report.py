@@ -238,6 +238,16 @@ def test_whatever_else_varies_is_a_setting_and_not_averaged(sweep: Path) -> None
     assert all(line["fid_std_over"] == "2 seeds" for line in lines)
 
 
+def test_methods_of_different_length_do_not_stand_side_by_side(sweep: Path) -> None:
+    write_cell(sweep, "FULL", rounds=4)
+    write_cell(sweep, "UDEC", rounds=2)
+    write_cell(sweep, "FULL", rounds=4, partition="label_skew", sections={"partition": {"beta": 0.5}})
+    run_report(sweep)
+    lines = rows(sweep / "report" / "table.csv")
+    run = {(line["setting"], line["method"]) for line in lines if line["status"] == "completed"}
+    assert run == {("rounds=4", "FULL"), ("rounds=2", "UDEC")}
+
+
 def test_a_cell_that_is_in_two_folders_counts_once(sweep: Path) -> None:
     folder = write_cell(sweep)
     shutil.copytree(folder, sweep.with_name("copy") / folder.name)

@@ -215,7 +215,11 @@ def _board(data: str, extractor: str | None, records: list[Record], planned: lis
 
 
 def varying(configs: list[dict[str, Any]]) -> list[str]:
-    """Keys that vary beside method, clients, partition and seeds, without those that another one decides."""
+    """Keys that vary beside method, clients, partition and seeds, without those that another one decides.
+
+    The method and the number of clients decide nothing: cells that differ in them and in their rounds do not
+    compare, and must not look as if they did.
+    """
     keys = {key for config in configs for key in config}
     candidates = [
         key
@@ -226,9 +230,10 @@ def varying(configs: list[dict[str, Any]]) -> list[str]:
     ]
     kept: list[str] = []
     for key in candidates:
+        deciding = (*kept, "partition.name") if key.startswith("partition.") else kept
         seen: dict[str, str] = {}
         for config in configs:
-            known = repr([config.get(k) for k in (*AXES, *kept)])
+            known = repr([config.get(k) for k in deciding])
             if seen.setdefault(known, repr(config.get(key))) != repr(config.get(key)):
                 kept.append(key)
                 break
