@@ -131,7 +131,7 @@ class Board:
         return any(entry.fid is not None for entry in self.entries.values())
 
     def in_place(self, place: Place) -> list[Entry]:
-        """The entries of a place, in the order of the methods."""
+        """The entries of a place, in the order of the methods; without those that its setting does not have."""
         return [self.entries[place, m] for m in self.methods if (place, m) in self.entries]
 
     def best(self, place: Place) -> str | None:
@@ -162,7 +162,7 @@ def make_boards(records: Iterable[Record], planned: list[Axes]) -> list[Board]:
 
     Args:
         records: cells whose configuration cannot be read are left out.
-        planned: what the sweeps set out to run.
+        planned: what the sweeps set out to run; of no use where settings vary, since a plan does not tell them apart.
     """
     placed = [r for r in records if all(key in r.config for key in (*AXES, "data.name"))]
     scored = [(r.config["data.name"], r.result.fid) for r in placed if r.result and r.result.fid]
@@ -198,19 +198,20 @@ def _board(data: str, extractor: str | None, records: list[Record], planned: lis
         entries.setdefault((place, method), Entry(place, method)).records.append(record)
 
     everywhere = {r.config["method.name"] for r in records if r.config.get("method.pool")}
-    asked = [axes for axes in planned if data in axes.data]
-    partitions = {place.partition for place, _ in entries}.union(*(axes.partition for axes in asked))
-    clients = {place.clients for place, _ in entries}.union(*(axes.clients for axes in asked))
-    methods = {method for _, method in entries}.union(*(axes.method for axes in asked))
     settings = {place.setting for place, _ in entries}
-    for place, method in product(map(Place._make, product(settings, partitions, clients)), methods):
-        if (place, method) in entries:
-            continue
-        same = [e for (p, m), e in entries.items() if m == method and p.setting == place.setting]
-        if method in everywhere and same:
-            entries[place, method] = Entry(place, method, same[0].records, everywhere=True)
-        else:
-            entries[place, method] = Entry(place, method)
+    asked = [axes for axes in planned if data in axes.data and len(settings) == 1]
+    for setting in settings:
+        run = [key for key in entries if key[0].setting == setting]
+        partitions = {place.partition for place, _ in run}.union(*(axes.partition for axes in asked))
+        clients = {place.clients for place, _ in run}.union(*(axes.clients for axes in asked))
+        methods = {method for _, method in run}.union(*(axes.method for axes in asked))
+        for partition, count, method in product(partitions, clients, methods):
+            place = Place(setting, partition, count)
+            if (place, method) in entries:
+                continue
+            pooled = [entries[key] for key in run if key[1] == method] if method in everywhere else []
+            found = pooled[0].records if pooled else []
+            entries[place, method] = Entry(place, method, found, everywhere=bool(pooled))
     return Board(data, extractor, records, entries)
 
 

@@ -34,7 +34,7 @@ def quality_exchange(board: Board, prefix: str) -> Plot:
     rows = [
         {
             "panel": _panel(place.setting, place.partition),
-            "method": method,
+            "method": entry.method,
             "clients": place.clients,
             "bytes": entry.mean(lambda result: result.exchange.bytes_total),
             "fid": entry.fid,
@@ -42,8 +42,8 @@ def quality_exchange(board: Board, prefix: str) -> Plot:
             "fid_std_over": entry.spread[1],
         }
         for place in board.places
-        for method in board.methods
-        if (entry := board.entries[place, method]).fid is not None
+        for entry in board.in_place(place)
+        if entry.fid is not None
     ]
     return Plot(
         f"{prefix}quality_exchange",
@@ -163,15 +163,15 @@ def client_spread(board: Board, prefix: str) -> Plot:
     rows = [
         {
             "panel": _panel(place.setting, place.partition),
-            "method": method,
+            "method": entry.method,
             "clients": place.clients,
             "seed": result.seed,
             "client": client,
             "fid": fid,
         }
         for place in board.places
-        for method in board.methods
-        for result in board.entries[place, method].results
+        for entry in board.in_place(place)
+        for result in entry.results
         if result.fid and result.fid.per_client
         for client, fid in zip(
             result.fid.clients or range(len(result.fid.per_client)), result.fid.per_client, strict=True

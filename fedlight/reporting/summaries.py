@@ -47,8 +47,9 @@ def by_method(board: Board, prefix: str) -> Table:
     for place in board.places:
         best = board.best(place)
         entries = board.in_place(place)
-        fields = [_fid(entry, entry.method == best) for entry in entries]
-        rows.append([*_place(board, place), *fields])
+        fields = {entry.method: _fid(entry, entry.method == best) for entry in entries}
+        blank = Field(numbers.NONE, None)
+        rows.append([*_place(board, place), *(fields.get(method, blank) for method in board.methods)])
         data.append(place._asdict() | {entry.method: entry.fid for entry in entries})
     judged = [
         f"{', '.join(methods)}: {how}"
