@@ -131,7 +131,7 @@ class Board:
         return any(entry.fid is not None for entry in self.entries.values())
 
     def in_place(self, place: Place) -> list[Entry]:
-        """The entries of a place, in the order of the methods; without those that its setting does not have."""
+        """The entries of a place, in the order of the methods."""
         return [self.entries[place, m] for m in self.methods if (place, m) in self.entries]
 
     def best(self, place: Place) -> str | None:
@@ -162,7 +162,7 @@ def make_boards(records: Iterable[Record], planned: list[Axes]) -> list[Board]:
 
     Args:
         records: cells whose configuration cannot be read are left out.
-        planned: what the sweeps set out to run; of no use where settings vary, since a plan does not tell them apart.
+        planned: what the sweeps set out to run; left aside where settings vary, which it does not tell apart.
     """
     placed = [r for r in records if all(key in r.config for key in (*AXES, "data.name"))]
     scored = [(r.config["data.name"], r.result.fid) for r in placed if r.result and r.result.fid]
