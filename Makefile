@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FMNIST := /usr/share/datasets/fashion-mnist
+CHROMEDRIVER := /usr/bin/chromedriver
+BOOKTABS := /usr/share/texlive/texmf-dist/tex/latex/booktabs/booktabs.sty
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test format clean
@@ -20,18 +22,24 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python -q --compile-bytecode -e '.[dev]'
 	touch $@
 
-demo: install  ## four methods x three client counts on digits: about 8 minutes on two cores
+demo: install  ## four methods x three client counts on digits, and their report: about 8 minutes on two cores
 	$(BIN)/python -m fedlight.run -m sweeps=demo hydra/launcher=local
+	$(BIN)/python -m fedlight.report runs/demo
 
-test: install $(FMNIST)  ## lint, types and all tests
+test: install $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS)  ## lint, types and all tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-# Real Fashion-MNIST for the tests; without the right to install it, the tests that need it are skipped.
-$(FMNIST):
-	-test "$$(id -u)" != 0 || { apt-get update -q && apt-get install -yq dataset-fashion-mnist; }
+# Real data, a browser and LaTeX for the tests; without the right to install them, the tests that need them are
+# skipped.
+$(FMNIST): DEBIAN := dataset-fashion-mnist
+$(CHROMEDRIVER): DEBIAN := chromium chromium-driver
+$(BOOKTABS): DEBIAN := texlive-latex-recommended
+$(FMNIST) $(CHROMEDRIVER) $(BOOKTABS):
+	-test "$$(id -u)" != 0 || \
+	  { apt-get update -q && apt-get install -yq --no-install-recommends $(DEBIAN); }
 
 format: install  ## format the code
 	$(BIN)/ruff check --fix

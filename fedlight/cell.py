@@ -26,6 +26,7 @@ from fedlight.federation.tasks import Federation
 from fedlight.parts import build
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.hashing import state_sha256
+from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.signals import stoppable
 from fedlight.scoring import is_due, score_models
 from fedlight.tracking import loggers, pictures
@@ -194,6 +195,7 @@ def _blank_result(cell: str, settings: CellConfig, federator: Federator) -> dict
         "client_sha256": [],
         "seconds": dict.fromkeys(("total", "training", "merging", "evaluation", "checkpoint"), 0.0),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "machine": describe_machine(),
         "error": None,
     }
 

@@ -14,6 +14,7 @@ ALLOWED = {
     "evaluation": {"evaluation", "runtime"},
     "federation": {"federation", "runtime"},
     "tracking": {"tracking", "runtime"},
+    "reporting": {"reporting", "tracking", "runtime"},
 }
 
 

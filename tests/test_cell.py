@@ -145,16 +145,22 @@ def test_csv_logs_every_round_and_client(cell: MakeCell) -> None:
     assert all(float(row["client_loss/1"]) > 0 for row in rows)
 
 
-def test_wandb_runs_offline_with_rounds_config_and_pictures(cell: MakeCell) -> None:
+def test_wandb_runs_offline_with_rounds_config_pictures_summary_and_a_row_of_the_table_of_cells(
+    cell: MakeCell,
+) -> None:
     made = cell("logger=wandb", "clients=2")
     (run,) = made.folder.glob("wandb/offline-run-*/run-*.wandb")
     records = list(read_wandb(run))
     history = [
         {item.key or item.nested_key[0]: json.loads(item.value_json) for item in r.history.item}
         for r in records
+        if r.WhichOneof("record_type") == "history"
     ]
-    history = [row for row in history if "train_loss" in row]
-    assert [row["round"] for row in history] == [1, 2]
+    rounds = [row for row in history if "train_loss" in row]
+    assert [row["round"] for row in rounds] == [1, 2]
+    assert all(row["round"] in (1, 2) for row in history)
+    axes = {r.metric.glob_name or r.metric.name: r.metric.step_metric for r in records if r.metric.ByteSize()}
+    assert axes["*"] == "round"
     (start,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
     assert start.run_group == made.folder.parent.name
     assert start.display_name == made.folder.name
@@ -163,6 +169,19 @@ def test_wandb_runs_offline_with_rounds_config_and_pictures(cell: MakeCell) -> N
     }
     media = {path.name.split("_")[0] for path in run.parent.glob("files/media/images/*.png")}
     assert media == {"partition", "samples"}
+
+    summary = {
+        item.key: json.loads(item.value_json) for r in records for item in r.summary.update if item.key
+    }
+    result = made.result
+    assert (summary["status"], summary["cell"]) == ("completed", made.folder.name)
+    assert summary["exchange"] == result["exchange"]
+    (path,) = run.parent.glob("files/media/table/cells_*.table.json")
+    table = json.loads(path.read_text())
+    (row,) = (dict(zip(table["columns"], line, strict=True)) for line in table["data"])
+    assert (row["cell"], row["method"], row["clients"]) == (made.folder.name, "FULL", 2)
+    assert row["bytes_total"] == result["exchange"]["bytes_total"]
+    assert row["train_loss"] == result["train_loss"]
 
 
 def read_wandb(path: Path) -> Iterator[wandb_internal_pb2.Record]:

@@ -1,8 +1,6 @@
 """The loggers of a cell, Lightning's own: Weights & Biases and CSV."""
 
 import hashlib
-import netrc
-import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -13,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig
 
 from fedlight.runtime.errors import BadInput
+from fedlight.tracking.service import wandb_mode
 
 
 def make_logger(
@@ -53,13 +52,29 @@ def log_pictures(logger: Logger | None, round_: int, **pictures: Path | None) ->
 
 
 def finish(logger: Logger | None, result: dict[str, Any]) -> None:
-    """Leaves the result as the run's summary and closes the logger."""
+    """Leaves the result as the run's summary and as a row of the table `cells`, and closes the logger."""
     if logger is None:
         return
     if isinstance(logger, WandbLogger):
+        row = cell_row(result)
+        logger.log_table("cells", columns=list(row), data=[list(row.values())], step=result["rounds"])
         logger.experiment.summary.update(result)
         logger.experiment.finish(exit_code=0 if result["status"] == "completed" else 1)
     logger.finalize("success" if result["status"] == "completed" else "failed")
+
+
+def cell_row(result: dict[str, Any]) -> dict[str, Any]:
+    """A cell in one row: what it was, what it exchanged, how good its images are."""
+    keys = ("cell", "status", "data", "partition", "clients", "method", "seed", "train_loss")
+    fid, exchange = result["fid"] or {}, result["exchange"]
+    return {
+        **{key: result[key] for key in keys},
+        "extractor": fid.get("extractor"),
+        "fid": fid.get("value"),
+        "fid_std": fid.get("std"),
+        **{key: exchange[key] for key in ("params_total", "bytes_total", "reduction")},
+        "seconds": result["seconds"]["total"],
+    }
 
 
 def csv_logger(folder: Path, sweep: str, cell: str, parameters: dict[str, Any]) -> CSVLogger:
@@ -76,7 +91,7 @@ def wandb_logger(
     """
     import wandb
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if _key_known() else "offline")
+    mode = wandb_mode()
     if mode == "offline":
         _tell_offline(folder.parent)
     wandb.setup(wandb.Settings(silent=True))
@@ -106,12 +121,3 @@ def _tell_offline(sweep_folder: Path) -> None:
         f"W&B: offline (no key, or WANDB_MODE says so); to send the runs later: wandb sync {runs}",
         file=sys.stderr,
     )
-
-
-def _key_known() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlight.tracking.cell import read_result
+from fedlight.tracking.methods import rank
 
-ORDER = ("FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL")
 SETTINGS = ("data", "partition", "model", "rounds", "epochs", "fraction", "seed")
 WIDTH = 120  # in a file or a pipe, in characters
 
@@ -74,10 +74,10 @@ def print_summary(sweep: Path) -> None:
             f"{result['seconds']['total']:.0f}",
             result["status"],
         )
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table)
+    console.print(f"tables, figures and samples: python -m fedlight.report {sweep}", soft_wrap=True)
 
 
 def _position(result: dict[str, Any]) -> tuple[Any, ...]:
-    method = result["method"]
-    rank = ORDER.index(method) if method in ORDER else len(ORDER)
-    return result["data"], result["partition"], rank, method, result["clients"], result["seed"]
+    return result["data"], result["partition"], rank(result["method"]), result["clients"], result["seed"]

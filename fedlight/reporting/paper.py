@@ -1,0 +1,82 @@
+"""The numbers of the paper (arXiv 2406.12575) beside those of a sweep that covers its cells."""
+
+from fedlight.reporting import numbers
+from fedlight.reporting.boards import Board
+from fedlight.reporting.tables import Field, Table
+
+DATA, MODEL, CLIENTS = "fmnist", "paper", 5
+PROTOCOL = {"rounds": 15, "epochs": 5, "data.batch_size": 128, "data.limit": None, "optimizer.lr": 1e-4}
+PUBLISHED = {
+    ("UDEC", "iid"): 47.9,
+    ("UDEC", "label_skew"): 70.2,
+    ("UDEC", "quantity_skew"): 142.0,
+    ("ULATDEC", "iid"): 49.2,
+    ("ULATDEC", "label_skew"): 70.5,
+    ("ULATDEC", "quantity_skew"): 121.0,
+    ("CENTRAL", "iid"): 42.5,
+}
+"""FID by method and partition, means over five clients' models; CENTRAL: the one model of the datacenter."""
+
+CAVEAT = (
+    f"FID with {CLIENTS} clients, mean over the clients' models, and its order from the lowest. Only the "
+    "order compares: the paper drew 1,000 samples and clipped images to [0, 1] without rescaling them from "
+    "[−1, 1]."
+)
+COLUMNS = ("method", "partition", "paper", "this sweep", "order, paper", "order, here")
+
+Fids = dict[tuple[str, str], float]
+
+
+def comparison(board: Board, prefix: str) -> Table | None:
+    """Published and measured FID, where the board holds scored cells of the paper's; else None."""
+    rows, data, departures = [], [], set()
+    for setting in sorted({place.setting for place in board.places}):
+        ours: Fids = {}
+        for (place, method), entry in board.entries.items():
+            key = (method, place.partition)
+            if (place.setting, place.clients) != (setting, CLIENTS) or key not in PUBLISHED:
+                continue
+            if entry.fid is not None and _of_the_paper(entry.records[0].config):
+                ours[key] = entry.fid
+                departures |= _departures(entry.records[0].config)
+        orders = (_order(PUBLISHED, ours), _order(ours, ours))
+        for (method, partition), published in PUBLISHED.items() if ours else ():
+            mine, ranks = ours.get((method, partition)), [o.get((method, partition)) for o in orders]
+            printed = [
+                Field(method, method),
+                Field(partition, partition),
+                Field(f"{published:.1f}", published),
+                Field("missing" if mine is None else numbers.score(mine), mine),
+                *(Field(numbers.count(rank), rank) for rank in ranks),
+            ]
+            rows.append([Field(setting, setting), *printed] if board.settings else printed)
+            raw = (setting, method, partition, published, mine, *ranks)
+            data.append(dict(zip(("setting", *COLUMNS), raw, strict=True)))
+    if not rows:
+        return None
+    notes = [CAVEAT]
+    if board.extractor != "inception":
+        notes.append(f"Here FID is taken over the features of the {board.extractor}.")
+    if departures:
+        notes.append(f"This sweep departs from the paper's settings: {', '.join(sorted(departures))}.")
+    columns = ["setting", *COLUMNS] if board.settings else list(COLUMNS)
+    numeric = set(COLUMNS[2:])
+    return Table(f"{prefix}paper", "Beside the paper", " ".join(notes), columns, numeric, rows, data)
+
+
+def _of_the_paper(config: dict[str, object]) -> bool:
+    return (config["data.name"], config.get("model.name")) == (DATA, MODEL)
+
+
+def _departures(config: dict[str, object]) -> set[str]:
+    return {
+        f"{key}={config.get(key)} instead of {value}"
+        for key, value in PROTOCOL.items()
+        if config.get(key) != value
+    }
+
+
+def _order(values: Fids, among: Fids) -> dict[tuple[str, str], int]:
+    """The rank of each of `among` by `values`, from 1, the lowest."""
+    ranked = sorted(among, key=values.__getitem__)
+    return {key: position for position, key in enumerate(ranked, start=1)}

@@ -1,0 +1,133 @@
+"""A figure, one drawing repeated over panels: as PNG and PDF, and as an SVG a panel for the page."""
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fedlight.runtime.files import atomic
+
+INK, PALE = "#1B1F24", "#DDE1E6"
+WIDTH, HEIGHT = 3.7, 2.9  # of a panel, in inches: readable on a telephone
+LEFT, MARGIN, TITLE, LEGEND = 0.62, 0.12, 0.25, 0.3  # what stands around the axes, in inches
+COLUMNS, PANELS = 3, 9  # of a figure; what does not fit is in its CSV
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.bottom": False,
+    "ytick.left": False,
+    "grid.color": PALE,
+    "grid.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titley": 1.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedlight",
+    "pdf.fonttype": 42,
+}
+THEME = (
+    f"<style>:root{{--ink:{INK};--pale:{PALE}}}"
+    "@media(prefers-color-scheme:dark){:root{--ink:#E6E9ED;--pale:#3A424C}}</style>"
+)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure before it is drawn.
+
+    Attributes:
+        name: of its files, without ending.
+        data: what is drawn, the CSV behind the figure; a column `panel` says where.
+        draw: draws the rows of one panel, labels and units of its axes included.
+        legend: colour of each method, empty for a figure without.
+        below: room for what stands below the axes, in inches.
+    """
+
+    name: str
+    title: str
+    note: str
+    data: pd.DataFrame
+    draw: Callable[[Axes, pd.DataFrame], None]
+    legend: Mapping[str, str]
+    below: float = 0.5
+
+    @property
+    def panels(self) -> list[str]:
+        return list(dict.fromkeys(self.data["panel"]))[:PANELS]
+
+    @property
+    def left_out(self) -> int:
+        """Panels that are in the CSV only."""
+        return self.data["panel"].nunique() - len(self.panels)
+
+    def write(self, folder: Path) -> None:
+        """Writes `name.png`, `name.pdf` and `name.csv`."""
+        with atomic(folder / f"{self.name}.csv") as temporary:
+            self.data.to_csv(temporary, index=False)
+        panels = self.panels
+        columns = min(COLUMNS, len(panels))
+        lines = ceil(len(panels) / columns)
+        with rc_context(STYLE):
+            figure = Figure((WIDTH * columns, (HEIGHT + TITLE) * lines + LEGEND), dpi=160)
+            for position, panel in enumerate(panels):
+                line, column = divmod(position, columns)
+                corner = (WIDTH * column, LEGEND + (HEIGHT + TITLE) * (lines - 1 - line))
+                self._draw_panel(figure, corner, panel).set_title(panel)
+            if self.legend:
+                handles = [Line2D([], [], color=colour, marker="o") for colour in self.legend.values()]
+                across = min(len(handles), 4 * columns)
+                figure.legend(handles, list(self.legend), loc="lower center", ncols=across, frameon=False)
+            FigureCanvasAgg(figure)
+            for ending, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+                with atomic(folder / f"{self.name}.{ending}") as temporary:
+                    figure.savefig(temporary, format=ending, metadata=metadata)
+
+    def svg(self, panel: str) -> str:
+        """One panel for the page, in the colours of the reader's scheme, light or dark."""
+        with rc_context(STYLE):
+            figure = Figure((WIDTH, HEIGHT))
+            self._draw_panel(figure, (0, 0), panel)
+            content = io.StringIO()
+            figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+        text = re.sub(r"^.*?(?=<svg)", "", content.getvalue(), flags=re.DOTALL)
+        text = re.sub(INK, "var(--ink)", re.sub(PALE, "var(--pale)", text, flags=re.I), flags=re.I)
+        text = text.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
+        return text.replace("<defs>", f"{THEME}<defs>", 1)
+
+    def _draw_panel(self, figure: Figure, corner: tuple[float, float], panel: str) -> Axes:
+        """Draws one panel, whose lower left corner is given in inches."""
+        width, height = figure.get_size_inches()
+        axis = figure.add_axes(
+            (
+                (corner[0] + LEFT) / width,
+                (corner[1] + self.below) / height,
+                (WIDTH - LEFT - MARGIN) / width,
+                (HEIGHT - self.below - MARGIN) / height,
+            )
+        )
+        self.draw(axis, self.data[self.data["panel"] == panel])
+        return axis

@@ -1,0 +1,66 @@
+"""Where the numbers come from: commands, configurations, versions, machines."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from fedlight.reporting.boards import AXES, REPLICAS, varying
+from fedlight.reporting.records import Record
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What it takes to run the cells again.
+
+    Attributes:
+        shared: the keys on which all cells agree, as YAML.
+        changing: key and the values that it takes, where no other key decides them.
+        versions: library and the versions that cells ran under, with the number of cells each.
+        machines: description and number of cells.
+    """
+
+    shared: str
+    changing: list[tuple[str, str]]
+    versions: list[tuple[str, str]]
+    machines: list[tuple[str, int]]
+
+
+def trace(records: list[Record]) -> Provenance:
+    """Gathers the provenance of all cells."""
+    configs = [record.config for record in records if record.config]
+    results = [record.result for record in records if record.result]
+    shared: dict[str, Any] = {}
+    changing = []
+    told = (*AXES, *sorted(REPLICAS), *varying(configs))
+    for key in sorted({key for config in configs for key in config}):
+        values = Counter(_printed(config.get(key)) for config in configs)
+        if len(values) == 1:
+            shared[key] = configs[0].get(key)
+        elif key in told:
+            changing.append((key, _listed(values)))
+    libraries = sorted({name for result in results for name in result.versions})
+    versions = [
+        (name, _listed(Counter(result.versions.get(name, "not recorded") for result in results)))
+        for name in libraries
+    ]
+    machines = Counter(
+        ", ".join(f"{key} {value}" for key, value in result.machine.items() if value is not None)
+        or "not recorded"
+        for result in results
+    )
+    return Provenance(yaml.safe_dump(shared, sort_keys=True), changing, versions, machines.most_common())
+
+
+def _printed(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _listed(values: Counter[str]) -> str:
+    """One value by itself, several with the number of cells each."""
+    if len(values) == 1:
+        return next(iter(values))
+    return ", ".join(f"{value} ({count})" for value, count in values.most_common(12)) + (
+        f" and {len(values) - 12} more" if len(values) > 12 else ""
+    )

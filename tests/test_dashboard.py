@@ -1,0 +1,88 @@
+"""The dashboard's specification, and what the library that sends it says of it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb_workspaces.reports.v2.interface import Report
+from wandb_workspaces.reports.v2.internal import ReportViewspec
+from wandb_workspaces.workspaces import Workspace
+from wandb_workspaces.workspaces.internal import View
+
+from fedlight import dashboard
+from fedlight.tracking.methods import COLOURS
+
+FIGURES = {
+    *("FID over bytes exchanged", "FID", "Training loss", "Parameters exchanged", "FID of each client"),
+    *("Samples", "Partitions"),
+}
+
+
+def run_dashboard(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedlight.dashboard", *arguments])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    try:
+        dashboard.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def specification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    path = tmp_path / "dashboard.json"
+    arguments = ["--entity", "team", "--project", "skew", "--sweep", "demo", "--out", str(path)]
+    assert run_dashboard(monkeypatch, *arguments) == 0
+    return json.loads(path.read_text())
+
+
+def test_the_specification_passes_the_library_s_own_validation(specification: dict[str, Any]) -> None:
+    workspace = Workspace._from_model(View.model_validate(specification["workspace"]))
+    assert (workspace.entity, workspace.project, workspace.settings.x_axis) == ("team", "skew", "round")
+    titles = {
+        panel.title for section in workspace.sections for panel in section.panels if hasattr(panel, "title")
+    }
+    assert titles >= FIGURES
+    assert workspace.runset_settings.group_colors == COLOURS
+    report = Report._from_model(ReportViewspec.model_validate(specification["report"]))
+    grids = [block for block in report.blocks if hasattr(block, "panels")]
+    shown = {panel.title for grid in grids for panel in grid.panels if hasattr(panel, "title")}
+    assert shown == titles
+    assert all("demo" in str(grid.runsets[0].filters) for grid in grids)
+
+
+def test_report_and_workspace_show_the_table_of_cells(specification: dict[str, Any]) -> None:
+    for document in specification.values():
+        assert '"cells"' in json.dumps(document)
+
+
+def test_without_a_key_the_specification_goes_to_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_dashboard(monkeypatch, "--entity", "team") == 0
+    assert "not sent; specification in dashboard.json" in capsys.readouterr().out
+    assert json.loads((tmp_path / "dashboard.json").read_text()).keys() == {"workspace", "report"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--entity is needed"),
+        (["--entity", "team", "--out", "no/such/folder/file"], "--out: cannot write to no/such"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_ENTITY", raising=False)
+    assert run_dashboard(monkeypatch, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

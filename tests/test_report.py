@@ -1,0 +1,374 @@
+"""The report: what it reads, what it prints, and that both agree."""
+
+import csv
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+import yaml
+from plausible import METHODS, read_result, write_cell, write_grid
+
+from fedlight import report
+
+GROUPS = ("method", "partition", "data")
+LATEX = shutil.which("pdflatex")
+
+
+def run_report(*arguments: str | Path) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fedlight.report", *map(str, arguments)])
+        try:
+            report.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Page(HTMLParser):
+    """The tables of a page, by their section's id: lists of rows of text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text = path.read_text()
+        self.tables: dict[str, list[list[str]]] = {}
+        self._section, self._field = "", False
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "section":
+            self._section = dict(attrs).get("id") or ""
+        elif tag == "tr":
+            self.tables.setdefault(self._section, []).append([])
+        elif tag in ("th", "td"):
+            self.tables[self._section][-1].append("")
+            self._field = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._field &= tag not in ("th", "td")
+
+    def handle_data(self, data: str) -> None:
+        if self._field:
+            self.tables[self._section][-1][-1] += data.strip()
+
+    def records(self, table: str) -> list[dict[str, str]]:
+        head, *body = self.tables[table]
+        return [dict(zip(head, row, strict=True)) for row in body]
+
+
+def latex_records(path: Path) -> list[dict[str, str]]:
+    """The rows of a tabular, with its mark-up undone."""
+    lines = [line.removesuffix(r"\\").split(" & ") for line in path.read_text().splitlines() if " & " in line]
+    plain = [[_unmark(field.strip()) for field in line] for line in lines]
+    return [dict(zip(plain[0], line, strict=True)) for line in plain[1:]]
+
+
+def _unmark(text: str) -> str:
+    text = re.sub(r"\\textbf\{(.*)\}", r"\1", text).replace(r"$\pm$", "±").replace("$-$", "−")
+    return text.replace("--", "–").replace(r"\%", "%").replace(r"\_", "_")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "made"
+
+
+def test_page_csv_and_latex_agree_with_the_results_to_the_printed_digit(sweep: Path) -> None:
+    seeds = [1, 2, 3]
+    axes = {"method": METHODS[:4], "clients": [2, 5], "partition": ["iid", "label_skew"], "seed": seeds}
+    cells = [read_result(folder) for folder in write_grid(sweep, **axes)]
+    assert run_report(sweep) == 0
+    out = sweep / "report"
+    printed, typeset, raw = (
+        Page(out / "index.html").records("table"),
+        latex_records(out / "table.tex"),
+        rows(out / "table.csv"),
+    )
+    assert len(printed) == len(typeset) == len(raw) == 16
+    for page, tex, line in zip(printed, typeset, raw, strict=True):
+        assert page == tex
+        group = [
+            cell
+            for cell in cells
+            if (cell["partition"], str(cell["clients"]), cell["method"])
+            == (line["partition"], line["clients"], line["method"])
+        ]
+        assert len(group) == len(seeds)
+        fids = [cell["fid"]["value"] for cell in group]
+        assert float(line["fid"]) == pytest.approx(mean(fids), rel=1e-12)
+        assert float(line["fid_std"]) == pytest.approx(stdev(fids), rel=1e-12)
+        assert page["FID"] == f"{mean(fids):.2f} ± {stdev(fids):.2f}"
+        assert page["KID"] == f"{mean(cell['fid']['kid'] for cell in group):.4f}"
+        assert page["parameters"] == f"{group[0]['exchange']['params_total']:,}"
+        saved = group[0]["exchange"]["reduction"]
+        assert page["vs FULL"] == (f"−{saved:.1%}".replace("%", " %") if saved else "–")
+        assert page["loss"] == f"{mean(cell['train_loss'] for cell in group):.4f}"
+
+    for cell, line in zip(
+        sorted(cells, key=lambda cell: cell["cell"]),
+        sorted(rows(out / "cells.csv"), key=lambda line: line["cell"]),
+        strict=True,
+    ):
+        assert float(line["fid"]) == cell["fid"]["value"]
+        assert int(line["bytes"]) == cell["exchange"]["bytes_total"]
+
+
+def test_with_one_seed_the_spread_is_that_of_the_clients(sweep: Path) -> None:
+    fid = read_result(write_cell(sweep, "UDEC"))["fid"]
+    run_report(sweep)
+    (line,) = Page(sweep / "report" / "index.html").records("table")
+    assert line["FID"] == f"{fid['value']:.2f} ± {fid['std']:.2f}"
+    assert line["± over"] == "5 clients"
+
+
+def test_the_best_federated_method_of_each_row_is_marked(sweep: Path) -> None:
+    cells = [read_result(folder) for folder in write_grid(sweep, method=METHODS, clients=[2, 5])]
+    run_report(sweep)
+    lines = [line for line in (sweep / "report" / "fid.tex").read_text().splitlines() if "textbf" in line]
+    for clients, line in zip((2, 5), lines, strict=True):
+        federated = {c["method"]: c["fid"]["value"] for c in cells if c["clients"] == clients}
+        best = min(value for method, value in federated.items() if method not in ("LOCAL", "CENTRAL"))
+        assert re.findall(r"textbf\{([\d.]+)", line) == [f"{best:.2f}"]
+
+
+def test_what_is_missing_failed_unfinished_or_corrupt_is_shown_as_such(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cell(sweep, "FULL", 2)
+    write_cell(sweep, "FULL", 5)
+    write_cell(sweep, "UDEC", 2, status="failed", error="the loss of client 1 became nan in round 3")
+    running = write_cell(sweep, "ULATDEC", 2)
+    (running / "result.json").unlink()
+    corrupt = write_cell(sweep, "USPLIT", 2)
+    (corrupt / "result.json").write_text('{"schema": 1, "status": "comp')
+    foreign = write_cell(sweep, "LOCAL", 2)
+    (foreign / "result.json").write_text('{"schema": 2}')
+    torn = write_cell(sweep, "UDEC", 5)
+    (torn / "rounds.csv").write_bytes(b"\x00\xff")
+    (torn / "config.yaml").write_text("a: [")
+    assert run_report(sweep) == 0
+    assert "3 completed" in capsys.readouterr().out
+    page = Page(sweep / "report" / "index.html")
+    by_place = {(line["method"], line["clients"]): line for line in page.records("table")}
+    assert by_place["UDEC", "2"]["FID"] == by_place["UDEC", "2"]["status"] == "failed"
+    assert by_place["ULATDEC", "2"]["FID"] == "unfinished"
+    assert by_place["USPLIT", "2"]["FID"] == by_place["LOCAL", "2"]["FID"] == "corrupt"
+    assert by_place["USPLIT", "5"]["FID"] == "missing"
+    for folder, reason in (
+        (running, "4 of 4 rounds done"),
+        (corrupt, "result.json cannot be read"),
+        (foreign, "schema"),
+        (torn, "rounds.csv cannot be read"),
+        (torn, "config.yaml cannot be read"),
+    ):
+        assert re.search(f"{folder.name}.*?{reason}", page.text, re.DOTALL), (folder, reason)
+    assert "the loss of client 1 became nan in round 3" in page.text
+
+
+def test_cells_that_a_multirun_has_not_begun_are_missing(sweep: Path) -> None:
+    write_cell(sweep, "FULL", 2)
+    overrides = {"task": ["method=FULL,UDEC", "clients=2,5,10"], "hydra": ["hydra.mode=MULTIRUN"]}
+    plan = {
+        "hydra": {"overrides": overrides, "sweeper": {"params": None}},
+        "clients": 5,
+        **{
+            key: {"name": name}
+            for key, name in (("method", "FULL"), ("partition", "iid"), ("data", "digits"))
+        },
+    }
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump(plan))
+    run_report(sweep)
+    page = Page(sweep / "report" / "index.html")
+    lines = page.records("table")
+    assert len(lines) == 6
+    assert sum(line["status"] == "missing" for line in lines) == 5
+    assert "python -m fedlight.run -m method=FULL,UDEC clients=2,5,10" in page.text
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no folder", "empty folder"])
+def test_a_folder_without_cells_is_told_in_one_line(
+    sweep: Path, capsys: pytest.CaptureFixture[str], there: bool
+) -> None:
+    if there:
+        sweep.mkdir(parents=True)
+    assert run_report(sweep) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ("no cell here" if there else "no such folder") in line
+    assert not (sweep / "report").exists()
+
+
+def test_data_sets_and_extractors_are_kept_apart(sweep: Path) -> None:
+    other = sweep.with_name("other")
+    write_cell(sweep, data="digits")
+    write_cell(sweep, data="digits", extractor="inception")
+    write_cell(other, data="fmnist", extractor_sha256="0123456789")
+    write_cell(other, "UDEC", data="fmnist", extractor_sha256="abcdef0123")
+    other.with_name("empty").mkdir()
+    out = sweep.with_name("both")
+    assert run_report(sweep, other, other.with_name("empty"), "--out", out) == 0
+    classifiers = ("fmnist_classifier-01234567", "fmnist_classifier-abcdef01")
+    for name in ("digits_classifier", "digits_inception", *classifiers):
+        (line,) = rows(out / f"{name}_table.csv")
+        assert f"{line['data']}_{line['extractor']}" == name
+    assert not (out / "table.csv").exists()
+    assert "empty holds no cell" in (out / "index.html").read_text()
+
+
+def test_whatever_else_varies_is_a_setting_and_not_averaged(sweep: Path) -> None:
+    for rate in (0.1, 0.01):
+        for seed in (1, 2):
+            write_cell(sweep, seed=seed, sections={"optimizer": {"lr": rate}, "trainer": {"threads": seed}})
+    run_report(sweep)
+    lines = rows(sweep / "report" / "table.csv")
+    assert [line["setting"] for line in lines] == ["optimizer.lr=0.01", "optimizer.lr=0.1"]
+    assert all(line["fid_std_over"] == "2 seeds" for line in lines)
+
+
+def test_methods_of_different_length_do_not_stand_side_by_side(sweep: Path) -> None:
+    write_cell(sweep, "FULL", rounds=4)
+    write_cell(sweep, "UDEC", rounds=2)
+    write_cell(sweep, "FULL", rounds=4, partition="label_skew", sections={"partition": {"beta": 0.5}})
+    run_report(sweep)
+    lines = rows(sweep / "report" / "table.csv")
+    assert {(line["setting"], line["method"]) for line in lines} == {
+        ("rounds=4", "FULL"),
+        ("rounds=2", "UDEC"),
+    }
+    page = Page(sweep / "report" / "index.html").records("fid")
+    assert [line["FULL"] for line in page if line["setting"] == "rounds=2"] == ["–"]
+
+
+def test_a_cell_that_is_in_two_folders_counts_once(sweep: Path) -> None:
+    folder = write_cell(sweep)
+    shutil.copytree(folder, sweep.with_name("copy") / folder.name)
+    run_report(sweep, sweep.with_name("copy"))
+    (line,) = rows(sweep / "report" / "cells.csv")
+    assert line["sweep"] == "made"
+
+
+def test_central_stands_in_every_row_but_is_listed_once(sweep: Path) -> None:
+    central = read_result(write_cell(sweep, "CENTRAL", 2))["fid"]["value"]
+    for clients in (2, 5):
+        write_cell(sweep, "FULL", clients)
+    run_report(sweep)
+    out = sweep / "report"
+    assert [float(line["CENTRAL"]) for line in rows(out / "fid.csv")] == [central, central]
+    assert [line["method"] for line in rows(out / "table.csv")].count("CENTRAL") == 1
+
+
+def test_the_paper_s_numbers_stand_beside_those_of_its_cells(sweep: Path) -> None:
+    paper = {"data": {"batch_size": 128}, "model": {"name": "paper"}, "epochs": 5, "optimizer": {"lr": 1e-4}}
+    for method in ("UDEC", "ULATDEC"):
+        for partition in ("iid", "label_skew"):
+            write_cell(sweep, method, data="fmnist", partition=partition, rounds=15, sections=paper)
+    run_report(sweep)
+    page = Page(sweep / "report" / "index.html")
+    lines = {(line["method"], line["partition"]): line for line in page.records("paper")}
+    assert (lines["UDEC", "iid"]["paper"], lines["UDEC", "iid"]["order, paper"]) == ("47.9", "1")
+    assert lines["ULATDEC", "label_skew"]["order, paper"] == "4"
+    assert sorted(lines[key]["order, here"] for key in lines if lines[key]["this sweep"] != "missing") == [
+        *"1234"
+    ]
+    assert lines["CENTRAL", "iid"]["this sweep"] == "missing"
+    assert "1,000 samples" in page.text
+    assert "departs" not in page.text
+
+
+def test_no_figure_or_table_of_quality_without_scores(sweep: Path) -> None:
+    write_cell(sweep, extractor=None)
+    run_report(sweep)
+    names = {path.name for path in (sweep / "report").iterdir()}
+    assert not [name for name in names if "fid" in name or "quality" in name]
+    assert {"table.csv", "train_loss_rounds.png", "exchange_rounds.pdf", "partitions.csv"} <= names
+
+
+def test_every_figure_comes_as_png_pdf_and_csv(sweep: Path) -> None:
+    list(write_grid(sweep, method=METHODS, clients=[2, 5]))
+    run_report(sweep)
+    out = sweep / "report"
+    figures = {path.stem for path in out.glob("*.png")}
+    assert figures == {
+        *("quality_exchange", "budget", "fid_rounds", "client_spread", "train_loss_rounds"),
+        *("exchange_rounds", "partitions"),
+    }
+    for figure in figures:
+        assert (out / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+        assert rows(out / f"{figure}.csv")
+
+
+@pytest.mark.skipif(LATEX is None, reason="not installed: apt-get install texlive-latex-recommended")
+def test_latex_compiles(sweep: Path, tmp_path: Path) -> None:
+    list(write_grid(sweep, method=METHODS, clients=[2, 5], partition=["iid", "label_skew"]))
+    write_cell(sweep, "my_50%_#1&2", 5)
+    run_report(sweep)
+    lines = [r"\documentclass{article}", r"\usepackage{booktabs,graphicx}", r"\begin{document}"]
+    for path in (sweep / "report").glob("*.tex"):
+        lines.append(rf"\resizebox{{\textwidth}}{{!}}{{\input{{{path}}}}}\par")
+    document = tmp_path / "all.tex"
+    document.write_text("\n".join([*lines, r"\end{document}"]))
+    done = subprocess.run(
+        [str(LATEX), "-interaction=nonstopmode", "-halt-on-error", document.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_five_hundred_cells_are_quick_and_small(sweep: Path) -> None:
+    axes: dict[str, Any] = {"method": METHODS[:5], "clients": [2, 5, 10, 20, 50], "rounds": [15]}
+    axes |= {"partition": ["iid", "label_skew"], "data": ["digits", "fmnist"], "seed": [1, 2, 3, 4, 5]}
+    assert len(list(write_grid(sweep, **axes))) == 500
+    before = worked()
+    subprocess.run([sys.executable, "-m", "fedlight.report", str(sweep)], check=True, capture_output=True)
+    assert (worked() - before) / min(2, os.cpu_count() or 1) < 20
+    assert (sweep / "report" / "index.html").stat().st_size < 20e6
+
+
+def worked() -> float:
+    """Seconds that processors spent on child processes: unlike a clock's, no matter how busy the machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_the_report_of_cells_really_run(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ["-m", "method=FULL,UDEC", "clients=2,3", "data.limit=60", "rounds=2", "epochs=1", "logger=none"]
+    assert command(*grid, "evaluation.steps=2", "evaluation.grid=4") == 0
+    assert "python -m fedlight.report runs/default" in capsys.readouterr().out
+    assert run_report("runs/default") == 0
+    page = Page(tmp_path / "runs/default/report/index.html")
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/default/*/result.json")]
+    lines = {(line["method"], line["clients"]): line for line in page.records("table")}
+    for result in results:
+        line = lines[result["method"], str(result["clients"])]
+        assert line["parameters"] == f"{result['exchange']['params_total']:,}"
+        assert line["loss"] == f"{result['train_loss']:.4f}"
+        assert result["machine"]["processor"] in page.text
+    assert "python -m fedlight.run -m method=FULL,UDEC clients=2,3" in page.text
+    assert "UDEC, round 2" in page.text
+
+
+def test_the_report_loads_no_torch_and_its_help_nothing_heavy(sweep: Path) -> None:
+    write_cell(sweep)
+    heavy = "print([m for m in ('torch', 'lightning', 'pandas', 'matplotlib') if m in sys.modules])"
+    for arguments, loaded in (["--help"], "[]"), ([str(sweep)], "['pandas', 'matplotlib']"):
+        code = f"import sys; sys.argv = ['report', *{arguments}]; from fedlight.report import main\n"
+        code += f"try: main()\nfinally: {heavy}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout.strip().endswith(loaded), done.stderr

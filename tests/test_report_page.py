@@ -1,0 +1,162 @@
+"""The page of a report, opened in a headless browser."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plausible import METHODS, write_cell, write_grid
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from fedlight.reporting.site import write_report
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None or DRIVER is None, reason="not installed: apt-get install chromium chromium-driver"
+)
+
+LUMINANCE = """
+const rgb = getComputedStyle(arguments[0])[arguments[1]].match(/[\\d.]+/g).map(x => x / 255);
+const linear = rgb.slice(0, 3).map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a whole grid with two failures, and a second data set."""
+    sweep = tmp_path_factory.mktemp("runs") / "made"
+    list(write_grid(sweep, method=METHODS, clients=[2, 5, 10], partition=["iid", "label_skew"]))
+    write_cell(sweep, "FULL", 2, data="fmnist", status="failed", error="the disk is full")
+    (write_cell(sweep, "UDEC", 2, data="fmnist") / "result.json").unlink()
+    write_report([sweep], sweep / "report")
+    return sweep / "report" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+def open_page(browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> None:
+    scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme_feature]})
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(page.as_uri())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_is_whole_and_readable(
+    browser: webdriver.Chrome, page: Path, width: int, scheme: str
+) -> None:
+    browser.get_log("browser"), browser.get_log("performance")
+    open_page(browser, page, width, scheme)
+    assert browser.get_log("browser") == []
+    requests = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [r["params"]["request"]["url"] for r in requests if r["method"] == "Network.requestWillBeSent"]
+    assert [url for url in urls if not url.startswith("data:")] == [page.as_uri()]
+
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    pictures = browser.find_elements(By.TAG_NAME, "img")
+    assert len(pictures) > 40
+    for picture in pictures:
+        assert picture.get_property("complete")
+        assert picture.get_property("naturalWidth") > 100, picture.get_attribute("alt")
+        assert picture.rect["x"] >= 0
+        assert picture.rect["x"] + picture.rect["width"] <= width
+        assert picture.rect["width"] > 250
+
+    body = browser.find_element(By.TAG_NAME, "body")
+    for element in (body, *browser.find_elements(By.CSS_SELECTOR, ".soft, a, td.best, .completed, .failed")):
+        assert contrast(browser, body, element) > 4.5, element.text
+        assert float(element.value_of_css_property("font-size").removesuffix("px")) >= 12
+    dark = browser.execute_script(LUMINANCE, body, "backgroundColor") < 0.2
+    assert dark == (scheme == "dark")
+
+
+def contrast(browser: webdriver.Chrome, body: WebElement, element: WebElement) -> float:
+    """The WCAG contrast of an element's text with what is behind it."""
+    behind = element if "best" in (element.get_attribute("class") or "").split() else body
+    ink = browser.execute_script(LUMINANCE, element, "color")
+    back = browser.execute_script(LUMINANCE, behind, "backgroundColor")
+    return float((max(ink, back) + 0.05) / (min(ink, back) + 0.05))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_follow_the_reader_s_scheme(browser: webdriver.Chrome, page: Path, scheme: str) -> None:
+    open_page(browser, page, 1280, scheme)
+    brightness = """
+    const picture = document.querySelector("[id$=quality_exchange] img");
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(picture, 0, 0);
+    const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
+    let most = 0, least = 255;
+    for (let i = 0; i < pixels.length; i += 4) if (pixels[i + 3] > 250) {
+      const grey = (pixels[i] + pixels[i + 1] + pixels[i + 2]) / 3;
+      [most, least] = [Math.max(most, grey), Math.min(least, grey)];
+    }
+    return [least, most];
+    """
+    least, most = browser.execute_script(brightness)
+    assert (least < 60) == (scheme == "light")
+    assert (most > 229) == (scheme == "dark")
+
+
+def table(browser: webdriver.Chrome, name: str) -> list[list[str]]:
+    """The rows of a table that are to be seen."""
+    rows = browser.find_elements(By.CSS_SELECTOR, f"#{name} tbody tr")
+    return [
+        [field.text for field in row.find_elements(By.TAG_NAME, "td")] for row in rows if row.is_displayed()
+    ]
+
+
+def test_a_click_on_a_column_sorts_by_its_numbers(browser: webdriver.Chrome, page: Path) -> None:
+    open_page(browser, page, 1280, "light")
+    name = "digits_classifier_table"
+    heads = browser.find_elements(By.CSS_SELECTOR, f"#{name} thead button")
+    titles = [head.text for head in heads]
+    for title in ("parameters", "FID"):
+        column = titles.index(title)
+        heads[column].click()
+        numbers = [number(row[column]) for row in table(browser, name)]
+        assert numbers == sorted(numbers)
+        heads[column].click()
+        assert [number(row[column]) for row in table(browser, name)] == numbers[::-1]
+
+
+def number(text: str) -> float:
+    return float(text.split(" ")[0].replace(",", ""))
+
+
+def test_words_filter_the_rows(browser: webdriver.Chrome, page: Path) -> None:
+    open_page(browser, page, 1280, "light")
+    name = "digits_classifier_table"
+    section = browser.find_element(By.ID, name)
+    section.find_element(By.TAG_NAME, "input").send_keys("UDEC label")
+    shown = table(browser, name)
+    assert [row[:3] for row in shown] == [["label_skew", clients, "UDEC"] for clients in ("2", "5", "10")]
+    assert section.find_element(By.TAG_NAME, "output").text == f"3 of {6 * 5 + 6} rows"
+
+
+def test_missing_values_stay_at_the_end(browser: webdriver.Chrome, page: Path) -> None:
+    open_page(browser, page, 1280, "light")
+    heads: list[Any] = browser.find_elements(By.CSS_SELECTOR, "#fmnist_classifier_cells thead button")
+    column = [head.text for head in heads].index("time")
+    for _ in range(2):
+        heads[column].click()
+        assert table(browser, "fmnist_classifier_cells")[-1][column] == "–"
