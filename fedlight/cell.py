@@ -29,8 +29,9 @@ from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.signals import stoppable
 from fedlight.scoring import is_due, score_models
-from fedlight.tracking import loggers, pictures
+from fedlight.tracking import pictures
 from fedlight.tracking.cell import SCHEMA, cell_id, masked, read_result, write_config
+from fedlight.tracking.loggers import CellLog
 from fedlight.tracking.progress import ProgressBars
 from fedlight.tracking.record import Record
 from fedlight.tracking.tables import write_partition
@@ -92,12 +93,12 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         if score.memorisation:
             pictures.memorisation_histogram(folder / "memorisation.png", *score.memorisation, cell)
         record.spend(evaluation=time.perf_counter() - begun)
-        loggers.log_pictures(record.logger, round_, samples=score.grid)
+        log.pictures(round_, samples=score.grid)
         return score.fid
 
     with stoppable() as stop, record.closing(), bars:
         halt = LambdaCallback(on_train_batch_end=lambda *_: stop.check())
-        record.logger = loggers.make_logger(config.logger, folder, settings.name, cell, plain)
+        record.log = log = CellLog(config.logger, folder, settings.name, cell, plain)
         saved = store.resume()
         if saved:
             print(f"{cell}: goes on after round {saved.round}", file=sys.stderr)
@@ -132,7 +133,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
             result["client_sha256"] = [
                 state_sha256(federator.client_state(client)) for client in range(settings.clients)
             ]
-        loggers.log_pictures(record.logger, settings.rounds, partition=folder / "partition.png")
+        log.pictures(settings.rounds, partition=folder / "partition.png")
     told = "" if result["train_loss"] is None else f"loss {result['train_loss']:.4f}, "
     told += f"FID {result['fid']['value']:.1f}, " if result["fid"] else ""
     exchanged = result["exchange"]["params_total"]

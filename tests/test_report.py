@@ -349,7 +349,7 @@ def test_the_report_of_cells_really_run(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = ["-m", "method=FULL,UDEC", "clients=2,3", "data.limit=60", "rounds=2", "epochs=1", "logger=none"]
-    assert command(*grid, "evaluation.steps=2", "evaluation.grid=4") == 0
+    assert command(*grid, "evaluation.steps=2", "evaluation.grid=4", "evaluation.samples=80") == 0
     assert "python -m fedlight.report runs/default" in capsys.readouterr().out
     assert run_report("runs/default") == 0
     page = Page(tmp_path / "runs/default/report/index.html")
@@ -359,6 +359,7 @@ def test_the_report_of_cells_really_run(
         line = lines[result["method"], str(result["clients"])]
         assert line["parameters"] == f"{result['exchange']['params_total']:,}"
         assert line["loss"] == f"{result['train_loss']:.4f}"
+        assert line["fid"].startswith(f"{result['fid']['value']:.2f}")
         assert result["machine"]["processor"] in page.text
     assert "python -m fedlight.run -m method=FULL,UDEC clients=2,3" in page.text
     assert "UDEC, round 2" in page.text

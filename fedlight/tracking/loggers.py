@@ -1,8 +1,10 @@
 """The loggers of a cell, Lightning's own: Weights & Biases and CSV."""
 
 import hashlib
+import os
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +15,76 @@ from omegaconf import DictConfig
 from fedlight.runtime.errors import BadInput
 from fedlight.tracking.service import wandb_mode
 
-
-def make_logger(
-    node: DictConfig, folder: Path, sweep: str, cell: str, parameters: dict[str, Any]
-) -> Logger | None:
-    """The logger that the configuration names, or None."""
-    if node.get("_target_") is None:
-        return None
-    try:
-        logger: Logger = instantiate(node, _partial_=True)(folder, sweep, cell, parameters)
-    except Exception as error:  # W&B has errors of its own
-        raise BadInput(f"logger: {error}; logger=none or WANDB_MODE=offline needs no service") from error
-    return logger
+PATIENCE = {"init_timeout": 30.0, "finish_timeout": 60.0}  # seconds that W&B may take at either end
 
 
-def log_round(
-    logger: Logger | None, row: dict[str, Any], client_losses: dict[str, float], fid: dict[str, Any]
-) -> None:
-    """Logs a row of `rounds.csv`, the given clients' losses and the metrics of a `fid` entry."""
-    if logger is None:
-        return
-    metrics = {key: value for key, value in row.items() if value is not None}
-    metrics |= {f"scores/{name}": value for name, value in fid.items() if isinstance(value, float)}
-    metrics |= {
-        f"client_fid/{client}": value
-        for client, value in zip(fid.get("clients") or (), fid.get("per_client") or (), strict=True)
-    }
-    metrics |= {f"client_loss/{client}": loss for client, loss in client_losses.items()}
-    logger.log_metrics(metrics, step=row["round"])
+class CellLog:
+    """Where the metrics of a cell go, if anywhere.
 
+    A service that refuses, dies or cannot be reached is told of once, and the cell goes on without it.
 
-def log_pictures(logger: Logger | None, round_: int, **pictures: Path | None) -> None:
-    """Logs PNG files under their names, where the logger shows images."""
-    if isinstance(logger, WandbLogger):
-        for key, path in pictures.items():
-            if path is not None:
-                logger.log_image(key, [str(path)], step=round_)
+    Args:
+        node: the logger of the configuration.
+        folder: of the cell.
+        sweep: the cell's sweep.
+        cell: its id.
+        parameters: its configuration, secrets masked.
 
+    Raises:
+        BadInput: the configuration names no logger that can be made.
+    """
 
-def finish(logger: Logger | None, result: dict[str, Any]) -> None:
-    """Leaves the result as the run's summary and as a row of the table `cells`, and closes the logger."""
-    if logger is None:
-        return
-    if isinstance(logger, WandbLogger):
-        row = cell_row(result)
-        logger.log_table("cells", columns=list(row), data=[list(row.values())], step=result["rounds"])
-        logger.experiment.summary.update(result)
-        logger.experiment.finish(exit_code=0 if result["status"] == "completed" else 1)
-    logger.finalize("success" if result["status"] == "completed" else "failed")
+    def __init__(
+        self, node: DictConfig, folder: Path, sweep: str, cell: str, parameters: dict[str, Any]
+    ) -> None:
+        self._logger: Logger | None = None
+        if node.get("_target_") is not None:
+            try:
+                self._logger = instantiate(node, _partial_=True)(folder, sweep, cell, parameters)
+            except Exception as error:  # each logger has errors of its own
+                raise BadInput(f"logger: {error}; logger=none needs nothing") from error
+
+    def round(self, row: dict[str, Any], client_losses: dict[str, float], fid: dict[str, Any]) -> None:
+        """Logs a row of `rounds.csv`, the given clients' losses and the metrics of a `fid` entry."""
+        metrics = {key: value for key, value in row.items() if value is not None}
+        metrics |= {f"scores/{name}": value for name, value in fid.items() if isinstance(value, float)}
+        metrics |= {
+            f"client_fid/{client}": value
+            for client, value in zip(fid.get("clients") or (), fid.get("per_client") or (), strict=True)
+        }
+        metrics |= {f"client_loss/{client}": loss for client, loss in client_losses.items()}
+        self._try(lambda logger: logger.log_metrics(metrics, step=row["round"]))
+
+    def pictures(self, round_: int, **pictures: Path | None) -> None:
+        """Logs PNG files under their names, where the logger shows images."""
+        if isinstance(self._logger, WandbLogger):
+            for key, path in pictures.items():
+                if path is not None:
+                    self._try(partial(WandbLogger.log_image, key=key, images=[str(path)], step=round_))
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Leaves the result as the run's summary and as a row of the table `cells`, and closes the logger."""
+        completed = result["status"] == "completed"
+
+        def close(logger: Logger) -> None:
+            if isinstance(logger, WandbLogger):
+                row = cell_row(result)
+                logger.log_table("cells", columns=list(row), data=[list(row.values())], step=result["rounds"])
+                logger.experiment.summary.update(result)
+                logger.experiment.finish(exit_code=0 if completed else 1)
+            logger.finalize("success" if completed else "failed")
+
+        self._try(close)
+
+    def _try(self, action: Callable[[Any], object]) -> None:
+        """Lets the logger act; it is dropped where it fails."""
+        if self._logger is None:
+            return
+        try:
+            action(self._logger)
+        except Exception as error:  # each logger has errors of its own
+            self._logger = None
+            _tell(f"the logger failed ({error}); the cell goes on without it")
 
 
 def cell_row(result: dict[str, Any]) -> dict[str, Any]:
@@ -91,33 +115,47 @@ def wandb_logger(
     """
     import wandb
 
-    mode = wandb_mode()
-    if mode == "offline":
+    arguments = {
+        "project": project,
+        "entity": entity,
+        "name": cell,
+        "group": sweep,
+        "job_type": "cell",
+        "id": hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest(),
+        "save_dir": folder.absolute(),  # W&B's service has a working folder of its own
+        "config": parameters,
+    }
+    if wandb_mode() == "online":
+        try:
+            return _start(mode="online", resume="allow", **arguments)
+        except Exception as error:  # W&B has errors of its own
+            _tell(f"W&B: {error}; offline instead, from here on")
+            os.environ["WANDB_MODE"] = "offline"
+            wandb.teardown()  # gives the run's id back
+    if wandb_mode() == "offline":
         _tell_offline(folder.parent)
+    return _start(mode=wandb_mode(), **arguments)
+
+
+def _start(**arguments: Any) -> WandbLogger:
+    import wandb
+
     wandb.setup(wandb.Settings(silent=True))
-    logger = WandbLogger(
-        project=project,
-        entity=entity,
-        name=cell,
-        group=sweep,
-        job_type="cell",
-        id=hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest(),
-        save_dir=folder,
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-        config=parameters,
-        settings=wandb.Settings(console="off"),
-    )
+    patience: dict[str, Any] = {
+        name: seconds for name, seconds in PATIENCE.items() if f"WANDB_{name.upper()}" not in os.environ
+    }
+    logger = WandbLogger(settings=wandb.Settings(console="off", **patience), **arguments)
     logger.experiment.define_metric("round")
     logger.experiment.define_metric("*", step_metric="round")
     return logger
+
+
+def _tell(message: str) -> None:
+    print(f"fedlight: {' '.join(message.split())}", file=sys.stderr)
 
 
 @cache
 def _tell_offline(sweep_folder: Path) -> None:
     """Tells once a sweep where its runs are kept."""
     runs = sweep_folder / "*" / "wandb" / "offline-run-*"
-    print(
-        f"W&B: offline (no key, or WANDB_MODE says so); to send the runs later: wandb sync {runs}",
-        file=sys.stderr,
-    )
+    _tell(f"W&B: offline (no key, or WANDB_MODE says so); to send the runs later: wandb sync {runs}")

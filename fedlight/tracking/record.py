@@ -6,10 +6,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
-
-from fedlight.tracking import loggers
 from fedlight.tracking.cell import write_result
+from fedlight.tracking.loggers import CellLog
 from fedlight.tracking.tables import LEDGER_COLUMNS, ROUND_COLUMNS, Table
 
 
@@ -23,14 +21,14 @@ class Record:
     Attributes:
         result: as it stands.
         rounds: what was noted of each round: `row` of `rounds.csv`, `client_losses`, `fid`.
-        logger: where metrics go, or None.
+        log: where metrics go.
     """
 
     def __init__(self, folder: Path, result: dict[str, Any]) -> None:
         self.folder = folder
         self.result = result
         self.rounds: list[dict[str, Any]] = []
-        self.logger: Logger | None = None
+        self.log: CellLog | None = None
         self._rounds_csv = Table(folder / "rounds.csv", ROUND_COLUMNS)
         self._ledger_csv = Table(folder / "ledger.csv", LEDGER_COLUMNS)
         self._started = time.perf_counter()
@@ -53,7 +51,8 @@ class Record:
         self.result["fid"] = fid or self.result["fid"]
         self._rounds_csv.append([row])
         self._ledger_csv.append(exchange)
-        loggers.log_round(self.logger, row, noted["client_losses"], fid or {})
+        if self.log:
+            self.log.round(row, noted["client_losses"], fid or {})
 
     def spend(self, **seconds: float) -> None:
         """Adds seconds to `result["seconds"]`, under the names that it has."""
@@ -84,5 +83,6 @@ class Record:
         self.tick()
         seconds = self.result["seconds"]
         self.result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
-        loggers.finish(self.logger, self.result)
+        if self.log:
+            self.log.finish(self.result)
         write_result(self.folder, self.result)

@@ -56,8 +56,6 @@ def print_summary(sweep: Path) -> None:
         table.add_column(column, justify="right")
     for column in ("extractor", "FID", "± clients", "seconds"):
         table.add_column(column, justify="right")
-    for column in ("extractor", "FID", "± clients", "seconds"):
-        table.add_column(column, justify="right")
     table.add_column("status")
     for result in sorted(results, key=_position):
         exchange, loss, fid = result["exchange"], result["train_loss"], result["fid"]

@@ -1,0 +1,105 @@
+"""A Weights & Biases that refuses, hangs or dies stops no cell."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL
+
+from fedlight.tracking import record
+
+CELL = [*SMALL, "logger=wandb", "clients=2", "data.limit=40", "evaluation.grid=0"]
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes W&B go online to the given address, with a key of the right form."""
+
+    def go(address: str) -> None:
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "4")
+        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "4")
+
+    yield go
+    import wandb
+
+    wandb.teardown()
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[Callable[[Any], None]], str]]:
+    """Starts a server on this machine that answers every request as told; returns its address."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answer: Callable[[Any], None]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                answer(self)
+
+            do_GET = do_POST  # noqa: N815
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        servers[-1].daemon_threads = True
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for running in servers:
+        running.shutdown()
+
+
+def refuse(request: Any) -> None:
+    request.send_response(401)
+    request.end_headers()
+
+
+def hang(request: Any) -> None:
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("answer", [None, refuse, hang], ids=["unreachable", "wrong key", "hangs"])
+def test_a_service_that_cannot_be_used_stops_no_cell(
+    answer: Callable[[Any], None] | None,
+    online: Callable[[str], None],
+    server: Callable[[Callable[[Any], None]], str],
+    command: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    online(server(answer) if answer else "http://127.0.0.1:9")
+    begun = time.monotonic()
+    assert command(*CELL) == 0
+    assert time.monotonic() - begun < 60
+    assert "offline instead" in capsys.readouterr().err
+    assert "0" * 40 not in capsys.readouterr().err
+    assert len(list(tmp_path.glob("runs/default/*/wandb/offline-run-*/run-*.wandb"))) == 1
+
+
+def test_a_service_killed_in_mid_run_stops_no_cell(
+    command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = record.Record.note
+    killed = []
+
+    def note(self: record.Record, done: dict[str, Any], *rest: Any) -> None:
+        noted(self, done, *rest)
+        children = ["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"]
+        for pid in subprocess.run(children, capture_output=True, text=True).stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+            killed.append(pid)
+
+    monkeypatch.setattr(record.Record, "note", note)
+    assert command(*CELL) == 0
+    assert killed
