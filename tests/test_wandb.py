@@ -103,3 +103,7 @@ def test_a_service_killed_in_mid_run_stops_no_cell(
     monkeypatch.setattr(record.Record, "note", note)
     assert command(*CELL) == 0
     assert killed
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert command(*CELL, "seed=1") == 0
+    assert len(list(tmp_path.glob("runs/default/*-s1-*/wandb/offline-run-*/run-*.wandb"))) == 1

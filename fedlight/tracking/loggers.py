@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,15 @@ class CellLog:
 
     def _try(self, action: Callable[[Any], object]) -> None:
         """Lets the logger act; it is dropped where it fails."""
-        if self._logger is None:
+        logger = self._logger
+        if logger is None:
             return
         try:
-            action(self._logger)
+            action(logger)
         except Exception as error:  # each logger has errors of its own
             self._logger = None
+            if isinstance(logger, WandbLogger):
+                _reset()
             _tell(f"the logger failed ({error}); the cell goes on without it")
 
 
@@ -113,8 +117,6 @@ def wandb_logger(
 
     Online where a key is known or WANDB_MODE asks for it, else offline in the cell's folder.
     """
-    import wandb
-
     arguments = {
         "project": project,
         "entity": entity,
@@ -131,7 +133,7 @@ def wandb_logger(
         except Exception as error:  # W&B has errors of its own
             _tell(f"W&B: {error}; offline instead, from here on")
             os.environ["WANDB_MODE"] = "offline"
-            wandb.teardown()  # gives the run's id back
+            _reset()
     if wandb_mode() == "offline":
         _tell_offline(folder.parent)
     return _start(mode=wandb_mode(), **arguments)
@@ -148,6 +150,14 @@ def _start(**arguments: Any) -> WandbLogger:
     logger.experiment.define_metric("round")
     logger.experiment.define_metric("*", step_metric="round")
     return logger
+
+
+def _reset() -> None:
+    """Ends W&B's service, which may be dead or hold the run's id; the next run starts another."""
+    import wandb
+
+    with suppress(Exception):  # whatever is wrong with it, it is given up
+        wandb.teardown()
 
 
 def _tell(message: str) -> None:
