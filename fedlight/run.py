@@ -15,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.data.identity import folder_name
 from fedlight.runtime.errors import BadInput, CellFailed, Diverged
+from fedlight.runtime.lock import hold
+from fedlight.tracking.cell import cell_folder, is_done
 from fedlight.tracking.summary import SweepWatch
 
 PACKAGE = Path(__file__).parent
@@ -80,9 +82,14 @@ def check_and_run(config: DictConfig) -> None:
     from fedlight.config import validate
 
     settings = validate(config)
-    from fedlight.cell import run_cell
+    folder = cell_folder(settings.model_dump(mode="json", by_alias=True))
+    if is_done(folder):
+        print(f"{folder.name}: done already, in {folder}")
+        return
+    with hold(folder):
+        from fedlight.cell import run_cell
 
-    run_cell(config, settings)
+        run_cell(config, settings)
 
 
 def tell(error: Exception) -> int:

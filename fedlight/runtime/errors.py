@@ -9,6 +9,10 @@ class Diverged(RuntimeError):
     """Training left the finite numbers; the message names round and client."""
 
 
+class Held(OSError):
+    """Another process works on the cell; the message says which."""
+
+
 class CellFailed(Exception):
     """A cell of a sweep ended in an error that has been told.
 
