@@ -1,7 +1,8 @@
-"""A real SLURM on this machine: munge, a controller and two node daemons, in a folder and on ports of their own."""
+"""A real SLURM on this machine: munge, a controller, two node daemons; its own folder and ports."""
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -83,13 +84,17 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """Kills a node's daemon and all that it started, as a power cut would."""
-        family = [self._daemons[node].pid]
-        for name, pid in self.ask("scontrol", "show", "node", node) and _steps(self.folder, node):
-            family += [pid, *_children(pid)] if name else []
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        jobs = "|".join(self.ask("squeue", "-h", "-w", node, "-o", "%A").split())
+        self._daemons[node].kill()
         self._daemons[node].wait()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                environment = (process / "environ").read_bytes().split(b"\0")
+                command = (process / "cmdline").read_bytes()
+                steward = re.match(rb"slurmstepd: \[(%s)\." % jobs.encode(), command)
+                ours = f"SLURM_CONF={self.folder}/slurm.conf".encode() in environment
+                if ours and (steward or f"SLURMD_NODENAME={node}".encode() in environment):
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def ask(self, *command: str) -> str:
         environment = {**os.environ, **self.environment}

@@ -35,7 +35,7 @@ class SweepWatch(Callback):
         folder, cls.folder = cls.folder, None
         if folder is None:
             return
-        if any(path.is_dir() for path in folder.glob("[!.]*/")):
+        if any(path.is_dir() and path.name != PLAN for path in folder.glob("*")):  # a cell, or logs of jobs
             print_summary(folder)
             return
         shutil.rmtree(folder / PLAN, ignore_errors=True)
