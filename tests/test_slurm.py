@@ -21,7 +21,7 @@ GRID = ["-m", "method=FULL,UDEC", "clients=2,3", "name=grid"]
 TINY = ["data.limit=40", "rounds=10", "epochs=1", "evaluation.steps=2", "evaluation.grid=0", "logger=none"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.mem_gb=1"]
 
-Typed = Callable[..., "subprocess.CompletedProcess[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def start(cluster: Cluster, tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+def start(cluster: Cluster, tmp_path: Path) -> Start:
     """Types `python -m MODULE ARGUMENTS` in `tmp_path` on the cluster's login node."""
 
     def call(module: str, *arguments: str) -> "subprocess.Popen[str]":
@@ -79,9 +79,6 @@ def end(process: "subprocess.Popen[str]", status: int = 0) -> str:
     return out
 
 
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
 def test_a_sweep_is_left_alone_cancelled_and_retried(
     start: Start, tmp_path: Path, quiet: dict[str, Any]
 ) -> None:
@@ -90,22 +87,22 @@ def test_a_sweep_is_left_alone_cancelled_and_retried(
         return {cell["cell"]: cell["state"] for cell in cells}
 
     began = time.monotonic()
-    typed = [*GRID, *TINY, *SLURM]
-    assert "4 cells submitted" in end(start("fedlight.run", *typed, "hydra.launcher.detach=true"))
+    typed = [*GRID, *TINY, *SLURM, "clients=2", "hydra.launcher.detach=true"]
+    assert "2 cells submitted" in end(start("fedlight.run", *typed, "hydra.launcher.array_parallelism=1"))
     assert time.monotonic() - began < 20
-    until(lambda: sorted(states().values()) == ["queued", "queued", "running", "running"])
-    assert "already, as job" in end(start("fedlight.run", *typed, "hydra.launcher.detach=true"))
+    until(lambda: sorted(states().values()) == ["queued", "running"])
+    assert end(start("fedlight.run", *typed)).count("with SLURM already, as job") == 2
 
-    assert "4 jobs cancelled" in end(start("fedlight.sweeps", "cancel", "runs/grid"))
+    assert "2 jobs cancelled" in end(start("fedlight.sweeps", "cancel", "runs/grid"))
     until(lambda: not {"queued", "running"} & set(states().values()))
     out = end(start("fedlight.sweeps", "retry", "runs/grid", "hydra.launcher.detach=false"))
-    assert "4 cells submitted" in out
+    assert "2 cells submitted" in out
+    assert "runs/grid: 2 cells" in out
     assert set(states().values()) == {"done"}
-    assert results(tmp_path) == quiet
-    assert "runs/grid: 4 cells" in out
+    assert results(tmp_path).items() <= quiet.items()
 
     began = time.monotonic()
-    assert end(start("fedlight.run", *typed)).count("done already") == 4
+    assert end(start("fedlight.run", *typed)).count("done already") == 2
     assert time.monotonic() - began < 20
 
 
@@ -115,18 +112,18 @@ def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
     sweep = tmp_path / "runs" / "grid"
     limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=1"]
     launched = start("fedlight.run", *GRID, *TINY, *SLURM, *limits, "hydra.launcher.cpus_per_task=1")
-    until(lambda: list(sweep.glob(".plan/*.json")) and len(jobs(sweep)) == 4, seconds=60)
-    node = {job: cluster.ask("squeue", "-h", "-j", job, "-o", "%N") for job in jobs(sweep).values()}
-    until(lambda: all(cluster.ask("squeue", "-h", "-j", job, "-o", "%N").strip() for job in node))
-    where = {
-        cell: cluster.ask("squeue", "-h", "-j", job, "-o", "%N").strip() for cell, job in jobs(sweep).items()
-    }
-    requeued, killed = (cell for cell in where if where[cell] == "n1")
-    preempted, late = (cell for cell in where if where[cell] == "n2")
+    until(lambda: len(jobs(sweep)) == 4, seconds=60)
+
+    def cells_of(node: str) -> list[str]:
+        running = cluster.ask("squeue", "-h", "-r", "-t", "R", "-w", node, "-o", "%i").split()
+        return [cell for cell, job in jobs(sweep).items() if job in running]
+
+    until(lambda: len(cells_of("n1")) == len(cells_of("n2")) == 2)
+    requeued, killed = cells_of("n1")
+    preempted, late = cells_of("n2")
 
     at_work(sweep / late)
-    process = read_holder(sweep / late)[0].pid
-    os.kill(process, signal.SIGSTOP)
+    os.kill(read_holder(sweep / late)[0].pid, signal.SIGSTOP)  # so that its time runs out
     at_work(sweep / preempted)
     cluster.ask("scancel", "--signal=USR2", jobs(sweep)[preempted])
     at_work(sweep / requeued)
@@ -134,22 +131,25 @@ def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
     at_work(sweep / killed)
     cluster.kill_node("n1")
     cluster.start_node("n1")
-    until(lambda: is_pending(process, signal.SIGUSR2), seconds=150)
-    os.kill(process, signal.SIGCONT)
+    until(lambda: "this job is timed-out" in log(sweep, jobs(sweep)[late], "err"), seconds=150)
 
     out = end(launched)
     assert results(tmp_path) == quiet, out
     for cell, job in jobs(sweep).items():
-        log = sweep / ".slurm" / job / f"{job}_0_log"
-        assert log.with_suffix(".out").read_text().count("Starting with JobEnvironment") >= 2, cell
-        assert "at work already" not in log.with_suffix(".err").read_text()
+        assert log(sweep, job, "out").count("Starting with JobEnvironment") >= 2, cell
+        assert "at work already" not in log(sweep, job, "err")
 
 
 def jobs(sweep: Path) -> dict[str, str]:
     """Cell: its job."""
-    (plan,) = sweep.glob(".plan/*.json")
-    cells = json.loads(plan.read_text())["cells"].items()
+    plans = [json.loads(path.read_text()) for path in sweep.glob(".plan/[!.]*.json")]
+    cells = [item for plan in plans for item in plan["cells"].items()]
     return {cell: planned["job"] for cell, planned in cells if planned["job"]}
+
+
+def log(sweep: Path, job: str, stream: str) -> str:
+    """What a job wrote."""
+    return (sweep / ".slurm" / job / f"{job}_0_log.{stream}").read_text()
 
 
 def at_work(cell: Path) -> None:
@@ -163,9 +163,3 @@ def at_work(cell: Path) -> None:
             return 0
 
     until(rounds, seconds=120)
-
-
-def is_pending(process: int, sent: signal.Signals) -> bool:
-    """Whether a signal waits for a process that is stopped."""
-    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
-    return bool(int(status["ShdPnd"], 16) & 1 << sent - 1)
