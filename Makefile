@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FMNIST := /usr/share/datasets/fashion-mnist
+SLURM := /usr/sbin/slurmctld
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test format clean
@@ -23,7 +24,7 @@ $(INSTALLED): pyproject.toml
 demo: install  ## four methods x three client counts on digits: about 8 minutes on two cores
 	$(BIN)/python -m fedlight.run -m sweeps=demo hydra/launcher=local
 
-test: install $(FMNIST)  ## lint, types and all tests
+test: install $(FMNIST) $(SLURM)  ## lint, types and all tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -32,6 +33,10 @@ test: install $(FMNIST)  ## lint, types and all tests
 # Real Fashion-MNIST for the tests; without the right to install it, the tests that need it are skipped.
 $(FMNIST):
 	-test "$$(id -u)" != 0 || { apt-get update -q && apt-get install -yq dataset-fashion-mnist; }
+
+# A SLURM that the tests start and stop by themselves; they need to be root for it.
+$(SLURM):
+	-test "$$(id -u)" != 0 || { apt-get update -q && apt-get install -yq slurm-wlm munge; }
 
 format: install  ## format the code
 	$(BIN)/ruff check --fix

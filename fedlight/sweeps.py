@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from dotenv import find_dotenv, load_dotenv
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import is_alive
@@ -35,6 +38,7 @@ from fedlight.tracking.state import (
 
 COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", INTERRUPTED: "yellow"}
 WIDTH = 160  # in a file or a pipe, in characters
+PATIENCE = 20.0  # seconds for W&B's service to answer
 WATCH = 5.0  # seconds between two looks
 
 
@@ -94,12 +98,12 @@ def status(sweep: Path, cells: list[CellState], as_json: bool = False, watch: bo
         return 0
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if not watch:
-        console.print(_table(sweep, cells))
+        console.print(_view(sweep, cells))
         return 0
-    with Live(_table(sweep, cells), console=console, auto_refresh=False) as live:
+    with Live(_view(sweep, cells), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(WATCH)
-            live.update(_table(sweep, sweep_states(sweep)), refresh=True)
+            live.update(_view(sweep, sweep_states(sweep)), refresh=True)
 
 
 def retry(sweep: Path, cells: list[CellState], overrides: Sequence[str]) -> int:
@@ -143,6 +147,7 @@ def sync(sweep: Path) -> int:
     runs = sorted(sweep.glob("*/wandb/offline-run-*/*.wandb"))
     unsent = [run for run in runs if not _sent(run)]
     if unsent:
+        _check_service(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
         command = [sys.executable, "-m", "wandb", "sync", *(str(run.parent) for run in unsent)]
         subprocess.run(command, env={**os.environ, "WANDB_MODE": "online"})
     left = [run for run in unsent if not _sent(run)]
@@ -152,14 +157,26 @@ def sync(sweep: Path) -> int:
     return 1 if left else 0
 
 
+def _check_service(url: str) -> None:
+    """W&B's command line would wait for its service for ever."""
+    try:
+        urlopen(url, timeout=PATIENCE).close()
+    except HTTPError:
+        pass  # an answer
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{url} cannot be reached from here ({error}): sync from a node with internet"
+        ) from error
+
+
 def _sent(run: Path) -> bool:
     return run.with_name(f"{run.name}.synced").exists()
 
 
-def _table(sweep: Path, cells: list[CellState]) -> Table:
+def _view(sweep: Path, cells: list[CellState]) -> Group:
     counts = Counter(cell.state for cell in cells)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    table = Table(title=f"{sweep}: {len(cells)} cells: {summary}", title_justify="left")
+    table = Table()
     table.add_column("cell", overflow="fold")
     table.add_column("state")
     table.add_column("round", justify="right")
@@ -177,7 +194,7 @@ def _table(sweep: Path, cells: list[CellState]) -> Table:
             "" if cell.heartbeat is None else f"{datetime.fromtimestamp(cell.heartbeat):%H:%M:%S}",
             escape(cell.error or ""),
         )
-    return table
+    return Group(Text(f"{sweep}: {len(cells)} cells: {summary}"), table)
 
 
 if __name__ == "__main__":
