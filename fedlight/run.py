@@ -64,7 +64,7 @@ def compose_and_run(debug: bool) -> int:
         hydra.main(config_path=str(ROOT / "configs"), config_name="config", version_base="1.3")(task)()
     except CellFailed as failed:
         status = failed.status
-    except (HydraException, OmegaConfBaseException) as error:
+    except (BadInput, HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
         status = tell(error)

@@ -1,7 +1,9 @@
 """The cells of a sweep as parallel processes on this machine, each with a GPU of its own if there are any."""
 
 import os
+import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +16,8 @@ from hydra.core.utils import JobReturn
 from hydra.types import TaskFunction
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from omegaconf import DictConfig
+
+from fedlight.runtime.errors import CellFailed
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -29,12 +33,16 @@ class LocalLauncher(JoblibLauncher):
         assert self.task_function is not None
         gpus = [] if self.config.trainer.accelerator == "cpu" else _gpus()
         processes = self.joblib["n_jobs"] = self.joblib["n_jobs"] or len(gpus) or -1
-        if not gpus:
-            return super().launch(job_overrides, initial_job_idx)
-        places = gpus * max(processes, os.cpu_count() or 1)
         with TemporaryDirectory() as folder:
-            self.task_function = OnOneGPU(self.task_function, tuple(places), folder)
-            return super().launch(job_overrides, initial_job_idx)
+            if gpus:
+                places = gpus * max(processes, os.cpu_count() or 1)
+                self.task_function = OnOneGPU(self.task_function, tuple(places), folder)
+            try:
+                return super().launch(job_overrides, initial_job_idx)
+            except BrokenProcessPool:
+                message = "the process of a cell was killed, perhaps for its memory; type the command again"
+                print(f"fedlight: error: {message}", file=sys.stderr)
+                raise CellFailed(1) from None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The cells of a sweep as one SLURM array, waited for or left alone."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -110,6 +111,9 @@ class SlurmArrayLauncher(SlurmLauncher):
             executor.update_parameters(**parameters)
             return [job.job_id for job in executor.submit_array(cells)]
         except Exception as error:  # submitit has errors of many kinds
+            logs = Path(folder).parent
+            if not any(path.is_dir() for path in logs.glob("*")):
+                shutil.rmtree(logs, ignore_errors=True)
             raise BadInput(f"hydra/launcher=slurm: {error}") from error
 
     def _tell_refused(self, refused: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
