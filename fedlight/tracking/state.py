@@ -112,8 +112,8 @@ def cell_state(
         state = status
     elif known is not None or round_:
         state, error = INTERRUPTED, "ended without a word"
-    elif job is not None:
-        state, error = FAILED, _last_words(folder.parent, job)
+    elif job is not None and (words := _last_words(folder.parent, job)):
+        state, error = FAILED, words
     else:
         state = MISSING
     return CellState(
@@ -145,12 +145,12 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def _last_words(sweep: Path, job: str) -> str:
-    """What a job that left no result wrote last on stderr."""
+def _last_words(sweep: Path, job: str) -> str | None:
+    """What a job that left no result wrote last on stderr; None where it never started."""
     log = sweep / JOB_LOGS / job / f"{job}_0_log.err"
     try:
         lines = log.read_text(errors="replace").split("\n")
     except OSError:
-        return f"job {job} ended without a result"
+        return None
     told = [line for line in lines if line.startswith("fedlight: error: ")]
     return told[-1].removeprefix("fedlight: error: ") if told else f"ended without a result; see {log}"
