@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from conftest import SMALL
 
 from fedlight.runtime import lock, slurm
 from fedlight.runtime.errors import Held
@@ -157,3 +158,20 @@ def test_a_job_that_slurm_started_again_follows_itself(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert not is_alive(replace(elsewhere, job="12"), silent=0)
     assert is_alive(replace(elsewhere, job="12", restart=1), silent=0, jobs={"12": "RUNNING"})
+
+
+def test_a_cell_at_work_is_refused_in_one_line(
+    command: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cell = [*SMALL, "rounds=0", "evaluation.grid=0"]
+    assert command(*cell) == 0
+    (result,) = tmp_path.glob("runs/default/*/result.json")
+    result.unlink()
+    with hold(result.parent):
+        assert command(*cell) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(
+        f"fedlight: error: {result.parent.name}: at work already: process {os.getpid()} on "
+    )
+    assert not result.exists()
+    assert command(*cell) == 0
