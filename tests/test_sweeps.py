@@ -176,6 +176,13 @@ def test_cells_that_are_done_are_not_launched_again(
     assert "Launching 2 jobs" in out
 
 
+def test_a_cell_that_a_grid_names_twice_is_run_once(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-m", "clients=2,2", "logger=none,csv", *TINY[:-1], "rounds=0") == 0
+    assert "Launching 1 jobs" in capsys.readouterr().out
+
+
 def test_a_finished_sweep_loads_nothing_heavy(command: Command, tmp_path: Path) -> None:
     assert command(*SWEEP, *TINY, "rounds=0") == 0
     code = (
@@ -193,7 +200,7 @@ def test_offline_runs_are_sent_by_wandb_and_what_is_not_sent_is_told(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = cell("logger=wandb", "clients=2", "rounds=1")
+    made = cell("logger=wandb", "clients=2", "rounds=1", f"output={tmp_path / 'runs'}")
     (run,) = made.folder.glob("wandb/offline-run-*")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert call("sync", str(made.folder.parent)) == 2

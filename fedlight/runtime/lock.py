@@ -108,7 +108,7 @@ def read_holder(folder: Path) -> tuple[Holder, float] | None:
 def hold(folder: Path) -> Iterator[None]:
     """Holds a folder for this process alone, on every node that sees it, and makes it if need be.
 
-    A folder that was made and left empty is removed again.
+    A folder that is left empty is removed, with what was made above it.
 
     Args:
         folder: of the cell.
@@ -117,7 +117,7 @@ def hold(folder: Path) -> Iterator[None]:
         Held: another process holds it.
         BadInput: nothing can be written there.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = [folder, *(path for path in folder.parents if not path.exists())]
     try:
         handle = _take(folder)
     except OSError as error:

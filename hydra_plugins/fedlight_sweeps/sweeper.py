@@ -21,15 +21,21 @@ class PlanningSweeper(BasicSweeper):
 
     def get_job_batch(self) -> Sequence[Sequence[str]]:
         """The next cells to run; a cell that is refused is among them, for the user to be told."""
-        return [overrides for overrides in super().get_job_batch() if not self._plan(list(overrides))]
+        return [overrides for overrides in super().get_job_batch() if self._plan(list(overrides))]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Writes the plan; every cell was composed before."""
-        if self.launch is not None and self.config is not None:
-            self.launch.write(Path(self.config.hydra.sweep.dir))
+        if self.launch is None:
+            return
+        assert self.config is not None
+        sweep = Path(self.config.hydra.sweep.dir)
+        jobs = last_jobs(sweep)
+        for cell, planned in self.launch.cells.items():
+            planned.job = jobs.get(cell)
+        self.launch.write(sweep)
 
     def _plan(self, overrides: list[str]) -> bool:
-        """Plans a cell; returns whether it is done already."""
+        """Plans a cell; returns whether it is to be launched."""
         from fedlight.config import validate
 
         assert self.config is not None
@@ -40,12 +46,13 @@ class PlanningSweeper(BasicSweeper):
         try:
             settings = validate(config)
         except (BadInput, OmegaConfBaseException):
-            return False
-        folder = cell_folder(settings.model_dump(mode="json", by_alias=True))
+            return True
         if self.launch is None:
             self.launch = Launch(sys.argv[1:], str(Path.cwd()), this_process())
-            self._jobs = last_jobs(folder.parent)
-        self.launch.cells[folder.name] = PlannedCell(overrides, settings.rounds, self._jobs.get(folder.name))
+        folder = cell_folder(settings.model_dump(mode="json", by_alias=True))
+        if folder.name in self.launch.cells:
+            return False
+        self.launch.cells[folder.name] = PlannedCell(overrides, settings.rounds)
         if done := is_done(folder):
             print(f"{folder.name}: done already, in {folder}")
-        return done
+        return not done
