@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 FMNIST := /usr/share/datasets/fashion-mnist
 CHROMEDRIVER := /usr/bin/chromedriver
 BOOKTABS := /usr/share/texlive/texmf-dist/tex/latex/booktabs/booktabs.sty
+SLURM := /usr/sbin/slurmctld
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test format clean
@@ -26,18 +27,19 @@ demo: install  ## four methods x three client counts on digits, and their report
 	$(BIN)/python -m fedlight.run -m sweeps=demo hydra/launcher=local
 	$(BIN)/python -m fedlight.report runs/demo
 
-test: install $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS)  ## lint, types and all tests
+test: install $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM)  ## lint, types and all tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
-# Real data, a browser and LaTeX for the tests; without the right to install them, the tests that need them are
-# skipped.
+# Real data, a browser, LaTeX and SLURM for the tests, which start and stop it by themselves; without the right to
+# install them, the tests that need them are skipped.
 $(FMNIST): DEBIAN := dataset-fashion-mnist
 $(CHROMEDRIVER): DEBIAN := chromium chromium-driver
 $(BOOKTABS): DEBIAN := texlive-latex-recommended
-$(FMNIST) $(CHROMEDRIVER) $(BOOKTABS):
+$(SLURM): DEBIAN := slurm-wlm munge
+$(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM):
 	-test "$$(id -u)" != 0 || \
 	  { apt-get update -q && apt-get install -yq --no-install-recommends $(DEBIAN); }
 

@@ -30,7 +30,7 @@ from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.signals import stoppable
 from fedlight.scoring import is_due, score_models
 from fedlight.tracking import pictures
-from fedlight.tracking.cell import SCHEMA, cell_id, masked, read_result, write_config
+from fedlight.tracking.cell import SCHEMA, cell_folder, is_done, masked, write_config
 from fedlight.tracking.loggers import CellLog
 from fedlight.tracking.progress import ProgressBars
 from fedlight.tracking.record import Record
@@ -52,9 +52,9 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         Diverged: a client's loss left the finite numbers; `result.json` says so.
     """
     plain = masked(OmegaConf.to_container(config, resolve=True))
-    cell = cell_id(settings.model_dump(mode="json", by_alias=True))
-    folder = Path(settings.output) / settings.name / cell
-    if (read_result(folder) or {}).get("status") == "completed":
+    folder = cell_folder(settings.model_dump(mode="json", by_alias=True))
+    cell = folder.name
+    if is_done(folder):
         print(f"{cell}: done already, in {folder}")
         return
 

@@ -1,14 +1,17 @@
-"""Fetches what cells need, for nodes without internet: python -m fedlight.prepare [-m] [KEY=VALUE ...]"""
+"""Fetches what cells need, for nodes without internet: python -m fedlight.prepare [KEY=VALUE ...]"""
 
 import sys
 
 from omegaconf import DictConfig
 
-from fedlight.run import command_line
+from fedlight.run import command_line, tell
+from fedlight.runtime.errors import BadInput
 
 
 def main() -> None:
     """Takes the configuration of `fedlight.run`; exits with 0, or with 2 for bad input."""
+    if {"-m", "--multirun"} & set(sys.argv):
+        sys.exit(tell(BadInput("prepare takes one configuration at a time; leave out -m")))
     sys.exit(command_line(prepare))
 
 

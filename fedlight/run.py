@@ -18,7 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from fedlight.data.identity import folder_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged
+from fedlight.runtime.lock import hold
 from fedlight.runtime.signals import EXIT, Interrupted
+from fedlight.tracking.cell import cell_folder, is_done
 from fedlight.tracking.summary import SweepWatch
 
 PACKAGE = Path(__file__).parent
@@ -74,7 +76,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
     except (Interrupted, KeyboardInterrupt) as interrupted:
         status = getattr(interrupted, "status", EXIT + signal.SIGINT)
         print("fedlight: interrupted; the same command goes on from here", file=sys.stderr)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (BadInput, HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
         status = tell(error)
@@ -92,9 +94,14 @@ def check_and_run(config: DictConfig) -> None:
     from fedlight.config import validate
 
     settings = validate(config)
-    from fedlight.cell import run_cell
+    folder = cell_folder(settings.model_dump(mode="json", by_alias=True))
+    if is_done(folder):
+        print(f"{folder.name}: done already, in {folder}")
+        return
+    with hold(folder):
+        from fedlight.cell import run_cell
 
-    run_cell(config, settings)
+        run_cell(config, settings)
 
 
 def tell(error: Exception) -> int:

@@ -1,1 +1,1 @@
-"""How a cell survives: seeds, files, errors."""
+"""How a cell survives: seeds, files, locks, what SLURM says, errors."""

@@ -13,6 +13,10 @@ class Damaged(RuntimeError):
     """A file of a checkpoint is missing, or does not hold what was written; the message names it."""
 
 
+class Held(OSError):
+    """Another process works on the cell; the message says which."""
+
+
 class CellFailed(Exception):
     """A cell of a sweep ended in an error that has been told.
 

@@ -38,6 +38,16 @@ def cell_id(config: dict[str, Any]) -> str:
     return "-".join(re.sub(r"[^\w.+]", "_", part) for part in parts)
 
 
+def cell_folder(config: dict[str, Any]) -> Path:
+    """Where the cell of the checked configuration lives."""
+    return Path(config["output"]) / config["name"] / cell_id(config)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the cell of this folder is completed."""
+    return (read_result(folder) or {}).get("status") == "completed"
+
+
 def _without_places(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _without_places(value) for key, value in node.items() if key not in ELSEWHERE}

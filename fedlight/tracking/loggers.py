@@ -113,7 +113,7 @@ def csv_logger(folder: Path, sweep: str, cell: str, parameters: dict[str, Any]) 
 def wandb_logger(
     folder: Path, sweep: str, cell: str, parameters: dict[str, Any], project: str, entity: str | None
 ) -> WandbLogger:
-    """A W&B run of the cell, in the group of its sweep; its id follows from both.
+    """A W&B run of the cell, in the group of its sweep; its id follows from both, unless an agent sets it.
 
     Online where a key is known or WANDB_MODE asks for it, else offline in the cell's folder.
     """
@@ -123,7 +123,8 @@ def wandb_logger(
         "name": cell,
         "group": sweep,
         "job_type": "cell",
-        "id": hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest(),
+        "id": os.environ.get("WANDB_RUN_ID")
+        or hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest(),
         "save_dir": folder.absolute(),  # W&B's service has a working folder of its own
         "config": parameters,
     }

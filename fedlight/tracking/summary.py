@@ -1,5 +1,6 @@
 """The table at the end of a sweep: method x clients, what was exchanged and at what loss."""
 
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from fedlight.tracking.cell import read_result
 from fedlight.tracking.methods import rank
+from fedlight.tracking.plan import PLAN
 
 SETTINGS = ("data", "partition", "model", "rounds", "epochs", "fraction", "seed")
 WIDTH = 120  # in a file or a pipe, in characters
@@ -33,9 +35,10 @@ class SweepWatch(Callback):
         folder, cls.folder = cls.folder, None
         if folder is None:
             return
-        if any(path.is_dir() for path in folder.glob("*/")):
+        if any(path.is_dir() and path.name != PLAN for path in folder.glob("*")):  # a cell, or logs of jobs
             print_summary(folder)
             return
+        shutil.rmtree(folder / PLAN, ignore_errors=True)
         (folder / "multirun.yaml").unlink(missing_ok=True)
         for path in cls.created:
             with suppress(OSError):

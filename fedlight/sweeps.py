@@ -1,0 +1,201 @@
+"""The cells of a sweep, from their folders and SLURM alone: python -m fedlight.sweeps COMMAND runs/NAME."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from dotenv import find_dotenv, load_dotenv
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from fedlight.runtime.errors import BadInput
+from fedlight.runtime.lock import is_alive
+from fedlight.runtime.slurm import cancel as cancel_jobs
+from fedlight.tracking.plan import PLAN, Launch, read_launches
+from fedlight.tracking.state import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    QUEUED,
+    RUNNING,
+    UNFINISHED,
+    CellState,
+    sweep_states,
+)
+
+COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", INTERRUPTED: "yellow"}
+WIDTH = 160  # in a file or a pipe, in characters
+PATIENCE = 20.0  # seconds for W&B's service to answer
+WATCH = 5.0  # seconds between two looks
+
+
+def main() -> None:
+    """Exits with 0, with 1 where something asked for did not succeed, with 2 for bad input."""
+    load_dotenv(find_dotenv(usecwd=True))
+    parser = argparse.ArgumentParser(prog="python -m fedlight.sweeps", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    sweep = argparse.ArgumentParser(add_help=False)
+    sweep.add_argument("sweep", type=Path, help="folder of the sweep, such as runs/demo")
+
+    shown = commands.add_parser("status", parents=[sweep], help="a table: how every cell stands")
+    form = shown.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for programs: a list of cells")
+    form.add_argument("--watch", action="store_true", help="look again every few seconds, until Ctrl-C")
+    again = commands.add_parser("retry", parents=[sweep], help="run again what did not complete")
+    again.add_argument(
+        "overrides", nargs="*", help="added to the sweep's command, such as hydra.launcher.mem_gb=8"
+    )
+    commands.add_parser("cancel", parents=[sweep], help="take its jobs from SLURM; what is done stays")
+    commands.add_parser("sync", parents=[sweep], help="send its offline W&B runs")
+
+    arguments = parser.parse_args()
+    try:
+        cells = _cells(arguments.sweep)
+        if arguments.command == "status":
+            code = status(arguments.sweep, cells, as_json=arguments.json, watch=arguments.watch)
+        elif arguments.command == "retry":
+            code = retry(arguments.sweep, cells, arguments.overrides)
+        elif arguments.command == "cancel":
+            code = cancel(cells)
+        else:
+            code = sync(arguments.sweep)
+    except BadInput as error:
+        print(f"fedlight: error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _cells(sweep: Path) -> list[CellState]:
+    if not sweep.is_dir():
+        raise BadInput(f"{sweep} is no folder; a sweep lives in OUTPUT/NAME, such as runs/demo")
+    cells = sweep_states(sweep)
+    if not cells:
+        inside = [path.name for path in sorted(sweep.glob("[!.]*/")) if (path / PLAN).is_dir()]
+        hint = f"; the sweeps in it: {', '.join(inside)}" if inside else ""
+        raise BadInput(f"{sweep} is no sweep: it holds neither a plan nor a cell{hint}")
+    return cells
+
+
+def status(sweep: Path, cells: list[CellState], as_json: bool = False, watch: bool = False) -> int:
+    """Shows how every cell stands."""
+    if as_json:
+        print(json.dumps([asdict(cell) for cell in cells], indent=1))
+        return 0
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    if not watch:
+        console.print(_view(sweep, cells))
+        return 0
+    with Live(_view(sweep, cells), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH)
+            live.update(_view(sweep, sweep_states(sweep)), refresh=True)
+
+
+def retry(sweep: Path, cells: list[CellState], overrides: Sequence[str]) -> int:
+    """Types the commands again that planned what is failed, interrupted or missing."""
+    unfinished = {cell.cell for cell in cells if cell.state in UNFINISHED}
+    launches: list[Launch] = []
+    for launch in reversed(read_launches(sweep)):
+        if unfinished & launch.cells.keys():
+            launches.append(launch)
+            unfinished -= launch.cells.keys()
+    for cell in sorted(unfinished):
+        print(f"{cell}: no sweep planned it; type its own command again", file=sys.stderr)
+    codes = [1] if unfinished else [0]
+    for launch in launches:
+        if is_alive(launch.process, silent=float("inf")):
+            print(f"still at work on the rest of its cells: {launch.process}", file=sys.stderr)
+            codes.append(1)
+            continue
+        command = [sys.executable, "-m", "fedlight.run", *launch.command, *overrides]
+        codes.append(subprocess.run(command, cwd=launch.folder).returncode)
+    return max(codes)
+
+
+def cancel(cells: list[CellState]) -> int:
+    """Takes the queued and running jobs of the sweep from SLURM."""
+    present = [cell for cell in cells if cell.state in (QUEUED, RUNNING)]
+    jobs = [cell.job for cell in present if cell.job is not None]
+    objection = cancel_jobs(jobs) if jobs else None
+    print(f"{len(jobs)} jobs cancelled" if objection is None else f"scancel: {objection}")
+    for cell in present:
+        if cell.job is None:
+            print(
+                f"{cell.cell}: {cell.state}, but no job of SLURM; stop the process that runs it",
+                file=sys.stderr,
+            )
+    return 1 if objection is not None or len(jobs) < len(present) else 0
+
+
+def sync(sweep: Path) -> int:
+    """Sends the offline W&B runs with W&B's own command line, which knows what it has sent."""
+    runs = sorted(sweep.glob("*/wandb/offline-run-*/*.wandb"))
+    unsent = [run for run in runs if not _sent(run)]
+    if unsent:
+        _check_service(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+        command = [sys.executable, "-m", "wandb", "sync", *(str(run.parent) for run in unsent)]
+        subprocess.run(command, env={**os.environ, "WANDB_MODE": "online"})
+    left = [run for run in unsent if not _sent(run)]
+    print(f"{len(unsent) - len(left)} offline W&B runs sent, {len(runs) - len(unsent)} had been before")
+    for run in left:
+        print(f"not sent: {run.parent}", file=sys.stderr)
+    return 1 if left else 0
+
+
+def _check_service(url: str) -> None:
+    """W&B's command line would wait for its service for ever."""
+    try:
+        urlopen(url, timeout=PATIENCE).close()
+    except HTTPError:
+        pass  # an answer
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{url} cannot be reached from here ({error}): sync from a node with internet"
+        ) from error
+
+
+def _sent(run: Path) -> bool:
+    return run.with_name(f"{run.name}.synced").exists()
+
+
+def _view(sweep: Path, cells: list[CellState]) -> Group:
+    counts = Counter(cell.state for cell in cells)
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    table = Table()
+    table.add_column("cell", overflow="fold")
+    table.add_column("state")
+    table.add_column("round", justify="right")
+    table.add_column("time left", justify="right")
+    table.add_column("job")
+    table.add_column("heartbeat", justify="right")
+    table.add_column("error", overflow="fold")
+    for cell in cells:
+        table.add_row(
+            cell.cell,
+            f"[{COLOURS.get(cell.state, 'default')}]{cell.state}",
+            f"{cell.round}/{'?' if cell.rounds is None else cell.rounds}",
+            "" if cell.eta is None else str(timedelta(seconds=round(cell.eta))),
+            cell.job or "",
+            "" if cell.heartbeat is None else f"{datetime.fromtimestamp(cell.heartbeat):%H:%M:%S}",
+            escape(cell.error or ""),
+        )
+    return Group(Text(f"{sweep}: {len(cells)} cells: {summary}"), table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What a sweep is to run, written before its first cell starts: one file a command, in `.plan/`."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fedlight.runtime.files import atomic
+from fedlight.runtime.lock import Holder
+
+PLAN = ".plan"
+
+
+@dataclass
+class PlannedCell:
+    """A cell that a command asked for.
+
+    Attributes:
+        overrides: of the configuration, as typed after `python -m fedlight.run`.
+        rounds: R.
+        job: the SLURM job that last was to run it, or None.
+    """
+
+    overrides: list[str]
+    rounds: int
+    job: str | None = None
+
+
+@dataclass
+class Launch:
+    """One command that launched a sweep; the same command again takes its place.
+
+    Attributes:
+        command: what was typed after `python -m fedlight.run`.
+        folder: where it was typed.
+        process: the launching process.
+        cells: cell id: cell, in the order of the grid.
+    """
+
+    command: list[str]
+    folder: str
+    process: Holder
+    cells: dict[str, PlannedCell] = field(default_factory=dict)
+
+    def write(self, sweep: Path) -> None:
+        """Writes the file of this launch."""
+        path = _path(sweep, self.command, self.folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read_launches(sweep: Path) -> list[Launch]:
+    """The launches of a sweep, the latest last."""
+    files = (sweep / PLAN).glob("[!.]*.json")
+    launches = [launch for path in files if (launch := _read(path))]
+    return sorted(launches, key=lambda launch: launch.process.since)
+
+
+def read_launch(sweep: Path, command: list[str], folder: str) -> Launch | None:
+    """The launch of that command, typed in that folder."""
+    return _read(_path(sweep, command, folder))
+
+
+def last_jobs(sweep: Path) -> dict[str, str]:
+    """Cell id: the SLURM job that last was to run it."""
+    return {
+        cell: planned.job
+        for launch in read_launches(sweep)
+        for cell, planned in launch.cells.items()
+        if planned.job is not None
+    }
+
+
+def _path(sweep: Path, command: list[str], folder: str) -> Path:
+    key = json.dumps([folder, command])
+    return sweep / PLAN / f"{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}.json"
+
+
+def _read(path: Path) -> Launch | None:
+    """None for a file that is not ours, or was taken away meanwhile."""
+    try:
+        content = json.loads(path.read_text())
+        content["process"] = Holder(**content["process"])
+        content["cells"] = {cell: PlannedCell(**planned) for cell, planned in content["cells"].items()}
+        return Launch(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,84 @@
+"""The cells of a sweep as parallel processes on this machine, each with a GPU of its own if there are any."""
+
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.utils import JobReturn
+from hydra.types import TaskFunction
+from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+from omegaconf import DictConfig
+
+from fedlight.runtime.errors import CellFailed
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class LocalLauncher(JoblibLauncher):
+    """Hydra's joblib launcher; `n_jobs=null` is a process a GPU, or a process a core where there is none."""
+
+    task_function: TaskFunction | None
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs the cells; all of them, even where some fail."""
+        assert self.config is not None
+        assert self.task_function is not None
+        gpus = [] if self.config.trainer.accelerator == "cpu" else _gpus()
+        processes = self.joblib["n_jobs"] = self.joblib["n_jobs"] or len(gpus) or -1
+        with TemporaryDirectory() as folder:
+            if gpus:
+                places = gpus * max(processes, os.cpu_count() or 1)
+                self.task_function = OnOneGPU(self.task_function, tuple(places), folder)
+            try:
+                return super().launch(job_overrides, initial_job_idx)
+            except BrokenProcessPool:
+                message = "the process of a cell was killed, perhaps for its memory; type the command again"
+                print(f"fedlight: error: {message}", file=sys.stderr)
+                raise CellFailed(1) from None
+
+
+@dataclass(frozen=True)
+class OnOneGPU:
+    """A cell's task in a process that sees one GPU.
+
+    Attributes:
+        task: runs the cell.
+        places: for each process the GPU that it is to see.
+        folder: where the processes mark the places that they have taken.
+    """
+
+    task: TaskFunction
+    places: tuple[str, ...]
+    folder: str
+
+    def __call__(self, config: DictConfig) -> Any:
+        os.environ[VISIBLE], _ = _take_place(self.places, self.folder)
+        return self.task(config)
+
+
+@cache
+def _take_place(places: tuple[str, ...], folder: str) -> tuple[str, FileLock]:
+    """The first GPU that is free, and what keeps it for this process as long as it lives."""
+    for number, gpu in enumerate(places):
+        lock = FileLock(Path(folder, str(number)))
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            return gpu, lock
+    raise AssertionError("more processes than places")
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name, one entry a GPU."""
+    if (visible := os.environ.get(VISIBLE)) is not None:
+        return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
+    import torch
+
+    return [str(gpu) for gpu in range(torch.cuda.device_count())]

@@ -1,0 +1,153 @@
+"""The cells of a sweep as one SLURM array, waited for or left alone."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+
+from fedlight.runtime.errors import BadInput, CellFailed
+from fedlight.runtime.slurm import job_states
+from fedlight.tracking.plan import PlannedCell, read_launch
+from fedlight.tracking.state import DONE, cell_state
+
+POLL = 5.0  # seconds between two looks at the queue
+SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "tasks_per_node")
+"""What submitit names alike for every kind of cluster; the rest is its SLURM's own."""
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """What a job runs: `python -m fedlight.run ARGUMENTS`, in the job's own process."""
+
+    arguments: list[str]
+
+    def __call__(self) -> None:
+        from fedlight import run
+
+        os.environ.pop(run.DEBUG, None)  # set by the launching process, for itself
+        sys.argv = ["fedlight.run", *self.arguments]
+        run.main()
+
+    def checkpoint(self) -> Any:
+        """Asked by submitit at preemption and time-out: the same cell again, in the same job."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class SlurmArrayLauncher(SlurmLauncher):
+    """Hydra's submitit launcher, for cells that can be resumed.
+
+    It submits no cell twice, leaves the terminal if asked to (`detach`), waits for all cells even where some
+    fail, and needs no accounting (sacct): the queue and the cells' folders say how each ended.
+    """
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submits what is neither done nor queued.
+
+        Raises:
+            BadInput: there is no SLURM, or it refuses the array.
+        """
+        assert self.config is not None
+        sweep = Path(self.config.hydra.sweep.dir)
+        plan = read_launch(sweep, sys.argv[1:], str(Path.cwd()))
+        planned = {} if plan is None else {tuple(cell.overrides): name for name, cell in plan.cells.items()}
+        cells = [cell for overrides in job_overrides if (cell := planned.get(tuple(overrides)))]
+        refused = [overrides for overrides in job_overrides if tuple(overrides) not in planned]
+        failures = self._tell_refused(refused, initial_job_idx)
+        if plan is None:
+            return failures
+
+        queue = job_states(job for cell in cells if (job := plan.cells[cell].job))
+        if queue is None:
+            raise BadInput("hydra/launcher=slurm: squeue does not answer; is this a login node of SLURM?")
+        new = [cell for cell in cells if plan.cells[cell].job not in queue]
+        for cell in set(cells).difference(new):
+            print(f"{cell}: with SLURM already, as job {plan.cells[cell].job}")
+        if new:
+            jobs = self._submit([CellJob([*self._flags(), *plan.cells[cell].overrides]) for cell in new])
+            for cell, job in zip(new, jobs, strict=True):
+                plan.cells[cell].job = job
+            plan.write(sweep)
+            print(f"{len(new)} cells submitted as SLURM job {jobs[0].split('_')[0]}")
+        if self.params["detach"]:
+            print(f"python -m fedlight.sweeps status {sweep}    # tells how they stand")
+            return failures
+        ends = self._wait({cell: plan.cells[cell] for cell in cells}, sweep)
+        return [*failures, *ends]
+
+    def _flags(self) -> list[str]:
+        """What was typed for Hydra itself and a single cell needs as well."""
+        assert self.config is not None
+        sources = self.config.hydra.runtime.config_sources
+        folders = [source.path for source in sources if source.provider == "command-line"]
+        overrides = [
+            override
+            for override in self.config.hydra.overrides.hydra
+            if not override.lstrip("+~").startswith(("hydra.mode", "hydra/launcher", "hydra.launcher"))
+        ]
+        return [*(flag for folder in folders for flag in ("--config-dir", folder)), *overrides]
+
+    def _submit(self, cells: Sequence[CellJob]) -> list[str]:
+        import submitit
+
+        asked = {key: value for key, value in self.params.items() if key != "detach"}
+        folder, timeouts = asked.pop("submitit_folder"), asked.pop("max_num_timeout")
+        if cpus := asked["cpus_per_task"]:  # srun does not take them over from sbatch since SLURM 22.05
+            asked["srun_args"] = [f"--cpus-per-task={cpus}", *asked["srun_args"]]
+        extra = asked.pop("additional_parameters")
+        asked["additional_parameters"] = {"requeue": True, **extra}
+        parameters = {key if key in SHARED else f"slurm_{key}": value for key, value in asked.items()}
+        try:
+            executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)
+            executor.update_parameters(**parameters)
+            return [job.job_id for job in executor.submit_array(cells)]
+        except Exception as error:  # submitit has errors of many kinds
+            logs = Path(folder).parent
+            if not any(path.is_dir() for path in logs.glob("*")):
+                shutil.rmtree(logs, ignore_errors=True)
+            raise BadInput(f"hydra/launcher=slurm: {error}") from error
+
+    def _tell_refused(self, refused: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+        """Runs here what cannot run at all, so that the user is told why."""
+        if not refused:
+            return []
+        here = BasicLauncher()
+        here.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=self.config)
+        return here.launch(refused, first)
+
+    def _wait(self, cells: dict[str, PlannedCell], sweep: Path) -> list[JobReturn]:
+        """Waits until SLURM has none of the jobs any more; tells of each cell how it ended."""
+        left, ends = dict(cells), []
+        try:
+            while left:
+                queue = job_states(str(cell.job) for cell in left.values())
+                ended = (
+                    [] if queue is None else [name for name, cell in left.items() if cell.job not in queue]
+                )
+                for name in ended:
+                    cell = left.pop(name)
+                    now = cell_state(sweep / name, cell.rounds, cell.job, {})
+                    print(f"{name}: {now.state}{f': {now.error}' if now.error else ''}", flush=True)
+                    ends.append(_end(cell.overrides, now.state == DONE))
+                if left:
+                    time.sleep(POLL)
+        except KeyboardInterrupt:
+            print(f"{len(left)} cells stay with SLURM: python -m fedlight.sweeps status {sweep}")
+            sys.exit(130)
+        return ends
+
+
+def _end(overrides: list[str], well: bool) -> JobReturn:
+    """What Hydra is told of a cell."""
+    end = JobReturn(overrides=overrides, status=JobStatus.COMPLETED if well else JobStatus.FAILED)
+    end.return_value = None if well else CellFailed(1)
+    return end

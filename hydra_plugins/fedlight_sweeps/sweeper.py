@@ -1,0 +1,58 @@
+"""The grid of a sweep, planned before its first cell starts."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from omegaconf import open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from fedlight.runtime.errors import BadInput
+from fedlight.runtime.lock import this_process
+from fedlight.tracking.cell import cell_folder, is_done
+from fedlight.tracking.plan import Launch, PlannedCell, last_jobs
+
+
+class PlanningSweeper(BasicSweeper):
+    """Hydra's own grid; every cell is composed once and planned, and those that are done are left out."""
+
+    launch: Launch | None = None
+
+    def get_job_batch(self) -> Sequence[Sequence[str]]:
+        """The next cells to run; a cell that is refused is among them, for the user to be told."""
+        return [overrides for overrides in super().get_job_batch() if self._plan(list(overrides))]
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Writes the plan; every cell was composed before."""
+        if self.launch is None:
+            return
+        assert self.config is not None
+        sweep = Path(self.config.hydra.sweep.dir)
+        jobs = last_jobs(sweep)
+        for cell, planned in self.launch.cells.items():
+            planned.job = jobs.get(cell)
+        self.launch.write(sweep)
+
+    def _plan(self, overrides: list[str]) -> bool:
+        """Plans a cell; returns whether it is to be launched."""
+        from fedlight.config import validate
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            del config["hydra"]
+        try:
+            settings = validate(config)
+        except (BadInput, OmegaConfBaseException):
+            return True
+        if self.launch is None:
+            self.launch = Launch(sys.argv[1:], str(Path.cwd()), this_process())
+        folder = cell_folder(settings.model_dump(mode="json", by_alias=True))
+        if folder.name in self.launch.cells:
+            return False
+        self.launch.cells[folder.name] = PlannedCell(overrides, settings.rounds)
+        if done := is_done(folder):
+            print(f"{folder.name}: done already, in {folder}")
+        return not done

@@ -1,0 +1,173 @@
+"""Sweeps on a real SLURM: whatever happens to their jobs, the results are those of a quiet run."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster, missing, until
+from conftest import invoke
+
+from fedlight.runtime.lock import read_holder
+
+GRID = ["-m", "method=FULL,UDEC", "clients=2,3", "name=grid"]
+TINY = [
+    "data.limit=40",
+    "rounds=10",
+    "epochs=1",
+    "evaluation.steps=2",
+    "evaluation.grid=0",
+    "evaluation.samples=0",
+    "logger=none",
+]
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.mem_gb=1"]
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if reason := missing():
+        pytest.skip(reason)
+    started = Cluster(tmp_path_factory.mktemp("slurm") / "cluster")
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="session")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the grid's cells come to where nothing happens: {cell: hashes}."""
+    folder = tmp_path_factory.mktemp("quiet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert invoke(*GRID, *TINY) == 0
+    return results(folder)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """The hashes of the completed cells of the grid."""
+    found = [json.loads(path.read_text()) for path in folder.glob("runs/grid/*/result.json")]
+    done = [result for result in found if result["status"] == "completed"]
+    return {result["cell"]: (result["state_sha256"], result["client_sha256"]) for result in done}
+
+
+@pytest.fixture
+def start(cluster: Cluster, tmp_path: Path) -> Start:
+    """Types `python -m MODULE ARGUMENTS` in `tmp_path` on the cluster's login node."""
+
+    def call(module: str, *arguments: str) -> "subprocess.Popen[str]":
+        root = str(Path(__file__).parents[1])
+        environment = {**os.environ, **cluster.environment, "PYTHONPATH": root}
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    return call
+
+
+def end(process: "subprocess.Popen[str]", status: int = 0) -> str:
+    """Waits for a command, which must exit with `status`; returns its stdout."""
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == status, out + err
+    return out
+
+
+def test_a_sweep_is_left_alone_cancelled_and_retried(
+    start: Start, tmp_path: Path, quiet: dict[str, Any]
+) -> None:
+    def states() -> dict[str, str]:
+        cells = json.loads(end(start("fedlight.sweeps", "status", "runs/grid", "--json")))
+        return {cell["cell"]: cell["state"] for cell in cells}
+
+    began = time.monotonic()
+    typed = [*GRID, *TINY, *SLURM, "clients=2", "hydra.launcher.detach=true"]
+    assert "2 cells submitted" in end(start("fedlight.run", *typed, "hydra.launcher.array_parallelism=1"))
+    assert time.monotonic() - began < 20
+    until(lambda: sorted(states().values()) == ["queued", "running"])
+    assert end(start("fedlight.run", *typed)).count("with SLURM already, as job") == 2
+
+    assert "2 jobs cancelled" in end(start("fedlight.sweeps", "cancel", "runs/grid"))
+    until(lambda: not {"queued", "running"} & set(states().values()))
+    out = end(start("fedlight.sweeps", "retry", "runs/grid", "hydra.launcher.detach=false"))
+    assert "2 cells submitted" in out
+    assert "runs/grid: 2 cells" in out
+    assert set(states().values()) == {"done"}
+    assert results(tmp_path).items() <= quiet.items()
+
+    began = time.monotonic()
+    assert end(start("fedlight.run", *typed)).count("done already") == 2
+    assert time.monotonic() - began < 20
+
+
+def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
+    cluster: Cluster, start: Start, tmp_path: Path, quiet: dict[str, Any]
+) -> None:
+    sweep = tmp_path / "runs" / "grid"
+    limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=1"]
+    launched = start("fedlight.run", *GRID, *TINY, *SLURM, *limits, "hydra.launcher.cpus_per_task=1")
+    until(lambda: len(jobs(sweep)) == 4, seconds=60)
+
+    def cells_of(node: str) -> list[str]:
+        running = cluster.ask("squeue", "-h", "-r", "-t", "R", "-w", node, "-o", "%i").split()
+        return [cell for cell, job in jobs(sweep).items() if job in running]
+
+    until(lambda: len(cells_of("n1")) == len(cells_of("n2")) == 2)
+    requeued, killed = cells_of("n1")
+    preempted, late = cells_of("n2")
+
+    at_work(sweep / late)
+    os.kill(read_holder(sweep / late)[0].pid, signal.SIGSTOP)  # so that its time runs out
+    at_work(sweep / preempted)
+    cluster.ask("scancel", "--signal=USR2", jobs(sweep)[preempted])
+    at_work(sweep / requeued)
+    cluster.ask("scontrol", "requeue", jobs(sweep)[requeued])
+    at_work(sweep / killed)
+    cluster.kill_node("n1")
+    cluster.start_node("n1")
+    until(lambda: "this job is timed-out" in log(sweep, jobs(sweep)[late], "err"), seconds=150)
+
+    out = end(launched)
+    assert results(tmp_path) == quiet, out
+    for cell, job in jobs(sweep).items():
+        assert log(sweep, job, "out").count("Starting with JobEnvironment") >= 2, cell
+        assert "at work already" not in log(sweep, job, "err")
+
+
+def jobs(sweep: Path) -> dict[str, str]:
+    """Cell: its job."""
+    plans = [json.loads(path.read_text()) for path in sweep.glob(".plan/[!.]*.json")]
+    cells = [item for plan in plans for item in plan["cells"].items()]
+    return {cell: planned["job"] for cell, planned in cells if planned["job"]}
+
+
+def log(sweep: Path, job: str, stream: str) -> str:
+    """What a job wrote."""
+    return (sweep / ".slurm" / job / f"{job}_0_log.{stream}").read_text()
+
+
+def at_work(cell: Path) -> None:
+    """Waits until the first round of a cell is done."""
+
+    def rounds() -> int:
+        try:
+            with (cell / "rounds.csv").open() as file:
+                return len(list(csv.DictReader(file)))
+        except FileNotFoundError:
+            return 0
+
+    until(rounds, seconds=120)

@@ -1,0 +1,274 @@
+"""The cells of a sweep: its plan, how they stand, the grids that are offered."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Cell
+from joblib import Parallel, delayed
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+from fedlight import sweeps
+from fedlight.runtime.lock import HOLDER, this_process
+from fedlight.tracking.plan import Launch, PlannedCell
+from hydra_plugins.fedlight_sweeps.local import OnOneGPU
+
+ROOT = Path(__file__).parents[1]
+GRIDS = {path.stem: path for path in ROOT.glob("sweeps/*.yaml")}
+DEAD = replace(this_process(), started="1")
+
+Command = Callable[..., int]
+
+
+def call(*arguments: str) -> int:
+    """Runs `python -m fedlight.sweeps ARGUMENTS` in this process; returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fedlight.sweeps", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            sweeps.main()
+    return int(stop.value.code or 0)
+
+
+def write(cell: Path, rounds: int = 0, holder: Any = None, **result: Any) -> None:
+    """A cell's folder after so many rounds of two seconds each."""
+    cell.mkdir(parents=True)
+    rows = "".join(f"{number + 1},2.0\n" for number in range(rounds))
+    (cell / "rounds.csv").write_text("round,seconds\n" + rows)
+    if holder is not None:
+        (cell / HOLDER).write_text(json.dumps(asdict(holder)))
+    if result:
+        (cell / "result.json").write_text(json.dumps({"rounds": 5, "error": None, **result}))
+
+
+def stand(sweep: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+    """What `status --json` says of each cell."""
+    capsys.readouterr()
+    assert call("status", str(sweep), "--json") == 0
+    return {cell["cell"]: cell for cell in json.loads(capsys.readouterr().out)}
+
+
+def test_status_tells_how_every_cell_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("over", "working", "stopped", "broken", "killed", "absent")
+    cells = {name: PlannedCell([], rounds=5) for name in names}
+    Launch(["-m"], str(tmp_path), DEAD, cells).write(tmp_path)
+    write(tmp_path / "over", 5, status="completed")
+    write(tmp_path / "working", 2, this_process())
+    write(tmp_path / "stopped", 1, status="interrupted", error="interrupted")
+    write(tmp_path / "broken", 1, status="failed", error="the loss [of client 0] became nan")
+    write(tmp_path / "killed", 1, DEAD)
+    write(tmp_path / "typed_alone", 5, status="completed")
+    told = stand(tmp_path, capsys)
+    assert {name: cell["state"] for name, cell in told.items()} == {
+        "over": "done",
+        "working": "running",
+        "stopped": "interrupted",
+        "broken": "failed",
+        "killed": "interrupted",
+        "absent": "missing",
+        "typed_alone": "done",
+    }
+    working = told["working"]
+    assert (working["round"], working["rounds"]) == (2, 5)
+    assert 4 < working["eta"] <= 6
+    assert time.time() - working["heartbeat"] < 10
+    assert call("status", str(tmp_path)) == 0
+    table = capsys.readouterr().out
+    assert "2 done, 1 running, 2 interrupted, 1 failed, 1 missing" in table
+    assert "the loss [of client 0] became nan" in table
+
+
+def test_what_a_living_process_has_yet_to_run_is_queued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "again", 1, status="failed")
+    os.utime(tmp_path / "again" / "result.json", (0, 0))
+    cells = {name: PlannedCell([], rounds=5) for name in ("again", "first", "never")}
+    Launch(["-m"], str(tmp_path), this_process(), cells).write(tmp_path)
+    write(tmp_path / "first", 1, status="failed")
+    states = {name: cell["state"] for name, cell in stand(tmp_path, capsys).items()}
+    assert states == {"again": "queued", "first": "failed", "never": "queued"}
+
+
+def test_the_last_words_of_a_job_that_left_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Launch([], "", DEAD, {"cell": PlannedCell([], rounds=5, job="12_3")}).write(tmp_path)
+    log = tmp_path / ".slurm" / "12_3" / "12_3_0_log.err"
+    log.parent.mkdir(parents=True)
+    log.write_text("submitit: noise\nfedlight: error: clients must be at most 40\nsrun: noise\n")
+    told = stand(tmp_path, capsys)["cell"]
+    assert (told["state"], told["job"], told["error"]) == ("failed", "12_3", "clients must be at most 40")
+
+
+def test_status_of_200_cells_takes_less_than_two_seconds(tmp_path: Path) -> None:
+    cells = {f"cell{number}": PlannedCell(["method=FULL"], rounds=5) for number in range(200)}
+    Launch(["-m"], str(tmp_path), this_process(), cells).write(tmp_path)
+    for number, cell in enumerate(cells):
+        write(tmp_path / cell, 5, this_process() if number % 2 else None, status="completed")
+        if number % 2:
+            (tmp_path / cell / "result.json").unlink()
+    began = time.monotonic()
+    command = [sys.executable, "-m", "fedlight.sweeps", "status", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "200 cells: 100 done, 100 running" in done.stdout
+    assert time.monotonic() - began < 2
+
+
+def test_status_loads_nothing_heavy() -> None:
+    code = "import sys, fedlight.sweeps; print([m for m in ('torch', 'hydra', 'wandb') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["status", "retry", "cancel", "sync"])
+def test_a_folder_that_is_no_sweep_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert call(command, str(tmp_path / "nowhere")) == 2
+    assert re.fullmatch(r"fedlight: error: \S+ is no folder; .*\n", capsys.readouterr().err)
+    Launch([], "", DEAD, {"cell": PlannedCell([], rounds=5)}).write(tmp_path / "demo")
+    assert call(command, str(tmp_path)) == 2
+    assert re.fullmatch(
+        r"fedlight: error: \S+ is no sweep: .*; the sweeps in it: demo\n", capsys.readouterr().err
+    )
+
+
+SWEEP = ["-m", "method=FULL,UDEC", "clients=2", "name=grid"]
+TINY = [
+    "data.limit=40",
+    "rounds=1",
+    "epochs=1",
+    "evaluation.steps=2",
+    "evaluation.grid=0",
+    "evaluation.samples=0",
+    "logger=none",
+]
+
+
+def test_retry_runs_what_is_not_done_and_nothing_else(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*SWEEP, *TINY) == 0
+    results = {path: json.loads(path.read_text()) for path in tmp_path.glob("runs/grid/*/result.json")}
+    done, broken = sorted(results)
+    broken.write_text(json.dumps({**results[broken], "status": "failed"}))
+    (plan,) = tmp_path.glob("runs/grid/.plan/*.json")
+    content = json.loads(plan.read_text())
+    assert list(content["cells"]) == [done.parent.name, broken.parent.name]
+    plan.write_text(json.dumps({**content, "process": asdict(DEAD)}))
+    written = done.stat().st_mtime_ns
+    assert call("retry", "runs/grid") == 0
+    assert done.stat().st_mtime_ns == written
+    assert json.loads(broken.read_text())["state_sha256"] == results[broken]["state_sha256"]
+    assert {cell["state"] for cell in stand(Path("runs/grid"), capsys).values()} == {"done"}
+
+
+def test_cells_that_are_done_are_not_launched_again(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*SWEEP, *TINY, "rounds=0") == 0
+    capsys.readouterr()
+    assert command(*SWEEP, *TINY, "rounds=0", "clients=2,3") == 0
+    out = capsys.readouterr().out
+    assert out.count("done already") == 2
+    assert "Launching 2 jobs" in out
+
+
+def test_a_cell_that_a_grid_names_twice_is_run_once(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-m", "clients=2,2", "logger=none,csv", *TINY[:-1], "rounds=0") == 0
+    assert "Launching 1 jobs" in capsys.readouterr().out
+
+
+def test_a_finished_sweep_loads_nothing_heavy(command: Command, tmp_path: Path) -> None:
+    assert command(*SWEEP, *TINY, "rounds=0") == 0
+    code = (
+        f"import sys; sys.argv = {['run', *SWEEP, *TINY, 'rounds=0']}; from fedlight.run import main\n"
+        "try: main()\nfinally: print([m for m in ('torch', 'lightning', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.count("done already") == 2
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_offline_runs_are_sent_by_wandb_and_what_is_not_sent_is_told(
+    cell: Callable[..., Cell],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = cell("logger=wandb", "clients=2", "rounds=1", f"output={tmp_path / 'runs'}")
+    (run,) = made.folder.glob("wandb/offline-run-*")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert call("sync", str(made.folder.parent)) == 2
+    assert "http://127.0.0.1:9 cannot be reached from here" in capsys.readouterr().err
+    (marker,) = (path.with_name(f"{path.name}.synced") for path in run.glob("*.wandb"))
+    marker.touch()
+    assert call("sync", str(made.folder.parent)) == 0
+    assert "0 offline W&B runs sent, 1 had been before" in capsys.readouterr().out
+
+
+def test_processes_on_one_machine_see_one_gpu_each(tmp_path: Path) -> None:
+    def look(config: None) -> str:
+        time.sleep(1)
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    task = OnOneGPU(look, ("4", "7"), str(tmp_path))
+    with Parallel(n_jobs=2) as parallel:
+        assert sorted(parallel(delayed(task)(None) for _ in range(4))) == ["4", "4", "7", "7"]
+
+
+@pytest.mark.parametrize("name", sorted(GRIDS))
+def test_a_grid_has_the_cells_that_it_promises(name: str) -> None:
+    text = GRIDS[name].read_text()
+    params = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
+    cells = math.prod(len(str(values).split(",")) for values in params.values())
+    assert re.search(rf"^# {name}: .*\?.* {cells} cells", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(GRIDS))
+def test_a_grid_is_a_cell_that_can_be_run(command: Command, tmp_path: Path, name: str) -> None:
+    small = ["rounds=0", "logger=none", "evaluation.grid=0", "data=digits", "model=tiny"]
+    assert command(f"sweeps={name}", *small) == 0
+    assert len(list(tmp_path.glob(f"runs/{name}/*/result.json"))) == 1
+
+
+def test_smoke_runs_every_method(command: Command, tmp_path: Path) -> None:
+    assert command("-m", "sweeps=smoke", "logger=none", "evaluation.grid=0") == 0
+    methods = {path.name.split("-")[0] for path in tmp_path.glob("runs/smoke/[A-Z]*")}
+    assert methods == {path.stem for path in ROOT.glob("configs/method/*.yaml")}
+
+
+def test_an_agent_of_the_wandb_sweep_runs_a_cell(command: Command, tmp_path: Path) -> None:
+    sweep = yaml.safe_load((ROOT / "sweeps" / "wandb.yml").read_text())
+    chosen = {
+        key: {"value": spec["values"][-1] if "values" in spec else spec["min"]}
+        for key, spec in sweep["parameters"].items()
+    }
+    chosen |= {"rounds": {"value": 0}, "evaluation.grid": {"value": 0}, "logger": {"value": "none"}}
+    macros = {**create_sweep_command_args({"args": chosen}), "env": ["/usr/bin/env"]}
+    line = [
+        word
+        for chunk in create_sweep_command(sweep["command"])
+        for word in (macros[chunk[2:-1]] if chunk.startswith("${") else [chunk])
+    ]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(line, cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
+    (result,) = tmp_path.glob("runs/wandb/*/result.json")
+    assert (json.loads(result.read_text())["method"], result.parent.name[:13]) == ("ULATDEC", "ULATDEC-K10-d")
+
+
+def test_the_wandb_sweep_is_no_grid(command: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    assert command("sweeps=wandb") == 2
+    assert "sweeps/wandb" in capfd.readouterr().err
