@@ -18,15 +18,8 @@ from conftest import invoke
 from fedlight.runtime.lock import read_holder
 
 GRID = ["-m", "method=FULL,UDEC", "clients=2,3", "name=grid"]
-TINY = [
-    "data.limit=40",
-    "rounds=10",
-    "epochs=1",
-    "evaluation.steps=2",
-    "evaluation.grid=0",
-    "evaluation.samples=0",
-    "logger=none",
-]
+TINY = ["data.limit=40", "rounds=10", "epochs=1", "evaluation.steps=2"]
+TINY += ["evaluation.grid=0", "evaluation.samples=0", "logger=none"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.mem_gb=1"]
 
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -144,15 +144,8 @@ def test_a_folder_that_is_no_sweep_is_refused(
 
 
 SWEEP = ["-m", "method=FULL,UDEC", "clients=2", "name=grid"]
-TINY = [
-    "data.limit=40",
-    "rounds=1",
-    "epochs=1",
-    "evaluation.steps=2",
-    "evaluation.grid=0",
-    "evaluation.samples=0",
-    "logger=none",
-]
+TINY = ["data.limit=40", "rounds=1", "epochs=1", "evaluation.steps=2"]
+TINY += ["evaluation.grid=0", "evaluation.samples=0", "logger=none"]
 
 
 def test_retry_runs_what_is_not_done_and_nothing_else(

@@ -117,14 +117,14 @@ def wandb_logger(
 
     Online where a key is known or WANDB_MODE asks for it, else offline in the cell's folder.
     """
+    own_id = hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest()
     arguments = {
         "project": project,
         "entity": entity,
         "name": cell,
         "group": sweep,
         "job_type": "cell",
-        "id": os.environ.get("WANDB_RUN_ID")
-        or hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest(),
+        "id": os.environ.get("WANDB_RUN_ID") or own_id,
         "save_dir": folder.absolute(),  # W&B's service has a working folder of its own
         "config": parameters,
     }
