@@ -28,7 +28,7 @@ from fedlight.runtime.errors import BadInput
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.signals import stoppable
-from fedlight.scoring import is_due, score_models
+from fedlight.scoring import grid_path, is_due, score_models
 from fedlight.tracking import pictures
 from fedlight.tracking.cell import SCHEMA, cell_folder, is_done, masked, write_config
 from fedlight.tracking.loggers import CellLog
@@ -85,6 +85,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
     def note(noted: dict[str, Any], exchange: list[Entry]) -> None:
         total = federator.ledger.totals(federator.model_params)
         record.note(noted, map(asdict, exchange), total)
+        log.pictures(noted["row"]["round"], samples=grid_path(folder, noted["row"]["round"]))
         bars.end_round(noted["row"]["train_loss"])
 
     def evaluate(round_: int, on_step: Callable[[], None]) -> dict[str, Any] | None:
@@ -93,7 +94,6 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         if score.memorisation:
             pictures.memorisation_histogram(folder / "memorisation.png", *score.memorisation, cell)
         record.spend(evaluation=time.perf_counter() - begun)
-        log.pictures(round_, samples=score.grid)
         return score.fid
 
     with stoppable() as stop, record.closing(), bars:
@@ -109,6 +109,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
                 note(noted, exchange)
         if settings.rounds == 0:
             result["fid"] = evaluate(0, stop.check)
+            log.pictures(0, samples=grid_path(folder, 0))
         for done in federate(
             federator,
             parts.module,

@@ -29,12 +29,10 @@ class Score:
 
     Attributes:
         fid: the entry of `result.json`, or None where nothing was scored.
-        grid: the picture of the samples, or None.
         memorisation: of all generated images, where it was checked.
     """
 
     fid: dict[str, Any] | None
-    grid: Path | None
     memorisation: Memorisation | None
 
 
@@ -42,6 +40,11 @@ def is_due(round_: int, settings: CellConfig) -> bool:
     """Whether the models are scored after this round: the last one, and every `evaluation.every`-th."""
     every = settings.evaluation.every
     return round_ == settings.rounds or (every is not None and round_ % every == 0)
+
+
+def grid_path(folder: Path, round_: int) -> Path:
+    """Where the sample grid of a round is kept in a cell's folder."""
+    return folder / "samples" / f"round_{round_:03d}.png"
 
 
 def score_models(
@@ -63,7 +66,7 @@ def score_models(
     shown = min(asked.grid, pictures.COLUMNS) if per_client else asked.grid
     images = max(asked.samples, shown)
     if not images:
-        return Score(None, None, None)
+        return Score(None, None)
     models: list[int | None] = list(scored_clients(settings)) if per_client else [None]
     if parts.judge is None:
         models = models[:GRID_CLIENTS]
@@ -90,13 +93,11 @@ def score_models(
         if len(rows) < GRID_CLIENTS:
             rows.append(("\n".join(label), drawn[:shown]))
 
-    grid = None
     if shown:
-        grid = folder / "samples" / f"round_{round_:03d}.png"
         title = f"{settings.method.name}, {settings.clients} clients, after round {round_}"
-        pictures.sample_grid(grid, rows, title)
+        pictures.sample_grid(grid_path(folder, round_), rows, title)
     check = Memorisation.joined(checks) if checks else None
-    return Score(_entry(scores, models, check, parts, settings) if scores else None, grid, check)
+    return Score(_entry(scores, models, check, parts, settings) if scores else None, check)
 
 
 def draw(

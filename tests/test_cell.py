@@ -3,10 +3,9 @@
 import hashlib
 import json
 import os
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import yaml
 from conftest import SMALL, Cell
 from diffusers import DDPMPipeline
 from PIL import Image
-from wandb.proto import wandb_internal_pb2
+from wandb_file import history_of, read_wandb
 
 from fedlight.tracking.cell import masked
 
@@ -151,11 +150,7 @@ def test_wandb_runs_offline_with_rounds_config_pictures_summary_and_a_row_of_the
     made = cell("logger=wandb", "clients=2")
     (run,) = made.folder.glob("wandb/offline-run-*/run-*.wandb")
     records = list(read_wandb(run))
-    history = [
-        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in r.history.item}
-        for r in records
-        if r.WhichOneof("record_type") == "history"
-    ]
+    history = history_of(run)
     rounds = [row for row in history if "train_loss" in row]
     assert [row["round"] for row in rounds] == [1, 2]
     assert all(row["round"] in (1, 2) for row in history)
@@ -182,23 +177,6 @@ def test_wandb_runs_offline_with_rounds_config_pictures_summary_and_a_row_of_the
     assert (row["cell"], row["method"], row["clients"]) == (made.folder.name, "FULL", 2)
     assert row["bytes_total"] == result["exchange"]["bytes_total"]
     assert row["train_loss"] == result["train_loss"]
-
-
-def read_wandb(path: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """Reads W&B's own file: LevelDB's log format, in blocks of 32 KiB, behind a header of 7 bytes."""
-    content, at, parts = path.read_bytes(), 7, b""
-    assert content.startswith(b":W&B")
-    while at < len(content):
-        if (left := -at % 2**15) and left < 7:
-            at += left
-        length, kind = struct.unpack_from("<HB", content, at + 4)
-        parts += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
 
 
 def test_help_names_the_choices_and_loads_nothing_heavy(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import SMALL, Cell, invoke
+from wandb_file import history_of
 
 import fedlight.cell  # noqa: F401  loaded once here, so that the processes forked below start at once
 from fedlight.federation.federator import Federator
@@ -268,6 +269,16 @@ def test_a_full_disk_is_told_and_waited_out(
     small_disk(64 * 1024)
     assert runner.run() == 0, runner.err
     assert outcome(runner.cell) == quiet("UDEC")["outcome"]
+
+
+def test_the_offline_run_of_a_cell_that_was_stopped_is_one_and_whole(tmp_path: Path) -> None:
+    runner = Runner(tmp_path / "runs", "method=UDEC", "logger=wandb")
+    assert runner.run(stop_at=8) == -signal.SIGKILL
+    assert runner.run() == 0, runner.err
+    (run,) = runner.cell.folder.glob("wandb/offline-run-*/run-*.wandb")
+    history = history_of(run)
+    assert [row["round"] for row in history if "train_loss" in row] == [1, 2, 3]
+    assert sum("samples" in key for row in history for key in row) == 3
 
 
 def test_a_finished_cell_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

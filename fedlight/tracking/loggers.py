@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,11 +57,11 @@ class CellLog:
         metrics |= {f"client_loss/{client}": loss for client, loss in client_losses.items()}
         self._try(lambda logger: logger.log_metrics(metrics, step=row["round"]))
 
-    def pictures(self, round_: int, **pictures: Path | None) -> None:
-        """Logs PNG files under their names, where the logger shows images."""
+    def pictures(self, round_: int, **pictures: Path) -> None:
+        """Logs the PNG files that are there under their names, where the logger shows images."""
         if isinstance(self._logger, WandbLogger):
             for key, path in pictures.items():
-                if path is not None:
+                if path.is_file():
                     self._try(partial(WandbLogger.log_image, key=key, images=[str(path)], step=round_))
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -124,7 +125,7 @@ def wandb_logger(
         "name": cell,
         "group": sweep,
         "job_type": "cell",
-        "id": os.environ.get("WANDB_RUN_ID") or own_id,
+        "id": os.environ["WANDB_RUN_ID"] if "WANDB_SWEEP_ID" in os.environ else own_id,
         "save_dir": folder.absolute(),  # W&B's service has a working folder of its own
         "config": parameters,
     }
@@ -137,6 +138,8 @@ def wandb_logger(
             _reset()
     if wandb_mode() == "offline":
         _tell_offline(folder.parent)
+        for piece in (folder / "wandb").glob(f"offline-run-*-{arguments['id']}"):
+            shutil.rmtree(piece)  # of a process that was stopped: what it logged is logged again
     return _start(mode=wandb_mode(), **arguments)
 
 
