@@ -25,6 +25,7 @@ from fedlight.federation.store import Saved, Store
 from fedlight.federation.tasks import Federation
 from fedlight.parts import build
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.signals import stoppable
@@ -99,7 +100,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
     with stoppable() as stop, record.closing(), bars:
         halt = LambdaCallback(on_train_batch_end=lambda *_: stop.check())
         record.log = log = CellLog(config.logger, folder, settings.name, cell, plain)
-        saved = store.resume()
+        saved = store.resume(federator.keeping)
         if saved:
             print(f"{cell}: goes on after round {saved.round}", file=sys.stderr)
             federator.state, result["seconds"] = saved.state, saved.history["seconds"]
@@ -168,6 +169,7 @@ def _make_folder(folder: Path) -> None:
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         (folder / "result.json").unlink(missing_ok=True)
+        remove_temporaries(folder)
     except OSError as error:
         raise BadInput(f"output: cannot write to {folder}: {error.strerror}") from error
 

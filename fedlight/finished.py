@@ -71,7 +71,7 @@ def open_cell(folder: Path) -> FinishedCell:
     module, slices = make_module(config, settings)
     store = Store(folder / "checkpoint", folder.name)
     federator = Federator(settings.method.resolve(slices.names), slices, module, store)
-    saved = store.resume()
+    saved = store.resume(federator.keeping)
     if (saved.round if saved else 0) != settings.rounds:
         raise BadInput(f"{folder}: the checkpoint is damaged; its models are lost but for {folder / 'model'}")
     federator.state = saved.state if saved else federator.state

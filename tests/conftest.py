@@ -37,7 +37,7 @@ SLICE_PREFIXES = {
     "decoder": ("ups", "head"),
 }
 
-SMALL = ["logger=none", "data.limit=120", "rounds=2", "epochs=1", "evaluation.steps=2", "evaluation.grid=4"]
+SMALL = ["logger=none", "data.limit=120", "rounds=2", "epochs=1", "evaluation.steps=2", "evaluation.grid=0"]
 SMALL += ["evaluation.samples=0"]
 
 

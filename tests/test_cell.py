@@ -59,7 +59,7 @@ def test_the_model_generates_by_itself(cell: MakeCell) -> None:
 
 def test_client_level_methods_draw_a_row_for_each_client(cell: MakeCell) -> None:
     height = [
-        Image.open(cell("method=UDEC", f"clients={clients}").folder / "samples" / "round_002.png").height
+        Image.open(cell("method=UDEC", f"clients={clients}", "evaluation.grid=4").folder / "samples" / "round_002.png").height
         for clients in (2, 4)
     ]
     assert height[1] > height[0] + 100
@@ -147,7 +147,7 @@ def test_csv_logs_every_round_and_client(cell: MakeCell) -> None:
 def test_wandb_runs_offline_with_rounds_config_pictures_summary_and_a_row_of_the_table_of_cells(
     cell: MakeCell,
 ) -> None:
-    made = cell("logger=wandb", "clients=2")
+    made = cell("logger=wandb", "clients=2", "evaluation.grid=4")
     (run,) = made.folder.glob("wandb/offline-run-*/run-*.wandb")
     records = list(read_wandb(run))
     history = history_of(run)

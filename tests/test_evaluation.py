@@ -56,7 +56,7 @@ def test_a_score_says_how_it_came_about(cell: MakeCell, digits_classifier: Extra
     assert told == {
         "extractor": "classifier",
         "samples": SAMPLES,
-        "sampler": "ddim",
+        "sampler": "sde-dpm-solver++",
         "steps": 2,
         "reference": "test",
     }

@@ -200,7 +200,7 @@ def test_a_slice_that_nobody_reported_keeps_its_value_while_others_move(cell: Ma
 
 
 def test_zero_rounds_count_nothing_and_write_everything(cell: MakeCell) -> None:
-    made = cell("rounds=0")
+    made = cell("rounds=0", "evaluation.grid=4")
     assert made.result["status"] == "completed"
     assert made.result["exchange"]["params_total"] == 0
     assert made.rows("rounds.csv") == made.rows("ledger.csv") == []

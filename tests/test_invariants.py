@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Cell
 
-from fedlight.federation import rounds
+from fedlight.federation import tasks
 from fedlight.federation.merge import Merge
 
 MakeCell = Callable[..., Cell]
@@ -29,8 +29,8 @@ def test_the_order_in_which_clients_train_does_not_matter(
 ) -> None:
     arguments = (f"method={method}", "clients=4", "partition=label_skew", "model.ema_decay=0.9")
     forward = cell(*arguments)
-    deal = rounds.deal_tasks
-    monkeypatch.setattr(rounds, "deal_tasks", lambda *given: deal(*given)[::-1])
+    deal = tasks.deal_tasks
+    monkeypatch.setattr(tasks, "deal_tasks", lambda *given: deal(*given)[::-1])
     backward = cell(*arguments)
     assert digest(forward) == digest(backward)
     assert forward.rows("ledger.csv") == backward.rows("ledger.csv")

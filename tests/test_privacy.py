@@ -23,16 +23,16 @@ def slice_of(name: str) -> str:
 def wire(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """Records, as bytes on disk, every report that reaches the federator."""
     recorded = []
-    take = Store.take_reports
+    take = Store.reports
 
     def record(store: Store):
-        for path in sorted(store._reports.iterdir()):
+        for _, path in sorted(store._reports.items()):
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
             recorded.append({"file": path.name, "metadata": metadata, "tensors": load_file(path)})
         yield from take(store)
 
-    monkeypatch.setattr(Store, "take_reports", record)
+    monkeypatch.setattr(Store, "reports", record)
     return recorded
 
 
@@ -53,8 +53,8 @@ def test_nothing_but_the_declared_slices_count_and_loss_reaches_the_federator(
     for report in wire:
         assert {slice_of(name) for name in report["tensors"]} == declared
         assert all(name.startswith("unet.") for name in report["tensors"])
-        assert set(report["metadata"]) == {"images", "loss"}
-        client = int(report["file"].split("_")[1].split(".")[0])
+        assert set(report["metadata"]) == {"images", "loss", "cell"}
+        client = int(report["file"].split("-")[0])
         assert int(report["metadata"]["images"]) == made.sizes[client]
         assert 0 < float(report["metadata"]["loss"]) < 10
     booked = sum(int(row["params"]) for row in made.rows("ledger.csv") if row["direction"] == "up")

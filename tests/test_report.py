@@ -109,7 +109,7 @@ def test_page_csv_and_latex_agree_with_the_results_to_the_printed_digit(sweep: P
         ]
         assert len(group) == len(seeds)
         fids = [cell["fid"]["value"] for cell in group]
-        assert float(line["fid"]) == pytest.approx(mean(fids), rel=1e-12)
+        assert float(line["FID"]) == pytest.approx(mean(fids), rel=1e-12)
         assert float(line["fid_std"]) == pytest.approx(stdev(fids), rel=1e-12)
         assert page["FID"] == f"{mean(fids):.2f} ± {stdev(fids):.2f}"
         assert page["KID"] == f"{mean(cell['fid']['kid'] for cell in group):.4f}"
@@ -123,7 +123,7 @@ def test_page_csv_and_latex_agree_with_the_results_to_the_printed_digit(sweep: P
         sorted(rows(out / "cells.csv"), key=lambda line: line["cell"]),
         strict=True,
     ):
-        assert float(line["fid"]) == cell["fid"]["value"]
+        assert float(line["FID"]) == cell["fid"]["value"]
         assert int(line["bytes"]) == cell["exchange"]["bytes_total"]
 
 
@@ -359,7 +359,7 @@ def test_the_report_of_cells_really_run(
         line = lines[result["method"], str(result["clients"])]
         assert line["parameters"] == f"{result['exchange']['params_total']:,}"
         assert line["loss"] == f"{result['train_loss']:.4f}"
-        assert line["fid"].startswith(f"{result['fid']['value']:.2f}")
+        assert line["FID"].startswith(f"{result['fid']['value']:.2f}")
         assert result["machine"]["processor"] in page.text
     assert "python -m fedlight.run -m method=FULL,UDEC clients=2,3" in page.text
     assert "UDEC, round 2" in page.text

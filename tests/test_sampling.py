@@ -145,7 +145,7 @@ def test_steps_that_do_not_divide_the_schedule_are_refused(sampler: str, steps: 
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BadInput, match=r"one of ddpm, ddim, dpm-solver\+\+, got euler"):
+    with pytest.raises(BadInput, match=r"one of ddpm, ddim, dpm-solver\+\+, sde-dpm-solver\+\+, got euler"):
         sample(tiny_unet(), SCHEDULE, (1, 1, 8, 8), sampler="euler", steps=5, seed=0)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import configured
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
-from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.utils import BaseOutput
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -247,7 +247,7 @@ def test_the_prediction_comes_as_diffusers_pipelines_expect_it() -> None:
     unet, x_t = tiny_unet(in_channels=3), torch.zeros(2, 3, 8, 8)
     with torch.no_grad():
         output, (eps,) = unet(x_t, 0), unet(x_t, 0, return_dict=False)
-    assert isinstance(output, UNet2DOutput)
+    assert isinstance(output, BaseOutput)
     assert output.sample.shape == eps.shape == (2, 3, 8, 8)
     assert output.sample.dtype == torch.float32
 

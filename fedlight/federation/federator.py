@@ -57,6 +57,11 @@ class Federator(Callback):
         """N, the number of scalars in all slices."""
         return sum(self.slice_params().values())
 
+    @property
+    def keeping(self) -> bool:
+        """Whether clients carry anything over from round to round."""
+        return bool(self._private_names) or self.method.keep_optimizer
+
     def slice_params(self) -> dict[str, int]:
         """The number of scalars in each slice."""
         return {

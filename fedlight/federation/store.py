@@ -73,11 +73,14 @@ class Store:
         self._whole: set[Path] = set()
         self._seconds = 0.0
 
-    def resume(self) -> Saved | None:
+    def resume(self, keeping: bool) -> Saved | None:
         """Takes up where the process before left off, or returns None where there is no whole round.
 
         Finished updates of the round after are kept; what is damaged is named on stderr and removed, and
         all that depends on it is done again.
+
+        Args:
+            keeping: whether clients carry anything over from round to round.
         """
         for folder in ("clients", "reports"):
             (self._folder / folder).mkdir(parents=True, exist_ok=True)
@@ -85,7 +88,10 @@ class Store:
         saved, self._whole = next(rounds, (None, set()))
         _, before = next(rounds, (None, set()))
         self._clients = {_client_of(path): path for path in self._whole if path.parent.name == "clients"}
-        self._reports = self._finished_updates(saved.round + 1 if saved else 1)
+        under_way = saved.round + 1 if saved else 1
+        for lost in {_round_of(path) for path in self._folder.glob("*/*-r*")} - {*range(under_way + 1)}:
+            print(f"fedlight: checkpoint: global-r{lost - 1:04d} is missing; going back", file=sys.stderr)
+        self._reports = self._finished_updates(under_way, keeping)
         self._remove_all_but(before)
         return saved
 
@@ -97,12 +103,7 @@ class Store:
     def save_update(self, round_: int, report: Report, private: State) -> None:
         """Stores what a client keeps, then its report, with which the update is done."""
         self.keep(round_, report.client, private)
-        kept = self._clients.get(report.client)
-        metadata = {
-            "images": str(report.images),
-            "loss": repr(report.loss),
-            "kept": kept.name if private and kept else "",
-        }
+        metadata = {"images": str(report.images), "loss": repr(report.loss)}
         self._reports[report.client] = self._write(
             f"reports/{report.client:06d}-r{round_:04d}", report.tensors, metadata
         )
@@ -152,21 +153,25 @@ class Store:
                 continue
             yield Saved(_round_of(path), state, json.loads(metadata["history"])), {path, *clients}
 
-    def _finished_updates(self, round_: int) -> dict[int, Path]:
+    def _finished_updates(self, round_: int, keeping: bool) -> dict[int, Path]:
         """The reports of the round under way whose clients' private states are there, too."""
         reports = {}
         for path in self._folder.glob(f"reports/*-r{round_:04d}-*"):
             try:
-                _, metadata = self._read(path)
-                if metadata["kept"]:
-                    kept = self._folder / "clients" / metadata["kept"]
-                    _check(kept)
-                    self._clients[_client_of(path)] = kept
+                self._read(path)
+                if keeping:
+                    self._clients[_client_of(path)] = self._only(path.name.rpartition("-")[0])
             except Damaged as error:
                 print(f"fedlight: checkpoint: {error}; its client trains once more", file=sys.stderr)
                 continue
             reports[_client_of(path)] = path
         return reports
+
+    def _only(self, stem: str) -> Path:
+        """The one whole file in `clients/` of that client and round."""
+        path = next(self._folder.glob(f"clients/{stem}-*"), self._folder / "clients" / stem)
+        _check(path)
+        return path
 
     def _remove_all_but(self, before: set[Path]) -> None:
         """Removes what belongs neither to the round under way nor to the last two whole ones."""
