@@ -58,10 +58,8 @@ def test_the_model_generates_by_itself(cell: MakeCell) -> None:
 
 
 def test_client_level_methods_draw_a_row_for_each_client(cell: MakeCell) -> None:
-    height = [
-        Image.open(cell("method=UDEC", f"clients={clients}", "evaluation.grid=4").folder / "samples" / "round_002.png").height
-        for clients in (2, 4)
-    ]
+    drawn = [cell("method=UDEC", f"clients={clients}", "evaluation.grid=4") for clients in (2, 4)]
+    height = [Image.open(made.folder / "samples" / "round_002.png").height for made in drawn]
     assert height[1] > height[0] + 100
 
 
