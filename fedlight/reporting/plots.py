@@ -19,7 +19,7 @@ from fedlight.runtime.files import atomic
 
 INK, PALE = "#1B1F24", "#DDE1E6"
 WIDTH, HEIGHT = 3.7, 2.9  # of a panel, in inches: readable on a telephone
-LEFT, MARGIN, TITLE, LEGEND = 0.62, 0.12, 0.25, 0.3  # what stands around the axes, in inches
+LEFT, MARGIN, TITLE, LEGEND = 0.62, 0.12, 0.25, 0.45  # what stands around the axes, in inches
 COLUMNS, PANELS = 3, 9  # of a figure; what does not fit is in its CSV
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -99,7 +99,7 @@ class Plot:
                 self._draw_panel(figure, corner, panel).set_title(panel)
             if self.legend:
                 handles = [Line2D([], [], color=colour, marker="o") for colour in self.legend.values()]
-                across = min(len(handles), 4 * columns)
+                across = min(len(handles), 3 * columns)
                 figure.legend(handles, list(self.legend), loc="lower center", ncols=across, frameon=False)
             FigureCanvasAgg(figure)
             for ending, metadata in (("png", None), ("pdf", {"CreationDate": None})):
