@@ -131,7 +131,7 @@ def test_with_one_seed_the_spread_is_that_of_the_clients(sweep: Path) -> None:
     fid = read_result(write_cell(sweep, "UDEC"))["fid"]
     run_report(sweep)
     (line,) = Page(sweep / "report" / "index.html").records("table")
-    assert line["fid"] == f"{fid['value']:.2f} ± {fid['std']:.2f}"
+    assert line["FID"] == f"{fid['value']:.2f} ± {fid['std']:.2f}"
     assert line["± over"] == "5 clients"
 
 
