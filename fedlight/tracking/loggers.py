@@ -159,9 +159,12 @@ def _start(**arguments: Any) -> WandbLogger:
 def _reset() -> None:
     """Ends W&B's service, which may be dead or hold the run's id; the next run starts another."""
     import wandb
+    from wandb.sdk.lib.module import unset_globals
 
     with suppress(Exception):  # whatever is wrong with it, it is given up
         wandb.teardown()
+    unset_globals()
+    os.environ.pop("WANDB_SERVICE", None)  # the address of the one that was given up
 
 
 def _tell(message: str) -> None:
