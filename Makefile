@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python -q --compile-bytecode -e '.[dev]'
 	touch $@
 
-demo: install  ## four methods x three client counts on digits, and their report: under 10 minutes on two cores
+demo: install  ## four methods x three client counts on digits, and their report: about 10 minutes on two cores
 	$(BIN)/python -m fedlight.run -m sweeps=demo hydra/launcher=local
 	$(BIN)/python -m fedlight.report runs/demo
 
