@@ -55,9 +55,8 @@ def print_summary(sweep: Path) -> None:
     table = Table(title=f"{sweep}: {len(results)} cells, {shared}", title_justify="left")
     for column in (*varying, "method"):
         table.add_column(column)
-    for column in ("clients", "params exchanged", "against FULL", "training loss"):
-        table.add_column(column, justify="right")
-    for column in ("extractor", "FID", "± clients", "seconds"):
+    numbers = ("clients", "params exchanged", "against FULL", "training loss")
+    for column in (*numbers, "extractor", "FID", "± clients", "seconds"):
         table.add_column(column, justify="right")
     table.add_column("status")
     for result in sorted(results, key=_position):
