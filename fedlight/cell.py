@@ -53,7 +53,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         Diverged: a client's loss left the finite numbers; `result.json` says so.
     """
     plain = masked(OmegaConf.to_container(config, resolve=True))
-    folder = cell_folder(settings.model_dump(mode="json", by_alias=True))
+    folder = cell_folder(settings)
     cell = folder.name
     if is_done(folder):
         print(f"{cell}: done already, in {folder}")

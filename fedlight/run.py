@@ -94,7 +94,7 @@ def check_and_run(config: DictConfig) -> None:
     from fedlight.config import validate
 
     settings = validate(config)
-    folder = cell_folder(settings.model_dump(mode="json", by_alias=True))
+    folder = cell_folder(settings)
     if is_done(folder):
         print(f"{folder.name}: done already, in {folder}")
         return

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from fedlight.runtime.files import atomic
 
@@ -38,8 +39,9 @@ def cell_id(config: dict[str, Any]) -> str:
     return "-".join(re.sub(r"[^\w.+]", "_", part) for part in parts)
 
 
-def cell_folder(config: dict[str, Any]) -> Path:
+def cell_folder(settings: BaseModel) -> Path:
     """Where the cell of the checked configuration lives."""
+    config = settings.model_dump(mode="json", by_alias=True)
     return Path(config["output"]) / config["name"] / cell_id(config)
 
 

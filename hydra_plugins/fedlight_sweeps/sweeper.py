@@ -49,7 +49,7 @@ class PlanningSweeper(BasicSweeper):
             return True
         if self.launch is None:
             self.launch = Launch(sys.argv[1:], str(Path.cwd()), this_process())
-        folder = cell_folder(settings.model_dump(mode="json", by_alias=True))
+        folder = cell_folder(settings)
         if folder.name in self.launch.cells:
             return False
         self.launch.cells[folder.name] = PlannedCell(overrides, settings.rounds)
