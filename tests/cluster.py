@@ -34,7 +34,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,bf_interval=2
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
-KillWait=5
+KillWait=15
 OverTimeLimit=0
 MinJobAge=10
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 State=UNKNOWN
@@ -87,14 +87,20 @@ class Cluster:
         jobs = "|".join(self.ask("squeue", "-h", "-w", node, "-o", "%A").split())
         self._daemons[node].kill()
         self._daemons[node].wait()
+        stewards, others = [], []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 environment = (process / "environ").read_bytes().split(b"\0")
                 command = (process / "cmdline").read_bytes()
-                steward = re.match(rb"slurmstepd: \[(%s)\." % jobs.encode(), command)
-                ours = f"SLURM_CONF={self.folder}/slurm.conf".encode() in environment
-                if ours and (steward or f"SLURMD_NODENAME={node}".encode() in environment):
-                    os.kill(int(process.name), signal.SIGKILL)
+                if f"SLURM_CONF={self.folder}/slurm.conf".encode() not in environment:
+                    continue
+                if re.match(rb"slurmstepd: \[(%s)\." % jobs.encode(), command):
+                    stewards.append(int(process.name))
+                elif f"SLURMD_NODENAME={node}".encode() in environment:
+                    others.append(int(process.name))
+        for pid in [*stewards, *others]:  # a steward that lived on would report the death of its job
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def ask(self, *command: str) -> str:
         environment = {**os.environ, **self.environment}

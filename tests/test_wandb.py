@@ -21,6 +21,9 @@ CELL = [*SMALL, "logger=wandb", "clients=2", "data.limit=40", "evaluation.grid=0
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Makes W&B go online to the given address, with a key of the right form."""
+    import wandb
+
+    wandb.teardown()  # whose settings are those of the process's first run
 
     def go(address: str) -> None:
         monkeypatch.setenv("WANDB_MODE", "online")
@@ -30,8 +33,6 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
         monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "4")
 
     yield go
-    import wandb
-
     wandb.teardown()
 
 
