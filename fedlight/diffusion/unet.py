@@ -12,6 +12,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from fedlight.diffusion.depthwise import DepthwiseConv
+
 
 @dataclass
 class Prediction(BaseOutput):
@@ -38,7 +40,7 @@ class ConvNextBlock(nn.Module):
     def __init__(self, d_in: int, d_out: int, time_width: int | None = None) -> None:
         super().__init__()
         self.time = nn.Sequential(nn.GELU(), nn.Linear(time_width, d_in)) if time_width else None
-        self.depthwise = nn.Conv2d(d_in, d_in, 7, padding=3, groups=d_in)
+        self.depthwise = DepthwiseConv(d_in, 7)
         self.net = nn.Sequential(
             nn.GroupNorm(1, d_in),
             nn.Conv2d(d_in, 2 * d_out, 3, padding=1),
@@ -90,10 +92,11 @@ class Attention(nn.Module):
 def project(x: Tensor, qkv: nn.Conv2d, heads: int) -> tuple[Tensor, ...]:
     """Queries, keys and values of an image, each (n, heads, pixels, head width).
 
-    The 1x1 convolution is applied to the pixels as tokens: no copy where x is channels-last.
+    The 1x1 convolution is applied to the pixels as tokens: no copy where x is channels-last, and one for
+    all three where they part.
     """
     tokens = F.linear(x.flatten(2).mT, qkv.weight.flatten(1))
-    return tuple(part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in tokens.chunk(3, dim=-1))
+    return tokens.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind()
 
 
 def as_image(out: Tensor, like: Tensor) -> Tensor:

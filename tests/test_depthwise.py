@@ -1,0 +1,70 @@
+"""The fast depthwise convolution is the plain one, gradients included."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedlight.diffusion import depthwise
+from fedlight.diffusion.depthwise import DepthwiseConv
+
+
+def gradients(conv: DepthwiseConv, x: Tensor, by: Tensor) -> list[Tensor]:
+    conv.zero_grad()
+    x = x.clone().requires_grad_()
+    out = conv(x)
+    out.backward(by.to(out.dtype))
+    assert x.grad is not None
+    assert conv.weight.grad is not None
+    assert conv.bias is not None
+    assert conv.bias.grad is not None
+    return [out.detach(), x.grad, conv.weight.grad, conv.bias.grad]
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(depthwise, "LARGE", 2**60)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+@pytest.mark.parametrize("width", [3, 16, 28])
+def test_output_and_gradients_are_those_of_the_plain_convolution(
+    size: int, width: int, plain: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    conv = DepthwiseConv(width, size)
+    x, by = torch.randn(2, 4, width, 12, 10).unbind()
+    expected = gradients(conv, x, by)
+    plain.setattr(depthwise, "LARGE", 0)
+    for found, wanted in zip(gradients(conv, x, by), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_the_weight_gradient_is_the_sum_over_images_and_pixels(plain: pytest.MonkeyPatch) -> None:
+    plain.setattr(depthwise, "LARGE", 0)
+    torch.manual_seed(0)
+    conv = DepthwiseConv(2, 3).double()
+    x, by = torch.randn(2, 3, 2, 5, 5, dtype=torch.float64).unbind()
+    *_, weight, bias = gradients(conv, x, by)
+    padded = F.pad(x, (1, 1, 1, 1))
+    for row in range(3):
+        for column in range(3):
+            shifted = padded[..., row : row + 5, column : column + 5]
+            torch.testing.assert_close(weight[:, 0, row, column], (shifted * by).sum((0, 2, 3)))
+    torch.testing.assert_close(bias, by.sum((0, 2, 3)))
+
+
+def test_under_autocast_it_computes_in_bfloat16_and_keeps_float32_gradients(
+    plain: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    conv = DepthwiseConv(16, 7)
+    x, by = torch.randn(2, 8, 16, 14, 14).unbind()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = gradients(conv, x, by)
+        plain.setattr(depthwise, "LARGE", 0)
+        found = gradients(conv, x, by)
+    assert [tensor.dtype for tensor in found] == [torch.bfloat16, *[torch.float32] * 3]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert F.cosine_similarity(ours.float().flatten(), theirs.float().flatten(), dim=0) > 0.9999
