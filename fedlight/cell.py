@@ -23,7 +23,7 @@ from fedlight.federation.ledger import Entry
 from fedlight.federation.rounds import Round, federate, replay
 from fedlight.federation.store import Saved, Store
 from fedlight.federation.tasks import Federation
-from fedlight.parts import build
+from fedlight.parts import build, precision
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
@@ -81,6 +81,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
     record = Record(folder, _blank_result(cell, settings, federator))
     result = record.result
     bars = ProgressBars(cell, settings.rounds)
+    pixels = parts.dataset.train.pixels.to(parts.device)
     shares = [pool(parts.shares)] if method.pool else parts.shares
 
     def note(noted: dict[str, Any], exchange: list[Entry]) -> None:
@@ -114,7 +115,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         for done in federate(
             federator,
             parts.module,
-            lambda client: ClientData(parts.dataset.train.pixels, shares[client], settings.data.batch_size),
+            lambda client: ClientData(pixels, shares[client], settings.data.batch_size),
             partial(parts.make_trainer, callbacks=[federator, bars, halt]),
             federation,
             done=saved.round if saved else 0,
@@ -199,7 +200,7 @@ def _blank_result(cell: str, settings: CellConfig, federator: Federator) -> dict
         "client_sha256": [],
         "seconds": dict.fromkeys(("total", "training", "merging", "evaluation", "checkpoint"), 0.0),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-        "machine": describe_machine(),
+        "machine": describe_machine() | {"precision": precision(settings)},
         "error": None,
     }
 

@@ -71,8 +71,9 @@ class TrainerConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     accelerator: str
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     threads: Whole | None
+    compile: bool
 
 
 class FederationConfig(Section):

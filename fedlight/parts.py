@@ -5,13 +5,14 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from lightning.fabric.utilities import registry
 from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
@@ -31,11 +32,13 @@ from fedlight.evaluation.weights import find_weights
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.precision import FULL, best_precision
 from fedlight.runtime.seeds import derive_seed
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 disable_possible_user_warnings()
 warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+registry.entry_points = cache(registry.entry_points)  # type: ignore[assignment]  # each Trainer asks: 15 ms
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -84,6 +87,8 @@ def build(config: DictConfig, settings: CellConfig) -> Parts:
         raise BadInput(f"model, optimizer or trainer: {error}") from error
     if predicted.shape != (1, *shape):
         raise BadInput(f"model.unet predicts {tuple(predicted.shape[1:])} for images of {shape}")
+    if settings.trainer.compile:
+        module.unet.compile()
     judge = make_judge(settings, whole, dataset, device) if settings.evaluation.samples else None
     return Parts(dataset, shares, module, slices, method, make_trainer, device, judge)
 
@@ -137,6 +142,12 @@ def make_module(config: DictConfig, settings: CellConfig) -> tuple[DDPM, SliceMa
     return module, slices
 
 
+def precision(settings: CellConfig) -> str:
+    """What the clients train in, as Lightning names it."""
+    asked = settings.trainer.precision
+    return best_precision(settings.trainer.accelerator) if asked == "auto" else asked
+
+
 def make_judge(settings: CellConfig, whole: Dataset, dataset: Dataset, device: torch.device) -> Judge:
     """The judge of the cell's images: extractor and reference, from the cache or made now.
 
@@ -187,7 +198,8 @@ def _labelled(images: Images) -> tuple[Tensor, Tensor]:
 
 def _trainer_factory(settings: CellConfig) -> Callable[..., Trainer]:
     """Makes the Trainer of one local update; what the federation decides is not the user's to set."""
-    asked = settings.trainer.model_dump(exclude={"threads"})
+    asked = settings.trainer.model_dump(exclude={"threads", "compile"})
+    asked["precision"] = precision(settings)
     decided: dict[str, Any] = {
         "max_epochs": settings.epochs,
         "devices": 1,
@@ -200,7 +212,7 @@ def _trainer_factory(settings: CellConfig) -> Callable[..., Trainer]:
     if taken := asked.keys() & (decided.keys() | {"callbacks"}):
         raise BadInput(f"trainer.{min(taken)} cannot be set: the federation decides it")
     fused = (settings.optimizer.model_extra or {}).get("fused")
-    if fused and asked.get("gradient_clip_val") and settings.trainer.precision != "32-true":
+    if fused and asked.get("gradient_clip_val") and asked["precision"] != FULL:
         raise BadInput(
             "trainer.gradient_clip_val in mixed precision needs an optimizer that is not fused: add "
             "optimizer.fused=false"

@@ -37,9 +37,7 @@ def main() -> None:
 def command_line(work: Callable[[DictConfig], None]) -> int:
     """Composes the configuration that the command line asks for and works on it; returns the exit status."""
     load_dotenv(find_dotenv(usecwd=True))
-    OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
-    OmegaConf.register_new_resolver("fedlight.folder_name", folder_name, replace=True)
-    OmegaConf.register_new_resolver("fedlight.weights_name", weights_name, replace=True)
+    register_resolvers()
     debug = DEBUG in os.environ
     os.environ[DEBUG] = "1"  # Hydra raises, and the errors are told here
     try:
@@ -47,6 +45,13 @@ def command_line(work: Callable[[DictConfig], None]) -> int:
     finally:
         if not debug:
             del os.environ[DEBUG]
+
+
+def register_resolvers() -> None:
+    """Makes known to OmegaConf what `configs/` refers to."""
+    OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("fedlight.folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("fedlight.weights_name", weights_name, replace=True)
 
 
 def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:

@@ -1,0 +1,58 @@
+"""Seconds from a command to its first training step, beside what the libraries alone take to load.
+
+python benchmarks/startup.py [--quick] [--out FILE.json]
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+
+from common import ROOT, in_turns, parser, show, write
+
+LIBRARIES = "import torch, lightning.pytorch, diffusers"
+TO_FIRST_STEP = """
+import os, sys
+from fedlight import run
+from fedlight.diffusion import ddpm
+ddpm.DDPM.training_step = lambda *given: os._exit(0)
+sys.argv = ["fedlight.run", *sys.argv[1:]]
+run.main()
+"""
+
+
+def main() -> None:
+    given = parser(__doc__).parse_args()
+    commands = {
+        "python -m fedlight.run --help": ["-m", "fedlight.run", "--help"],
+        "import torch, lightning, diffusers": ["-c", LIBRARIES],
+        "first step, logger=none": ["-c", TO_FIRST_STEP, "logger=none"],
+        "first step, W&B offline": ["-c", TO_FIRST_STEP],
+    }
+
+    def act(command: list[str]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(
+                [sys.executable, *command], cwd=folder, env=environment, check=True, capture_output=True
+            )
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    seconds = in_turns(
+        {name: partial(act, command) for name, command in commands.items()}, 2 if given.quick else 5
+    )
+    libraries = seconds["import torch, lightning, diffusers"]
+    show(
+        "start-up: seconds of a process",
+        ["", "seconds", "in library imports"],
+        [[name, f"{value:.2f}", f"{value / libraries:.2f}x"] for name, value in seconds.items()],
+    )
+    ratios = {
+        "start-up, libraries over first step": libraries / seconds["first step, logger=none"],
+        "start-up, libraries over --help": libraries / seconds["python -m fedlight.run --help"],
+    }
+    write(given.out, ratios, {"seconds": seconds})
+
+
+if __name__ == "__main__":
+    main()

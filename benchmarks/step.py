@@ -1,0 +1,173 @@
+"""The training step of the paper's UNet against a plain writing of it, and against the machine's limits.
+
+python benchmarks/step.py [--batch 128] [--device cuda] [--quick] [--out FILE.json]
+
+A step is forward, backward and Adam. The plain writing is the same network with the same weights: eager,
+fp32, images as (n, c, h, w) in memory, attention by einsum, torch's own depthwise gradient, unfused Adam. The
+limits are measured here: the step's floating-point operations over the speed of a large matrix product, and
+its bytes over the speed of a large copy, where every operation reads its inputs and writes its outputs once.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import composed, in_turns, parser, show, write
+from hydra.utils import instantiate
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedlight.diffusion.depthwise import DepthwiseConv
+from fedlight.diffusion.unet import Attention, ConvNextUNet, LinearAttention
+
+Step = Callable[[], object]
+
+
+def heads_of(layer: LinearAttention | Attention, x: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part.unflatten(1, (layer.heads, -1)).flatten(3) for part in layer.qkv(x).chunk(3, dim=1))
+
+
+class PlainLinearAttention(LinearAttention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = heads_of(self, self.norm(x))
+        context = torch.einsum("nhdp,nhep->nhde", k.softmax(dim=-1), v)
+        out = torch.einsum("nhde,nhdp->nhep", context, q.softmax(dim=-2) * q.shape[2] ** -0.5)
+        return self.out(out.flatten(1, 2).unflatten(-1, x.shape[-2:])) + x
+
+
+class PlainAttention(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = heads_of(self, self.norm(x))
+        weights = torch.einsum("nhdi,nhdj->nhij", q * q.shape[2] ** -0.5, k).softmax(dim=-1)
+        out = torch.einsum("nhij,nhdj->nhdi", weights, v)
+        return self.out(out.flatten(1, 2).unflatten(-1, x.shape[-2:])) + x
+
+
+PLAIN = {DepthwiseConv: nn.Conv2d, LinearAttention: PlainLinearAttention, Attention: PlainAttention}
+
+
+def plain(unet: ConvNextUNet) -> ConvNextUNet:
+    for module in unet.modules():
+        module.__class__ = PLAIN.get(type(module), type(module))
+    return unet
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes of the inputs and outputs of every operation that is no view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [leaf for leaf in tree_leaves((args, out)) if isinstance(leaf, Tensor)]
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return out
+
+
+def fastest(act: Step, device: str, repeats: int = 5) -> float:
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        act()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def machine_speed(dtype: torch.dtype, device: str) -> tuple[float, float]:
+    """Operations and bytes a second."""
+    side = 8192 if device == "cuda" else 2048
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    values = torch.zeros(2**28 if device == "cuda" else 2**26, device=device)
+    target = torch.empty_like(values)
+    arithmetic = 2 * side**3 / fastest(lambda: a @ b, device)
+    return arithmetic, 2 * values.numel() * 4 / fastest(lambda: target.copy_(values), device)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--batch", type=int)
+    arguments.add_argument("--device", default="cpu")
+    given = arguments.parse_args()
+    device, repeats = given.device, 3 if given.quick else 7
+    batch = given.batch or (32 if given.quick else 128)
+
+    config, settings = composed("experiment=paper")
+    size = settings.data.image_size
+    generator = torch.Generator().manual_seed(0)
+    x, eps = torch.randn(2, batch, 1, size, size, generator=generator).to(device)
+    t = torch.randint(0, 1000, (batch,), generator=generator).to(device)
+    weights = instantiate(config.model.unet, _convert_="all").state_dict()
+
+    def stepper(dtype: torch.dtype, how: str) -> Step:
+        unet = instantiate(config.model.unet, _convert_="all")
+        unet.load_state_dict(weights)
+        unet = plain(unet) if how == "plain" else unet.to(memory_format=torch.channels_last)
+        unet.to(device)
+        if how == "compiled":
+            unet.compile()
+        optimizer = torch.optim.Adam(unet.parameters(), lr=1e-4, fused=how != "plain")
+
+        def step() -> float:
+            optimizer.zero_grad()
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = F.smooth_l1_loss(unet(x, t).sample.float(), eps)
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return step
+
+    asked = {
+        "plain fp32": (torch.float32, "plain"),
+        "fp32": (torch.float32, "eager"),
+        "bf16": (torch.bfloat16, "eager"),
+    }
+    if device == "cuda":
+        asked |= {"compiled fp32": (torch.float32, "compiled"), "compiled bf16": (torch.bfloat16, "compiled")}
+    steps = {name: stepper(*how) for name, how in asked.items()}
+    losses = {name: step() for name, step in steps.items()}
+    seconds = in_turns(steps, repeats, device)
+
+    with FlopCounterMode(display=False) as counter:
+        steps["plain fp32"]()
+    operations = counter.get_total_flops()
+    limits: dict[str, tuple[float, float]] = {}
+    for name, (dtype, _) in asked.items():
+        arithmetic, memory = machine_speed(dtype, device)
+        with Traffic() as traffic:
+            steps["bf16" if dtype == torch.bfloat16 else "fp32"]()
+        limits[name] = operations / arithmetic, traffic.bytes / memory
+
+    speedup = {name: seconds["plain fp32"] / value for name, value in seconds.items()}
+    show(
+        f"training step, paper's UNet, {batch} images of {size}x{size}, {device}, {torch.get_num_threads()} "
+        f"threads, {operations / 1e9:.0f} GFLOP",
+        ["", "seconds", "against plain", "arithmetic limit", "memory limit", "of the larger limit", "loss"],
+        [
+            [
+                name,
+                f"{value:.4f}",
+                f"{speedup[name]:.2f}x",
+                f"{limits[name][0]:.4f}",
+                f"{limits[name][1]:.4f}",
+                f"{max(limits[name]) / value:.0%}",
+                f"{losses[name]:.5f}",
+            ]
+            for name, value in seconds.items()
+        ],
+    )
+    ratios = {f"step {name}": value for name, value in speedup.items() if name != "plain fp32"}
+    write(given.out, ratios, {"seconds": seconds, "limits": limits, "gflop": operations / 1e9})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Precision and compilation: what they may change, and what not."""
+
+from collections.abc import Callable
+from functools import partialmethod
+
+import pytest
+import torch
+from conftest import Cell
+
+from fedlight.runtime import precision
+from fedlight.runtime.precision import best_precision
+
+MakeCell = Callable[..., Cell]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "best"),
+    [
+        ({"avx512_bf16": True}, "bf16-mixed"),
+        ({"amx_bf16": True}, "bf16-mixed"),
+        ({"avx512_f": True, "avx512_bf16": False}, "32-true"),
+        ({}, "32-true"),
+    ],
+)
+def test_auto_is_bf16_only_where_the_processor_multiplies_in_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], best: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert best_precision("cpu") == best
+
+
+def test_auto_is_bf16_only_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has, best in ((True, precision.HALF), (False, precision.FULL)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has, **_: has)
+        assert best_precision("auto") == best_precision("gpu") == best
+
+
+def test_the_result_says_in_which_precision_the_clients_trained(cell: MakeCell) -> None:
+    made = cell("clients=2", "trainer.precision=auto", "trainer.accelerator=cpu")
+    assert made.result["machine"]["precision"] == best_precision("cpu")
+
+
+def test_bf16_trains_like_fp32_and_leaves_fp32_weights(cell: MakeCell) -> None:
+    full, half = (cell("clients=2", f"trainer.precision={name}") for name in ("32-true", "bf16-mixed"))
+    assert {tensor.dtype for tensor in half.model.values()} == {torch.float32}
+    assert half.result["state_sha256"] != full.result["state_sha256"]
+    assert half.result["train_loss"] == pytest.approx(full.result["train_loss"], rel=0.03)
+    moved = torch.cat([(half.model[name] - full.model[name]).flatten() for name in full.model])
+    assert moved.abs().mean() < 2e-3
+
+
+def test_a_compiled_unet_trains_to_the_same_weights(cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # without C++, which takes a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    small = ["clients=2", "rounds=1", "data.limit=32", "model.unet.dim=4", "model.unet.dim_mults=[1]"]
+    eager, compiled = (cell(*small, f"trainer.compile={flag}") for flag in ("false", "true"))
+    assert compiled.result["train_loss"] == pytest.approx(eager.result["train_loss"], rel=1e-5)
+    for name, tensor in eager.model.items():
+        torch.testing.assert_close(compiled.model[name], tensor, rtol=1e-4, atol=1e-5)
