@@ -9,7 +9,7 @@ BOOKTABS := /usr/share/texlive/texmf-dist/tex/latex/booktabs/booktabs.sty
 SLURM := /usr/sbin/slurmctld
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test format clean
+.PHONY: help install demo test bench format clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: install $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM)  ## lint, types and
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+bench: install  ## the quick benchmarks against the committed ratios: under 10 minutes
+	$(BIN)/python benchmarks/bench.py
 
 # Real data, a browser, LaTeX and SLURM for the tests, which start and stop it by themselves; without the right to
 # install them, the tests that need them are skipped.

@@ -1,53 +1,65 @@
-"""What a restart costs beforehand: seconds and disk that checkpoints took in the cells of a finished sweep.
+"""What a restart costs beforehand: seconds and disk that checkpoints take in a cell.
 
-python benchmarks/checkpoint.py runs/demo [--out FILE.json]
+python benchmarks/checkpoint.py [runs/NAME] [--quick] [--out FILE.json]
+
+Reads the cells of a finished sweep; without one, a default cell of UDEC is run for it.
 """
 
-import argparse
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from common import ROOT, parser, show, write
+
+
+def run_cell(output: str, quick: bool) -> Path:
+    command = ["-m", "fedlight.run", "method=UDEC", "name=checkpoint", f"output={output}", "logger=none"]
+    command += ["evaluation.samples=0", *(["rounds=2", "epochs=4"] if quick else [])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *command], check=True, env=environment, stdout=subprocess.DEVNULL)
+    return Path(output) / "checkpoint"
+
+
+def figures(path: Path) -> dict[str, float | str]:
+    result = json.loads(path.read_text())
+    files = [file for file in (path.parent / "checkpoint").rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    return {
+        "cell": result["cell"],
+        "seconds": result["seconds"]["total"],
+        "checkpoint_share": result["seconds"]["checkpoint"] / result["seconds"]["total"],
+        "files": len(files),
+        "mebibytes": size / 2**20,
+        "models": size / (4 * result["model_params"]),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sweep", type=Path)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-
-    rows = []
-    for path in sorted(arguments.sweep.glob("*/result.json")):
-        result = json.loads(path.read_text())
-        files = [file for file in (path.parent / "checkpoint").rglob("*") if file.is_file()]
-        rows.append(
-            {
-                "cell": result["cell"],
-                "seconds": result["seconds"]["total"],
-                "checkpoint_share": result["seconds"]["checkpoint"] / result["seconds"]["total"],
-                "files": len(files),
-                "mebibytes": sum(file.stat().st_size for file in files) / 2**20,
-                "models": sum(file.stat().st_size for file in files) / (4 * result["model_params"]),
-            }
-        )
-    rows.sort(key=lambda row: row["checkpoint_share"])
-
-    table = Table(title=f"{arguments.sweep}: checkpoints")
-    for column in ("cell", "seconds", "share of the time", "files", "MiB", "in models"):
-        table.add_column(column, justify="left" if column == "cell" else "right")
-    for row in rows:
-        table.add_row(
-            row["cell"],
-            f"{row['seconds']:.0f}",
-            f"{row['checkpoint_share']:.2%}",
-            str(row["files"]),
-            f"{row['mebibytes']:.1f}",
-            f"{row['models']:.1f}",
-        )
-    Console(width=110).print(table)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
+    arguments = parser(__doc__)
+    arguments.add_argument("sweep", type=Path, nargs="?")
+    given = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as output:
+        sweep = given.sweep or run_cell(output, given.quick)
+        rows = sorted(map(figures, sweep.glob("*/result.json")), key=lambda row: row["checkpoint_share"])
+    show(
+        f"{sweep.name}: checkpoints",
+        ["cell", "seconds", "share of the time", "files", "MiB", "in models"],
+        [
+            [
+                row["cell"],
+                f"{row['seconds']:.0f}",
+                f"{row['checkpoint_share']:.2%}",
+                str(row["files"]),
+                f"{row['mebibytes']:.1f}",
+                f"{row['models']:.1f}",
+            ]
+            for row in rows
+        ],
+    )
+    write(given.out, {"time without checkpoints": 1 - rows[-1]["checkpoint_share"]}, {"cells": rows})
 
 
 if __name__ == "__main__":

@@ -1,56 +1,76 @@
-"""Peak memory against the number of clients: python benchmarks/memory.py [--out FILE.json]
+"""Peak memory, disk and time against the number of clients.
 
-Each cell is a process of its own on Fashion-MNIST with the paper's UNet; ten clients of 60 images take part
-in each of two rounds, whether they are all there are or ten of a thousand.
+python benchmarks/memory.py [--quick] [--out FILE.json]
+
+Each cell is a process of its own on Fashion-MNIST with the paper's UNet; ten clients take part in each of two
+rounds, whether they are all there are or ten of a thousand.
 """
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from common import parser, show, write
 
-IMAGES = 60  # of each client
-CLIENTS = (10, 100, 1000)
-METHODS = ("FULL", "UDEC")
+PARTICIPANTS, ROUNDS = 10, 2
 
 
-def peak(method: str, clients: int, output: str) -> float:
-    """Peak resident memory of a cell, in MiB."""
+def cell(method: str, clients: int, images: int, output: str) -> dict[str, float]:
+    """Peak resident MiB, seconds a local update, kept private states in models, of one cell."""
     command = [
         *(sys.executable, "-m", "fedlight.run", "experiment=paper", f"method={method}", f"clients={clients}"),
-        *(f"fraction={10 / clients}", f"data.limit={IMAGES * clients}", "rounds=2", "epochs=1"),
-        *("evaluation.grid=0", "logger=none", "trainer.threads=1", f"output={output}"),
+        *(f"fraction={PARTICIPANTS / clients}", f"data.limit={images * clients}", f"rounds={ROUNDS}"),
+        *("epochs=1", "evaluation.samples=0", "evaluation.grid=0", "logger=none", "trainer.threads=1"),
+        f"output={output}",
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(command)} failed")
-    return usage.ru_maxrss / 1024
+    (path,) = Path(output).glob(f"*/{method}-K{clients}-*/result.json")
+    result = json.loads(path.read_text())
+    kept = sum(file.stat().st_size for file in path.parent.glob("checkpoint/clients/*"))
+    met = len({file.name.split("-")[0] for file in path.parent.glob("checkpoint/clients/*")})
+    return {
+        "peak_mib": usage.ru_maxrss / 1024,
+        "seconds_an_update": result["seconds"]["training"] / ROUNDS / PARTICIPANTS,
+        "models_a_client": kept / met / (4 * result["model_params"]) if met else 0.0,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    out = parser.parse_args().out
-
-    table = Table("method", *(f"{clients} clients" for clients in CLIENTS), title="peak memory, MiB (ratio)")
-    figures = {}
+    given = parser(__doc__).parse_args()
+    methods = ("UDEC",) if given.quick else ("FULL", "USPLIT", "UDEC")
+    sizes = (10, 1000) if given.quick else (10, 100, 1000)
+    rows, ratios, figures = [], {}, {}
     with tempfile.TemporaryDirectory() as output:
-        for method in METHODS:
-            peaks = [peak(method, clients, output) for clients in CLIENTS]
-            figures[method] = dict(zip(CLIENTS, peaks, strict=True))
-            table.add_row(method, *(f"{value:.0f} ({value / peaks[0]:.3f})" for value in peaks))
-    Console().print(table)
-    if out:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        out.write_text(json.dumps({"peak_mib": figures, "machine": machine}, indent=2) + "\n")
+        for method in methods:
+            measured = [cell(method, clients, 16 if given.quick else 60, output) for clients in sizes]
+            figures[method] = dict(zip(map(str, sizes), measured, strict=True))
+            first = measured[0]
+            for clients, found in zip(sizes, measured, strict=True):
+                rows.append(
+                    [
+                        f"{method}, {clients} clients",
+                        f"{found['peak_mib']:.0f} ({found['peak_mib'] / first['peak_mib']:.3f})",
+                        f"{found['seconds_an_update']:.2f}"
+                        f" ({found['seconds_an_update'] / first['seconds_an_update']:.2f})",
+                        f"{found['models_a_client']:.2f}",
+                    ]
+                )
+            last = measured[-1]
+            ratios[f"peak memory, {method}, 10 over 1000 clients"] = first["peak_mib"] / last["peak_mib"]
+            seconds = "seconds_an_update"
+            ratios[f"time an update, {method}, 10 over 1000 clients"] = first[seconds] / last[seconds]
+    show(
+        "ten participants a round, ratio to ten clients in brackets",
+        ["", "peak MiB", "seconds an update", "private state of a client, in models"],
+        rows,
+    )
+    write(given.out, ratios, {"cells": figures})
 
 
 if __name__ == "__main__":

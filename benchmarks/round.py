@@ -2,7 +2,7 @@
 
 python benchmarks/round.py [--quick] [--out FILE.json]
 
-Both train the default cell's model by FULL, with the same draws: their final weights must be equal bit for
+Both train the same model by FULL, with the same draws: their final weights must be equal bit for
 bit, else the benchmark fails. fedlight's time holds all that a round brings: Trainers, callbacks, reports
 through files, the merge, the ledger, the checkpoint. In updates of 5 steps a client has hardly any work.
 """
@@ -81,12 +81,18 @@ def federated(parts: Parts, rounds: int, seed: int, first: Mapping[str, Tensor])
 
 def main() -> None:
     given = parser(__doc__).parse_args()
+    quick = given.quick
+    works = [  # model and data, steps an update, local epochs, rounds, repeats
+        ("tiny UNet, digits", ["model=tiny"], 5, 1, 2, 9 if quick else 25),
+        ("tiny UNet, digits", ["model=tiny"], 100, 5, 1, 2 if quick else 5),
+        ("paper's UNet, Fashion-MNIST", ["model=paper", "data=fmnist"], 5, 1, 1, 1 if quick else 5),
+    ]
     rows, ratios, figures = [], {}, {}
-    for steps, epochs, rounds in ((5, 1, 2), (100, 5, 1)):
-        images = BATCH * steps // epochs
+    for what, chosen, steps, epochs, rounds, repeats in works:
         config, settings = composed(
-            *(f"clients={CLIENTS}", f"rounds={rounds}", f"epochs={epochs}", f"data.batch_size={BATCH}"),
-            *(f"data.limit={CLIENTS * images}", "evaluation.samples=0", "logger=none"),
+            *(*chosen, f"clients={CLIENTS}", f"rounds={rounds}", f"epochs={epochs}"),
+            *(f"data.batch_size={BATCH}", f"data.limit={CLIENTS * BATCH * steps // epochs}"),
+            *("evaluation.samples=0", "logger=none"),
         )
         parts = build(config, settings)
         first = {name: tensor.clone() for name, tensor in parts.module.state_dict().items()}
@@ -96,23 +102,23 @@ def main() -> None:
                 "bare": lambda: hashes.add(bare(parts, rounds, epochs, settings.seed, first)),  # noqa: B023
                 "fedlight": lambda: hashes.add(federated(parts, rounds, settings.seed, first)),  # noqa: B023
             },
-            repeats=(9 if given.quick else 25) if steps == 5 else (2 if given.quick else 5),
+            repeats,
         )
         assert len(hashes) == 1, "the two did not compute the same"
         ratio = seconds["fedlight"] / seconds["bare"]
         updates = rounds * CLIENTS
         rows.append(
             [
-                f"updates of {steps} steps",
+                f"{what}, {steps} steps",
                 *(f"{1e3 * seconds[name] / updates:.1f}" for name in ("bare", "fedlight")),
                 f"{1e3 * (seconds['fedlight'] - seconds['bare']) / updates:.1f}",
                 f"{ratio:.3f}x",
             ]
         )
-        ratios[f"round of {steps} steps, bare over fedlight"] = 1 / ratio
-        figures[str(steps)] = seconds
+        ratios[f"round, {what}, {steps} steps, bare over fedlight"] = 1 / ratio
+        figures[f"{what}, {steps} steps"] = seconds
     show(
-        f"rounds of FULL, {CLIENTS} clients, digits, tiny UNet, batch {BATCH}: milliseconds a local update",
+        f"rounds of FULL, {CLIENTS} clients, batch {BATCH}, one thread: milliseconds a local update",
         ["", "bare loop", "fedlight", "more", "ratio"],
         rows,
     )

@@ -1,24 +1,24 @@
-"""FID and speed of every sampler and step count on a finished cell, against DDPM in 1000 steps.
+"""FID and speed of every sampler and step count, against DDPM in 1000 steps.
 
-python benchmarks/sampling.py runs/NAME/CELL [--samples N] [--seeds N] [--out FILE.json]
+python benchmarks/sampling.py [runs/NAME/CELL] [--samples N] [--seeds N] [--quick] [--out FILE.json]
+
+Images are drawn from a finished cell's model and scored against its training set; without a cell, from the
+default cell's untrained model, for the speed alone.
 """
 
-import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import composed, parser, show, write
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from fedlight.diffusion.sampling import sample
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import score
 from fedlight.finished import DEVICE, open_cell
-from fedlight.parts import image_shape, load_data, make_extractor
+from fedlight.parts import image_shape, load_data, make_extractor, make_module
 
 GRID = [
     *(("ddpm", steps) for steps in (1000, 500, 250, 200, 100, 50)),
@@ -26,71 +26,73 @@ GRID = [
     *(("ddim", steps) for steps in (10, 20, 25, 40, 50, 100)),
     *(("dpm-solver++", steps) for steps in (8, 10, 20, 25, 40, 50)),
 ]
+QUICK = [("ddpm", 1000), ("ddpm", 100), ("sde-dpm-solver++", 10), ("ddim", 50), ("dpm-solver++", 20)]
+DEFAULT = ("sde-dpm-solver++", 10)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cell", type=Path)
-    parser.add_argument("--client", type=int)
-    parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("cell", type=Path, nargs="?")
+    arguments.add_argument("--client", type=int)
+    arguments.add_argument("--samples", type=int)
+    arguments.add_argument("--seeds", type=int, default=1)
+    given = arguments.parse_args()
+    samples = given.samples or (64 if given.quick else 2000)
 
     torch.set_num_threads(1)
-    cell = open_cell(arguments.cell)
-    config = OmegaConf.load(arguments.cell / "config.yaml")
-    whole = load_data(config, cell.settings)
-    extractor = make_extractor(cell.settings, whole, DEVICE)
-    reference = make_reference(whole.train.pixels, extractor, cell.settings.evaluation.cache)
-    cell.module.to(DEVICE).load_state_dict(cell.state(arguments.client))
+    if given.cell:
+        cell = open_cell(given.cell)
+        whole = load_data(OmegaConf.load(given.cell / "config.yaml"), cell.settings)
+        extractor = make_extractor(cell.settings, whole, DEVICE)
+        reference = make_reference(whole.train.pixels, extractor, cell.settings.evaluation.cache)
+        module, settings, name = cell.module, cell.settings, cell.folder.name
+        module.to(DEVICE).load_state_dict(cell.state(given.client))
+    else:
+        config, settings = composed("logger=none")
+        module, name = make_module(config, settings)[0].to(DEVICE), "the untrained tiny UNet"
 
     rows = []
-    for sampler, steps in GRID:
-        fids, start = [], time.perf_counter()
-        for seed in range(arguments.seeds):
+    for sampler, steps in QUICK if given.quick else GRID:
+        fids, begun = [], time.perf_counter()
+        for seed in range(given.seeds):
             images = sample(
-                cell.module.denoiser,
-                cell.module.schedule,
-                (arguments.samples, *image_shape(cell.settings)),
+                module.denoiser,
+                module.schedule,
+                (samples, *image_shape(settings)),
                 sampler=sampler,
                 steps=steps,
                 seed=seed,
             )
-            fids.append(score(extractor(images), reference)["fid"])
-        seconds = (time.perf_counter() - start) / arguments.seeds
-        rows.append(
-            {
-                "sampler": sampler,
-                "steps": steps,
-                "fid": float(np.mean(fids)),
-                "fid_std": float(np.std(fids, ddof=1)) if len(fids) > 1 else None,
-                "fid_against_ddpm": float(np.mean(fids)) / (rows[0]["fid"] if rows else float(np.mean(fids))),
-                "images_per_second": arguments.samples / seconds,
-                "speed_against_ddpm": (rows[0]["seconds"] if rows else seconds) / seconds,
-                "seconds": seconds,
-            }
-        )
-        print(rows[-1], flush=True)
+            if given.cell:
+                fids.append(score(extractor(images), reference)["fid"])
+        seconds = (time.perf_counter() - begun) / given.seeds
+        row = {"sampler": sampler, "steps": steps, "images_per_second": samples / seconds}
+        if given.cell:
+            row |= {"fid": float(np.mean(fids)), "fid_std": float(np.std(fids, ddof=min(1, len(fids) - 1)))}
+        rows.append(row)
+        print(row, flush=True)
 
-    title = (
-        f"{cell.folder.name}, {arguments.samples} images x {arguments.seeds} seeds against the training set"
+    def against_ddpm(row: dict, key: str) -> float:
+        return row[key] / rows[0][key]
+
+    show(
+        f"{name}, {samples} images x {given.seeds} seeds, {DEVICE}, one thread",
+        ["sampler", "steps", "FID", "against DDPM", "images/s", "speed against DDPM"],
+        [
+            [
+                row["sampler"],
+                str(row["steps"]),
+                f"{row['fid']:.3f} ± {row['fid_std']:.3f}" if given.cell else "",
+                f"{against_ddpm(row, 'fid') - 1:+.1%}" if given.cell else "",
+                f"{row['images_per_second']:.0f}",
+                f"{against_ddpm(row, 'images_per_second'):.0f}x",
+            ]
+            for row in rows
+        ],
     )
-    table = Table(title=title)
-    for column in ("sampler", "steps", "FID", "against DDPM", "images/s", "speed against DDPM"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            row["sampler"],
-            str(row["steps"]),
-            f"{row['fid']:.3f}" + (f" ± {row['fid_std']:.3f}" if row["fid_std"] is not None else ""),
-            f"{row['fid_against_ddpm'] - 1:+.1%}",
-            f"{row['images_per_second']:.0f}",
-            f"{row['speed_against_ddpm']:.0f}x",
-        )
-    Console(width=110).print(table)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"cell": cell.folder.name, "rows": rows}, indent=2) + "\n")
+    default = next(row for row in rows if (row["sampler"], row["steps"]) == DEFAULT)
+    ratios = {"sampling speed, default over DDPM in 1000 steps": against_ddpm(default, "images_per_second")}
+    write(given.out, ratios, {"model": name, "samples": samples, "seeds": given.seeds, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -137,9 +137,9 @@ def main() -> None:
     losses = {name: step() for name, step in steps.items()}
     seconds = in_turns(steps, repeats, device)
 
-    with FlopCounterMode(display=False) as counter:
-        steps["plain fp32"]()
-    operations = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        instantiate(config.model.unet, _convert_="all").to(device)(x, t)
+    operations = 3 * counter.get_total_flops()  # the output, the gradient by the input, that by the weights
     limits: dict[str, tuple[float, float]] = {}
     for name, (dtype, _) in asked.items():
         arithmetic, memory = machine_speed(dtype, device)
