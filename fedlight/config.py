@@ -73,7 +73,7 @@ class TrainerConfig(BaseModel):
     accelerator: str
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     threads: Whole | None
-    compile: bool
+    compile: bool = False
 
 
 class FederationConfig(Section):

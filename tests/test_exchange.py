@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SLICE_PREFIXES, Cell, invoke
+from conftest import SLICE_PREFIXES, SMALL, Cell, invoke
 from PIL import Image
 
 from fedlight.federation.method import Method, Split
@@ -39,6 +39,7 @@ def paper_cells(fmnist: None, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "data.limit=10",
         "trainer.threads=1",
         "evaluation.grid=0",
+        "evaluation.samples=0",
         "logger=none",
         f"output={folder}",
     ]
@@ -231,10 +232,7 @@ def test_a_method_is_five_lines_of_yaml(command: Callable[..., int], tmp_path: P
     (folder / "UENC.yaml").write_text(
         "name: UENC\ndownlink: [encoder]\nuplink: [encoder]\nsplit: null\nevaluate: clients\n"
     )
-    assert (
-        command("--config-dir", "mine", "method=UENC", "clients=2", "rounds=1", "epochs=1", "logger=none")
-        == 0
-    )
+    assert command("--config-dir", "mine", *SMALL, "method=UENC", "clients=2") == 0
     (path,) = tmp_path.glob("runs/default/UENC-*/result.json")
     assert {slice_ for slices in crossed(Cell(path.parent), "up").values() for slice_ in slices} == {
         "encoder"

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from conftest import invoke
 from fedlight.runtime.lock import read_holder
 
 DEMO = ["-m", "sweeps=demo", "name=grid"]  # its twelve cells, of little work each
-PAIR = ["-m", "method=FULL,UDEC", "clients=2", "name=grid"]
+GRID = ["-m", "method=FULL,UDEC", "clients=2,3", "name=grid"]
 TINY = ["data.limit=40", "rounds=10", "epochs=1", "evaluation.steps=2"]
 TINY += ["evaluation.grid=0", "evaluation.samples=0", "logger=none"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.mem_gb=1"]
@@ -40,11 +39,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the demo's cells come to where nothing happens: {cell: hashes}."""
+    """What the cells come to where nothing happens: {cell: hashes}."""
     folder = tmp_path_factory.mktemp("quiet")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert invoke(*DEMO, *TINY) == 0
+        assert invoke(*DEMO, *TINY) == invoke(*GRID, *TINY) == 0
     return results(folder)
 
 
@@ -88,24 +87,22 @@ def test_a_sweep_is_left_alone_cancelled_and_retried(
         cells = json.loads(end(start("fedlight.sweeps", "status", "runs/grid", "--json")))
         return {cell["cell"]: cell["state"] for cell in cells}
 
-    began = time.monotonic()
-    typed = [*PAIR, *TINY, *SLURM, "hydra.launcher.detach=true"]
-    assert "2 cells submitted" in end(start("fedlight.run", *typed, "hydra.launcher.array_parallelism=1"))
-    assert time.monotonic() - began < 20
-    until(lambda: sorted(states().values()) == ["queued", "running"])
-    assert end(start("fedlight.run", *typed)).count("with SLURM already, as job") == 2
+    typed = [*DEMO, *TINY, *SLURM, "hydra.launcher.detach=true"]
+    assert "12 cells submitted" in end(start("fedlight.run", *typed, "hydra.launcher.array_parallelism=1"))
+    assert results(tmp_path) == {}
+    until(lambda: sorted(states().values()) == ["queued"] * 11 + ["running"], seconds=90)
+    assert end(start("fedlight.run", *typed)).count("with SLURM already, as job") == 12
 
-    assert "2 jobs cancelled" in end(start("fedlight.sweeps", "cancel", "runs/grid"))
-    until(lambda: not {"queued", "running"} & set(states().values()))
-    out = end(start("fedlight.sweeps", "retry", "runs/grid", "hydra.launcher.detach=false"))
-    assert "2 cells submitted" in out
-    assert "runs/grid: 2 cells" in out
+    assert "12 jobs cancelled" in end(start("fedlight.sweeps", "cancel", "runs/grid"))
+    until(lambda: not {"queued", "running"} & set(states().values()), seconds=90)
+    again = ["hydra.launcher.detach=false", "hydra.launcher.array_parallelism=4"]
+    out = end(start("fedlight.sweeps", "retry", "runs/grid", *again))
+    assert "cells submitted" in out
+    assert "runs/grid: 12 cells" in out
     assert set(states().values()) == {"done"}
     assert results(tmp_path).items() <= quiet.items()
 
-    began = time.monotonic()
-    assert end(start("fedlight.run", *typed)).count("done already") == 2
-    assert time.monotonic() - began < 20
+    assert end(start("fedlight.run", *typed)).count("done already") == 12
 
 
 def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
@@ -113,8 +110,8 @@ def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
 ) -> None:
     sweep = tmp_path / "runs" / "grid"
     limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=1"]
-    launched = start("fedlight.run", *DEMO, *TINY, *SLURM, *limits, "hydra.launcher.cpus_per_task=1")
-    until(lambda: len(jobs(sweep)) == 12, seconds=60)
+    launched = start("fedlight.run", *GRID, *TINY, *SLURM, *limits, "hydra.launcher.cpus_per_task=1")
+    until(lambda: len(jobs(sweep)) == 4, seconds=60)
 
     def cells_of(node: str) -> list[str]:
         running = cluster.ask("squeue", "-h", "-r", "-t", "R", "-w", node, "-o", "%i").split()
@@ -136,11 +133,11 @@ def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
     until(lambda: "this job is timed-out" in log(sweep, jobs(sweep)[late], "err"), seconds=150)
 
     out = end(launched)
-    assert len(quiet) == 12
-    assert results(tmp_path) == quiet, out
+    ends = results(tmp_path)
+    assert len(ends) == 4, out
+    assert ends.items() <= quiet.items()
     for cell, job in jobs(sweep).items():
-        starts = log(sweep, job, "out").count("Starting with JobEnvironment")
-        assert starts >= (2 if cell in (requeued, killed, preempted, late) else 1), cell
+        assert log(sweep, job, "out").count("Starting with JobEnvironment") >= 2, cell
         assert "at work already" not in log(sweep, job, "err")
 
 
