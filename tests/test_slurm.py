@@ -89,17 +89,19 @@ def test_a_sweep_is_left_alone_cancelled_and_retried(
 
     typed = [*DEMO, *TINY, *SLURM, "hydra.launcher.detach=true"]
     assert "12 cells submitted" in end(start("fedlight.run", *typed, "hydra.launcher.array_parallelism=1"))
-    assert results(tmp_path) == {}
-    until(lambda: sorted(states().values()) == ["queued"] * 11 + ["running"], seconds=90)
-    assert end(start("fedlight.run", *typed)).count("with SLURM already, as job") == 12
+    assert len(results(tmp_path)) < 12
+    until(lambda: {"queued", "running"} <= set(states().values()), seconds=90)
+    out = end(start("fedlight.run", *typed))
+    assert out.count("with SLURM already, as job") + out.count("done already") == 12
+    assert "submitted" not in out
 
-    assert "12 jobs cancelled" in end(start("fedlight.sweeps", "cancel", "runs/grid"))
+    assert "jobs cancelled" in end(start("fedlight.sweeps", "cancel", "runs/grid"))
     until(lambda: not {"queued", "running"} & set(states().values()), seconds=90)
     again = ["hydra.launcher.detach=false", "hydra.launcher.array_parallelism=4"]
     out = end(start("fedlight.sweeps", "retry", "runs/grid", *again))
     assert "cells submitted" in out
     assert "runs/grid: 12 cells" in out
-    assert set(states().values()) == {"done"}
+    assert list(states().values()) == ["done"] * 12
     assert results(tmp_path).items() <= quiet.items()
 
     assert end(start("fedlight.run", *typed)).count("done already") == 12
