@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
     cluster.ask("scontrol", "requeue", jobs(sweep)[requeued])
     at_work(sweep / killed)
     cluster.kill_node("n1")
+    time.sleep(25)  # a node that is back sooner is not asked for jobs of less than 20 seconds
     cluster.start_node("n1")
     until(lambda: "this job is timed-out" in log(sweep, jobs(sweep)[late], "err"), seconds=150)
 
