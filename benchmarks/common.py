@@ -6,7 +6,9 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +44,17 @@ def composed(*overrides: str) -> tuple[DictConfig, CellConfig]:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose("config", list(overrides))
     return config, validate(config)
+
+
+def typed(*arguments: str, sign: str = "") -> None:
+    """Runs `python ARGUMENTS` in an empty folder, as if typed there; its output must hold `sign`."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "WANDB_MODE": "offline"}
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        )
+    if done.returncode or sign not in done.stdout:
+        sys.exit(done.stdout + done.stderr)
 
 
 def in_turns(

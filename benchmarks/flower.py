@@ -6,33 +6,18 @@ Five clients, three rounds of one local epoch on digits, FULL. Both are commands
 clients are plain PyTorch loops, one a core.
 """
 
-import os
-import subprocess
-import sys
-import tempfile
 from functools import partial
 
-from common import ROOT, in_turns, parser, show, write
+from common import in_turns, parser, show, typed, write
 from flower_app import SETTINGS
-
-
-def act(*command: str, sign: str) -> None:
-    """Runs a command in an empty folder; its output must hold the sign that it did its work."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True
-        )
-    if done.returncode or sign not in done.stdout:
-        sys.exit(done.stdout + done.stderr)
 
 
 def main() -> None:
     given = parser(__doc__).parse_args()
     seconds = in_turns(
         {
-            "Flower": partial(act, "-c", "import flower_app; flower_app.run()", sign="FINISHED"),
-            "fedlight": partial(act, "-m", "fedlight.run", *SETTINGS, sign="loss 0."),
+            "Flower": partial(typed, "-c", "import flower_app; flower_app.run()", sign="FINISHED"),
+            "fedlight": partial(typed, "-m", "fedlight.run", *SETTINGS, sign="loss 0."),
         },
         repeats=1 if given.quick else 3,
     )

@@ -3,13 +3,9 @@
 python benchmarks/startup.py [--quick] [--out FILE.json]
 """
 
-import os
-import subprocess
-import sys
-import tempfile
 from functools import partial
 
-from common import ROOT, in_turns, parser, show, write
+from common import in_turns, parser, show, typed, write
 
 LIBRARIES = "import torch, lightning.pytorch, diffusers"
 TO_FIRST_STEP = """
@@ -31,15 +27,8 @@ def main() -> None:
         "first step, W&B offline": ["-c", TO_FIRST_STEP],
     }
 
-    def act(command: list[str]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            subprocess.run(
-                [sys.executable, *command], cwd=folder, env=environment, check=True, capture_output=True
-            )
-
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
     seconds = in_turns(
-        {name: partial(act, command) for name, command in commands.items()}, 2 if given.quick else 5
+        {name: partial(typed, *command) for name, command in commands.items()}, 2 if given.quick else 5
     )
     libraries = seconds["import torch, lightning, diffusers"]
     show(

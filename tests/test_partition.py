@@ -34,8 +34,8 @@ PUBLISHED = {
 def test_the_published_partitions_of_fashion_mnist_come_out(
     fmnist: None, command: Callable[..., int], tmp_path, name: str
 ) -> None:
-    arguments = ("data=fmnist", "rounds=0", "clients=5", "evaluation.grid=0", "logger=none")
-    arguments += ("evaluation.samples=0",)
+    arguments = ("data=fmnist", "rounds=0", "clients=5", "logger=none")
+    arguments += ("evaluation.grid=0", "evaluation.samples=0")
     assert command(f"partition={name}", *arguments) == 0
     (path,) = tmp_path.glob("runs/default/*/result.json")
     counts = [int(row["count"]) for row in Cell(path.parent).rows("partition.csv")]
