@@ -58,7 +58,11 @@ class ConvNextBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention linear in the number of pixels (arXiv 1812.01243), behind GroupNorm, with a residual."""
+    """Attention linear in the number of pixels (arXiv 1812.01243), behind GroupNorm, with a residual.
+
+    A head's output is q (k^T v) W_out with v = x W_v. Taken as q ((k^T x) (W_v W_out)), no value is ever
+    formed of a pixel, the heads part in small matrices only, and no image is copied into another layout.
+    """
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -68,10 +72,18 @@ class LinearAttention(nn.Module):
         self.out = nn.Sequential(nn.Conv2d(heads * head_width, width, 1), nn.GroupNorm(1, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = project(self.norm(x), self.qkv, self.heads)
-        context = k.softmax(dim=-2).mT @ v
-        out = q.softmax(dim=-1) * q.shape[-1] ** -0.5 @ context
-        return self.out(as_image(out, x)) + x
+        to_out, norm = self.out
+        assert isinstance(to_out, nn.Conv2d)
+        by_head = (self.heads, -1)
+        tokens = self.norm(x).flatten(2).mT  # (n, pixels, width)
+        to_q, to_k, to_v = self.qkv.weight.flatten(1).chunk(3)  # (heads * head width, width)
+        q = F.linear(tokens, to_q).unflatten(-1, by_head).softmax(dim=-1).flatten(2)
+        k = torch.bmm(to_k.expand(len(x), -1, -1), tokens.mT).softmax(dim=-1)  # over pixels
+        values_out = to_v.unflatten(0, by_head).mT @ to_out.weight.flatten(1).mT.unflatten(0, by_head)
+        seen = (k @ tokens).unflatten(1, by_head)  # (n, heads, head width, width)
+        scale = (len(to_q) // self.heads) ** -0.5
+        answers = torch.einsum("nhdi,hio->nhdo", seen, scale * values_out).flatten(1, 2)
+        return norm(as_image(q @ answers + to_out.bias, x)) + x
 
 
 class Attention(nn.Module):
@@ -85,23 +97,18 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(heads * head_width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = project(self.norm(x), self.qkv, self.heads)
-        return self.out(as_image(F.scaled_dot_product_attention(q, k, v), x)) + x
+        tokens = F.linear(self.norm(x).flatten(2).mT, self.qkv.weight.flatten(1))
+        q, k, v = tokens.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind()
+        if x.device.type == "cpu":  # torch's fused kernel is several times slower there in bf16
+            out = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)
+        return self.out(as_image(out.transpose(1, 2).flatten(2), x)) + x
 
 
-def project(x: Tensor, qkv: nn.Conv2d, heads: int) -> tuple[Tensor, ...]:
-    """Queries, keys and values of an image, each (n, heads, pixels, head width).
-
-    The 1x1 convolution is applied to the pixels as tokens: no copy where x is channels-last, and one for
-    all three where they part.
-    """
-    tokens = F.linear(x.flatten(2).mT, qkv.weight.flatten(1))
-    return tokens.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind()
-
-
-def as_image(out: Tensor, like: Tensor) -> Tensor:
-    """Heads and pixels, (n, heads, pixels, head width), as an image of the size of `like`."""
-    return out.transpose(1, 2).flatten(2).mT.unflatten(-1, like.shape[-2:])
+def as_image(tokens: Tensor, like: Tensor) -> Tensor:
+    """Tokens, (n, pixels, width), as an image of the size of `like`, without a copy."""
+    return tokens.mT.unflatten(-1, like.shape[-2:])
 
 
 class Stage(nn.Module):
