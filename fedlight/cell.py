@@ -28,6 +28,7 @@ from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.machine import describe_machine
+from fedlight.runtime.memory import keep_freed_memory, no_garbage
 from fedlight.runtime.signals import stoppable
 from fedlight.scoring import grid_path, is_due, score_models
 from fedlight.tracking import pictures
@@ -59,6 +60,7 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         print(f"{cell}: done already, in {folder}")
         return
 
+    keep_freed_memory()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     parts = build(config, settings)
     method = parts.method
@@ -100,7 +102,8 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
 
     with stoppable() as stop, record.closing(), bars:
         halt = LambdaCallback(on_train_batch_end=lambda *_: stop.check())
-        record.log = log = CellLog(config.logger, folder, settings.name, cell, plain)
+        with no_garbage():
+            record.log = log = CellLog(config.logger, folder, settings.name, cell, plain)
         saved = store.resume(federator.keeping)
         if saved:
             print(f"{cell}: goes on after round {saved.round}", file=sys.stderr)

@@ -19,6 +19,7 @@ from fedlight.data.identity import folder_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged
 from fedlight.runtime.lock import hold
+from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.signals import EXIT, Interrupted
 from fedlight.tracking.cell import cell_folder, is_done
 from fedlight.tracking.summary import SweepWatch
@@ -104,7 +105,8 @@ def check_and_run(config: DictConfig) -> None:
         print(f"{folder.name}: done already, in {folder}")
         return
     with hold(folder):
-        from fedlight.cell import run_cell
+        with no_garbage():
+            from fedlight.cell import run_cell
 
         run_cell(config, settings)
 

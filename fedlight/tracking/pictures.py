@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from fedlight.runtime.files import atomic
 
@@ -32,17 +34,21 @@ def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> N
         for first in range(0, len(images), COLUMNS)
     ]
     columns = max(len(images) for _, images in lines)
+    shape, gap = lines[0][1].shape[1:], max(1, lines[0][1].shape[-1] // 8)
+    cells = torch.full((len(lines), columns, *shape), 255, dtype=torch.uint8)
+    for place, (_, images) in zip(cells, lines, strict=True):
+        place[: len(images)] = images
+    sheet = make_grid(cells.flatten(0, 1), nrow=columns, padding=gap, pad_value=255)
+
     figure = Figure(figsize=(0.55 * columns + 1.4, 0.55 * len(lines) + 0.6), dpi=144, layout="constrained")
-    axes = figure.subplots(len(lines), columns, squeeze=False)
-    for line_axes, (label, images) in zip(axes, lines, strict=True):
-        for axis in line_axes:
-            axis.set_axis_off()
-        for axis, image in zip(line_axes, images, strict=False):
-            pixels = image.permute(1, 2, 0).numpy()
-            axis.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
-        line_axes[0].text(
-            -0.15, 0.5, label, transform=line_axes[0].transAxes, ha="right", va="center", fontsize=8
-        )
+    axis = figure.subplots()
+    axis.imshow(sheet.permute(1, 2, 0).numpy())
+    axis.set_frame_on(False)
+    axis.set_xticks([])
+    pitch = shape[-1] + gap
+    middles = gap + shape[-1] / 2 + pitch * np.arange(len(lines))
+    axis.set_yticks(middles, [label for label, _ in lines], fontsize=8)
+    axis.tick_params(length=0)
     figure.suptitle(title, fontsize=9)
     _save(figure, path)
 
