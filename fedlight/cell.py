@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,19 @@ from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from fedlight.config import CellConfig
-from fedlight.data.client_data import ClientData
-from fedlight.data.partition import count_labels, pool
+from fedlight.data.partition import count_labels
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.federation.federator import Federator
 from fedlight.federation.ledger import Entry
 from fedlight.federation.rounds import Round, federate, replay
 from fedlight.federation.store import Saved, Store
-from fedlight.federation.tasks import Federation
-from fedlight.parts import build, precision
+from fedlight.federation.tasks import Federation, Task
+from fedlight.parts import Parts, build, precision, worker_count
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.machine import describe_machine
-from fedlight.runtime.memory import keep_freed_memory, no_garbage
+from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.signals import stoppable
 from fedlight.scoring import grid_path, is_due, score_models
 from fedlight.tracking import pictures
@@ -37,6 +35,7 @@ from fedlight.tracking.loggers import CellLog
 from fedlight.tracking.progress import ProgressBars
 from fedlight.tracking.record import Record
 from fedlight.tracking.tables import write_partition
+from fedlight.workers import Order, crew_of
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")
 FEW_CLIENTS = 20  # whose losses are logged one by one
@@ -60,8 +59,6 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         print(f"{cell}: done already, in {folder}")
         return
 
-    keep_freed_memory()
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     parts = build(config, settings)
     method = parts.method
     counts = count_labels(parts.dataset.train.labels, parts.shares, len(parts.dataset.classes))
@@ -83,8 +80,6 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
     record = Record(folder, _blank_result(cell, settings, federator))
     result = record.result
     bars = ProgressBars(cell, settings.rounds)
-    pixels = parts.dataset.train.pixels.to(parts.device)
-    shares = [pool(parts.shares)] if method.pool else parts.shares
 
     def note(noted: dict[str, Any], exchange: list[Entry]) -> None:
         total = federator.ledger.totals(federator.model_params)
@@ -101,7 +96,6 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         return score.fid
 
     with stoppable() as stop, record.closing(), bars:
-        halt = LambdaCallback(on_train_batch_end=lambda *_: stop.check())
         with no_garbage():
             record.log = log = CellLog(config.logger, folder, settings.name, cell, plain)
         saved = store.resume(federator.keeping)
@@ -115,15 +109,8 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
         if settings.rounds == 0:
             result["fid"] = evaluate(0, stop.check)
             log.pictures(0, samples=grid_path(folder, 0))
-        for done in federate(
-            federator,
-            parts.module,
-            lambda client: ClientData(pixels, shares[client], settings.data.batch_size),
-            partial(parts.make_trainer, callbacks=[federator, bars, halt]),
-            federation,
-            done=saved.round if saved else 0,
-            on_tasks=lambda tasks: bars.start_round(len(tasks)),
-        ):
+        train = _trainers(folder, config, settings, parts, federator, bars, stop.check)
+        for done in federate(federator, train, federation, done=saved.round if saved else 0):
             fid = evaluate(done.round, stop.check) if is_due(done.round, settings) else None
             record.spend(training=done.training, merging=done.merging, checkpoint=store.take_seconds())
             record.tick()
@@ -146,6 +133,41 @@ def run_cell(config: DictConfig, settings: CellConfig) -> None:
     print(
         f"{cell}: {told}{exchanged:,} parameters exchanged, {result['seconds']['total']:.0f} s, in {folder}"
     )
+
+
+def _trainers(
+    folder: Path,
+    config: DictConfig,
+    settings: CellConfig,
+    parts: Parts,
+    federator: Federator,
+    bars: ProgressBars,
+    check: Callable[[], None],
+) -> Callable[[list[Task]], None]:
+    """What trains the clients of a round: this process, with helpers where there is room for them."""
+    halt = LambdaCallback(on_train_batch_end=lambda *_: check())
+    here = parts.updater(federator, settings, [bars, halt])
+    helpers = worker_count(settings, parts.device) - 1 if settings.rounds else 0
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    if helpers:
+        crew_of(helpers).get_ready(folder, resolved)
+
+    def train(tasks: list[Task]) -> None:
+        bars.start_round(len(tasks))
+        if not helpers:
+            for task in tasks:
+                here(task)
+            return
+        for task, files in crew_of(helpers).train(
+            tasks,
+            here,
+            lambda task: Order(folder, resolved, task, federator.store.files(task.client)),
+            lambda task: bars.end_update(),
+            check,
+        ):
+            federator.store.adopt(task.client, files)
+
+    return train
 
 
 def _noted(

@@ -74,6 +74,7 @@ class TrainerConfig(BaseModel):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     threads: Whole | None
     compile: bool = False
+    workers: Whole | None = None
 
 
 class FederationConfig(Section):

@@ -1,9 +1,8 @@
 """What a cell is built of: data, clients' shares, model, method, Trainer and judge, all checked."""
 
 import logging
-import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 from hydra.utils import instantiate
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities import registry
 from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -19,8 +18,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fedlight.config import CellConfig
+from fedlight.data.client_data import ClientData
 from fedlight.data.dataset import Dataset, Images
-from fedlight.data.partition import Indices
+from fedlight.data.partition import Indices, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.evaluation.extractor import Extractor, make_classifier, make_inception
@@ -29,9 +29,14 @@ from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
+from fedlight.federation.federator import Federator
 from fedlight.federation.method import Method
+from fedlight.federation.rounds import local_update
 from fedlight.federation.slices import SliceMap
+from fedlight.federation.tasks import Task, participant_count
+from fedlight.runtime.cores import CORES
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.memory import keep_freed_memory
 from fedlight.runtime.precision import FULL, best_precision
 from fedlight.runtime.seeds import derive_seed
 
@@ -39,8 +44,6 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 disable_possible_user_warnings()
 warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 registry.entry_points = cache(registry.entry_points)  # type: ignore[assignment]  # each Trainer asks: 15 ms
-
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,21 @@ class Parts:
     device: torch.device
     judge: Judge | None
 
+    def updater(
+        self, federator: Federator, settings: CellConfig, callbacks: Sequence[Callback]
+    ) -> Callable[[Task], None]:
+        """What does the local update of a task on the client's own data, under the federator's eyes."""
+        pixels = self.dataset.train.pixels.to(self.device)
+        shares = [pool(self.shares)] if self.method.pool else self.shares
+        return partial(
+            local_update,
+            federator=federator,
+            seed=settings.seed,
+            module=self.module,
+            data=lambda client: ClientData(pixels, shares[client], settings.data.batch_size),
+            make_trainer=partial(self.make_trainer, callbacks=[federator, *callbacks]),
+        )
+
 
 def build(config: DictConfig, settings: CellConfig) -> Parts:
     """Loads the data, deals it to the clients, and makes model, slice map, Trainer and judge.
@@ -65,6 +83,8 @@ def build(config: DictConfig, settings: CellConfig) -> Parts:
     Raises:
         BadInput: some part cannot be made as asked, or the parts do not fit each other.
     """
+    keep_freed_memory()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(settings.trainer.threads or CORES)
     whole = load_data(config, settings)
     dataset = Dataset(whole.train.first(settings.data.limit), whole.test, whole.classes)
@@ -148,6 +168,18 @@ def precision(settings: CellConfig) -> str:
     return best_precision(settings.trainer.accelerator) if asked == "auto" else asked
 
 
+def worker_count(settings: CellConfig, device: torch.device) -> int:
+    """How many processes train clients at once; the result does not depend on it.
+
+    Args:
+        settings: of the cell; `trainer.workers=null` fills a CPU's cores, and leaves a GPU to one process.
+        device: that the clients train on.
+    """
+    participants = 1 if settings.method.pool else participant_count(settings.clients, settings.fraction)
+    room = CORES // (settings.trainer.threads or CORES) if device.type == "cpu" else 1
+    return max(1, min(settings.trainer.workers or room, participants))
+
+
 def make_judge(settings: CellConfig, whole: Dataset, dataset: Dataset, device: torch.device) -> Judge:
     """The judge of the cell's images: extractor and reference, from the cache or made now.
 
@@ -198,7 +230,7 @@ def _labelled(images: Images) -> tuple[Tensor, Tensor]:
 
 def _trainer_factory(settings: CellConfig) -> Callable[..., Trainer]:
     """Makes the Trainer of one local update; what the federation decides is not the user's to set."""
-    asked = settings.trainer.model_dump(exclude={"threads", "compile"})
+    asked = settings.trainer.model_dump(exclude={"threads", "compile", "workers"})
     asked["precision"] = precision(settings)
     decided: dict[str, Any] = {
         "max_epochs": settings.epochs,

@@ -23,6 +23,7 @@ from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.signals import EXIT, Interrupted
 from fedlight.tracking.cell import cell_folder, is_done
 from fedlight.tracking.summary import SweepWatch
+from fedlight.workers import dismiss
 
 PACKAGE = Path(__file__).parent
 SETTINGS = PACKAGE / "settings"  # where a wheel carries the folders configs and sweeps
@@ -91,6 +92,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
             raise
         status = tell(BadInput(f"output: cannot make the folder of the sweep: {error}"))
     finally:
+        dismiss()
         SweepWatch.close()
     return status
 

@@ -15,6 +15,7 @@ import pytest
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small tensors, busy machines
+os.environ.setdefault("FEDLIGHT_WORKERS", "1")  # the tests of helpers ask for them
 
 import torch
 from diffusers import DDPMPipeline

@@ -47,26 +47,49 @@ def replay(federator: Federator, federation: Federation, rounds: int) -> Iterato
         yield federator.close_round(participants, tasks)
 
 
-def federate(
+def local_update(
+    task: Task,
+    *,
     federator: Federator,
+    seed: int,
     module: LightningModule,
     data: Callable[[int], LightningDataModule],
     make_trainer: Callable[[], Trainer],
+) -> None:
+    """Does a task: E local epochs by a fresh Trainer, whose Federator callback loads and reports.
+
+    It depends on the global slices, the client's private state and data, and on (seed, round, client) alone.
+
+    Args:
+        task: what to do.
+        federator: holds the global slices; must be a callback of the trainers made.
+        seed: of the federation.
+        module: the client model; its state is replaced before the update.
+        data: the data module of a client, by its number.
+        make_trainer: a fresh Trainer for one local update.
+
+    Raises:
+        Diverged: the client's loss or weights left the finite numbers.
+    """
+    federator.task = task
+    seed_everything(derive_seed(seed, "client", task.round, task.client), verbose=False)
+    make_trainer().fit(module, datamodule=data(task.client))
+
+
+def federate(
+    federator: Federator,
+    train: Callable[[list[Task]], None],
     federation: Federation,
     *,
     done: int = 0,
-    on_tasks: Callable[[list[Task]], None] = lambda tasks: None,
 ) -> Iterator[Round]:
     """Runs the rounds one by one (FedAvg, arXiv 1602.05629, with FedDiffuse's slices).
 
     Args:
-        federator: holds the global model; must be a callback of the trainers made.
-        module: the client model, its state replaced before each local update.
-        data: the data module of a client, by its number.
-        make_trainer: a fresh Trainer for one local update of E epochs.
+        federator: holds the global model.
+        train: does the local updates of tasks, in any order, so that the federator has their reports.
         federation: rounds, clients and their participation.
         done: rounds that the federator has behind it.
-        on_tasks: told, before each round, the tasks that are still to train.
 
     Yields:
         Each round after its merge.
@@ -75,18 +98,13 @@ def federate(
         Diverged: a client's loss left the finite numbers.
     """
     for round_ in range(done + 1, federation.rounds + 1):
-        participants, tasks = federation.invite(federator.method, round_)
-        on_tasks([task for task in tasks if not task.drops_out and not federator.has_report(task)])
-
         start = time.perf_counter()
+        participants, tasks = federation.invite(federator.method, round_)
         for task in tasks:
             if task.drops_out:
                 federator.lose(task)
-            elif not federator.has_report(task):
-                federator.task = task
-                seed = derive_seed(federation.seed, "client", round_, task.client)
-                seed_everything(seed, verbose=False)
-                make_trainer().fit(module, datamodule=data(task.client))
+        train([task for task in tasks if not task.drops_out and not federator.has_report(task)])
+        for task in tasks:
             federator.book(task)
         trained = time.perf_counter()
         reporters = federator.merge()

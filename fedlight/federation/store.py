@@ -51,6 +51,23 @@ class Saved:
     history: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Files:
+    """Where the tensors of one client are, as processes that share the checkpoint tell each other.
+
+    Attributes:
+        federator: of the last whole round, or None before the first.
+        kept: what the client carries over, or None before its first contact, or where it keeps nothing.
+        report: of the round under way, or None where its update is not done.
+        seconds: spent on writing them.
+    """
+
+    federator: Path | None
+    kept: Path | None
+    report: Path | None
+    seconds: float = 0.0
+
+
 class Store:
     """The tensors of a federation, kept in files, so that memory does not grow with the number of clients.
 
@@ -70,6 +87,7 @@ class Store:
         self._cell = cell
         self._reports: dict[int, Path] = {}
         self._clients: dict[int, Path] = {}
+        self._federator: Path | None = None
         self._whole: set[Path] = set()
         self._seconds = 0.0
 
@@ -88,6 +106,7 @@ class Store:
         saved, self._whole = next(rounds, (None, set()))
         _, before = next(rounds, (None, set()))
         self._clients = {_client_of(path): path for path in self._whole if path.parent.name == "clients"}
+        self._federator = next((path for path in self._whole if path.parent == self._folder), None)
         under_way = saved.round + 1 if saved else 1
         for lost in {_round_of(path) for path in self._folder.glob("*/*-r*")} - {*range(under_way + 1)}:
             print(f"fedlight: checkpoint: global-r{lost - 1:04d} is missing; going back", file=sys.stderr)
@@ -132,12 +151,34 @@ class Store:
             tensors, metadata = self._read(path)
             yield Report(client, int(metadata["images"]), float(metadata["loss"]), tensors)
 
+    def files(self, client: int) -> Files:
+        """Where the client's tensors are now."""
+        return Files(self._federator, self._clients.get(client), self._reports.get(client))
+
+    def adopt(self, client: int, files: Files) -> None:
+        """Takes over what another process of the same checkpoint has written of a client, or is to read."""
+        self._federator = files.federator
+        for known, path in ((self._clients, files.kept), (self._reports, files.report)):
+            if path is not None:
+                known[client] = path
+        self._seconds += files.seconds
+
+    def global_state(self) -> State:
+        """The global slices of the last whole round.
+
+        Raises:
+            Damaged: their file does not hold what was written.
+        """
+        assert self._federator is not None
+        return self._read(self._federator)[0]
+
     def commit(self, saved: Saved) -> None:
         """Stores the federator's side after a round, and removes what no restart needs any more."""
         clients = [path.name for path in self._clients.values()]
         metadata = {"history": json.dumps(saved.history), "clients": json.dumps(clients)}
         path = self._write(f"global-r{saved.round:04d}", saved.state, metadata)
         before, self._whole, self._reports = self._whole, {path, *self._clients.values()}, {}
+        self._federator = path
         self._remove_all_but(before)
 
     def _whole_rounds(self) -> Iterator[tuple[Saved, set[Path]]]:

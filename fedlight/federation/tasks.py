@@ -51,9 +51,14 @@ class Federation:
         return participants, deal_tasks(method, self.seed, round_, participants, self.dropout)
 
 
+def participant_count(clients: int, fraction: float) -> int:
+    """How many of K clients take part in each round: max(1, round(C K))."""
+    return max(1, round(fraction * clients))
+
+
 def participants_of(seed: int, round_: int, clients: int, fraction: float) -> list[int]:
-    """The round's participants: max(1, round(C K)) of K clients, uniform without replacement, sorted."""
-    count = max(1, round(fraction * clients))
+    """The round's participants, uniform without replacement, sorted."""
+    count = participant_count(clients, fraction)
     drawn = stream(seed, "participants", round_).choice(clients, size=count, replace=False)
     return sorted(int(client) for client in drawn)
 

@@ -17,7 +17,7 @@ AXES = ("method.name", "clients", "partition.name")
 REPLICAS = {"seed", "partition.seed"}
 """Keys over which a cell is repeated, not changed."""
 
-IDLE = ("name", "output", "trainer.threads", "trainer.accelerator")
+IDLE = ("name", "output", "trainer.threads", "trainer.workers", "trainer.accelerator")
 IDLE_PREFIXES = ("logger.", "method.", "partition.deal.", "data.source.")
 PLACES = (".root", ".cache", ".weights")
 REFERENCES = {"LOCAL", "CENTRAL"}

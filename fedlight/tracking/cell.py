@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from fedlight.runtime.files import atomic
 
 SCHEMA = 1
-ELSEWHERE = {"root", "cache", "weights"}
-"""Keys that say where things are, and change no result."""
+NEUTRAL = {"root", "cache", "weights", "workers"}
+"""Keys that say where things are, or are done, and change no result."""
 
 
 def cell_id(config: dict[str, Any]) -> str:
@@ -23,7 +23,7 @@ def cell_id(config: dict[str, Any]) -> str:
         config: the checked configuration; sweep name, output folder, logger and places do not count.
     """
     counted = {key: value for key, value in config.items() if key not in ("name", "output", "logger")}
-    content = json.dumps(_without_places(counted), sort_keys=True)
+    content = json.dumps(_without_neutral(counted), sort_keys=True)
     digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
     parts = (
         config["method"]["name"],
@@ -50,9 +50,9 @@ def is_done(folder: Path) -> bool:
     return (read_result(folder) or {}).get("status") == "completed"
 
 
-def _without_places(node: Any) -> Any:
+def _without_neutral(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: _without_places(value) for key, value in node.items() if key not in ELSEWHERE}
+        return {key: _without_neutral(value) for key, value in node.items() if key not in NEUTRAL}
     return node
 
 

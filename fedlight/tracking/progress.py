@@ -43,6 +43,10 @@ class ProgressBars(Callback):
     def start_round(self, clients: int) -> None:
         self._progress.reset(self._clients, total=clients, visible=True)
 
+    def end_update(self) -> None:
+        """A client has trained, here or elsewhere."""
+        self._progress.advance(self._clients)
+
     def end_round(self, train_loss: float | None) -> None:
         note = "" if train_loss is None else f"loss {train_loss:.4f}"
         self._progress.update(self._rounds, advance=1, note=note)
@@ -67,4 +71,4 @@ class ProgressBars(Callback):
             self._progress.update(self._batches, note=f"loss {float(loss):.4f}")  # type: ignore[arg-type]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._progress.advance(self._clients)
+        self.end_update()

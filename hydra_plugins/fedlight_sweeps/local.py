@@ -17,9 +17,11 @@ from hydra.types import TaskFunction
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from omegaconf import DictConfig
 
+from fedlight.runtime.cores import CORES
 from fedlight.runtime.errors import CellFailed
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+WORKERS = "FEDLIGHT_WORKERS"  # that a cell has by default, see configs/trainer
 
 
 class LocalLauncher(JoblibLauncher):
@@ -33,6 +35,9 @@ class LocalLauncher(JoblibLauncher):
         assert self.task_function is not None
         gpus = [] if self.config.trainer.accelerator == "cpu" else _gpus()
         processes = self.joblib["n_jobs"] = self.joblib["n_jobs"] or len(gpus) or -1
+        at_once = min(processes if processes > 0 else CORES, len(job_overrides))
+        if not gpus:  # its processes share the cores
+            os.environ.setdefault(WORKERS, str(max(1, CORES // at_once)))
         with TemporaryDirectory() as folder:
             if gpus:
                 places = gpus * max(processes, os.cpu_count() or 1)

@@ -1,0 +1,167 @@
+"""Clients that train at once, in several processes: the bits of one after another, whatever happens."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, Cell
+from hydra import compose, initialize_config_dir
+
+from fedlight import parts, run, workers
+from fedlight.config import validate
+
+MakeCell = Callable[..., Cell]
+LONG = [*SMALL, "name=long", "method=UDEC", "clients=4", "rounds=3", "epochs=4", "trainer.workers=2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_helper_is_left() -> Iterator[None]:
+    yield
+    workers.dismiss()
+
+
+def outcome(cell: Cell) -> tuple[Any, ...]:
+    result = cell.result
+    tables = [cell.rows("ledger.csv"), [{**row, "seconds": ""} for row in cell.rows("rounds.csv")]]
+    return result["cell"], result["state_sha256"], result["client_sha256"], result["fid"], tables
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["method=UDEC", "clients=4", "evaluation.samples=100"],
+        ["method=USPLIT", "clients=5", "federation.dropout=0.3", "rounds=3"],
+        ["method=FULL", "clients=6", "fraction=0.5", "model.ema_decay=0.9", "rounds=3"],
+        ["method=LOCAL", "clients=3", "partition=label_skew"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_two_processes_give_the_bits_of_one(cell: MakeCell, arguments: list[str]) -> None:
+    assert outcome(cell(*arguments, "trainer.workers=2")) == outcome(cell(*arguments, "trainer.workers=1"))
+
+
+def test_any_number_of_workers_trains_a_round(cell: MakeCell) -> None:
+    cells = [cell("method=USPLIT", "clients=4", f"trainer.workers={n}") for n in (1, 3, 9)]
+    assert outcome(cells[0]) == outcome(cells[1]) == outcome(cells[2])
+
+
+def test_the_cores_are_shared_by_workers_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "CORES", 8)
+    monkeypatch.delenv("FEDLIGHT_WORKERS", raising=False)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+
+    def count(device: torch.device, *overrides: str) -> int:
+        with initialize_config_dir(str(run.ROOT / "configs"), version_base="1.3"):
+            return parts.worker_count(validate(compose("config", ["clients=20", *overrides])), device)
+
+    run.register_resolvers()
+    assert [count(cpu), count(cpu, "trainer.threads=3"), count(cpu, "trainer.threads=null")] == [8, 2, 1]
+    assert [count(gpu), count(gpu, "trainer.workers=4"), count(cpu, "trainer.workers=30")] == [1, 4, 20]
+    assert [count(cpu, "clients=5"), count(cpu, "fraction=0.1"), count(cpu, "method=CENTRAL")] == [5, 2, 1]
+
+
+def test_both_processes_train(cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[int] = []
+    train = workers.Crew.train
+
+    def counting(crew: workers.Crew, tasks: Any, here: Callable[[Any], None], *others: Any) -> Any:
+        mine: list[Any] = []
+        theirs = train(crew, tasks, lambda task: (mine.append(task), here(task)), *others)  # type: ignore[arg-type]
+        assert sorted(task.client for task in [*mine, *(task for task, _ in theirs)]) == list(range(6))
+        shares.append(len(theirs))
+        return theirs
+
+    monkeypatch.setattr(workers.Crew, "train", counting)
+    cell("clients=6", "rounds=4", "epochs=4", "trainer.workers=2")
+    assert any(0 < share < 6 for share in shares), shares
+
+
+def test_a_client_that_diverges_in_a_helper_ends_the_cell(
+    command: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SMALL, "clients=3", "optimizer.lr=1e30", "trainer.workers=2"]
+    assert command(*arguments) == 1
+    assert "became nan in round 1" in capfd.readouterr().err
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    """A cell in a process of its own whose helper has done an update and begun another."""
+    command = [sys.executable, "-m", "fedlight.run", *LONG]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("runs/long/*/checkpoint/global-r0001-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    while not helpers_of(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def helpers_of(pid: int) -> list[int]:
+    """The processes that a cell has started to train clients."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and "spawn_main" in (path / "cmdline").read_text():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def ended_well(folder: Path) -> tuple[Any, ...]:
+    subprocess.run([sys.executable, "-m", "fedlight.run", *LONG], cwd=folder, check=True)
+    (path,) = folder.glob("runs/long/*/result.json")
+    return outcome(Cell(path.parent))
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """The outcome of the cell where nothing disturbs it."""
+    return ended_well(tmp_path_factory.mktemp("quiet"))
+
+
+def test_a_killed_helper_is_told_and_the_same_command_goes_on(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
+    process = started(tmp_path)
+    os.kill(helpers_of(process.pid)[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.count("fedlight: error") == 1
+    assert "a process that trains clients was killed" in err
+    assert ended_well(tmp_path) == quiet
+
+
+def test_a_signal_ends_the_cell_and_its_helpers(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
+    process = started(tmp_path)
+    helpers = helpers_of(process.pid)
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on from here" in err
+    (path,) = tmp_path.glob("runs/long/*/result.json")
+    assert json.loads(path.read_text())["status"] == "interrupted"
+    assert not any(Path(f"/proc/{helper}").exists() for helper in helpers)
+    assert ended_well(tmp_path) == quiet
+
+
+def test_helpers_end_with_the_process_that_they_help(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
+    process = started(tmp_path)
+    helpers = helpers_of(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{helper}").exists() for helper in helpers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert ended_well(tmp_path) == quiet
