@@ -1,7 +1,9 @@
 """The models of a cell after a round: drawn from, pictured and scored."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from fedlight.config import CellConfig
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import sample, sampling_steps
+from fedlight.evaluation.judge import Verdict
 from fedlight.evaluation.memorisation import Memorisation
 from fedlight.federation.federator import Federator
 from fedlight.federation.store import State
@@ -77,27 +80,36 @@ def score_models(
         on_step()
         advance()
 
-    rows: list[tuple[str, Tensor]] = []
-    scores: list[dict[str, float]] = []
-    checks: list[Memorisation] = []
-    for client in models:
-        state = federator.global_state() if client is None else federator.client_state(client)
-        seed = derive_seed(settings.seed, "sample", round_, client or 0)
-        drawn = draw(parts.module, parts.device, state, settings, images, seed, step)
-        label = [] if client is None else [f"client {client}"]
-        if parts.judge is not None:
-            found, checked = parts.judge(drawn[: asked.samples])
-            scores.append(found)
-            checks += [] if checked is None else [checked]
-            label.append(f"FID {found['fid']:.1f}")
-        if len(rows) < GRID_CLIENTS:
-            rows.append(("\n".join(label), drawn[:shown]))
+    grids: list[Tensor] = []
+    verdicts: list[Future[Verdict]] = []
+    with ThreadPoolExecutor(1, "judge", torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        for client in models:  # while one model's images are judged, the next one's are drawn
+            state = federator.global_state() if client is None else federator.client_state(client)
+            seed = derive_seed(settings.seed, "sample", round_, client or 0)
+            drawn = draw(parts.module, parts.device, state, settings, images, seed, step)
+            if parts.judge is not None:
+                verdicts.append(pool.submit(parts.judge, drawn[: asked.samples]))
+            if len(grids) < GRID_CLIENTS:
+                grids.append(drawn[:shown])
+        found = [verdict.result() for verdict in verdicts]
+    scores = [score for score, _ in found]
+    checks = [checked for _, checked in found if checked is not None]
 
     if shown:
+        rows = [
+            ("\n".join(_label(client, score)), grid)
+            for client, score, grid in zip_longest(models[: len(grids)], scores[: len(grids)], grids)
+        ]
         title = f"{settings.method.name}, {settings.clients} clients, after round {round_}"
         pictures.sample_grid(grid_path(folder, round_), rows, title)
     check = Memorisation.joined(checks) if checks else None
     return Score(_entry(scores, models, check, parts, settings) if scores else None, check)
+
+
+def _label(client: int | None, score: dict[str, float] | None) -> list[str]:
+    """The lines beside a row of the sample grid."""
+    whose = [] if client is None else [f"client {client}"]
+    return whose if score is None else [*whose, f"FID {score['fid']:.1f}"]
 
 
 def draw(
