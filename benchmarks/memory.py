@@ -24,7 +24,7 @@ def cell(method: str, clients: int, images: int, output: str) -> dict[str, float
         *(sys.executable, "-m", "fedlight.run", "experiment=paper", f"method={method}", f"clients={clients}"),
         *(f"fraction={PARTICIPANTS / clients}", f"data.limit={images * clients}", f"rounds={ROUNDS}"),
         *("epochs=1", "evaluation.samples=0", "evaluation.grid=0", "logger=none", "trainer.threads=1"),
-        f"output={output}",
+        *("trainer.workers=1", f"output={output}"),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

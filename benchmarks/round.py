@@ -5,31 +5,45 @@ python benchmarks/round.py [--quick] [--out FILE.json]
 Both train the same model by FULL, with the same draws: their final weights must be equal bit for
 bit, else the benchmark fails. fedlight's time holds all that a round brings: Trainers, callbacks, reports
 through files, the merge, the ledger, the checkpoint. In updates of 5 steps a client has hardly any work.
+The last column is the same by two processes, as a cell does it by default where there are two cores.
 """
 
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from common import composed, in_turns, parser, show, write
 from lightning import seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from fedlight.data.client_data import ClientData
+from fedlight.config import CellConfig
 from fedlight.federation.federator import Federator
 from fedlight.federation.rounds import federate
 from fedlight.federation.store import Saved, Store
-from fedlight.federation.tasks import Federation
+from fedlight.federation.tasks import Federation, Task
 from fedlight.parts import Parts, build
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed
 from fedlight.tracking.progress import ProgressBars
+from fedlight.workers import Order, crew_of, dismiss
 
-CLIENTS, BATCH = 4, 16
+CLIENTS, BATCH, WORKERS = 4, 16, 2
+
+
+class Cell(NamedTuple):
+    """What both sides train."""
+
+    folder: Path
+    config: dict[str, Any]
+    settings: CellConfig
+    parts: Parts
 
 
 def bare(parts: Parts, rounds: int, epochs: int, seed: int, first: Mapping[str, Tensor]) -> str:
@@ -60,21 +74,32 @@ def bare(parts: Parts, rounds: int, epochs: int, seed: int, first: Mapping[str, 
     return state_sha256(state)
 
 
-def federated(parts: Parts, rounds: int, seed: int, first: Mapping[str, Tensor]) -> str:
-    """The same by fedlight, as a cell runs it."""
+def federated(cell: Cell, first: Mapping[str, Tensor], workers: int) -> str:
+    """The same by fedlight, as a cell runs it, in one process or in several."""
+    settings, parts = cell.settings, cell.parts
     parts.module.load_state_dict(first)
-    with tempfile.TemporaryDirectory() as folder, ProgressBars("round", rounds) as bars:
-        store = Store(Path(folder), "benchmark")
+    shutil.rmtree(cell.folder, ignore_errors=True)
+    with ProgressBars("round", settings.rounds) as bars:
+        store = Store(cell.folder / "checkpoint", cell.folder.name)
         federator = Federator(parts.method, parts.slices, parts.module, store)
         store.resume(federator.keeping)
-        callbacks = [federator, bars, LambdaCallback(on_train_batch_end=lambda *_: None)]
-        for done in federate(
-            federator,
-            parts.module,
-            lambda client: ClientData(parts.dataset.train.pixels, parts.shares[client], BATCH),
-            partial(parts.make_trainer, callbacks=callbacks),
-            Federation(rounds, CLIENTS, 1.0, 0.0, seed),
-        ):
+        callbacks = [bars, LambdaCallback(on_train_batch_end=lambda *_: None)]
+        here = parts.updater(federator, settings, callbacks)
+
+        def order(task: Task) -> Order:
+            return Order(cell.folder, cell.config, task, store.files(task.client))
+
+        def train(tasks: list[Task]) -> None:
+            if workers == 1:
+                for task in tasks:
+                    here(task)
+                return
+            crew = crew_of(workers - 1)
+            for task, files in crew.train(tasks, here, order, lambda _: bars.end_update(), lambda: None):
+                store.adopt(task.client, files)
+
+        federation = Federation(settings.rounds, CLIENTS, 1.0, 0.0, settings.seed)
+        for done in federate(federator, train, federation):
             store.commit(Saved(done.round, federator.state, {}))
         return state_sha256(federator.state)
 
@@ -95,17 +120,25 @@ def main() -> None:
             *("evaluation.samples=0", "logger=none"),
         )
         parts = build(config, settings)
+        resolved = OmegaConf.to_container(config, resolve=True)
         first = {name: tensor.clone() for name, tensor in parts.module.state_dict().items()}
-        hashes = set()
-        seconds = in_turns(
-            {
-                "bare": lambda: hashes.add(bare(parts, rounds, epochs, settings.seed, first)),  # noqa: B023
-                "fedlight": lambda: hashes.add(federated(parts, rounds, settings.seed, first)),  # noqa: B023
-            },
-            repeats,
-        )
-        assert len(hashes) == 1, "the two did not compute the same"
-        ratio = seconds["fedlight"] / seconds["bare"]
+        hashes: set[str] = set()
+        with tempfile.TemporaryDirectory() as folder:
+            cell = Cell(Path(folder, "cell"), resolved, settings, parts)
+
+            def note(act: Callable[..., str], *given: Any) -> None:
+                hashes.add(act(*given))  # noqa: B023
+
+            seconds = in_turns(
+                {
+                    "bare": partial(note, bare, parts, rounds, epochs, settings.seed, first),
+                    "fedlight": partial(note, federated, cell, first, 1),
+                    "at once": partial(note, federated, cell, first, WORKERS),
+                },
+                repeats,
+            )
+        assert len(hashes) == 1, "they did not compute the same"
+        ratio, at_once = (seconds[name] / seconds["bare"] for name in ("fedlight", "at once"))
         updates = rounds * CLIENTS
         rows.append(
             [
@@ -113,13 +146,16 @@ def main() -> None:
                 *(f"{1e3 * seconds[name] / updates:.1f}" for name in ("bare", "fedlight")),
                 f"{1e3 * (seconds['fedlight'] - seconds['bare']) / updates:.1f}",
                 f"{ratio:.3f}x",
+                f"{at_once:.3f}x",
             ]
         )
         ratios[f"round, {what}, {steps} steps, bare over fedlight"] = 1 / ratio
+        ratios[f"round, {what}, {steps} steps, bare over fedlight in {WORKERS} processes"] = 1 / at_once
         figures[f"{what}, {steps} steps"] = seconds
+    dismiss()
     show(
         f"rounds of FULL, {CLIENTS} clients, batch {BATCH}, one thread: milliseconds a local update",
-        ["", "bare loop", "fedlight", "more", "ratio"],
+        ["", "bare loop", "fedlight", "more", "ratio", f"ratio, {WORKERS} processes"],
         rows,
     )
     write(given.out, ratios, {"seconds": figures})

@@ -35,6 +35,7 @@ class Helper:
         self._stop = stop
         self._store = Store(folder / "checkpoint", folder.name)
         self._federator = Federator(parts.method, parts.slices, parts.module, self._store)
+        self._first = self._federator.state
         self._round: Path | None = None
         halt = LambdaCallback(on_train_batch_end=lambda *_: self._check())
         self._train = parts.updater(self._federator, settings, [halt])
@@ -43,7 +44,7 @@ class Helper:
         """Does a task; returns where everything is then, or None where it was stopped."""
         self._store.adopt(task.client, files)
         if files.federator != self._round:
-            self._federator.state = self._store.global_state()
+            self._federator.state = self._store.global_state() if files.federator else self._first
             self._round = files.federator
         try:
             self._train(task)

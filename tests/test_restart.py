@@ -35,8 +35,8 @@ class Runner:
         self.arguments = [*CELL, f"output={folder}", *arguments]
         self.log = folder.with_name(f"{folder.name}.log")
 
-    def start(self, stop_at: int | None = None) -> int:
-        """Returns the process; it exits by itself when its n-th local update has begun."""
+    def start(self, stop_at: int | None = None, by: int = signal.SIGKILL) -> int:
+        """Returns the process; it gets the signal when its n-th local update has begun."""
         child = os.fork()
         if child:
             return child
@@ -50,7 +50,7 @@ class Runner:
             with log.open("a") as file:
                 file.write(f"{self.task.round} {self.task.client}\n")
             if count == stop_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), by)
             begun(self, trainer, module)
 
         log = self.log
@@ -63,9 +63,9 @@ class Runner:
         finally:
             os._exit(status)
 
-    def run(self, stop_at: int | None = None) -> int:
+    def run(self, stop_at: int | None = None, by: int = signal.SIGKILL) -> int:
         """Runs to the end; returns the exit status, or minus the signal that ended the process."""
-        _, status = os.waitpid(self.start(stop_at), 0)
+        _, status = os.waitpid(self.start(stop_at, by), 0)
         return os.waitstatus_to_exitcode(status)
 
     @property
@@ -220,14 +220,9 @@ def test_a_signal_ends_a_cell_cleanly(
     number: signal.Signals, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
 ) -> None:
     runner = Runner(tmp_path / "runs", "method=UDEC")
-    child = runner.start()
-    while sum(runner.updates.values()) < 5:
-        time.sleep(0.01)
-    os.kill(child, number)
-    asked = time.monotonic()
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == EXIT + number
-    assert time.monotonic() - asked < 5
+    assert runner.run(stop_at=5, by=number) == EXIT + number
+    asked = runner.log.stat().st_mtime
+    assert time.time() - asked < 5
     assert runner.cell.result["status"] == "interrupted"
     assert number.name in runner.cell.result["error"]
     assert "the same command goes on from here" in runner.err

@@ -159,6 +159,7 @@ class Store:
         """Takes over what another process of the same checkpoint has written of a client, or is to read."""
         self._federator = files.federator
         for known, path in ((self._clients, files.kept), (self._reports, files.report)):
+            known.pop(client, None)
             if path is not None:
                 known[client] = path
         self._seconds += files.seconds
