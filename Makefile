@@ -33,7 +33,7 @@ test: install $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM)  ## lint, types and
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
 
-bench: install  ## the quick benchmarks against the committed ratios
+bench: install  ## the quick benchmarks against the committed ratios: about 5 minutes
 	$(BIN)/python benchmarks/bench.py
 
 # Real data, a browser, LaTeX and SLURM for the tests, which start and stop it by themselves; without the right to
