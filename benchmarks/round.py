@@ -95,6 +95,7 @@ def federated(cell: Cell, first: Mapping[str, Tensor], workers: int) -> str:
                     here(task)
                 return
             crew = crew_of(workers - 1)
+            crew.get_ready(cell.folder, cell.config)
             for task, files in crew.train(tasks, here, order, lambda _: bars.end_update(), lambda: None):
                 store.adopt(task.client, files)
 

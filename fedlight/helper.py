@@ -1,8 +1,8 @@
 """What a helping process keeps of a cell: data, model, and a federator for one client at a time."""
 
+import ctypes
 import signal
 from dataclasses import replace
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Helper:
         stop: set where the cell is to end; looked at after each step.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], stop: Event) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], stop: ctypes.c_bool) -> None:
         unscored = OmegaConf.merge(config, {"evaluation": {"samples": 0}})
         assert isinstance(unscored, DictConfig)
         settings = validate(unscored)
@@ -53,5 +53,5 @@ class Helper:
         return replace(self._store.files(task.client), seconds=self._store.take_seconds())
 
     def _check(self) -> None:
-        if self._stop.is_set():
+        if self._stop.value:
             raise Interrupted(signal.SIGTERM)

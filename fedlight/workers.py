@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,7 +14,6 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # they bring torch, and the command line is to answer at once
     from fedlight.federation.tasks import Task
 
 LOOK = 0.2  # seconds between two looks at signals while others work
+LOST = "fedlight: a process that trains clients was killed, perhaps for its memory; the cell goes on without"
 DEAF = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # for the main process, which sees to its helpers
 
 
@@ -53,13 +55,13 @@ class Crew:
     def __init__(self, helpers: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork has neither CUDA nor OpenMP
         self.helpers = helpers
-        self._stop = context.Event()
+        self._stop = context.RawValue(ctypes.c_bool, False)  # no lock that a killed helper might keep
         self._pool = ProcessPoolExecutor(helpers, context, _begin, (self._stop,))
+        self._ready: list[Future[None]] = []
 
     def get_ready(self, folder: Path, config: dict[str, Any]) -> None:
-        """Lets the helpers load the libraries and build the cell, while this process does so, too."""
-        for _ in range(self.helpers):
-            self._pool.submit(_prepare, folder, config)
+        """Lets the helpers load the libraries and build a cell; this process may begin without them."""
+        self._ready = [self._pool.submit(_prepare, folder, config) for _ in range(self.helpers)]
 
     def train(
         self,
@@ -69,7 +71,9 @@ class Crew:
         done: Callable[[Task], None],
         check: Callable[[], None],
     ) -> list[tuple[Task, Files]]:
-        """Does tasks, each by whoever is free.
+        """Does tasks of the cell that the helpers were made ready for, each by whoever is free.
+
+        Where a helper is killed, this process does all that is left.
 
         Args:
             tasks: in the order in which they are begun.
@@ -82,7 +86,6 @@ class Crew:
             The tasks that helpers did, and the files that they wrote.
 
         Raises:
-            ChildProcessError: a helper was killed.
             Exception: of the first task that failed, in the order given.
         """
         waiting, lock = deque(tasks), threading.Lock()
@@ -92,20 +95,24 @@ class Crew:
             with lock:
                 if not waiting:
                     return
-                task = waiting.popleft()
-                running[task] = future = self._pool.submit(_update, order(task))
+                task = waiting[0]
+                try:
+                    running[task] = future = self._pool.submit(_update, order(task))
+                except BrokenProcessPool:
+                    return
+                waiting.popleft()
             future.add_done_callback(lambda ended: finish(task, ended))
 
         def finish(task: Task, ended: Future[Files | None]) -> None:
             if ended.exception() is None:
                 done(task)
                 hand_out()
-            else:
+            elif not _is_lost(ended):
                 waiting.clear()
 
         try:
-            for _ in range(self.helpers):
-                hand_out()
+            for ready in self._ready:  # a helper that still loads joins in when it is done
+                ready.add_done_callback(lambda _: hand_out())
             while True:
                 with lock:
                     task = waiting.popleft() if waiting else None
@@ -114,18 +121,19 @@ class Crew:
                 here(task)
             while wait(running.values(), LOOK).not_done:
                 check()
+            lost = [task for task in tasks if task in running and _is_lost(running[task])]
+            if lost:
+                print(LOST, file=sys.stderr)
+            for task in lost:
+                del running[task]
+                here(task)
             found = [(task, running[task].result()) for task in tasks if task in running]
-        except BrokenProcessPool:
-            dismiss()
-            raise ChildProcessError(
-                "a process that trains clients was killed, perhaps for its memory; type the command again, "
-                "or with fewer of them (trainer.workers)"
-            ) from None
         except BaseException:
-            waiting.clear()
-            self._stop.set()
+            with lock:
+                waiting.clear()
+            self._stop.value = True
             wait(running.values())
-            self._stop.clear()
+            self._stop.value = False
             raise
         return [(task, files) for task, files in found if files is not None]
 
@@ -133,6 +141,11 @@ class Crew:
         self._pool.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
             child.kill()
+
+
+def _is_lost(future: Future[Any]) -> bool:
+    """Whether the process that was to do it was killed."""
+    return isinstance(future.exception(), BrokenProcessPool)
 
 
 _crew: Crew | None = None
@@ -155,11 +168,11 @@ def dismiss() -> None:
         _crew = None
 
 
-_stop: Event
+_stop: ctypes.c_bool
 _helper: Any = None  # of the cell that this process helped last
 
 
-def _begin(stop: Event) -> None:
+def _begin(stop: ctypes.c_bool) -> None:
     """The first thing that a helper does."""
     global _stop
     _stop = stop

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster, missing, until
-from conftest import invoke
+from conftest import helpers_of, invoke
 
 from fedlight.runtime.lock import read_holder
 
@@ -143,6 +143,29 @@ def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
     for cell, job in jobs(sweep).items():
         assert log(sweep, job, "out").count("Starting with JobEnvironment") >= 2, cell
         assert "at work already" not in log(sweep, job, "err")
+
+
+def test_a_preempted_job_whose_clients_train_at_once_goes_on(
+    cluster: Cluster, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = tmp_path / "runs" / "grid"
+    work = ["-m", "method=UDEC", "clients=4", "name=grid", *TINY, "data.limit=240", "epochs=8", "rounds=6"]
+    launched = start("fedlight.run", *work, *SLURM, "trainer.workers=2")
+    until(lambda: jobs(sweep), seconds=60)
+    ((cell, job),) = jobs(sweep).items()
+    at_work(sweep / cell)
+    holder = read_holder(sweep / cell)
+    assert holder is not None
+    until(lambda: helpers_of(holder[0].pid), seconds=60)
+    cluster.ask("scancel", "--signal=USR2", job)
+    end(launched)
+    assert log(sweep, job, "out").count("Starting with JobEnvironment") == 2
+
+    (tmp_path / "alone").mkdir()
+    monkeypatch.chdir(tmp_path / "alone")
+    assert invoke(*work) == 0
+    assert results(tmp_path) == results(tmp_path / "alone")
+    assert len(results(tmp_path)) == 1
 
 
 def jobs(sweep: Path) -> dict[str, str]:
