@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,26 @@ def no_helper_is_left() -> Iterator[None]:
     workers.dismiss()
 
 
+@pytest.fixture(autouse=True)
+def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tasks helpers did in each round; cells of this process wait until their helpers are there."""
+    noted: list[int] = []
+    train, get_ready = workers.Crew.train, workers.Crew.get_ready
+
+    def counting(crew: workers.Crew, *given: Any) -> Any:
+        theirs = train(crew, *given)
+        noted.append(len(theirs))
+        return theirs
+
+    def patient(crew: workers.Crew, *given: Any) -> None:
+        get_ready(crew, *given)
+        wait(crew._ready)
+
+    monkeypatch.setattr(workers.Crew, "train", counting)
+    monkeypatch.setattr(workers.Crew, "get_ready", patient)
+    return noted
+
+
 def outcome(cell: Cell) -> tuple[Any, ...]:
     result = cell.result
     tables = [cell.rows("ledger.csv"), [{**row, "seconds": ""} for row in cell.rows("rounds.csv")]]
@@ -45,13 +66,18 @@ def outcome(cell: Cell) -> tuple[Any, ...]:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_two_processes_give_the_bits_of_one(cell: MakeCell, arguments: list[str]) -> None:
-    assert outcome(cell(*arguments, "trainer.workers=2")) == outcome(cell(*arguments, "trainer.workers=1"))
+def test_two_processes_give_the_bits_of_one(cell: MakeCell, shares: list[int], arguments: list[str]) -> None:
+    alone = outcome(cell(*arguments, "trainer.workers=1"))
+    assert not shares
+    assert outcome(cell(*arguments, "trainer.workers=2")) == alone
+    assert sum(shares) >= len(shares) > 1
 
 
-def test_any_number_of_workers_trains_a_round(cell: MakeCell) -> None:
+def test_any_number_of_workers_trains_a_round(cell: MakeCell, shares: list[int]) -> None:
     cells = [cell("method=USPLIT", "clients=4", f"trainer.workers={n}") for n in (1, 3, 9)]
     assert outcome(cells[0]) == outcome(cells[1]) == outcome(cells[2])
+    assert sum(shares[:2]) >= 4  # two of three processes
+    assert sum(shares[2:]) >= 6  # three of four, since there are no more clients
 
 
 def test_the_cores_are_shared_by_workers_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,22 +93,6 @@ def test_the_cores_are_shared_by_workers_and_threads(monkeypatch: pytest.MonkeyP
     assert [count(cpu), count(cpu, "trainer.threads=3"), count(cpu, "trainer.threads=null")] == [8, 2, 1]
     assert [count(gpu), count(gpu, "trainer.workers=4"), count(cpu, "trainer.workers=30")] == [1, 4, 20]
     assert [count(cpu, "clients=5"), count(cpu, "fraction=0.1"), count(cpu, "method=CENTRAL")] == [5, 2, 1]
-
-
-def test_both_processes_train(cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares: list[int] = []
-    train = workers.Crew.train
-
-    def counting(crew: workers.Crew, tasks: Any, here: Callable[[Any], None], *others: Any) -> Any:
-        mine: list[Any] = []
-        theirs = train(crew, tasks, lambda task: (mine.append(task), here(task)), *others)  # type: ignore[arg-type]
-        assert sorted(task.client for task in [*mine, *(task for task, _ in theirs)]) == list(range(6))
-        shares.append(len(theirs))
-        return theirs
-
-    monkeypatch.setattr(workers.Crew, "train", counting)
-    cell("clients=6", "rounds=4", "epochs=4", "trainer.workers=2")
-    assert any(0 < share < 6 for share in shares), shares
 
 
 def test_a_client_that_diverges_in_a_helper_ends_the_cell(
