@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # they bring torch, and the command line is to answer at once
     from fedlight.federation.tasks import Task
 
 LOOK = 0.2  # seconds between two looks at signals while others work
+SPAWN = multiprocessing.get_context("spawn")  # a fork has neither CUDA nor OpenMP
 LOST = "fedlight: a process that trains clients was killed, perhaps for its memory; the cell goes on without"
 DEAF = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # for the main process, which sees to its helpers
 
@@ -53,15 +54,21 @@ class Crew:
     """
 
     def __init__(self, helpers: int) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork has neither CUDA nor OpenMP
         self.helpers = helpers
-        self._stop = context.RawValue(ctypes.c_bool, False)  # no lock that a killed helper might keep
-        self._pool = ProcessPoolExecutor(helpers, context, _begin, (self._stop,))
+        self._stop = SPAWN.RawValue(ctypes.c_bool, False)  # no lock that a killed helper might keep
+        self._pool = self._start()
         self._ready: list[Future[None]] = []
 
     def get_ready(self, folder: Path, config: dict[str, Any]) -> None:
         """Lets the helpers load the libraries and build a cell; this process may begin without them."""
-        self._ready = [self._pool.submit(_prepare, folder, config) for _ in range(self.helpers)]
+        try:
+            self._ready = [self._pool.submit(_prepare, folder, config) for _ in range(self.helpers)]
+        except BrokenProcessPool:  # one was killed in a cell before
+            self._pool = self._start()
+            self._ready = [self._pool.submit(_prepare, folder, config) for _ in range(self.helpers)]
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.helpers, SPAWN, _begin, (self._stop,))
 
     def train(
         self,

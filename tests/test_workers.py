@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import SMALL, Cell, helpers_of
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from fedlight import parts, run, workers
 from fedlight.config import validate
@@ -104,7 +105,7 @@ def test_a_client_that_diverges_in_a_helper_ends_the_cell(
 
 
 def started(folder: Path) -> subprocess.Popen[str]:
-    """A cell in a process of its own whose helper has done an update and begun another."""
+    """A cell in a process of its own that has its first round behind it and a helper beside it."""
     command = [sys.executable, "-m", "fedlight.run", *LONG]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -159,6 +160,21 @@ def test_what_a_killed_helper_was_doing_is_done_here(
     assert outcome(cell(*arguments, "trainer.workers=2")) == alone
     assert killed
     assert capfd.readouterr().err.count("a process that trains clients was killed") == 1
+
+
+def test_the_next_cell_of_a_command_has_helpers_again(tmp_path: Path) -> None:
+    run.register_resolvers()
+    with initialize_config_dir(str(run.ROOT / "configs"), version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("config", ["logger=none"]), resolve=True)
+    crew = workers.Crew(1)
+    crew.get_ready(tmp_path, config)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(workers.BrokenProcessPool):
+        crew._pool.submit(int).result()
+    crew.get_ready(tmp_path, config)
+    assert crew._ready[0].exception() is None
+    crew.end()
 
 
 def test_a_signal_ends_the_cell_and_its_helpers(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
