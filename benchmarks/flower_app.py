@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from fedlight.parts import Parts, build
+from fedlight.experiment.build import Parts, build
 
 CLIENTS, ROUNDS, BATCH = 5, 3, 16
 SETTINGS = [f"clients={CLIENTS}", f"rounds={ROUNDS}", "epochs=1", f"data.batch_size={BATCH}", "logger=none"]

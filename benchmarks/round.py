@@ -24,14 +24,14 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fedlight.config import CellConfig
+from fedlight.experiment.build import Parts, build
+from fedlight.federation.cohort import Federation, Task
 from fedlight.federation.federator import Federator
 from fedlight.federation.rounds import federate
 from fedlight.federation.store import Saved, Store
-from fedlight.federation.tasks import Federation, Task
-from fedlight.parts import Parts, build
+from fedlight.loggers.progress import ProgressBars
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed
-from fedlight.tracking.progress import ProgressBars
 from fedlight.workers import Order, crew_of, dismiss
 
 CLIENTS, BATCH, WORKERS = 4, 16, 2

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from fedlight.diffusion.sampling import sample
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import score
-from fedlight.finished import DEVICE, open_cell
-from fedlight.parts import image_shape, load_data, make_extractor, make_module
+from fedlight.experiment.build import image_shape, load_data, make_extractor, make_module
+from fedlight.experiment.finished import DEVICE, open_cell
 
 GRID = [
     *(("ddpm", steps) for steps in (1000, 500, 250, 200, 100, 50)),

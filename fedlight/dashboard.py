@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from dotenv import find_dotenv, load_dotenv
 
+from fedlight.loggers.wandb_mode import wandb_mode
 from fedlight.runtime.errors import BadInput
-from fedlight.tracking.service import wandb_mode
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     if not arguments.entity:
         refuse("--entity is needed: the team or user that owns the project; or set WANDB_ENTITY")
 
-    from fedlight.tracking.dashboard import build, publish, specification
+    from fedlight.loggers.wandb_panels import build, publish, specification
 
     workspace, report = build(arguments.entity, arguments.project, arguments.sweep)
     if arguments.out or wandb_mode() != "online":

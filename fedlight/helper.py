@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from fedlight.config import validate
+from fedlight.experiment.build import build
+from fedlight.federation.cohort import Task
 from fedlight.federation.federator import Federator
 from fedlight.federation.store import Files, Store
-from fedlight.federation.tasks import Task
-from fedlight.parts import build
 from fedlight.runtime.signals import Interrupted
 
 

@@ -24,7 +24,7 @@ def prepare(config: DictConfig) -> None:
     from fedlight.config import validate
 
     settings = validate(config)
-    from fedlight.parts import build
+    from fedlight.experiment.build import build
 
     parts = build(config, settings)
     train, test = parts.dataset.train, parts.dataset.test

@@ -17,12 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.data.identity import folder_name
 from fedlight.evaluation.weights import weights_name
+from fedlight.runs.identity import cell_folder, is_done
+from fedlight.runs.summary import SweepWatch
 from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.signals import EXIT, Interrupted
-from fedlight.tracking.cell import cell_folder, is_done
-from fedlight.tracking.summary import SweepWatch
 from fedlight.workers import dismiss
 
 PACKAGE = Path(__file__).parent
@@ -108,7 +108,7 @@ def check_and_run(config: DictConfig) -> None:
         return
     with hold(folder):
         with no_garbage():
-            from fedlight.cell import run_cell
+            from fedlight.experiment.execute import run_cell
 
         run_cell(config, settings)
 

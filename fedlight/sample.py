@@ -42,8 +42,8 @@ def draw_images(folder: Path, client: int | None, images: int, seed: int, out: P
     """
     if images < 1:
         raise BadInput(f"--images must be 1 or more, got {images}")
-    from fedlight.finished import open_cell
-    from fedlight.tracking import pictures
+    from fedlight.experiment.finished import open_cell
+    from fedlight.loggers import pictures
 
     cell = open_cell(folder)
     drawn = cell.draw(client, images, seed)

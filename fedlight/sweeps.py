@@ -21,11 +21,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fedlight.runtime.errors import BadInput
-from fedlight.runtime.lock import is_alive
-from fedlight.runtime.slurm import cancel as cancel_jobs
-from fedlight.tracking.plan import PLAN, Launch, read_launches
-from fedlight.tracking.state import (
+from fedlight.runs.plan import PLAN, Launch, read_launches
+from fedlight.runs.status import (
     DONE,
     FAILED,
     INTERRUPTED,
@@ -35,6 +32,9 @@ from fedlight.tracking.state import (
     CellState,
     sweep_states,
 )
+from fedlight.runtime.errors import BadInput
+from fedlight.runtime.lock import is_alive
+from fedlight.runtime.slurm import cancel as cancel_jobs
 
 COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", INTERRUPTED: "yellow"}
 WIDTH = 160  # in a file or a pipe, in characters

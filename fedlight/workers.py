@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from fedlight.runtime.memory import no_garbage
 
 if TYPE_CHECKING:  # they bring torch, and the command line is to answer at once
+    from fedlight.federation.cohort import Task
     from fedlight.federation.store import Files
-    from fedlight.federation.tasks import Task
 
 LOOK = 0.2  # seconds between two looks at signals while others work
 SPAWN = multiprocessing.get_context("spawn")  # a fork has neither CUDA nor OpenMP

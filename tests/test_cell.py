@@ -16,7 +16,7 @@ from diffusers import DDPMPipeline
 from PIL import Image
 from wandb_file import history_of, read_wandb
 
-from fedlight.tracking.cell import masked
+from fedlight.runs.identity import masked
 
 MakeCell = Callable[..., Cell]
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fedlight import prepare, sample
 from fedlight.evaluation import classifier
-from fedlight.finished import open_cell
+from fedlight.experiment.finished import open_cell
 
 MakeCell = Callable[..., Cell]
 

@@ -12,7 +12,7 @@ from wandb_workspaces.workspaces import Workspace
 from wandb_workspaces.workspaces.internal import View
 
 from fedlight import dashboard
-from fedlight.tracking.methods import COLOURS
+from fedlight.runs.palette import COLOURS
 
 FIGURES = {
     *("FID over bytes exchanged", "FID", "Training loss", "Parameters exchanged", "FID of each client"),

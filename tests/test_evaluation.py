@@ -11,7 +11,7 @@ from test_scores import frechet
 
 from fedlight.data import digits
 from fedlight.evaluation.extractor import Extractor
-from fedlight.finished import open_cell
+from fedlight.experiment.finished import open_cell
 from fedlight.runtime.seeds import derive_seed
 
 MakeCell = Callable[..., Cell]

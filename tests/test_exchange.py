@@ -9,8 +9,8 @@ import torch
 from conftest import SLICE_PREFIXES, SMALL, Cell, invoke
 from PIL import Image
 
+from fedlight.federation.cohort import deal_tasks, participants_of
 from fedlight.federation.method import Method, Split
-from fedlight.federation.tasks import deal_tasks, participants_of
 
 MakeCell = Callable[..., Cell]
 SLICES = ("encoder", "bottleneck", "decoder")

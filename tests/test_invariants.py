@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import Cell
 
-from fedlight.federation import tasks
-from fedlight.federation.merge import Merge
+from fedlight.federation import cohort as tasks
+from fedlight.federation.aggregate import Merge
 
 MakeCell = Callable[..., Cell]
 

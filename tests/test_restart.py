@@ -17,7 +17,7 @@ import pytest
 from conftest import SMALL, Cell, invoke
 from wandb_file import history_of
 
-import fedlight.cell  # noqa: F401  loaded once here, so that the processes forked below start at once
+import fedlight.experiment.execute  # noqa: F401  loaded once here, so that the processes forked below start at once
 from fedlight.federation.federator import Federator
 from fedlight.runtime.signals import EXIT
 

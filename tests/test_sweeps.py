@@ -19,8 +19,8 @@ from joblib import Parallel, delayed
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from fedlight import sweeps
+from fedlight.runs.plan import Launch, PlannedCell
 from fedlight.runtime.lock import HOLDER, this_process
-from fedlight.tracking.plan import Launch, PlannedCell
 from hydra_plugins.fedlight_sweeps.local import OnOneGPU
 
 ROOT = Path(__file__).parents[1]

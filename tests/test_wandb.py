@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import SMALL
 
-from fedlight.tracking import record
+from fedlight.runs import record
 
 CELL = [*SMALL, "logger=wandb", "clients=2", "data.limit=40", "evaluation.grid=0"]
 

@@ -18,8 +18,9 @@ from conftest import SMALL, Cell, helpers_of
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fedlight import parts, run, workers
+from fedlight import run, workers
 from fedlight.config import validate
+from fedlight.experiment import build as parts
 
 MakeCell = Callable[..., Cell]
 LONG = [*SMALL, "name=long", "method=UDEC", "clients=4", "rounds=3", "epochs=4", "trainer.workers=2"]

@@ -9,12 +9,12 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
+from fedlight.federation.aggregate import Merge
+from fedlight.federation.cohort import Task
 from fedlight.federation.ledger import Direction, Entry, Ledger
-from fedlight.federation.merge import Merge
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.store import Report, State, Store
-from fedlight.federation.tasks import Task
 from fedlight.runtime.errors import BadInput, Diverged
 
 OPTIMIZER = "optimizer."

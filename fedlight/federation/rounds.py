@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 
+from fedlight.federation.cohort import Federation, Task
 from fedlight.federation.federator import Federator
 from fedlight.federation.ledger import Entry
-from fedlight.federation.tasks import Federation, Task
 from fedlight.runtime.seeds import derive_seed
 
 

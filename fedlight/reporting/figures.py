@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
-from fedlight.reporting.boards import Board
+from fedlight.reporting.comparison import Board
 from fedlight.reporting.plots import INK, Plot
-from fedlight.tracking.methods import colours
+from fedlight.runs.palette import colours
 
 WIDE = 40  # labels; more are not named at the axis
 LONG = 14  # characters of a label at the axis

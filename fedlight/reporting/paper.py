@@ -1,7 +1,7 @@
 """The numbers of the paper (arXiv 2406.12575) beside those of a sweep that covers its cells."""
 
 from fedlight.reporting import numbers
-from fedlight.reporting.boards import Board
+from fedlight.reporting.comparison import Board
 from fedlight.reporting.tables import Field, Table
 
 DATA, MODEL, CLIENTS = "fmnist", "paper", 5

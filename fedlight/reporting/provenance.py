@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from fedlight.reporting.boards import AXES, REPLICAS, varying
+from fedlight.reporting.comparison import AXES, REPLICAS, varying
 from fedlight.reporting.records import Record
 
 

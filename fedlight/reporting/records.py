@@ -9,8 +9,8 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedlight.runs.identity import SCHEMA
 from fedlight.runtime.errors import BadInput
-from fedlight.tracking.cell import SCHEMA
 
 TRACES = ("config.yaml", "result.json", "rounds.csv")
 """Files that make a folder a cell's."""

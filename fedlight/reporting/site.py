@@ -12,17 +12,17 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from fedlight.reporting import figures, paper, wall
-from fedlight.reporting.boards import Board, make_boards
+from fedlight.reporting import figures, gallery, paper
+from fedlight.reporting.comparison import Board, make_boards
 from fedlight.reporting.grid import read_plan
 from fedlight.reporting.plots import Plot
 from fedlight.reporting.provenance import trace
 from fedlight.reporting.records import Record, read_sweeps
 from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.reporting.tables import Table
+from fedlight.runs.palette import colours
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic
-from fedlight.tracking.methods import colours
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Chapter:
     accuracy: list[float]
     tables: list[Table]
     drawings: list[Drawing]
-    wall: list[wall.Row]
+    wall: list[gallery.Row]
     left_out: int
     cells: Table
 
@@ -65,7 +65,7 @@ def write_report(sweeps: list[Path], folder: Path) -> list[Record]:
     boards = make_boards(records, [plan.axes for plan in plans.values() if plan and plan.axes])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        chapters, tiles = [], wall.TILES
+        chapters, tiles = [], gallery.TILES
         for board in boards:
             chapter = _chapter(board, folder, f"{board.key}_" if len(boards) > 1 else "", tiles)
             tiles -= sum(len(row.tiles) for row in chapter.wall)
@@ -99,7 +99,7 @@ def _chapter(board: Board, folder: Path, prefix: str, tiles: int) -> Chapter:
     plots = figures.plots(board, prefix)
     with ProcessPoolExecutor() as pool:  # drawing is most of the work
         drawn = pool.map(partial(_draw, folder), plots)
-        rows, left_out = wall.hang(board, folder, tiles)
+        rows, left_out = gallery.hang(board, folder, tiles)
         drawings = [Drawing(plot, panels) for plot, panels in zip(plots, drawn, strict=True)]
     scores = [record.result.fid for record in board.records if record.result and record.result.fid]
     accuracy = sorted({s.extractor_accuracy for s in scores if s.extractor_accuracy is not None})

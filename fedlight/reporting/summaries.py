@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fedlight.reporting import numbers
-from fedlight.reporting.boards import Board, Entry, Place
+from fedlight.reporting.comparison import Board, Entry, Place
 from fedlight.reporting.records import Result
 from fedlight.reporting.tables import Field, Table
 

@@ -13,10 +13,10 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
+from fedlight.runs.plan import PlannedCell, read_launch
+from fedlight.runs.status import DONE, cell_state
 from fedlight.runtime.errors import BadInput, CellFailed
 from fedlight.runtime.slurm import job_states
-from fedlight.tracking.plan import PlannedCell, read_launch
-from fedlight.tracking.state import DONE, cell_state
 
 POLL = 5.0  # seconds between two looks at the queue
 SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "tasks_per_node")

@@ -8,10 +8,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from fedlight.runs.identity import cell_folder, is_done
+from fedlight.runs.plan import Launch, PlannedCell, last_jobs
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import this_process
-from fedlight.tracking.cell import cell_folder, is_done
-from fedlight.tracking.plan import Launch, PlannedCell, last_jobs
 
 
 class PlanningSweeper(BasicSweeper):

@@ -14,8 +14,8 @@ import yaml
 
 from fedlight.runtime.lock import AT_WORK, HOLDER, is_alive, read_holder
 from fedlight.runtime.slurm import job_states
-from fedlight.tracking.cell import read_result
-from fedlight.tracking.plan import read_launches
+from fedlight.runs.identity import read_result
+from fedlight.runs.plan import read_launches
 
 DONE, RUNNING, QUEUED = "done", "running", "queued"
 INTERRUPTED, FAILED, MISSING = "interrupted", "failed", "missing"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from fedlight.reporting.boards import Board, Entry, Place
+from fedlight.reporting.comparison import Board, Entry, Place
 
 TILES = 60  # thumbnails on a page, over all boards
 WIDTH, QUALITY = 720, 80  # of a thumbnail: pixels, WebP

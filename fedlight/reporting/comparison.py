@@ -11,7 +11,7 @@ import pandas as pd
 
 from fedlight.reporting.grid import Axes
 from fedlight.reporting.records import CURVES, Record, Result, Score
-from fedlight.tracking.methods import rank
+from fedlight.runs.palette import rank
 
 AXES = ("method.name", "clients", "partition.name")
 REPLICAS = {"seed", "partition.seed"}

@@ -14,14 +14,14 @@ from torch import Tensor
 from fedlight.config import CellConfig
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import sample, sampling_steps
-from fedlight.evaluation.judge import Verdict
+from fedlight.evaluation.evaluator import Verdict
 from fedlight.evaluation.memorisation import Memorisation
+from fedlight.experiment.build import Parts, image_shape
 from fedlight.federation.federator import Federator
 from fedlight.federation.store import State
-from fedlight.parts import Parts, image_shape
+from fedlight.loggers import pictures
+from fedlight.loggers.progress import ProgressBars
 from fedlight.runtime.seeds import derive_seed, stream
-from fedlight.tracking import pictures
-from fedlight.tracking.progress import ProgressBars
 
 GRID_CLIENTS = 10  # rows of a sample grid where clients are judged
 

@@ -16,25 +16,25 @@ from omegaconf import DictConfig, OmegaConf
 from fedlight.config import CellConfig
 from fedlight.data.partition import count_labels
 from fedlight.diffusion.ddpm import DDPM
+from fedlight.experiment.build import Parts, build, precision, worker_count
+from fedlight.experiment.evaluate import grid_path, is_due, score_models
+from fedlight.federation.cohort import Federation, Task
 from fedlight.federation.federator import Federator
 from fedlight.federation.ledger import Entry
 from fedlight.federation.rounds import Round, federate, replay
 from fedlight.federation.store import Saved, Store
-from fedlight.federation.tasks import Federation, Task
-from fedlight.parts import Parts, build, precision, worker_count
+from fedlight.loggers import pictures
+from fedlight.loggers.metrics import CellLog
+from fedlight.loggers.progress import ProgressBars
+from fedlight.runs.csv_files import write_partition
+from fedlight.runs.identity import SCHEMA, cell_folder, is_done, masked, write_config
+from fedlight.runs.record import Record
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.signals import stoppable
-from fedlight.scoring import grid_path, is_due, score_models
-from fedlight.tracking import pictures
-from fedlight.tracking.cell import SCHEMA, cell_folder, is_done, masked, write_config
-from fedlight.tracking.loggers import CellLog
-from fedlight.tracking.progress import ProgressBars
-from fedlight.tracking.record import Record
-from fedlight.tracking.tables import write_partition
 from fedlight.workers import Order, crew_of
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")

@@ -8,8 +8,8 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
+from fedlight.runs.palette import COLOURS
 from fedlight.runtime.errors import BadInput
-from fedlight.tracking.methods import COLOURS
 
 METHOD = "method.name"
 """The configuration key that runs are grouped and coloured by."""

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fedlight.config import CellConfig, validate
 from fedlight.diffusion.ddpm import DDPM
+from fedlight.experiment.build import make_module
+from fedlight.experiment.evaluate import draw
 from fedlight.federation.federator import Federator
 from fedlight.federation.store import State, Store
-from fedlight.parts import make_module
+from fedlight.runs.identity import read_result
 from fedlight.runtime.errors import BadInput
-from fedlight.scoring import draw
-from fedlight.tracking.cell import read_result
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -23,17 +23,17 @@ from fedlight.data.dataset import Dataset, Images
 from fedlight.data.partition import Indices, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
+from fedlight.evaluation.evaluator import Judge
 from fedlight.evaluation.extractor import Extractor, make_classifier, make_inception
-from fedlight.evaluation.judge import Judge
 from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
+from fedlight.federation.cohort import Task, participant_count
 from fedlight.federation.federator import Federator
 from fedlight.federation.method import Method
 from fedlight.federation.rounds import local_update
 from fedlight.federation.slices import SliceMap
-from fedlight.federation.tasks import Task, participant_count
 from fedlight.runtime.cores import CORES
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.memory import keep_freed_memory

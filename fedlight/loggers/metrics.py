@@ -14,8 +14,8 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig
 
+from fedlight.loggers.wandb_mode import wandb_mode
 from fedlight.runtime.errors import BadInput
-from fedlight.tracking.service import wandb_mode
 
 PATIENCE = {"init_timeout": 30.0, "finish_timeout": 60.0}  # seconds that W&B may take at either end
 

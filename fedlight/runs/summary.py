@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from fedlight.tracking.cell import read_result
-from fedlight.tracking.methods import rank
-from fedlight.tracking.plan import PLAN
+from fedlight.runs.identity import read_result
+from fedlight.runs.palette import rank
+from fedlight.runs.plan import PLAN
 
 SETTINGS = ("data", "partition", "model", "rounds", "epochs", "fraction", "seed")
 WIDTH = 120  # in a file or a pipe, in characters

@@ -1,0 +1,1 @@
+"""One cell from configuration to result: build, execute, evaluate, open again."""

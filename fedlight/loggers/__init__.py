@@ -1,0 +1,1 @@
+"""Where a cell's metrics, pictures and progress go, and the panels on Weights & Biases."""
