@@ -1,4 +1,4 @@
-"""A client is a pure function of a broadcast, its memory and its data, and what it keeps private carries over."""
+"""A client is a pure function of a broadcast, its memory and its data; what it keeps private carries over."""
 
 import os
 import subprocess

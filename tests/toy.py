@@ -25,10 +25,13 @@ FULL = Method(name="FULL", downlink="all", uplink="all", evaluate="global")
 PARTIAL = Method(name="PARTIAL", downlink=("shared",), uplink=("shared",), evaluate="clients")
 
 
-class Toy(LightningModule):
-    """own: 3 -> 2, shared: 2 -> 1, and a counter of steps; least squares by SGD."""
+SGD = partial(torch.optim.SGD, lr=0.05)
 
-    def __init__(self, optimizer: Any = partial(torch.optim.SGD, lr=0.05)) -> None:
+
+class Toy(LightningModule):
+    """own: 3 -> 2, shared: 2 -> 1; least squares."""
+
+    def __init__(self, optimizer: Any = SGD) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(7)
         self.own, self.shared = nn.Linear(3, 2), nn.Linear(2, 1)
@@ -60,7 +63,11 @@ class ToyData(LightningDataModule):
 
 
 def toy_setup(
-    method: Method = FULL, algorithm: FedAvg | None = None, codec: Codec | None = None, epochs: int = 2, **toy: Any
+    method: Method = FULL,
+    algorithm: FedAvg | None = None,
+    codec: Codec | None = None,
+    epochs: int = 2,
+    **toy: Any,
 ) -> ClientSetup:
     module = Toy(**toy)
     slices = SliceMap.build({"own": ["own"], "shared": ["shared"]}, module.state_dict())

@@ -73,15 +73,12 @@ class ClientMemory:
         versions = {r: path for r, path in _versions(self._place(client)).items() if r <= last}
         return _read(versions[max(versions)], self._cell, self.watch)[1] if versions else None
 
-    def holds(self, client: int, round_: int, hash_: str) -> bool:
-        """Whether the memory of that round is there and whole."""
+    def check(self, client: int, round_: int, hash_: str) -> None:
+        """Raises Damaged unless the memory of that round is there and whole."""
         path = _versions(self._place(client)).get(round_)
-        try:
-            return (
-                path is not None and path.stem.endswith(hash_) and bool(_read(path, self._cell, self.watch))
-            )
-        except Damaged:
-            return False
+        if path is None or not path.stem.endswith(hash_):
+            raise Damaged(f"{self._place(client) / f'r{round_:04d}-{hash_}'} is missing")
+        _read(path, self._cell, self.watch)
 
     def write(self, client: int, round_: int, memory: dict[str, State]) -> str:
         """Stores what a client keeps after a round, and removes what is too old; returns the hash."""

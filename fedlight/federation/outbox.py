@@ -111,20 +111,18 @@ class Outbox:
 
 
 def _records(path: Path) -> dict[int, Receipt]:
-    """The whole updates in a file, by client."""
+    """The whole updates in a file, by client; what follows a damaged one is not read."""
     found: dict[int, Receipt] = {}
+    size = path.stat().st_size
     with path.open("rb") as file:
-        while line := file.readline():
-            try:
-                head = json.loads(line)
+        try:
+            while file.tell() < size or not size:
+                head = json.loads(file.readline())
                 receipt = Receipt(path, file.tell(), head["length"], head["hash"], head["memory"])
                 receipt.read()
                 found[head["client"]] = receipt
                 file.seek(head["length"], os.SEEK_CUR)
-            except (ValueError, KeyError, TypeError, Damaged):
-                print(
-                    f"fedlight: checkpoint: {path} is damaged or cut short; its clients train once more",
-                    file=sys.stderr,
-                )
-                break
+        except (ValueError, KeyError, TypeError, Damaged):
+            lost = f"fedlight: checkpoint: {path} is damaged or cut short; its clients train once more"
+            print(lost, file=sys.stderr)
     return found

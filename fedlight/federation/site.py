@@ -1,5 +1,6 @@
 """A place where clients live: their setup, their memory, and the updates that they have done."""
 
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -47,8 +48,7 @@ class Site:
         """
         round_, client = broadcast.round, broadcast.client
         self.outbox.open_round(round_)
-        done = self.outbox.find(client)
-        if done and (done.memory is None or self.memory.holds(client, round_, done.memory)):
+        if (done := self.outbox.find(client)) and self._is_whole(done, client, round_):
             return done
         memory = {} if broadcast.first_contact else self._recall(client, round_ - 1)
         update, memory = local_update(broadcast, memory, self.setup)
@@ -66,6 +66,16 @@ class Site:
     def take_seconds(self) -> float:
         """Seconds spent on files since the last call."""
         return self.memory.watch.take() + self.outbox.watch.take()
+
+    def _is_whole(self, done: Receipt, client: int, round_: int) -> bool:
+        """Whether the memory that belongs to a finished update is there."""
+        try:
+            if done.memory is not None:
+                self.memory.check(client, round_, done.memory)
+            return True
+        except Damaged as error:
+            print(f"fedlight: checkpoint: {error}; its client trains once more", file=sys.stderr)
+            return False
 
     def _recall(self, client: int, last: int) -> Memory:
         """What the client kept when it last took part."""
