@@ -125,12 +125,14 @@ def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -
     setup = toy_setup(PARTIAL)
     server = toy_server(setup)
     memory: Memory = {"model": {"own.weight": torch.full((2, 3), 2.0), "own.bias": torch.zeros(2)}}
-    own = evaluate(server.evaluation(draw=True), 0, memory, setup)
-    other = evaluate(server.evaluation(draw=True), 1, {}, setup)
+    first, second = server.evaluations([0, 1], draw=True)
+    own, other = evaluate(first, memory, setup), evaluate(second, {}, setup)
+    assert (own.client, other.client) == (0, 1)
     assert own.metrics["norm"] == pytest.approx((6 * 4) ** 0.5)
     assert other.metrics["norm"] != own.metrics["norm"]
     assert own.sha256 != other.sha256
-    assert evaluate(server.evaluation(draw=False), 0, memory, setup).metrics == {}
+    (silent,) = server.evaluations([0], draw=False)
+    assert evaluate(silent, memory, setup).metrics == {}
 
 
 def test_an_update_that_is_done_is_not_done_again_and_its_memory_is_checked(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_an_update_that_is_done_is_not_done_again_and_its_memory_is_checked(tmp_
 def test_a_client_that_has_lost_its_memory_says_so(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL)
     _, second = broadcasts_of(setup, 2, tmp_path / "other")
-    with pytest.raises(MemoryLost, match="client 0 kept until round 1 is missing"):
+    with pytest.raises(MemoryLost, match="000000/r0001- is missing"):
         toy_site(setup, tmp_path / "site").update(second)
 
 

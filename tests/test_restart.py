@@ -18,6 +18,7 @@ from conftest import SMALL, Cell, invoke
 from wandb_file import history_of
 
 from fedlight.experiment import execute  # loaded once here, so that the processes forked below start at once
+from fedlight.federation import outbox
 from fedlight.federation.checkpoint import ClientMemory, ServerCheckpoint
 from fedlight.federation.federator import Federator
 from fedlight.federation.outbox import Outbox
@@ -82,6 +83,7 @@ class Runner:
 
         log = self.log
         Federator.on_fit_start = on_fit_start  # type: ignore[method-assign]
+        outbox.FLUSH = 0.0  # so that the instants do not depend on the clock
         watch_instants(self.log.with_suffix(".instants"), kill_at)
         status = 99
         try:

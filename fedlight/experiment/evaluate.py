@@ -110,7 +110,7 @@ def evaluate_models(
     drawn: list[Drawn] = []
     if per_client:
         clients = [client for client in models if client is not None]
-        for scores in transport.evaluate(clients, server.evaluation(draw=True)):
+        for scores in transport.evaluate(server.evaluations(clients, draw=True)):
             groups = {name: payload.tensors for name, payload in scores.payloads.items()}
             drawn.append(Drawn.from_groups(scores.metrics, groups))
             advance(steps)

@@ -168,7 +168,7 @@ class Run:
     def _fingerprint_clients(self) -> None:
         if self.server.method.evaluate == "clients":
             clients = range(self.settings.clients)
-            answers = self.transport.evaluate(clients, self.server.evaluation(draw=False))
+            answers = self.transport.evaluate(self.server.evaluations(clients, draw=False))
             self.record.result["client_sha256"] = [scores.sha256 for scores in answers]
 
     def _checkpoint_seconds(self) -> float:

@@ -52,15 +52,13 @@ class FinishedCell:
             )
         if not 0 <= client < clients:
             raise BadInput(f"{self.folder.name}: clients are 0 to {clients - 1}, got {client}")
+        round_ = self.server.met.get(client, 0)
+        memory = client_memory(self.folder / CHECKPOINT, self.folder.name)
         try:
-            kept = client_memory(self.folder / CHECKPOINT, self.folder.name).read(
-                client, self.settings.rounds
-            )
+            kept = memory.read(client, round_) if round_ else {}
         except Damaged as error:
-            raise BadInput(
-                f"{error}; the model of client {client} is lost, those of other clients are not"
-            ) from error
-        return {**self.server.global_state(), **(kept or {}).get("model", {})}
+            raise BadInput(f"{error}; the model of client {client} is lost") from error
+        return {**self.server.global_state(), **kept.get("model", {})}
 
     def draw(self, client: int | None, images: int, seed: int) -> Tensor:
         """Images of a model, uint8, shape (images, channels, height, width), by the cell's own sampler."""

@@ -64,21 +64,16 @@ class ClientMemory:
         self._cell = cell
         self.watch = Stopwatch()
 
-    def read(self, client: int, last: int) -> dict[str, State] | None:
-        """The newest memory of a client that is not of a later round than `last`; None where there is none.
+    def read(self, client: int, round_: int, hash_: str = "") -> dict[str, State]:
+        """The memory of a client as it was after a round in which it took part.
 
         Raises:
-            Damaged: its file does not hold what was written.
+            Damaged: it is missing, is not the one with the given hash, or does not hold what was written.
         """
-        versions = {r: path for r, path in _versions(self._place(client)).items() if r <= last}
-        return _read(versions[max(versions)], self._cell, self.watch)[1] if versions else None
-
-    def check(self, client: int, round_: int, hash_: str) -> None:
-        """Raises Damaged unless the memory of that round is there and whole."""
         path = _versions(self._place(client)).get(round_)
         if path is None or not path.stem.endswith(hash_):
             raise Damaged(f"{self._place(client) / f'r{round_:04d}-{hash_}'} is missing")
-        _read(path, self._cell, self.watch)
+        return _read(path, self._cell, self.watch)[1]
 
     def write(self, client: int, round_: int, memory: dict[str, State]) -> str:
         """Stores what a client keeps after a round, and removes what is too old; returns the hash."""

@@ -119,12 +119,12 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     return update, kept
 
 
-def evaluate(request: Evaluation, client: int, memory: Memory, setup: ClientSetup) -> Scores:
+def evaluate(request: Evaluation, memory: Memory, setup: ClientSetup) -> Scores:
     """Fingerprints the client's own model (private slices over the global ones); scores it if asked."""
     state = {**setup.first, **_merge(request.payloads), **memory.get("model", {})}
-    metrics, shown = setup.evaluate(state, request.round, client) if request.draw else ({}, {})
+    metrics, shown = setup.evaluate(state, request.round, request.client) if request.draw else ({}, {})
     payloads = {name: Payload.plain(tensors) for name, tensors in shown.items()}
-    return Scores(client, state_sha256(state), metrics, payloads)
+    return Scores(request.client, state_sha256(state), metrics, payloads)
 
 
 def _merge(payloads: dict[str, Payload]) -> State:

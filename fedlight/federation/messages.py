@@ -52,7 +52,8 @@ class Broadcast:
         cell: id of the federation.
         round: 1..R.
         client: 0..K-1.
-        first_contact: the client takes part for the first time, and receives the whole model.
+        previous: the round in which the client last took part; 0 at first contact, where it receives the
+            whole model.
         uplink: the slices that the client is to report.
         drops_out: the client receives the broadcast and never reports (a simulated fault).
         payloads: slice, or `EXTRAS`: what is sent.
@@ -61,7 +62,7 @@ class Broadcast:
     cell: str
     round: int
     client: int
-    first_contact: bool
+    previous: int
     uplink: tuple[str, ...]
     drops_out: bool
     payloads: dict[str, Payload]
@@ -95,12 +96,16 @@ class Evaluation:
     Attributes:
         cell: id of the federation.
         round: rounds completed, 0..R.
+        client: 0..K-1.
+        previous: the round in which the client last took part, 0 for never.
         draw: whether to draw images from the model and to score them, or only to fingerprint it.
         payloads: the slices of the global model; the client puts its private ones over them.
     """
 
     cell: str
     round: int
+    client: int
+    previous: int
     draw: bool
     payloads: dict[str, Payload]
 

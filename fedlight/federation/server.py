@@ -1,6 +1,6 @@
 """The server: the global model, what it sends, what it receives, and how a round changes it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class Server:
     Attributes:
         round: rounds completed.
         theta: the global model, all slices.
-        met: the clients that took part so far.
+        met: client: the round in which it last took part.
         ledger: what crossed so far.
     """
 
@@ -77,7 +77,7 @@ class Server:
         self.round = 0
         self.theta: State = self.slices.select(self.slices.names, self._initial)
         self.state = self._algorithm.init(self._federated())
-        self.met: set[int] = set()
+        self.met: dict[int, int] = {}
         self.ledger = Ledger()
         self._open([])
 
@@ -95,31 +95,30 @@ class Server:
         evaluated = self._algorithm.evaluated(self._federated(), self.state)
         return {**{name: self._initial[name] for name in self.slices.private}, **self.theta, **evaluated}
 
-    def evaluation(self, draw: bool) -> Evaluation:
-        """The request to clients to evaluate their own models."""
+    def evaluations(self, clients: Iterable[int], draw: bool) -> Iterator[Evaluation]:
+        """The requests to clients to evaluate their own models."""
         state = self.global_state()
-        payloads = {
-            slice_: Payload.plain(self.slices.select([slice_], state)) for slice_ in self.slices.names
-        }
-        return Evaluation(self.cell, self.round, draw, payloads)
+        payloads = {name: Payload.plain(self.slices.select([name], state)) for name in self.slices.names}
+        for client in clients:
+            yield Evaluation(self.cell, self.round, client, self.met.get(client, 0), draw, payloads)
 
     def broadcasts(self) -> Iterator[Broadcast]:
         """Begins the next round: a message for each client of the cohort, in client order."""
         cohort, tasks = self.participation.draw(self.method, self.round + 1)
         self._cohort = cohort
         self._open(tasks)
-        met = frozenset(self.met)
-        self.met.update(task.client for task in tasks)
+        met = dict(self.met)
+        self.met.update({task.client: task.round for task in tasks})
         for task in tasks:
-            first_contact = task.client not in met
-            slices = self.slices.names if first_contact else self.method.downlink
+            previous = met.get(task.client, 0)
+            slices = self.method.downlink if previous else self.slices.names
             payloads = {slice_: Payload.plain(self._slice(slice_)) for slice_ in slices}
             if extras := self._algorithm.broadcast(self.state):
                 payloads[EXTRAS] = Payload.plain(extras)
             if not self.method.pool:  # the server trains by itself: nothing crosses
                 self.ledger.add(task.round, task.client, "down", payloads)
             yield Broadcast(
-                self.cell, task.round, task.client, first_contact, task.uplink, task.drops_out, payloads
+                self.cell, task.round, task.client, previous, task.uplink, task.drops_out, payloads
             )
 
     def receive(self, update: Update) -> None:
@@ -153,7 +152,7 @@ class Server:
     def save(self, checkpoint: ServerCheckpoint, history: dict[str, Any]) -> None:
         """Stores all that a restart needs after a round; with it the round is done."""
         header = {
-            "met": sorted(self.met),
+            "met": sorted(self.met.items()),
             "visits": self.ledger.visits,
             "ledger": self._ledger_names,
             "history": history,
@@ -173,7 +172,7 @@ class Server:
         """
         for round_, header, groups in checkpoint.read():
             if before is None or round_ < before:
-                self.round, self.met = round_, set(header["met"])
+                self.round, self.met = round_, dict(header["met"])
                 self.theta, self.state = groups["theta"], groups.get("algorithm", {})
                 self.ledger.restore(groups["ledger"]["rows"], header["ledger"], header["visits"])
                 history: dict[str, Any] = header["history"]

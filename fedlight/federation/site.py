@@ -50,18 +50,18 @@ class Site:
         self.outbox.open_round(round_)
         if (done := self.outbox.find(client)) and self._is_whole(done, client, round_):
             return done
-        memory = {} if broadcast.first_contact else self._recall(client, round_ - 1)
+        memory = self._recall(client, broadcast.previous)
         update, memory = local_update(broadcast, memory, self.setup)
         hash_ = self.memory.write(client, round_, memory) if self._keeps else None
         return None if update is None else self.outbox.add(client, to_bytes(update), hash_)
 
-    def evaluate(self, request: Evaluation, client: int) -> Scores:
+    def evaluate(self, request: Evaluation) -> Scores:
         """Evaluates the model of a client; one that has never taken part holds the global model.
 
         Raises:
-            MemoryLost: what the client kept is damaged.
+            MemoryLost: what the client kept is gone.
         """
-        return evaluate(request, client, self._read(client, request.round) or {}, self.setup)
+        return evaluate(request, self._recall(request.client, request.previous), self.setup)
 
     def take_seconds(self) -> float:
         """Seconds spent on files since the last call."""
@@ -71,21 +71,17 @@ class Site:
         """Whether the memory that belongs to a finished update is there."""
         try:
             if done.memory is not None:
-                self.memory.check(client, round_, done.memory)
+                self.memory.read(client, round_, done.memory)
             return True
         except Damaged as error:
             print(f"fedlight: checkpoint: {error}; its client trains once more", file=sys.stderr)
             return False
 
-    def _recall(self, client: int, last: int) -> Memory:
-        """What the client kept when it last took part."""
-        memory = self._read(client, last)
-        if memory is None:
-            raise MemoryLost(f"what client {client} kept until round {last} is missing")
-        return memory
-
-    def _read(self, client: int, last: int) -> Memory | None:
+    def _recall(self, client: int, round_: int) -> Memory:
+        """What the client kept when it last took part, in round `round_`; nothing where that is 0."""
+        if not (round_ and self._keeps):
+            return {}
         try:
-            return self.memory.read(client, last) if self._keeps else {}
+            return self.memory.read(client, round_)
         except Damaged as error:
             raise MemoryLost(str(error)) from error

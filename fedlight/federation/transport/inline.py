@@ -1,6 +1,6 @@
 """Clients one after another, in the process of the server."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes
 from fedlight.federation.transport.transport import Surroundings
@@ -17,6 +17,5 @@ class Inline:
             if receipt := self._site.update(broadcast):
                 yield from_bytes(receipt.read())
 
-    def evaluate(self, clients: Sequence[int], request: Evaluation) -> Iterator[Scores]:
-        for client in clients:
-            yield self._site.evaluate(request, client)
+    def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
+        yield from map(self._site.evaluate, requests)

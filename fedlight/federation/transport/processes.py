@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import partial
@@ -60,9 +60,9 @@ class Processes:
         receipts: Iterator[Receipt | None] = self._run(jobs, self._around.done)
         yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
 
-    def evaluate(self, clients: Sequence[int], request: Evaluation) -> Iterator[Scores]:
-        here, content = self._around.here, to_bytes(request)
-        jobs = (Job(partial(here.evaluate, request, k), partial(_evaluate, content, k)) for k in clients)
+    def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
+        here = self._around.here
+        jobs = (Job(partial(here.evaluate, r), partial(_evaluate, to_bytes(r))) for r in requests)
         yield from self._run(jobs, lambda: None)
 
     def _run(self, jobs: Iterable[Job], done: Callable[[], None]) -> Iterator[Any]:
@@ -172,5 +172,5 @@ def _update(content: bytes, site: Site) -> Receipt | None:
     return site.update(from_bytes(content))
 
 
-def _evaluate(content: bytes, client: int, site: Site) -> Scores:
-    return site.evaluate(from_bytes(content), client)
+def _evaluate(content: bytes, site: Site) -> Scores:
+    return site.evaluate(from_bytes(content))

@@ -1,6 +1,6 @@
 """What a transport is: it carries broadcasts to clients and brings their updates."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,8 +14,8 @@ class Transport(Protocol):
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
         """Hands each broadcast to its client and yields the updates, in any order."""
 
-    def evaluate(self, clients: Sequence[int], request: Evaluation) -> Iterator[Scores]:
-        """Asks clients to evaluate their own models; yields their answers in the order asked."""
+    def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
+        """Asks clients to evaluate their own models; yields their answers in the order of the requests."""
 
 
 @dataclass(frozen=True)
