@@ -34,7 +34,7 @@ from fedlight.runs.status import (
 )
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import is_alive
-from fedlight.runtime.slurm import cancel as cancel_jobs
+from fedlight.runtime.slurm_jobs import cancel as cancel_jobs
 
 COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", INTERRUPTED: "yellow"}
 WIDTH = 160  # in a file or a pipe, in characters

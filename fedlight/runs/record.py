@@ -8,7 +8,7 @@ from typing import Any
 
 from fedlight.runs.identity import write_result
 from fedlight.loggers.metrics import CellLog
-from fedlight.runs.csv_files import LEDGER_COLUMNS, ROUND_COLUMNS, Table
+from fedlight.runs.csv_files import LEDGER_COLUMNS, ROUND_COLUMNS, CsvFile
 
 
 class Record:
@@ -29,8 +29,8 @@ class Record:
         self.result = result
         self.rounds: list[dict[str, Any]] = []
         self.log: CellLog | None = None
-        self._rounds_csv = Table(folder / "rounds.csv", ROUND_COLUMNS)
-        self._ledger_csv = Table(folder / "ledger.csv", LEDGER_COLUMNS)
+        self._rounds_csv = CsvFile(folder / "rounds.csv", ROUND_COLUMNS)
+        self._ledger_csv = CsvFile(folder / "ledger.csv", LEDGER_COLUMNS)
         self._started = time.perf_counter()
 
     def note(

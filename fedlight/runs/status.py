@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from fedlight.runtime.lock import AT_WORK, HOLDER, is_alive, read_holder
-from fedlight.runtime.slurm import job_states
+from fedlight.runtime.slurm_jobs import job_states
 from fedlight.runs.identity import read_result
 from fedlight.runs.plan import read_launches
 

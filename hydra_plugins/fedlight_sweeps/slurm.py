@@ -16,7 +16,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from fedlight.runs.plan import PlannedCell, read_launch
 from fedlight.runs.status import DONE, cell_state
 from fedlight.runtime.errors import BadInput, CellFailed
-from fedlight.runtime.slurm import job_states
+from fedlight.runtime.slurm_jobs import job_states
 
 POLL = 5.0  # seconds between two looks at the queue
 SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "tasks_per_node")
