@@ -1,6 +1,7 @@
 """How numbers are printed, the same in the page, in LaTeX and in the terminal."""
 
 import math
+from typing import Any
 
 NONE = "–"
 
@@ -12,6 +13,19 @@ def score(value: float | None, std: float | None = None) -> str:
     digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 4
     spread = "" if std is None or math.isnan(std) else f" ± {std:.{digits}f}"
     return f"{value:.{digits}f}{spread}"
+
+
+def plain(value: Any) -> str:
+    """A value of the configuration, as it is typed on the command line."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def rank(value: Any) -> tuple[bool, float, str]:
+    """Sorts values of the configuration: numbers by size, before all others by their text."""
+    number = isinstance(value, int | float)
+    return not number, value if number else 0.0, str(value)
 
 
 def share(value: float | None) -> str:

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from fedlight.runtime.files import atomic
 
 SCHEMA = 1
+NEUTRAL_GROUPS = ("name", "output", "logger")
 NEUTRAL = {"root", "cache", "weights", "workers"}
-"""Keys that say where things are, or are done, and change no result."""
+"""Groups, and keys of any group, that say where things are, or are done, and change no result."""
 
 
 def cell_id(config: dict[str, Any]) -> str:
@@ -22,7 +23,7 @@ def cell_id(config: dict[str, Any]) -> str:
     Args:
         config: the checked configuration; sweep name, output folder, logger and places do not count.
     """
-    counted = {key: value for key, value in config.items() if key not in ("name", "output", "logger")}
+    counted = {key: value for key, value in config.items() if key not in NEUTRAL_GROUPS}
     content = json.dumps(_without_neutral(counted), sort_keys=True)
     digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
     parts = (
@@ -37,6 +38,12 @@ def cell_id(config: dict[str, Any]) -> str:
         digest,
     )
     return "-".join(re.sub(r"[^\w.+]", "_", part) for part in parts)
+
+
+def changes_no_result(key: str) -> bool:
+    """Whether a dotted key of the configuration, such as `data.root`, counts in no cell's id."""
+    parts = key.split(".")
+    return parts[0] in NEUTRAL_GROUPS or not NEUTRAL.isdisjoint(parts)
 
 
 def cell_folder(settings: BaseModel) -> Path:

@@ -6,9 +6,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedlight.runs.identity import write_result
 from fedlight.loggers.metrics import CellLog
 from fedlight.runs.csv_files import LEDGER_COLUMNS, ROUND_COLUMNS, CsvFile
+from fedlight.runs.identity import write_result
 
 
 class Record:
