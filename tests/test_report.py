@@ -209,7 +209,7 @@ def test_cells_that_are_planned_and_not_begun_are_missing(sweep: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["no folder", "empty folder"])
-def test_a_folder_without_cells_is_told_in_one_line(
+def test_a_folder_without_cells_is_refused_in_one_line(
     sweep: Path, capsys: pytest.CaptureFixture[str], there: bool
 ) -> None:
     if there:
@@ -248,26 +248,27 @@ def test_whatever_else_varies_is_a_setting_and_not_averaged(sweep: Path) -> None
     assert all(line["fid_std_over"] == "2 seeds" for line in lines)
 
 
-def test_every_swept_key_is_a_column_by_which_cells_can_be_told_apart(
+def test_every_swept_key_is_a_column_by_which_cells_differ(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for rate, pool, seed in product((0.1, 0.02), (True, False), (7, 8)):
-        own = {"method": {"keep_optimizer": pool}, "partition": {"seed": seed, "deal": {"seed": seed}}}
-        write_cell(sweep, sections={"optimizer": {"lr": rate}, **own})
-    swept = {"optimizer.lr", "method.keep_optimizer", "partition.seed"}
+    for rate, model, keep, seed in product((0.1, 0.02), ("tiny", "paper"), (True, False), (7, 8)):
+        own = {"method": {"keep_optimizer": keep}, "partition": {"seed": seed, "deal": {"seed": seed}}}
+        write_cell(sweep, sections={"optimizer": {"lr": rate}, "model": {"name": model}, **own})
+    swept = {"optimizer.lr", "model", "method.keep_optimizer", "partition.seed"}
     print_summary(sweep)
     head, *body = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "┃│"]
     assert swept <= set(re.findall(r"[\w.]+", head))
-    assert len({tuple(line.split("│")[1:4]) for line in body}) == 8
+    assert len({tuple(line.split("│")[1:5]) for line in body}) == 16
     run_report(sweep)
     lines = rows(sweep / "report" / "cells.csv")
     page = Page(sweep / "report" / "index.html")
-    assert len({tuple(line[key] for key in swept) for line in lines}) == 8
+    assert len({tuple(line[key] for key in swept) for line in lines}) == 16
     for columns in (lines[0].keys(), page.tables["cells"][0]):
         assert swept <= set(columns)
         assert "partition.deal.seed" not in columns
     for table in (rows(sweep / "report" / "table.csv"), page.records("table"), page.records("fid")):
-        assert len({(line["optimizer.lr"], line["method.keep_optimizer"]) for line in table}) == 4
+        settings = ("optimizer.lr", "model", "method.keep_optimizer")
+        assert len({tuple(line[key] for key in settings) for line in table}) == 8
         assert "partition.seed" not in table[0]
 
 

@@ -202,7 +202,7 @@ def test_a_finished_sweep_loads_nothing_heavy(command: Command, tmp_path: Path) 
     assert done.stdout.strip().endswith("[]")
 
 
-def test_offline_runs_are_sent_by_wandb_and_what_is_not_sent_is_told(
+def test_offline_runs_are_sent_by_wandb_and_what_is_not_sent_is_named(
     cell: Callable[..., Cell],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
 from fedlight.runs.identity import changes_no_result
-from fedlight.runs.palette import rank
+from fedlight.runs.palette import colours, rank
 from fedlight.runs.reader import ImageQuality, Result
 from fedlight.runs.status import DONE, MISSING, SweepCell
 
@@ -119,6 +119,11 @@ class Comparison:
         return sorted({method for _, method in self.groups}, key=rank)
 
     @property
+    def palette(self) -> dict[str, str]:
+        """The colour of each method."""
+        return colours(set(self.methods))
+
+    @property
     def varying(self) -> list[str]:
         """The keys of the settings."""
         return list(next(iter(self.settings.values()), {}))
@@ -213,7 +218,7 @@ def varying_keys(cells: Iterable[SweepCell], others: Collection[str]) -> list[st
     keys = {key for config in configs for key in config if key not in others and not changes_no_result(key)}
     kept: list[str] = []
     for key in sorted(keys, key=lambda key: (not key.endswith(".name"), key.count("."), key)):
-        deciding = [*kept, f"{key.partition('.')[0]}.name"]
+        deciding = [*kept, *({f"{key.partition('.')[0]}.name"} - {key})]
         if key.startswith("partition.deal."):
             deciding.append("partition.seed")
         seen: dict[str, str] = {}

@@ -9,10 +9,10 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
 from fedlight.reporting.comparison import Comparison
 from fedlight.reporting.plots import INK, Plot
-from fedlight.runs.palette import colours
 
 WIDE = 40  # labels; more are not named at the axis
 LONG = 14  # characters of a label at the axis
+BAND = "Mean over seeds; the band is their standard deviation."
 
 
 def plots(comparison: Comparison, prefix: str) -> list[Plot]:
@@ -21,9 +21,23 @@ def plots(comparison: Comparison, prefix: str) -> list[Plot]:
         quality_exchange(comparison, prefix),
         client_spread(comparison, prefix),
         budget(comparison, prefix),
-        rounds_curve(comparison, prefix, "fid", "FID", "FID over rounds"),
-        rounds_curve(comparison, prefix, "train_loss", "training loss", "Training loss over rounds"),
-        exchange_curve(comparison, prefix),
+        rounds_curve(comparison, f"{prefix}fid_rounds", "FID over rounds", BAND, "fid", "FID"),
+        rounds_curve(
+            comparison,
+            f"{prefix}train_loss_rounds",
+            "Training loss over rounds",
+            f"{BAND} A partial method's loss is that of its clients' own models on their own data.",
+            "train_loss",
+            "training loss",
+        ),
+        rounds_curve(
+            comparison,
+            f"{prefix}exchange_rounds",
+            "Exchange over rounds",
+            "Parameters exchanged so far, both ways, all clients. The first contact sends the whole model.",
+            "params_cumulative",
+            "parameters exchanged",
+        ),
         partitions(comparison, prefix),
     ]
     return [plot for plot in made if not plot.data.empty]
@@ -51,8 +65,8 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
         "One curve a method, through its client counts (the number at each point). Lower left is better: "
         "good images for few bytes. Bars: standard deviation over seeds or clients. Dashed: nothing crosses.",
         pd.DataFrame(rows, columns=["panel", "method", "clients", "bytes", "fid", "fid_std", "fid_std_over"]),
-        partial(_draw_quality, palette=_palette(comparison)),
-        _palette(comparison),
+        partial(_draw_quality, palette=comparison.palette),
+        comparison.palette,
     )
 
 
@@ -86,38 +100,18 @@ def budget(comparison: Comparison, prefix: str) -> Plot:
         rows[several & (rows["bytes_cumulative"] > 0)],
         partial(
             _draw_curves,
-            palette=_palette(comparison),
+            palette=comparison.palette,
             x=("bytes_cumulative", "exchanged so far (bytes)"),
             y=("fid", "FID"),
         ),
-        _palette(comparison),
+        comparison.palette,
     )
 
 
-def rounds_curve(comparison: Comparison, prefix: str, key: str, label: str, title: str) -> Plot:
-    """A quantity of each method over rounds."""
-    note = "Mean over seeds; the band is their standard deviation."
-    if key == "train_loss":
-        note = f"{note} A partial method's loss is that of its clients' own models on their own data."
-    draw = partial(_draw_curves, palette=_palette(comparison), x=("round", "round"), y=(key, label))
-    return Plot(f"{prefix}{key}_rounds", title, note, _history(comparison, key), draw, _palette(comparison))
-
-
-def exchange_curve(comparison: Comparison, prefix: str) -> Plot:
-    """The paper's figure: parameters exchanged so far, over rounds."""
-    return Plot(
-        f"{prefix}exchange_rounds",
-        "Exchange over rounds",
-        "Parameters that crossed so far, both ways, all clients. The first contact sends the whole model.",
-        _history(comparison, "params_cumulative"),
-        partial(
-            _draw_curves,
-            palette=_palette(comparison),
-            x=("round", "round"),
-            y=("params_cumulative", "parameters exchanged"),
-        ),
-        _palette(comparison),
-    )
+def rounds_curve(comparison: Comparison, name: str, title: str, note: str, key: str, label: str) -> Plot:
+    """A column of `rounds.csv` over rounds, a curve a method."""
+    draw = partial(_draw_curves, palette=comparison.palette, x=("round", "round"), y=(key, label))
+    return Plot(name, title, note, _history(comparison, key), draw, comparison.palette)
 
 
 def _history(comparison: Comparison, key: str) -> pd.DataFrame:
@@ -183,7 +177,7 @@ def client_spread(comparison: Comparison, prefix: str) -> Plot:
         )
     ]
     drawn = {str(row["method"]) for row in rows}
-    palette = {method: colour for method, colour in _palette(comparison).items() if method in drawn}
+    palette = {method: colour for method, colour in comparison.palette.items() if method in drawn}
     return Plot(
         f"{prefix}client_spread",
         "Spread over clients",
@@ -255,7 +249,3 @@ def _scale_bytes(axis: Axes) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(EngFormatter("B"))
     axis.minorticks_off()
-
-
-def _palette(comparison: Comparison) -> dict[str, str]:
-    return colours(set(comparison.methods))

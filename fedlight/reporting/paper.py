@@ -2,7 +2,7 @@
 
 from fedlight.reporting import numbers
 from fedlight.reporting.comparison import Comparison
-from fedlight.reporting.tables import Field, ReportTable
+from fedlight.reporting.tables import Field, ReportTable, number
 
 DATA, MODEL, CLIENTS = "fmnist", "paper", 5
 PROTOCOL = {"rounds": 15, "epochs": 5, "data.batch_size": 128, "data.limit": None, "optimizer.lr": 1e-4}
@@ -47,7 +47,7 @@ def beside_paper(comparison: Comparison, prefix: str) -> ReportTable | None:
                 Field(partition, partition),
                 Field(f"{published:.1f}", published),
                 Field("missing" if mine is None else numbers.score(mine), mine),
-                *(Field(numbers.count(rank), rank) for rank in ranks),
+                *(number(rank, numbers.count) for rank in ranks),
             ]
             rows.append([Field(setting, setting), *printed] if comparison.varying else printed)
             raw = (setting, method, partition, published, mine, *ranks)

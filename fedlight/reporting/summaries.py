@@ -1,11 +1,12 @@
 """The tables of a report: FID by method, methods in full, cell by cell."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
 from fedlight.reporting.comparison import AXES, Comparison, Group, Place, varying_keys
-from fedlight.reporting.tables import Field, ReportTable
+from fedlight.reporting.tables import Field, ReportTable, number
 from fedlight.runs.palette import rank
 from fedlight.runs.reader import Result
 from fedlight.runs.status import DONE, SweepCell
@@ -17,7 +18,7 @@ class Quantity(NamedTuple):
     head: str
     key: str
     read: Callable[[Result], float | None]
-    text: Callable[[float | None], str]
+    text: Callable[[float], str]
 
 
 SCORES = (
@@ -80,10 +81,10 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
             means: dict[str, float | None] = {q.key: group.mean(q.read) for q in quantities}
             spread, over = group.spread
             marked = group.method == best
-            fields = [Field(q.text(means[q.key]), means[q.key]) for q in quantities]
+            fields = [number(means[q.key], q.text) for q in quantities]
             quality = [_fid(group, marked), Field(over, over)] if comparison.evaluated else []
-            head = [*_place(comparison, place), Field(group.method, group.method)]
-            rows.append([*head, *quality, *fields, Field(group.status, group.status)])
+            named = [*_place(comparison, place), Field(group.method, group.method)]
+            rows.append([*named, *quality, *fields, Field(group.status, group.status)])
             fid = {"fid": group.fid, "fid_std": spread, "fid_std_over": over, "best": marked}
             data.append(
                 {"data": comparison.data, "extractor": comparison.extractor}
@@ -108,29 +109,27 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
 def by_cell(cells: Sequence[SweepCell], prefix: str = "") -> ReportTable:
     """A row for each cell, with its own numbers, and a column for each key that tells cells apart."""
     keys = [*varying_keys(cells, (*AXES, "seed")), "partition.name", "clients", "method.name", "seed"]
-    quantities, evaluated = _quantities(cells), _evaluated(cells)
+    quantities = _quantities(cells)
+    evaluated = any(cell.files.result and cell.files.result.fid for cell in cells)
     rows, data = [], []
-    for cell in sorted(cells, key=_position):
+    for cell in sorted(cells, key=lambda cell: _position(cell, keys)):
         result = cell.files.result
         names = {"sweep": cell.sweep, "cell": cell.cell, "status": cell.state}
-        settings = {_head(key): cell.files.config.get(key) for key in keys}
+        settings = {head(key): cell.files.config.get(key) for key in keys}
         values = {q.key: q.read(result) if result else None for q in quantities}
         fid, std = (result.quality("value"), result.quality("std")) if result else (None, None)
-        quality = [Field(numbers.score(fid, std), fid)] if evaluated else []
-        fields = [Field(q.text(values[q.key]), values[q.key]) for q in quantities]
-        rows.append(
-            [*(Field(text, text) for text in names.values()), *map(_setting, settings.values())]
-            + [*quality, *fields]
-        )
+        quality = [number(fid, partial(numbers.score, std=std))] if evaluated else []
+        named = map(_setting, (*names.values(), *settings.values()))
+        rows.append([*named, *quality, *(number(values[q.key], q.text) for q in quantities)])
         data.append({**names, **settings, **({"fid": fid, "fid_std": std} if evaluated else {}), **values})
     numbered = [*(["FID"] if evaluated else []), *(q.head for q in quantities)]
-    heads = [_head(key) for key in keys]
+    heads = [*map(head, keys)]
     return ReportTable(
         f"{prefix}cells",
         "Cell by cell",
         "Every cell that was planned or found. ± is the standard deviation over the cell's clients.",
         ["sweep", "cell", "status", *heads, *numbered],
-        {*numbered, *(head for head in heads if _numeric(line[head] for line in data))},
+        {*numbered, *(name for name in heads if _numeric(line[name] for line in data))},
         rows,
         data,
     )
@@ -142,21 +141,10 @@ def _quantities(cells: Sequence[SweepCell]) -> list[Quantity]:
     return [*(q for q in SCORES if any(q.read(result) is not None for result in results)), *COSTS]
 
 
-def _evaluated(cells: Sequence[SweepCell]) -> bool:
-    return any(cell.files.result and cell.files.result.fid for cell in cells)
-
-
-def _position(cell: SweepCell) -> tuple[Any, ...]:
-    """Sorts cells by data set, partition, method, clients and seed."""
-    config = cell.files.config
-    names, numbered = ("data.name", "partition.name"), ("clients", "seed")
-    return (
-        *(str(config.get(key)) for key in names),
-        rank(str(config.get("method.name"))),
-        *(int(config.get(key, 0)) for key in numbered),
-        cell.sweep,
-        cell.cell,
-    )
+def _position(cell: SweepCell, keys: list[str]) -> list[Any]:
+    """Sorts cells by the values of the keys, numbers by size and methods by rank."""
+    values = [(key, cell.files.config.get(key)) for key in keys]
+    return [rank(str(value)) if key == "method.name" else numbers.rank(value) for key, value in values]
 
 
 def _fid(group: Group, best: bool) -> Field:
@@ -172,18 +160,18 @@ def _place(comparison: Comparison, place: Place) -> list[Field]:
 
 
 def _place_data(comparison: Comparison, place: Place) -> dict[str, Any]:
-    values = {_head(key): value for key, value in comparison.settings[place.setting].items()}
+    values = {head(key): value for key, value in comparison.settings[place.setting].items()}
     return place._asdict() | values
 
 
 def _place_heads(comparison: Comparison) -> tuple[list[str], set[str]]:
     """The columns that name a place, and those among them that hold numbers."""
     settings = comparison.settings.values()
-    numeric = {_head(key) for key in comparison.varying if _numeric(values[key] for values in settings)}
-    return [*map(_head, comparison.varying), "partition", "clients"], {*numeric, "clients"}
+    numeric = {head(key) for key in comparison.varying if _numeric(values[key] for values in settings)}
+    return [*map(head, comparison.varying), "partition", "clients"], {*numeric, "clients"}
 
 
-def _head(key: str) -> str:
+def head(key: str) -> str:
     """The column of a configuration key; a group, such as `model.name`, is named as it is typed: `model`."""
     return key.removesuffix(".name")
 

@@ -2,10 +2,12 @@
 
 import csv
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedlight.reporting.numbers import NONE
 from fedlight.runtime.files import atomic
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -24,6 +26,11 @@ class Field(NamedTuple):
     text: str
     value: float | int | str | None
     best: bool = False
+
+
+def number(value: float | None, text: Callable[[float], str]) -> Field:
+    """The field of a number, which `text` prints; a dash for None."""
+    return Field(NONE if value is None else text(value), value)
 
 
 @dataclass(frozen=True)
@@ -62,15 +69,9 @@ class ReportTable:
         ]
         head, *lines = (rf"{' & '.join(row)} \\" for row in [[*map(escape, self.columns)], *body])
         alignment = "".join("r" if column in self.numeric else "l" for column in self.columns)
-        return "\n".join(
-            [
-                f"% {self.title}. {self.note}",
-                rf"\begin{{tabular}}{{{alignment}}}",
-                *(r"\toprule", head, r"\midrule", *lines, r"\bottomrule"),
-                r"\end{tabular}",
-                "",
-            ]
-        )
+        ruled = (r"\toprule", head, r"\midrule", *lines, r"\bottomrule")
+        tabular = [rf"\begin{{tabular}}{{{alignment}}}", *ruled, r"\end{tabular}"]
+        return "\n".join([f"% {self.title}. {self.note}", *tabular, ""])
 
 
 def escape(text: str) -> str:

@@ -14,17 +14,8 @@ from rich.text import Text
 
 from fedlight.runs.plan import PLAN
 
-TITLE = {
-    "data.name": "data",
-    "partition.name": "partition",
-    "model.name": "model",
-    "rounds": "rounds",
-    "epochs": "epochs",
-    "fraction": "fraction",
-    "seed": "seed",
-    "evaluation.extractor": "extractor",
-}
-"""Configuration keys whose value stands in the title where all cells share it, and their names there."""
+SETTINGS = ("data.name", "partition.name", "model.name", "rounds", "epochs", "fraction", "seed")
+"""Configuration keys whose value stands in the title where all cells share it."""
 
 HIDDEN = {"sweep", "cell", "status", "KID", "precision", "recall", "IS", "exchanged"}
 WIDTH = 240  # at most, in a file or a pipe, in characters
@@ -57,9 +48,9 @@ class SweepWatch(Callback):
 
 
 def print_summary(sweep: Path) -> None:
-    """Prints a row for each cell that has a result; what all cells share stands in the title."""
+    """Prints a row for each cell that has a result; settings that all of them share stand in the title."""
     from fedlight.reporting import numbers
-    from fedlight.reporting.summaries import by_cell
+    from fedlight.reporting.summaries import by_cell, head
     from fedlight.runs.status import read_sweep
 
     cells = [cell for cell in read_sweep(sweep) if cell.files.result]
@@ -67,10 +58,10 @@ def print_summary(sweep: Path) -> None:
         return
     made = by_cell(cells)
     shared = {}
-    for key, name in TITLE.items():
+    for key in (*SETTINGS, "evaluation.extractor"):
         values = {numbers.plain(cell.files.config.get(key)) for cell in cells}
         if len(values) == 1:
-            shared[name] = values.pop()
+            shared[head(key)] = values.pop()
     title = ", ".join(f"{name} {value}" for name, value in shared.items())
     table = Table(title=Text(f"{sweep}: {len(cells)} cells, {title}"), title_justify="left")
     shown = [i for i, column in enumerate(made.columns) if column not in HIDDEN | shared.keys()]
