@@ -240,7 +240,11 @@ def test_data_sets_and_extractors_are_kept_apart(sweep: Path) -> None:
 def test_whatever_else_varies_is_a_setting_and_not_averaged(sweep: Path) -> None:
     for rate in (0.1, 0.01):
         for seed in (1, 2):
-            write_cell(sweep, seed=seed, sections={"optimizer": {"lr": rate}, "trainer": {"threads": seed}})
+            write_cell(
+                sweep,
+                seed=seed,
+                sections={"optimizer": {"lr": rate}, "trainer": {"threads": seed, "workers": seed}},
+            )
     run_report(sweep)
     lines = rows(sweep / "report" / "table.csv")
     assert [line["setting"] for line in lines] == ["optimizer.lr=0.01", "optimizer.lr=0.1"]
