@@ -14,7 +14,7 @@ ALLOWED = {
     "data": {"data", "runtime"},
     "evaluation": {"evaluation", "runtime"},
     "federation": {"federation", "runtime"},
-    "runs": {"runs", "loggers", "runtime"},
+    "runs": {"runs", "runtime"},
     "loggers": {"loggers", "runs", "runtime"},
     "reporting": {"reporting", "runs", "runtime"},
 }

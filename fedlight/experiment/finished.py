@@ -47,7 +47,7 @@ class FinishedCell:
             return self.server.global_state()
         if not per_client:
             raise BadInput(
-                f"{self.folder.name}: the trained model of {self.settings.method.name} is the global "
+                f"{self.folder.name}: the trained model of {self.settings.method.name} is the federated "
                 "one; leave out --client"
             )
         if not 0 <= client < clients:
