@@ -4,14 +4,14 @@ import sys
 
 from omegaconf import DictConfig
 
-from fedlight.run import command_line, tell
+from fedlight.run import command_line, print_error
 from fedlight.runtime.errors import BadInput
 
 
 def main() -> None:
     """Takes the configuration of `fedlight.run`; exits with 0, or with 2 for bad input."""
     if {"-m", "--multirun"} & set(sys.argv):
-        sys.exit(tell(BadInput("prepare takes one configuration at a time; leave out -m")))
+        sys.exit(print_error(BadInput("prepare takes one configuration at a time; leave out -m")))
     sys.exit(command_line(prepare))
 
 

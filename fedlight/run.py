@@ -40,7 +40,7 @@ def command_line(work: Callable[[DictConfig], None]) -> int:
     load_dotenv(find_dotenv(usecwd=True))
     register_resolvers()
     debug = DEBUG in os.environ
-    os.environ[DEBUG] = "1"  # Hydra raises, and the errors are told here
+    os.environ[DEBUG] = "1"  # Hydra raises, and the errors are printed here
     try:
         return compose_and_run(work, debug)
     finally:
@@ -66,7 +66,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
         except (BadInput, Damaged, Diverged, HydraException, OmegaConfBaseException, OSError) as error:
             if debug:
                 raise
-            status = tell(error)
+            status = print_error(error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise CellFailed(status) from None
         except Exception as error:  # a fault of fedlight, not of its use
@@ -85,11 +85,11 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
     except (BadInput, HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
-        status = tell(error)
+        status = print_error(error)
     except OSError as error:
         if debug:
             raise
-        status = tell(BadInput(f"output: cannot make the folder of the sweep: {error}"))
+        status = print_error(BadInput(f"output: cannot make the folder of the sweep: {error}"))
     finally:
         _end_workers()
         SweepWatch.close()
@@ -118,8 +118,8 @@ def _end_workers() -> None:
         processes.end_workers()
 
 
-def tell(error: Exception) -> int:
-    """Tells the user an error in one line on stderr; returns the exit status that it means."""
+def print_error(error: Exception) -> int:
+    """Prints an error as one line on stderr; returns the exit status that it means."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, BadInput | Damaged | Diverged):
         cause = cause.__cause__

@@ -76,7 +76,7 @@ def _read_labels(path: Path, attributes: Sequence[str]) -> dict[str, int]:
 
 
 def _read_partition(path: Path) -> dict[str, list[str]]:
-    """The names of the files of each part, in order."""
+    """The names of the files of each part."""
     parts: dict[str, list[str]] = {"0": [], "1": [], "2": []}
     for name, *part in _read_rows(path):
         if len(part) != 1 or part[0] not in parts:

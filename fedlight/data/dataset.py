@@ -38,7 +38,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, split into what clients train on and what judges them.
+    """A data set, split into what clients train on and what they are evaluated on.
 
     Attributes:
         train: dealt out to the clients.

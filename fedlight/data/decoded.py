@@ -41,7 +41,7 @@ def decode(name: str, files: Sequence[Path], cache: str, image_size: int, channe
 
     Args:
         name: of the data set, the first part of the name of the cached file.
-        files: the images, in order.
+        files: the images.
         cache: the folder of the cache.
         image_size: of the result, in pixels.
         channels: 1 for grey, 3 for RGB.

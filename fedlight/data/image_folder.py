@@ -37,8 +37,8 @@ def load(root: str | None, cache: str, image_size: int, channels: int) -> Datase
         raise BadInput(
             f"data.root: no class in {root} has two images, so that one can be held out for testing"
         )
-    order = np.concatenate([train, test])
-    pixels = decode("image_folder", [files[position] for position in order], cache, image_size, channels)
+    chosen = np.concatenate([train, test])
+    pixels = decode("image_folder", [files[position] for position in chosen], cache, image_size, channels)
     return Dataset(
         train=Images(pixels[: len(train)], labels[train]),
         test=Images(pixels[len(train) :], labels[test]),

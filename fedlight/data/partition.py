@@ -33,12 +33,12 @@ def quantity_skew(labels: Labels, clients: int, seed: int, beta: float, minimum:
     """
     _require(labels, clients, minimum)
     rng, total = np.random.RandomState(seed), len(labels)
-    order = rng.permutation(total)
+    shuffled = rng.permutation(total)
     for _ in range(DRAWS):
         shares = rng.dirichlet(np.repeat(beta, clients))
         if shares.min() * total >= minimum:
             cuts = (np.cumsum(shares) * total).astype(int)[:-1]
-            return np.split(order, cuts)
+            return np.split(shuffled, cuts)
     raise _too_skewed(clients, beta, minimum)
 
 
@@ -91,11 +91,11 @@ def shards(labels: Labels, clients: int, seed: int, classes: int) -> list[Indice
             f"partition.classes must be a whole number from {fewest} to {known}, so that {clients} clients "
             f"hold all {known} classes, got {classes}"
         )
-    order = rng.permutation(known)
+    shuffled = rng.permutation(known)
     holders: list[list[int]] = [[] for _ in range(known)]
     for client in range(clients):
         for slot in range(client * classes, (client + 1) * classes):
-            holders[order[slot % known]].append(client)
+            holders[shuffled[slot % known]].append(client)
     parts: list[list[Indices]] = [[] for _ in range(clients)]
     for label, clients_of_label in enumerate(holders):
         members = rng.permutation(np.flatnonzero(labels == label))

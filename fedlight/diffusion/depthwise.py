@@ -15,7 +15,7 @@ class DepthwiseConv(nn.Conv2d):
 
     oneDNN has a fast weight gradient for depthwise kernels of at most three columns; that of wider ones goes
     through a kernel for dense convolutions, ten times slower. So on a CPU the weight gradient of large
-    batches is put together from slices of three columns: the same sums in another order.
+    batches is put together from slices of three columns: the same sums, added in another sequence.
 
     Args:
         width: channels in and out.

@@ -55,7 +55,7 @@ class Classifier(FeatureExtractorBase):
         return False
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Features of uint8 images, shape (n, channels, height, width), in the order asked for."""
+        """Features of uint8 images, shape (n, channels, height, width), as they were given."""
         features = self.body(_scaled(pixels))
         found = {FEATURES: features, LOGITS: self.head(features)}
         return tuple(found[layer] for layer in self.features_list)
@@ -116,7 +116,7 @@ def _fit(network: nn.Module, pixels: Tensor, labels: Tensor) -> None:
     optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     console = Console(stderr=True)
-    order = torch.empty(0, dtype=torch.int64)
+    positions = torch.empty(0, dtype=torch.int64)
     for _ in track(
         range(steps),
         description="training the classifier of the scores",
@@ -124,9 +124,9 @@ def _fit(network: nn.Module, pixels: Tensor, labels: Tensor) -> None:
         transient=True,
         disable=not console.is_terminal,
     ):
-        while len(order) < BATCH:
-            order = torch.cat([order, torch.randperm(len(pixels))])
-        batch, order = order[:BATCH], order[BATCH:]
+        while len(positions) < BATCH:
+            positions = torch.cat([positions, torch.randperm(len(pixels))])
+        batch, positions = positions[:BATCH], positions[BATCH:]
         loss = F.cross_entropy(network(_scaled(pixels[batch])), labels[batch])
         optimizer.zero_grad()
         loss.backward()

@@ -18,7 +18,7 @@ class Memorisation(NamedTuple):
 
     A ratio is the distance to the nearest training image over that to the nearest test image, in the
     extractor's features. Training images are more, so even an unseen image's ratio is mostly below 1;
-    what tells is how far the generated images' ratios lie below those of the test images.
+    what counts is how far the generated images' ratios lie below those of the test images.
 
     Attributes:
         generated: ratios of the generated images, 0 or more, shape (n,).

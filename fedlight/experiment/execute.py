@@ -3,7 +3,7 @@
 import platform
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from fedlight.federation.cohort import cohort_size
 from fedlight.federation.ledger import Entry
 from fedlight.federation.rounds import Round, federate
 from fedlight.federation.server import Server
-from fedlight.federation.site import Site
-from fedlight.federation.transport.transport import Transport
 from fedlight.loggers import pictures
 from fedlight.loggers.metrics import CellLog
 from fedlight.loggers.progress import ProgressBars
@@ -79,32 +77,24 @@ def run_cell(settings: CellConfig) -> None:
     print(f"{cell}: {', '.join(parts)}, {result['seconds']['total']:.0f} s, in {folder}")
 
 
+@dataclass
 class Run:
     """The rounds of a cell, with what is written, shown and evaluated after each."""
 
-    def __init__(
-        self,
-        folder: Path,
-        components: Components,
-        server: Server,
-        record: Record,
-        log: CellLog,
-        bars: ProgressBars,
-        stop: Stop,
-    ) -> None:
-        self.folder = folder
-        self.components = components
-        self.settings = components.settings
-        self.server = server
-        self.record = record
-        self.log = log
-        self.bars = bars
-        self.stop = stop
-        self.checkpoint = ServerCheckpoint(folder / CHECKPOINT, folder.name)
-        (folder / CHECKPOINT).mkdir(exist_ok=True)
-        halt = LambdaCallback(on_train_batch_end=lambda *_: stop.check())
-        self.here: Site = components.site(folder, [bars, halt], stop.check)
-        self.transport: Transport = components.transport(folder, self.here, bars.end_update, stop.check)
+    folder: Path
+    components: Components
+    server: Server
+    record: Record
+    log: CellLog
+    bars: ProgressBars
+    stop: Stop
+
+    def __post_init__(self) -> None:
+        self.settings, check = self.components.settings, self.stop.check
+        self.checkpoint = ServerCheckpoint(self.folder / CHECKPOINT, self.folder.name)
+        halt = LambdaCallback(on_train_batch_end=lambda *_: check())
+        self.here = self.components.site(self.folder, [self.bars, halt], check)
+        self.transport = self.components.transport(self.folder, self.here, self.bars.end_update, check)
 
     def federate(self) -> None:
         """Goes on after the last round that was stored; goes back where a client lost its memory."""
@@ -208,7 +198,8 @@ def _noted(done: Round, server: Server, fid: dict[str, Any] | None, settings: Ce
 
 def _make_folder(folder: Path) -> None:
     try:
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        for inner in ("samples", CHECKPOINT):
+            (folder / inner).mkdir(parents=True, exist_ok=True)
         (folder / "result.json").unlink(missing_ok=True)
         remove_temporaries(folder)
     except OSError as error:

@@ -1,16 +1,12 @@
 """The ledger: every payload that crosses, counted as it is sent and as it arrives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import Any, Literal
 
 from fedlight.federation.messages import Payload
 
 Direction = Literal["down", "up"]
-DIRECTIONS: tuple[Direction, Direction] = ("down", "up")
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class Ledger:
         """
         down, up = (
             sum(entry.params for entry in self.entries if entry.direction == direction)
-            for direction in DIRECTIONS
+            for direction in ("down", "up")
         )
         full = model_params * self.visits
         return {
@@ -86,19 +82,12 @@ class Ledger:
             "reduction": 1 - (down + up) / full if full else 0.0,
         }
 
-    def to_tensor(self, names: Sequence[str]) -> Tensor:
-        """The entries as int64, shape (n, 6), for the checkpoint; a slice is its position in `names`."""
-        rows = [astuple(entry) for entry in self.entries]
-        numbers = [
-            (r, c, DIRECTIONS.index(d), names.index(s), params, size) for r, c, d, s, params, size in rows
-        ]
-        return torch.tensor(numbers, dtype=torch.int64).reshape(-1, 6)
+    def rows(self) -> list[tuple[Any, ...]]:
+        """The entries as JSON knows them, for the checkpoint."""
+        return [astuple(entry) for entry in self.entries]
 
-    def restore(self, rows: Tensor, names: Sequence[str], visits: int) -> None:
-        """The inverse of `to_tensor`."""
-        self.entries = [
-            Entry(round_, client, DIRECTIONS[direction], names[slice_], params, size)
-            for round_, client, direction, slice_, params, size in rows.tolist()
-        ]
+    def restore(self, rows: Iterable[Iterable[Any]], visits: int) -> None:
+        """The inverse of `rows`."""
+        self.entries = [Entry(*row) for row in rows]
         self.visits = visits
-        self._open = []
+        self.discard_round()

@@ -1,8 +1,9 @@
 """All that may cross between the server and a client, and its one form as bytes.
 
-A message is the bytes of a safetensors file: the tensors of its payloads, named `payload/tensor`, and a JSON
-header with everything else. The same bytes are what a transport carries, what is kept for a restart, and what
-the ledger counts.
+Each message names its federation (`cell`), the `round` (1..R; in an `Evaluation` the rounds completed) and
+the `client` (0..K-1), and carries `payloads`: slice, or `EXTRAS`: what is sent. It is the bytes of a
+safetensors file: the tensors of its payloads, named `payload/tensor`, and a JSON header with everything else.
+The same bytes are what a transport carries, what is kept for a restart, and what the ledger counts.
 """
 
 import hashlib
@@ -49,14 +50,10 @@ class Broadcast:
     """The message from the server to a client at the start of a round.
 
     Attributes:
-        cell: id of the federation.
-        round: 1..R.
-        client: 0..K-1.
-        previous: the round in which the client last took part; 0 at first contact, where it receives the
-            whole model.
+        previous: the round in which the client last took part; 0 at first contact, where the whole model
+            crosses.
         uplink: the slices that the client is to report.
         drops_out: the client receives the broadcast and never reports (a simulated fault).
-        payloads: slice, or `EXTRAS`: what is sent.
     """
 
     cell: str
@@ -73,12 +70,8 @@ class Update:
     """The message from a client to the server after its local epochs: all that leaves the client.
 
     Attributes:
-        cell: id of the federation.
-        round: 1..R.
-        client: 0..K-1.
         num_examples: n_k, the number of the client's training images.
         loss: mean training loss of an image over the last local epoch.
-        payloads: slice, or `EXTRAS`: what is sent.
     """
 
     cell: str
@@ -94,9 +87,6 @@ class Evaluation:
     """The request to a client to evaluate its own model; an instrument of the experiment, not in the ledger.
 
     Attributes:
-        cell: id of the federation.
-        round: rounds completed, 0..R.
-        client: 0..K-1.
         previous: the round in which the client last took part, 0 for never.
         draw: whether to draw images from the model and to score them, or only to fingerprint it.
         payloads: the slices of the global model; the client puts its private ones over them.
@@ -115,7 +105,6 @@ class Scores:
     """A client's answer to `Evaluation`.
 
     Attributes:
-        client: 0..K-1.
         sha256: fingerprint of the whole state_dict of its model.
         metrics: name: value; empty where nothing was scored.
         payloads: what the evaluator shows of the images; empty where none were drawn.

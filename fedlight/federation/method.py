@@ -23,7 +23,7 @@ class Split(BaseModel):
 
 
 class Method(BaseModel):
-    """What crosses between federator and clients, and what is judged (FedDiffuse, section 4).
+    """What crosses between server and clients, and what is evaluated (FedDiffuse, section 4).
 
     Attributes:
         name: as shown in tables.
@@ -31,8 +31,8 @@ class Method(BaseModel):
             receives the whole model; the others stay private to it and carry over.
         uplink: slices that a client reports.
         split: how the uplink is dealt to pairs; null where every participant reports all of it.
-        evaluate: judge the federator's model (`global`) or every client's own (`clients`).
-        pool: the federator holds all data itself and trains alone; nothing crosses.
+        evaluate: the global model (`global`) or every client's own (`clients`).
+        pool: the server holds all data itself and trains alone; nothing crosses.
         keep_optimizer: carry the optimizer's state from one local update to the next.
     """
 

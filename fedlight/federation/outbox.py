@@ -85,7 +85,7 @@ class Outbox:
         return self._found.get(client)
 
     def add(self, client: int, update: bytes, memory: str | None) -> Receipt:
-        """Stores an update, whole, before anyone is told of it."""
+        """Stores an update, whole, before it is acknowledged."""
         with self.watch:
             hash_ = fingerprint(update)
             head = {"client": client, "hash": hash_, "length": len(update), "memory": memory}

@@ -122,7 +122,7 @@ class Server:
             )
 
     def receive(self, update: Update) -> None:
-        """Takes an update, in any order; they are added up in client order."""
+        """Takes an update, in any sequence; they are added up by client number."""
         if not self.method.pool:
             self.ledger.add(update.round, update.client, "up", update.payloads)
         self._waiting[update.client] = update
@@ -151,14 +151,9 @@ class Server:
 
     def save(self, checkpoint: ServerCheckpoint, history: dict[str, Any]) -> None:
         """Stores all that a restart needs after a round; with it the round is done."""
-        header = {
-            "met": sorted(self.met.items()),
-            "visits": self.ledger.visits,
-            "ledger": self._ledger_names,
-            "history": history,
-        }
-        rows = {"rows": self.ledger.to_tensor(self._ledger_names)}
-        checkpoint.write(self.round, header, {"theta": self.theta, "algorithm": self.state, "ledger": rows})
+        ledger = {"ledger": self.ledger.rows(), "visits": self.ledger.visits}
+        header = {"met": sorted(self.met.items()), **ledger, "history": history}
+        checkpoint.write(self.round, header, {"theta": self.theta, "algorithm": self.state})
 
     def resume(self, checkpoint: ServerCheckpoint, before: int | None = None) -> dict[str, Any] | None:
         """Puts the server after the last round that was stored, or before the first.
@@ -174,15 +169,11 @@ class Server:
             if before is None or round_ < before:
                 self.round, self.met = round_, dict(header["met"])
                 self.theta, self.state = groups["theta"], groups.get("algorithm", {})
-                self.ledger.restore(groups["ledger"]["rows"], header["ledger"], header["visits"])
+                self.ledger.restore(header["ledger"], header["visits"])
                 history: dict[str, Any] = header["history"]
                 return history
         self.begin()
         return None
-
-    @property
-    def _ledger_names(self) -> list[str]:
-        return [*self.slices.names, EXTRAS]
 
     def _open(self, tasks: list[Task]) -> None:
         self._expected = sorted(task.client for task in tasks if not task.drops_out)

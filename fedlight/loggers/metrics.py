@@ -22,7 +22,7 @@ PATIENCE = {"init_timeout": 30.0, "finish_timeout": 60.0}  # seconds that W&B ma
 class CellLog:
     """Where the metrics of a cell go, if anywhere.
 
-    A service that refuses, dies or cannot be reached is told of once, and the cell goes on without it.
+    A service that refuses, dies or cannot be reached is mentioned once, and the cell goes on without it.
 
     Args:
         node: the logger of the configuration.
@@ -88,7 +88,7 @@ class CellLog:
             self._logger = None
             if isinstance(logger, WandbLogger):
                 _reset()
-            _tell(f"the logger failed ({error}); the cell goes on without it")
+            _mention(f"the logger failed ({error}); the cell goes on without it")
 
 
 def cell_row(result: dict[str, Any]) -> dict[str, Any]:
@@ -132,11 +132,11 @@ def wandb_logger(
         try:
             return _start(mode="online", resume="allow", **arguments)
         except Exception as error:  # W&B has errors of its own
-            _tell(f"W&B: {error}; offline instead, from here on")
+            _mention(f"W&B: {error}; offline instead, from here on")
             os.environ["WANDB_MODE"] = "offline"
             _reset()
     if wandb_mode() == "offline":
-        _tell_offline(folder.parent)
+        _mention_offline(folder.parent)
         for piece in (folder / "wandb").glob(f"offline-run-*-{arguments['id']}"):
             shutil.rmtree(piece)  # of a process that was stopped: what it logged is logged again
     return _start(mode=wandb_mode(), **arguments)
@@ -166,12 +166,12 @@ def _reset() -> None:
     os.environ.pop("WANDB_SERVICE", None)  # the address of the one that was given up
 
 
-def _tell(message: str) -> None:
+def _mention(message: str) -> None:
     print(f"fedlight: {' '.join(message.split())}", file=sys.stderr)
 
 
 @cache
-def _tell_offline(sweep_folder: Path) -> None:
-    """Tells once a sweep where its runs are kept."""
+def _mention_offline(sweep_folder: Path) -> None:
+    """Mentions once a sweep where its runs are kept."""
     runs = sweep_folder / "*" / "wandb" / "offline-run-*"
-    _tell(f"W&B: offline (no key, or WANDB_MODE says so); to send the runs later: wandb sync {runs}")
+    _mention(f"W&B: offline (no key, or WANDB_MODE says so); to send the runs later: wandb sync {runs}")

@@ -1,4 +1,4 @@
-"""The ways a cell ends other than well, each told to the user in one line."""
+"""The ways in which a cell fails; the user sees each as one line."""
 
 
 class BadInput(ValueError):
@@ -22,7 +22,7 @@ class Held(OSError):
 
 
 class CellFailed(Exception):
-    """A cell of a sweep ended in an error that has been told.
+    """A cell of a sweep ended in an error that was printed already.
 
     Attributes:
         status: the exit status that it means.

@@ -18,7 +18,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def tensors_sha256(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 over shapes, types and raw bytes, in order."""
+    """SHA-256 over shapes, types and raw bytes, one after another."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())

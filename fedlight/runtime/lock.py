@@ -1,4 +1,4 @@
-"""One process a cell: whoever works in a folder holds it, and all others are told who does."""
+"""One process a cell: a process holds the folder it works in, and others learn which one does."""
 
 import errno
 import fcntl
@@ -29,7 +29,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # a file system that has
 
 @dataclass(frozen=True)
 class Holder:
-    """A process, so described that others can tell whether it lives.
+    """A process, described so that others can find out whether it lives.
 
     Attributes:
         host: its node.
@@ -71,7 +71,7 @@ def this_process() -> Holder:
 
 
 def is_alive(holder: Holder, silent: float, jobs: Mapping[str, str] | None = None) -> bool:
-    """Whether a process still runs, as far as it can be told from here.
+    """Whether a process still runs, as far as it can be known from here.
 
     Args:
         holder: the process.

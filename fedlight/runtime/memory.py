@@ -10,7 +10,7 @@ MEBIBYTES_AT_ONCE = 64
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc's malloc to keep what is freed; with another C library nothing happens.
+    """Makes glibc's malloc keep what is freed; with another C library nothing happens.
 
     A training step frees large tensors and makes others of their size again and again. By default each of
     them is mapped anew by the kernel, page by page, which takes a fifth of a step of the paper's UNet.

@@ -73,7 +73,7 @@ class Processes:
         yield from self._run(jobs, lambda: None)
 
     def _run(self, jobs: Iterable[Job], done: Callable[[], None]) -> Iterator[Any]:
-        """The results of the jobs, in their order; `done` is called for each that a worker did."""
+        """The results of the jobs, first to last; `done` is called for each that a worker did."""
         coming: Iterator[tuple[int, Job]] = enumerate(jobs)
         under_way: dict[Future[Any], tuple[int, Job]] = {}
         results: dict[int, Any] = {}

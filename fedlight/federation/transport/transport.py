@@ -12,10 +12,10 @@ class Transport(Protocol):
     """The only way between server and clients."""
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
-        """Hands each broadcast to its client and yields the updates, in any order."""
+        """Hands each broadcast to its client and yields the updates, in any sequence."""
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        """Asks clients to evaluate their own models; yields their answers in the order of the requests."""
+        """Asks clients to evaluate their own models; yields their answers, request by request."""
 
 
 @dataclass(frozen=True)
