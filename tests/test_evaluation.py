@@ -116,6 +116,7 @@ def test_weights_of_an_extractor_that_is_not_asked_for_do_not_make_another_cell(
     assert cell("rounds=0").result["cell"] == first
 
 
+@pytest.mark.slow
 def test_training_at_least_halves_the_fid(cell: MakeCell) -> None:
     asked = ["data.limit=null", "clients=2", "data.batch_size=32", "optimizer.lr=6e-3", "epochs=5"]
     judged = ["evaluation.samples=300", "evaluation.steps=50", "evaluation.sampler=ddpm"]

@@ -47,6 +47,7 @@ def test_the_result_says_in_which_precision_the_clients_trained(
     assert made.result["state_sha256"] == asked.result["state_sha256"]
 
 
+@pytest.mark.slow
 def test_bf16_moves_every_weight_as_fp32_does_and_leaves_fp32_weights(cell: MakeCell) -> None:
     """By plain gradient descent, whose steps are as long as the gradients; Adam's are not."""
     descent = ["optimizer._target_=torch.optim.SGD", "~optimizer.fused", "optimizer.lr=0.05"]
@@ -60,6 +61,7 @@ def test_bf16_moves_every_weight_as_fp32_does_and_leaves_fp32_weights(cell: Make
         assert 0 < apart < 0.1, name
 
 
+@pytest.mark.slow
 def test_a_compiled_unet_trains_to_the_same_weights(cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
     traced = partialmethod(torch.nn.Module.compile, backend="aot_eager")  # without C++, which takes a minute
     monkeypatch.setattr(torch.nn.Module, "compile", traced)

@@ -211,6 +211,7 @@ def test_a_folder_without_cells_is_told_in_one_line(
     assert not (sweep / "report").exists()
 
 
+@pytest.mark.slow
 def test_data_sets_and_extractors_are_kept_apart(sweep: Path) -> None:
     other = sweep.with_name("other")
     write_cell(sweep, data="digits")
@@ -228,6 +229,7 @@ def test_data_sets_and_extractors_are_kept_apart(sweep: Path) -> None:
     assert "empty holds no cell" in (out / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_whatever_else_varies_is_a_setting_and_not_averaged(sweep: Path) -> None:
     for rate in (0.1, 0.01):
         for seed in (1, 2):
@@ -238,6 +240,7 @@ def test_whatever_else_varies_is_a_setting_and_not_averaged(sweep: Path) -> None
     assert all(line["fid_std_over"] == "2 seeds" for line in lines)
 
 
+@pytest.mark.slow
 def test_methods_of_different_length_do_not_stand_side_by_side(sweep: Path) -> None:
     write_cell(sweep, "FULL", rounds=4)
     write_cell(sweep, "UDEC", rounds=2)
@@ -310,6 +313,7 @@ def test_every_figure_comes_as_png_pdf_and_csv(sweep: Path) -> None:
         assert rows(out / f"{figure}.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(LATEX is None, reason="not installed: apt-get install texlive-latex-recommended")
 def test_latex_compiles(sweep: Path, tmp_path: Path) -> None:
     list(write_grid(sweep, method=METHODS, clients=[2, 5], partition=["iid", "label_skew"]))
@@ -329,6 +333,7 @@ def test_latex_compiles(sweep: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
+@pytest.mark.slow
 def test_five_hundred_cells_are_quick_and_small(sweep: Path) -> None:
     axes: dict[str, Any] = {"method": METHODS[:5], "clients": [2, 5, 10, 20, 50], "rounds": [15]}
     axes |= {"partition": ["iid", "label_skew"], "data": ["digits", "fmnist"], "seed": [1, 2, 3, 4, 5]}
@@ -345,6 +350,7 @@ def worked() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.slow
 def test_the_report_of_cells_really_run(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

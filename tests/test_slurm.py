@@ -25,6 +25,8 @@ SLURM = ["hydra/launcher=slurm", "hydra.launcher.mem_gb=1"]
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:

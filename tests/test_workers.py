@@ -58,6 +58,7 @@ def outcome(cell: Cell) -> tuple[Any, ...]:
     return result["cell"], result["state_sha256"], result["client_sha256"], result["fid"], tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -75,6 +76,7 @@ def test_two_processes_give_the_bits_of_one(cell: MakeCell, shares: list[int], a
     assert sum(shares) >= len(shares) > 1
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_trains_a_round(cell: MakeCell, shares: list[int]) -> None:
     cells = [cell("method=USPLIT", "clients=4", f"trainer.workers={n}") for n in (1, 3, 9)]
     assert outcome(cells[0]) == outcome(cells[1]) == outcome(cells[2])
@@ -132,6 +134,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     return ended_well(tmp_path_factory.mktemp("quiet"))
 
 
+@pytest.mark.slow
 def test_the_cell_goes_on_without_a_helper_that_was_killed(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
     process = started(tmp_path)
     os.kill(helpers_of(process.pid)[0], signal.SIGKILL)
@@ -141,6 +144,7 @@ def test_the_cell_goes_on_without_a_helper_that_was_killed(tmp_path: Path, quiet
     assert outcome(Cell(path.parent)) == quiet
 
 
+@pytest.mark.slow
 def test_what_a_killed_helper_was_doing_is_done_here(
     cell: MakeCell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +167,7 @@ def test_what_a_killed_helper_was_doing_is_done_here(
     assert capfd.readouterr().err.count("a process that trains clients was killed") == 1
 
 
+@pytest.mark.slow
 def test_the_next_cell_of_a_command_has_helpers_again(tmp_path: Path) -> None:
     run.register_resolvers()
     with initialize_config_dir(str(run.ROOT / "configs"), version_base="1.3"):
@@ -178,6 +183,7 @@ def test_the_next_cell_of_a_command_has_helpers_again(tmp_path: Path) -> None:
     crew.end()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_cell_and_its_helpers(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
     process = started(tmp_path)
     helpers = helpers_of(process.pid)
@@ -191,6 +197,7 @@ def test_a_signal_ends_the_cell_and_its_helpers(tmp_path: Path, quiet: tuple[Any
     assert ended_well(tmp_path) == quiet
 
 
+@pytest.mark.slow
 def test_helpers_end_with_the_process_that_they_help(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
     process = started(tmp_path)
     helpers = helpers_of(process.pid)
