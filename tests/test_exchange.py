@@ -162,6 +162,7 @@ def test_participants_are_drawn_uniformly_without_replacement() -> None:
     assert participants_of(3, 1, clients=10, fraction=0.01) != []
 
 
+@pytest.mark.slow
 def test_participants_are_the_same_whatever_the_method(cell: MakeCell) -> None:
     drawn = [
         set(crossed(cell(f"method={method}", "clients=6", "fraction=0.5"), "down"))

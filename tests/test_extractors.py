@@ -192,6 +192,7 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "random.pth"
 
 
+@pytest.mark.slow
 def test_inception_sees_grey_fashion_as_torch_fidelity_does(
     inception_weights: Path, fmnist_images: Dataset
 ) -> None:

@@ -179,6 +179,7 @@ def test_what_is_missing_failed_unfinished_or_corrupt_is_shown_as_such(
     assert "the loss of client 1 became nan in round 3" in page.text
 
 
+@pytest.mark.slow
 def test_cells_that_a_multirun_has_not_begun_are_missing(sweep: Path) -> None:
     write_cell(sweep, "FULL", 2)
     overrides = {"task": ["method=FULL,UDEC", "clients=2,5,10"], "hydra": ["hydra.mode=MULTIRUN"]}
@@ -263,6 +264,7 @@ def test_a_cell_that_is_in_two_folders_counts_once(sweep: Path) -> None:
     assert line["sweep"] == "made"
 
 
+@pytest.mark.slow
 def test_central_stands_in_every_row_but_is_listed_once(sweep: Path) -> None:
     central = read_result(write_cell(sweep, "CENTRAL", 2))["fid"]["value"]
     for clients in (2, 5):
@@ -273,6 +275,7 @@ def test_central_stands_in_every_row_but_is_listed_once(sweep: Path) -> None:
     assert [line["method"] for line in rows(out / "table.csv")].count("CENTRAL") == 1
 
 
+@pytest.mark.slow
 def test_the_paper_s_numbers_stand_beside_those_of_its_cells(sweep: Path) -> None:
     paper = {"data": {"batch_size": 128}, "model": {"name": "paper"}, "epochs": 5, "optimizer": {"lr": 1e-4}}
     for method in ("UDEC", "ULATDEC"):
@@ -299,6 +302,7 @@ def test_no_figure_or_table_of_quality_without_scores(sweep: Path) -> None:
     assert {"table.csv", "train_loss_rounds.png", "exchange_rounds.pdf", "partitions.csv"} <= names
 
 
+@pytest.mark.slow
 def test_every_figure_comes_as_png_pdf_and_csv(sweep: Path) -> None:
     list(write_grid(sweep, method=METHODS, clients=[2, 5]))
     run_report(sweep)
@@ -371,6 +375,7 @@ def test_the_report_of_cells_really_run(
     assert "UDEC, round 2" in page.text
 
 
+@pytest.mark.slow
 def test_the_report_loads_no_torch_and_its_help_nothing_heavy(sweep: Path) -> None:
     write_cell(sweep)
     heavy = "print([m for m in ('torch', 'lightning', 'pandas', 'matplotlib') if m in sys.modules])"

@@ -148,6 +148,7 @@ TINY = ["data.limit=40", "rounds=1", "epochs=1", "evaluation.steps=2"]
 TINY += ["evaluation.grid=0", "evaluation.samples=0", "logger=none"]
 
 
+@pytest.mark.slow
 def test_retry_runs_what_is_not_done_and_nothing_else(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
