@@ -33,6 +33,11 @@ class DataConfig(Section):
     attributes: list[str] | None = None
     source: Target
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.channels, self.image_size, self.image_size
+
 
 class PartitionConfig(Section):
     """How the training images are dealt to the clients."""
@@ -77,6 +82,22 @@ class TrainerConfig(BaseModel):
     workers: Whole | None = None
 
 
+class ExtensionConfig(BaseModel):
+    """An algorithm or a transport: a class and its arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, populate_by_name=True)
+
+    name: str
+    target: Annotated[str, Field(alias="_target_")]
+
+
+class TransformConfig(Section):
+    """How what clients report is encoded, stage by stage."""
+
+    name: str
+    up: Annotated[list[Target], Field(min_length=1)]
+
+
 class FederationConfig(Section):
     """What goes wrong in a federation."""
 
@@ -119,6 +140,14 @@ class CellConfig(Section):
     federation: FederationConfig
     evaluation: EvaluationConfig
     logger: Target
+    algorithm: ExtensionConfig | None = None
+    transform: TransformConfig | None = None
+    transport: ExtensionConfig | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration as JSON knows it; a group that is not chosen is absent."""
+        dumped = self.model_dump(mode="json", by_alias=True)
+        return {key: value for key, value in dumped.items() if value is not None}
 
 
 def validate(config: DictConfig) -> CellConfig:

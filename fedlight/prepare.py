@@ -26,11 +26,11 @@ def prepare(config: DictConfig) -> None:
     settings = validate(config)
     from fedlight.experiment.build import build
 
-    parts = build(config, settings)
-    train, test = parts.dataset.train, parts.dataset.test
+    components = build(settings)
+    train, test = components.dataset.train, components.dataset.test
     print(f"data {settings.data.name}: {len(train):,} training and {len(test):,} test images")
-    if parts.judge is not None:
-        extractor, cache = parts.judge.extractor, settings.evaluation.cache
+    if components.evaluator is not None:
+        extractor, cache = components.evaluator.extractor, settings.evaluation.cache
         accuracy = "" if extractor.accuracy is None else f", test accuracy {extractor.accuracy:.1%}"
         print(f"extractor {extractor.name}: ready{accuracy}; it and its reference statistics are in {cache}")
 

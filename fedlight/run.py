@@ -23,7 +23,6 @@ from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.signals import EXIT, Interrupted
-from fedlight.workers import dismiss
 
 PACKAGE = Path(__file__).parent
 SETTINGS = PACKAGE / "settings"  # where a wheel carries the folders configs and sweeps
@@ -92,7 +91,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
             raise
         status = tell(BadInput(f"output: cannot make the folder of the sweep: {error}"))
     finally:
-        dismiss()
+        _end_workers()
         SweepWatch.close()
     return status
 
@@ -110,7 +109,13 @@ def check_and_run(config: DictConfig) -> None:
         with no_garbage():
             from fedlight.experiment.execute import run_cell
 
-        run_cell(config, settings)
+        run_cell(settings)
+
+
+def _end_workers() -> None:
+    """Ends the processes that trained clients, if there were any; loads nothing."""
+    if processes := sys.modules.get("fedlight.federation.transport.processes"):
+        processes.end_workers()
 
 
 def tell(error: Exception) -> int:

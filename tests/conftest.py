@@ -30,6 +30,8 @@ from fedlight.data.dataset import Dataset
 from fedlight.data.fmnist import DEBIAN
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.evaluation.extractor import Extractor, make_classifier
+from fedlight.federation.messages import Broadcast, Update, from_bytes, to_bytes
+from fedlight.federation.server import Server
 from fedlight.federation.slices import SliceMap
 
 SLICE_PREFIXES = {
@@ -97,13 +99,13 @@ def invoke(*arguments: str, main: Callable[[], None] = run.main) -> int:
     return 0
 
 
-def helpers_of(pid: int) -> list[int]:
-    """The processes that a cell has started to train clients."""
+def workers_of(pid: int) -> list[int]:
+    """The processes that a cell has started to train clients, the last one first."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and "spawn_main" in (path / "cmdline").read_text():
+            if parent == pid and "LokyProcess" in (path / "cmdline").read_text():
                 found.append(int(path.name))
         except OSError:
             continue
@@ -153,6 +155,35 @@ def cell(command: Callable[..., int], tmp_path: Path) -> Callable[..., Cell]:
         return Cell(path.parent)
 
     return call
+
+
+@dataclass
+class Wire:
+    """The messages that crossed, in order."""
+
+    broadcasts: list[Broadcast]
+    updates: list[Update]
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
+    """Records every message that the server sends and receives."""
+    found = Wire([], [])
+    send, receive = Server.broadcasts, Server.receive
+
+    def recorded(server: Server) -> Iterator[Broadcast]:
+        for broadcast in send(server):
+            copied = from_bytes(to_bytes(broadcast))
+            found.broadcasts.append(copied)
+            yield copied
+
+    def record(server: Server, update: Update) -> None:
+        found.updates.append(from_bytes(to_bytes(update)))
+        receive(server, update)
+
+    monkeypatch.setattr(Server, "broadcasts", recorded)
+    monkeypatch.setattr(Server, "receive", record)
+    return found
 
 
 @pytest.fixture(scope="session")

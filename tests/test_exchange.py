@@ -9,7 +9,7 @@ import torch
 from conftest import SLICE_PREFIXES, SMALL, Cell, invoke
 from PIL import Image
 
-from fedlight.federation.cohort import deal_tasks, participants_of
+from fedlight.federation.cohort import deal_tasks, draw_cohort
 from fedlight.federation.method import Method, Split
 
 MakeCell = Callable[..., Cell]
@@ -155,11 +155,11 @@ def test_usplit_is_dealt_fairly() -> None:
 def test_participants_are_drawn_uniformly_without_replacement() -> None:
     seen = Counter()
     for round_ in range(2000):
-        drawn = participants_of(3, round_, clients=10, fraction=0.3)
+        drawn = draw_cohort(3, round_, clients=10, fraction=0.3)
         assert len(set(drawn)) == 3
         seen.update(drawn)
     assert all(count == pytest.approx(600, abs=100) for count in seen.values())
-    assert participants_of(3, 1, clients=10, fraction=0.01) != []
+    assert draw_cohort(3, 1, clients=10, fraction=0.01) != []
 
 
 @pytest.mark.slow

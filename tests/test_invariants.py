@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import Cell
 
-from fedlight.federation import cohort as tasks
-from fedlight.federation.aggregate import Merge
+from fedlight.federation import cohort
+from fedlight.federation.aggregate import WeightedMean
 
 MakeCell = Callable[..., Cell]
 
@@ -29,8 +29,8 @@ def test_the_order_in_which_clients_train_does_not_matter(
 ) -> None:
     arguments = (f"method={method}", "clients=4", "partition=label_skew", "model.ema_decay=0.9")
     forward = cell(*arguments)
-    deal = tasks.deal_tasks
-    monkeypatch.setattr(tasks, "deal_tasks", lambda *given: deal(*given)[::-1])
+    deal = cohort.deal_tasks
+    monkeypatch.setattr(cohort, "deal_tasks", lambda *given: deal(*given)[::-1])
     backward = cell(*arguments)
     assert digest(forward) == digest(backward)
     assert forward.rows("ledger.csv") == backward.rows("ledger.csv")
@@ -87,25 +87,25 @@ def test_a_number_written_otherwise_is_the_same_cell(cell: MakeCell) -> None:
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (13, 17_952), (7, 11, 59_982), (1,)])
-def test_a_merge_of_identical_reports_is_the_identity(weights: tuple[int, ...]) -> None:
+def test_the_mean_of_identical_updates_is_the_update(weights: tuple[int, ...]) -> None:
     tensor = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(
         -500, 500
     ).div(20)
-    report = {"weight": tensor, "half": tensor.clamp(-1, 1).bfloat16(), "counter": torch.tensor(3)}
-    merge = Merge()
+    update = {"weight": tensor, "half": tensor.clamp(-1, 1).bfloat16(), "counter": torch.tensor(3)}
+    mean = WeightedMean()
     for weight in weights:
-        merge.add(report, weight)
-    merged = merge.result()
-    for name, value in report.items():
-        assert merged[name].dtype == value.dtype
-        assert torch.equal(merged[name], value)
+        mean.add(update, weight)
+    found = mean.result()
+    for name, value in update.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
 
 
-def test_a_merge_is_the_mean_weighted_by_data_size() -> None:
-    merge = Merge()
-    merge.add({"a": torch.tensor([1.0, 2.0]), "n": torch.tensor(5)}, 1)
-    merge.add({"a": torch.tensor([4.0, 8.0]), "b": torch.tensor([7.0]), "n": torch.tensor(9)}, 2)
-    merged = merge.result()
-    assert merged["a"].tolist() == [3.0, 6.0]
-    assert merged["b"].tolist() == [7.0]
-    assert merged["n"].item() == 5
+def test_the_mean_is_weighted_by_data_size() -> None:
+    mean = WeightedMean()
+    mean.add({"a": torch.tensor([1.0, 2.0]), "n": torch.tensor(5)}, 1)
+    mean.add({"a": torch.tensor([4.0, 8.0]), "b": torch.tensor([7.0]), "n": torch.tensor(9)}, 2)
+    found = mean.result()
+    assert found["a"].tolist() == [3.0, 6.0]
+    assert found["b"].tolist() == [7.0]
+    assert found["n"].item() == 5

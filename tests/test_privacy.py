@@ -1,15 +1,14 @@
-"""What leaves a client: the declared slices, the image count and the loss, nothing else."""
+"""What leaves a client: the declared slices, the number of images and the loss, nothing else."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
-from conftest import SLICE_PREFIXES, Cell
-from safetensors import safe_open
-from safetensors.torch import load_file
+from conftest import SLICE_PREFIXES, Cell, Wire
 
-from fedlight.federation.store import Store
+from fedlight.federation.messages import Broadcast, Update
 
 MakeCell = Callable[..., Cell]
 
@@ -17,23 +16,6 @@ MakeCell = Callable[..., Cell]
 def slice_of(name: str) -> str:
     (owner,) = (s for s, prefixes in SLICE_PREFIXES.items() if name.split(".")[1] in prefixes)
     return owner
-
-
-@pytest.fixture
-def wire(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """Records, as bytes on disk, every report that reaches the federator."""
-    recorded = []
-    take = Store.reports
-
-    def record(store: Store):
-        for _, path in sorted(store._reports.items()):
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata()
-            recorded.append({"file": path.name, "metadata": metadata, "tensors": load_file(path)})
-        yield from take(store)
-
-    monkeypatch.setattr(Store, "reports", record)
-    return recorded
 
 
 @pytest.mark.parametrize(
@@ -45,29 +27,32 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         ("LOCAL", set()),
     ],
 )
-def test_nothing_but_the_declared_slices_count_and_loss_reaches_the_federator(
-    cell: MakeCell, wire: list[dict], method: str, declared: set[str]
+def test_nothing_but_the_declared_slices_count_and_loss_reaches_the_server(
+    cell: MakeCell, wire: Wire, method: str, declared: set[str]
 ) -> None:
     made = cell(f"method={method}", "clients=3", "rounds=2", "model.ema_decay=0.9")
-    assert len(wire) == 6
-    for report in wire:
-        assert {slice_of(name) for name in report["tensors"]} == declared
-        assert all(name.startswith("unet.") for name in report["tensors"])
-        assert set(report["metadata"]) == {"images", "loss", "cell"}
-        client = int(report["file"].split("-")[0])
-        assert int(report["metadata"]["images"]) == made.sizes[client]
-        assert 0 < float(report["metadata"]["loss"]) < 10
-    booked = sum(int(row["params"]) for row in made.rows("ledger.csv") if row["direction"] == "up")
-    assert booked == sum(tensor.numel() for report in wire for tensor in report["tensors"].values())
+    assert [(update.round, update.client) for update in wire.updates] == [
+        (round_, client) for round_ in (1, 2) for client in range(3)
+    ]
+    assert {field.name for field in fields(Update)} == {
+        *("cell", "round", "client", "num_examples", "loss", "payloads")
+    }
+    for update in wire.updates:
+        assert set(update.payloads) == declared
+        for slice_, payload in update.payloads.items():
+            assert payload.tensors
+            assert all(name.startswith("unet.") and slice_of(name) == slice_ for name in payload.tensors)
+        assert update.num_examples == made.sizes[update.client]
+        assert 0 < update.loss < 10
 
 
-def test_usplit_clients_send_what_they_were_dealt(cell: MakeCell, wire: list[dict]) -> None:
+def test_usplit_clients_send_what_they_were_dealt(cell: MakeCell, wire: Wire) -> None:
     made = cell("method=USPLIT", "clients=5", "rounds=1")
     dealt: dict[int, set[str]] = {}
     for row in made.rows("ledger.csv"):
         if row["direction"] == "up":
             dealt.setdefault(int(row["client"]), set()).add(row["slice"])
-    sent = [{slice_of(name) for name in report["tensors"]} for report in wire]
+    sent = [set(update.payloads) for update in wire.updates]
     assert sent == [dealt[client] for client in range(5)]
     assert len({frozenset(slices) for slices in sent}) > 1
 
@@ -75,37 +60,64 @@ def test_usplit_clients_send_what_they_were_dealt(cell: MakeCell, wire: list[dic
 @pytest.mark.parametrize(
     ("method", "private"), [("UDEC", {"encoder", "bottleneck"}), ("ULATDEC", {"encoder"})]
 )
-def test_private_slices_of_two_clients_differ_and_never_meet(
-    cell: MakeCell, wire: list[dict], method: str, private: set[str]
+def test_private_slices_never_cross_after_first_contact(
+    cell: MakeCell, wire: Wire, method: str, private: set[str]
 ) -> None:
     untrained = cell("rounds=0").model
-    made = cell(f"method={method}", "clients=2", "rounds=1")
-    first, second = map(load_file, sorted(made.folder.glob("checkpoint/clients/*-r0001-*")))
-    assert {slice_of(name) for name in first} == private
-    weights = [name for name in first if name.endswith("weight") and "depthwise" in name]
-    assert weights
-    assert all(not torch.equal(first[name], second[name]) for name in weights)
+    made = cell(f"method={method}", "clients=2", "rounds=3")
+    for message in (*wire.broadcasts, *wire.updates):
+        first = isinstance(message, Broadcast) and message.round == 1
+        assert set(message.payloads) == set(SLICE_PREFIXES) - (set() if first else private)
+    assert len(set(made.result["client_sha256"])) == 2
 
-    federated = made.model
+    final = made.model
+    moved = dict.fromkeys(SLICE_PREFIXES, False)
     for name, tensor in untrained.items():
-        unchanged = torch.equal(tensor, federated[name])
-        assert unchanged == (slice_of("unet." + name) in private) or name.endswith("bias")
-    reported = {name for report in wire for name in report["tensors"]}
-    assert not reported & set(first)
+        moved[slice_of("unet." + name)] |= not torch.equal(tensor, final[name])
+    assert moved == {slice_: slice_ not in private for slice_ in SLICE_PREFIXES}
 
 
-def test_the_global_model_is_the_weighted_mean_of_the_reports(cell: MakeCell, wire: list[dict]) -> None:
+def test_the_global_model_is_the_weighted_mean_of_the_updates(cell: MakeCell, wire: Wire) -> None:
     made = cell("method=FULL", "clients=3", "rounds=1", "partition=quantity_skew")
-    counts = np.array([int(report["metadata"]["images"]) for report in wire])
+    counts = np.array([update.num_examples for update in wire.updates])
     assert len(set(counts)) > 1
+    sent = [{n: t for p in update.payloads.values() for n, t in p.tensors.items()} for update in wire.updates]
     for name, tensor in made.model.items():
-        stacked = np.stack([report["tensors"]["unet." + name].double().numpy() for report in wire])
+        stacked = np.stack([tensors["unet." + name].double().numpy() for tensors in sent])
         mean = np.tensordot(counts / counts.sum(), stacked, axes=1)
         np.testing.assert_allclose(tensor.numpy(), mean, rtol=1e-6, atol=1e-8)
 
 
-def test_the_reported_loss_is_weighted_by_data_size(cell: MakeCell, wire: list[dict]) -> None:
+def test_the_loss_of_a_round_is_weighted_by_data_size(cell: MakeCell, wire: Wire) -> None:
     made = cell("method=FULL", "clients=3", "rounds=1", "partition=quantity_skew")
-    counts = np.array([int(report["metadata"]["images"]) for report in wire])
-    losses = np.array([float(report["metadata"]["loss"]) for report in wire])
+    counts = np.array([update.num_examples for update in wire.updates])
+    losses = np.array([update.loss for update in wire.updates])
     assert made.result["train_loss"] == pytest.approx((counts * losses).sum() / counts.sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("transform", [(), ("transform=topk",)], ids=["values", "topk"])
+@pytest.mark.parametrize("method", ["FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL"])
+def test_the_ledger_is_the_wire(cell: MakeCell, wire: Wire, method: str, transform: tuple[str, ...]) -> None:
+    """Every payload is weighed as the bytes of its tensors, at the moment at which its message crosses."""
+    dropout = ("federation.dropout=0.3", "fraction=0.7", "clients=4")
+    made = cell(f"method={method}", "rounds=3", *dropout, *transform)
+    exchange = made.result["exchange"]
+    crossed: list[tuple[str, str, str, str, str, str]] = []
+    for direction, messages in (("down", wire.broadcasts), ("up", wire.updates)):
+        for message in messages:
+            for slice_, payload in message.payloads.items():
+                weight = sum(len(tensor.numpy().tobytes()) for tensor in payload.tensors.values())
+                row = (message.round, message.client, direction, slice_, payload.params, weight)
+                crossed.append(tuple(map(str, row)))
+    assert len(wire.broadcasts) == (3 if method == "CENTRAL" else 9)
+    if method == "CENTRAL":  # its messages stay inside the server
+        crossed = []
+    booked = [tuple(row.values()) for row in made.rows("ledger.csv")]
+    assert sorted(booked) == sorted(crossed)
+    assert exchange["bytes_total"] == sum(int(row[5]) for row in crossed)
+    assert exchange["params_total"] == sum(int(row[4]) for row in crossed)
+    up = [row for row in crossed if row[2] == "up"]
+    if transform and up:
+        assert sum(int(row[5]) for row in up) < 0.25 * 4 * exchange["params_up"]
+    else:
+        assert exchange["bytes_total"] == 4 * exchange["params_total"]

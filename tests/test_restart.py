@@ -17,14 +17,37 @@ import pytest
 from conftest import SMALL, Cell, invoke
 from wandb_file import history_of
 
-import fedlight.experiment.execute  # noqa: F401  loaded once here, so that the processes forked below start at once
+from fedlight.experiment import execute  # loaded once here, so that the processes forked below start at once
+from fedlight.federation import outbox
+from fedlight.federation.checkpoint import ClientMemory, ServerCheckpoint
 from fedlight.federation.federator import Federator
+from fedlight.federation.outbox import Outbox
+from fedlight.federation.server import Server
+from fedlight.federation.site import Site
+from fedlight.runs import record
 from fedlight.runtime.signals import EXIT
 
 CELL = [*SMALL, "data.limit=60", "clients=3", "rounds=3", "evaluation.every=1", "evaluation.grid=2"]
 UPDATES = 9  # local updates of such a cell
-KILLS = 30
+SEED = 11  # decides where the cells are killed
+MORE_KILLS = 12  # beside one at each kind of instant
 TIMES = ("seconds",)  # columns that differ between any two runs
+
+INSTANTS = [
+    (Federator, "on_fit_start"),
+    (Federator, "on_train_batch_end"),
+    (ClientMemory, "write"),
+    (Outbox, "add"),  # after it: the update is written, and not yet acknowledged
+    (Site, "update"),
+    (Server, "receive"),
+    (Server, "close_round"),  # after it: aggregated, and not yet stored
+    (execute, "evaluate_models"),
+    (ServerCheckpoint, "write"),
+    (record.Record, "note"),
+    (record, "write_result"),
+    (os, "fsync"),  # inside a file that is written whole
+]
+"""Before and after each call of these a cell may be killed."""
 
 
 class Runner:
@@ -35,8 +58,14 @@ class Runner:
         self.arguments = [*CELL, f"output={folder}", *arguments]
         self.log = folder.with_name(f"{folder.name}.log")
 
-    def start(self, stop_at: int | None = None, by: int = signal.SIGKILL) -> int:
-        """Returns the process; it gets the signal when its n-th local update has begun."""
+    def start(self, stop_at: int | None = None, by: int = signal.SIGKILL, kill_at: int | None = None) -> int:
+        """Returns the process.
+
+        Args:
+            stop_at: the process gets a signal when this local update has begun, counted from 1.
+            by: that signal.
+            kill_at: the process is killed at this instant, counted from 0; all are logged in `.instants`.
+        """
         child = os.fork()
         if child:
             return child
@@ -46,15 +75,16 @@ class Runner:
         def on_fit_start(self: Federator, trainer: Any, module: Any) -> None:
             nonlocal count
             count += 1
-            assert self.task is not None
             with log.open("a") as file:
-                file.write(f"{self.task.round} {self.task.client}\n")
+                file.write(f"{self._round} {self._who}\n")
             if count == stop_at:
                 os.kill(os.getpid(), by)
             begun(self, trainer, module)
 
         log = self.log
         Federator.on_fit_start = on_fit_start  # type: ignore[method-assign]
+        outbox.FLUSH = 0.0  # so that the instants do not depend on the clock
+        watch_instants(self.log.with_suffix(".instants"), kill_at)
         status = 99
         try:
             with self.log.with_suffix(".err").open("a") as err:
@@ -63,10 +93,15 @@ class Runner:
         finally:
             os._exit(status)
 
-    def run(self, stop_at: int | None = None, by: int = signal.SIGKILL) -> int:
+    def run(self, stop_at: int | None = None, by: int = signal.SIGKILL, kill_at: int | None = None) -> int:
         """Runs to the end; returns the exit status, or minus the signal that ended the process."""
-        _, status = os.waitpid(self.start(stop_at, by), 0)
+        _, status = os.waitpid(self.start(stop_at, by, kill_at), 0)
         return os.waitstatus_to_exitcode(status)
+
+    @property
+    def instants(self) -> list[str]:
+        """The kind of each instant of the run, in order."""
+        return self.log.with_suffix(".instants").read_text().splitlines()
 
     @property
     def updates(self) -> Counter[str]:
@@ -87,6 +122,31 @@ class Runner:
         return self.cell.folder / "checkpoint"
 
 
+def watch_instants(log: Path, kill_at: int | None) -> None:
+    """Logs every instant of `INSTANTS`, and kills this process at the given one."""
+    file = log.open("w", buffering=1)
+    count = 0
+
+    def pass_by(what: str) -> None:
+        nonlocal count
+        file.write(what + "\n")
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+
+    def watched(what: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            pass_by(f"before {what}")
+            found = act(*given, **named)
+            pass_by(f"after {what}")
+            return found
+
+        return call
+
+    for owner, name in INSTANTS:
+        setattr(owner, name, watched(f"{owner.__name__}.{name}", getattr(owner, name)))
+
+
 def outcome(cell: Cell) -> dict[str, Any]:
     """All that must not differ between two runs of a cell."""
     result = cell.result
@@ -102,19 +162,28 @@ def outcome(cell: Cell) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """The outcome of a method's cell that nothing disturbed, and how long it took."""
+    """The outcome of a method's cell that nothing disturbed, and its instants."""
     known: dict[str, dict[str, Any]] = {}
 
     def run(method: str) -> dict[str, Any]:
         if method not in known:
             runner = Runner(tmp_path_factory.mktemp("quiet") / method, f"method={method}")
-            begun = time.monotonic()
             assert runner.run() == 0, runner.err
-            known[method] = {"outcome": outcome(runner.cell), "seconds": time.monotonic() - begun}
+            known[method] = {"outcome": outcome(runner.cell), "instants": runner.instants}
             assert sum(runner.updates.values()) == UPDATES
         return known[method]
 
     return run
+
+
+def kill_points(instants: list[str], seed: int) -> list[int]:
+    """One instant of each kind, and some more, chosen by a seed."""
+    choose = random.Random(seed)
+    kinds: dict[str, list[int]] = {}
+    for number, kind in enumerate(instants):
+        kinds.setdefault(kind, []).append(number)
+    points = {choose.choice(numbers) for numbers in kinds.values()}
+    return sorted(points | set(choose.sample(range(len(instants)), MORE_KILLS)))
 
 
 @pytest.mark.slow
@@ -123,17 +192,18 @@ def test_a_cell_killed_at_any_instant_ends_the_same(
     method: str, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
 ) -> None:
     expected = quiet(method)
-    instants = random.Random(method)
-    for kill in range(KILLS):
-        runner = Runner(tmp_path / f"kill{kill}", f"method={method}")
-        child = runner.start()
-        time.sleep(instants.uniform(0, expected["seconds"]))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    instants = expected["instants"]
+    named = {kind.split(maxsplit=1)[1] for kind in instants}
+    keeps = {"ClientMemory.write"} if method == "UDEC" else set()
+    assert named == {f"{owner.__name__}.{name}" for owner, name in INSTANTS} - {"ClientMemory.write"} | keeps
+    for point in kill_points(instants, SEED):
+        print(f"{method}: killed at instant {point} of {len(instants)}, {instants[point]}")
+        runner = Runner(tmp_path / f"kill{point}", f"method={method}")
+        assert runner.run(kill_at=point) == -signal.SIGKILL
         assert runner.run() == 0, runner.err
-        assert outcome(runner.cell) == expected["outcome"], kill
+        assert outcome(runner.cell) == expected["outcome"]
         repeated = sum(runner.updates.values()) - UPDATES
-        assert 0 <= repeated <= 1, (kill, runner.updates)
+        assert 0 <= repeated <= 1, runner.updates
         shutil.rmtree(runner.folder)
 
 
@@ -172,10 +242,10 @@ def test_the_checkpoint_holds_what_a_restart_needs_and_nothing_older(stopped: Ru
     names = Counter(name.rsplit("-", 1)[0] for name in files(stopped.checkpoint))
     assert names == Counter(
         [
-            *("global-r0001", "global-r0002"),
-            *(f"clients/{client:06d}-r{round_:04d}" for client in range(3) for round_ in (1, 2)),
-            *("clients/000000-r0003", "clients/000001-r0003"),
-            *("reports/000000-r0003", "reports/000001-r0003"),
+            *("server-r0001", "server-r0002"),
+            *(f"clients/{client:06d}/r{round_:04d}" for client in range(3) for round_ in (1, 2)),
+            *("clients/000000/r0003", "clients/000001/r0003"),
+            "updates/r0003",
         ]
     )
 
@@ -195,9 +265,9 @@ def test_damage_to_any_file_is_noticed_and_changes_nothing(
         assert runner.run() == 0, runner.err
         assert outcome(runner.cell) == quiet("UDEC")["outcome"], name
         told = Path(name).name in runner.err or Path(name).name.rpartition("-")[0] in runner.err
-        spare = name.startswith("global-r0001") or "-r0001-" in name
-        lost_report = name.startswith("reports/") and damage is deleted
-        assert told or spare or lost_report, (name, runner.err)
+        not_needed = "r0001-" in name or name.startswith(("clients/000000/r0002", "clients/000001/r0002"))
+        deleted_updates = name.startswith("updates/") and damage is deleted
+        assert told == (not not_needed and not deleted_updates), (name, runner.err)
         shutil.rmtree(runner.folder)
 
 
@@ -208,9 +278,9 @@ def test_a_file_of_another_cell_is_not_taken(
     assert other.run(stop_at=9) == -signal.SIGKILL
     runner = Runner(tmp_path / "runs", "method=UDEC")
     shutil.copytree(stopped.folder, runner.folder)
-    for path in runner.checkpoint.glob("global-r0002-*"):
+    for path in runner.checkpoint.glob("server-r0002-*"):
         path.unlink()
-    (foreign,) = other.checkpoint.glob("global-r0002-*")
+    (foreign,) = other.checkpoint.glob("server-r0002-*")
     shutil.copy(foreign, runner.checkpoint)
     assert runner.run() == 0
     assert "belongs to another cell" in runner.err
@@ -275,7 +345,7 @@ def test_the_offline_run_of_a_cell_that_was_stopped_is_one_and_whole(tmp_path: P
     command = [sys.executable, "-m", "fedlight.run", *runner.arguments]
     own = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     child = subprocess.Popen(command, env=own)
-    while child.poll() is None and not list(runner.folder.glob("*/*/checkpoint/global-r0002-*")):
+    while child.poll() is None and not list(runner.folder.glob("*/*/checkpoint/server-r0002-*")):
         time.sleep(0.01)
     child.kill()
     assert child.wait() == -signal.SIGKILL

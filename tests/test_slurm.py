@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster, missing, until
-from conftest import helpers_of, invoke
+from conftest import invoke, workers_of
 
 from fedlight.runtime.lock import read_holder
 
@@ -160,7 +160,7 @@ def test_a_preempted_job_whose_clients_train_at_once_goes_on(
     at_work(sweep / cell)
     holder = read_holder(sweep / cell)
     assert holder is not None
-    until(lambda: helpers_of(holder[0].pid), seconds=60)
+    until(lambda: workers_of(holder[0].pid), seconds=60)
     cluster.ask("scancel", "--signal=USR2", job)
     end(launched)
     assert log(sweep, job, "out").count("Starting with JobEnvironment") == 2

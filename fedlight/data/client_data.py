@@ -53,6 +53,11 @@ class ClientData(LightningDataModule):
         self.rows = Rows(pixels, indices)
         self.batch_size = batch_size
 
+    @property
+    def num_examples(self) -> int:
+        """n_k, the number of the client's images."""
+        return len(self.rows)
+
     def train_dataloader(self) -> DataLoader[Tensor]:
         batches = ShuffledBatches(len(self.rows), self.batch_size)
         return DataLoader(self.rows, sampler=batches, batch_size=None)

@@ -1,4 +1,4 @@
-"""The judge of a cell's images: one extractor and the real images that it compares with."""
+"""The evaluator of a cell's images: one extractor and the real images that it compares with."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,12 +10,12 @@ from fedlight.evaluation.memorisation import CopyCheck, Memorisation
 from fedlight.evaluation.reference import Reference
 from fedlight.evaluation.scores import score
 
-Verdict: TypeAlias = tuple[dict[str, float], Memorisation | None]
+Evaluated: TypeAlias = tuple[dict[str, float], Memorisation | None]
 """The scores of a model's images, and how near they lie to the training images, where that was asked."""
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """Made once a cell, and used for every model of it.
 
     Attributes:
@@ -28,7 +28,7 @@ class Judge:
     reference: Reference
     copies: CopyCheck | None = None
 
-    def __call__(self, images: Tensor) -> Verdict:
+    def __call__(self, images: Tensor) -> Evaluated:
         """Scores generated images, uint8, shape (n, channels, height, width), and checks them for copies."""
         seen = self.extractor(images)
         return score(seen, self.reference), self.copies(seen.values) if self.copies else None

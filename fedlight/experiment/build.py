@@ -1,20 +1,21 @@
-"""What a cell is built of: data, clients' shares, model, method, Trainer and judge, all checked."""
+"""What a cell is built of: data, model, method, algorithm, Trainer and evaluator, all checked."""
 
 import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities import registry
 from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from omegaconf import DictConfig
 from torch import Tensor
 
 from fedlight.config import CellConfig
@@ -23,17 +24,25 @@ from fedlight.data.dataset import Dataset, Images
 from fedlight.data.partition import Indices, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
-from fedlight.evaluation.evaluator import Judge
+from fedlight.evaluation.evaluator import Evaluator
 from fedlight.evaluation.extractor import Extractor, make_classifier, make_inception
 from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
-from fedlight.federation.cohort import Task, participant_count
-from fedlight.federation.federator import Federator
+from fedlight.experiment.evaluate import draw_and_score
+from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.client import ClientSetup
+from fedlight.federation.codec import Codec
+from fedlight.federation.cohort import Participation, cohort_size
+from fedlight.federation.federator import on_cpu
 from fedlight.federation.method import Method
-from fedlight.federation.rounds import local_update
+from fedlight.federation.server import Server
+from fedlight.federation.site import Site
 from fedlight.federation.slices import SliceMap
+from fedlight.federation.transport.inline import Inline
+from fedlight.federation.transport.processes import Processes
+from fedlight.federation.transport.transport import Surroundings, Transport
 from fedlight.runtime.cores import CORES
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.memory import keep_freed_memory
@@ -45,57 +54,107 @@ disable_possible_user_warnings()
 warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 registry.entry_points = cache(registry.entry_points)  # type: ignore[assignment]  # each Trainer asks: 15 ms
 
+CHECKPOINT = "checkpoint"  # in a cell's folder
+
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What a cell is built of, all of it checked before anything is written."""
 
+    settings: CellConfig
     dataset: Dataset
     shares: list[Indices]
     module: DDPM
     slices: SliceMap
     method: Method
+    algorithm: FedAvg
+    codec: Codec
     make_trainer: Callable[..., Trainer]
     device: torch.device
-    judge: Judge | None
+    evaluator: Evaluator | None
 
-    def updater(
-        self, federator: Federator, settings: CellConfig, callbacks: Sequence[Callback]
-    ) -> Callable[[Task], None]:
-        """What does the local update of a task on the client's own data, under the federator's eyes."""
+    def site(
+        self, folder: Path, callbacks: Sequence[Callback] = (), on_step: Callable[[], None] = lambda: None
+    ) -> Site:
+        """The site of this process, where the cell's clients train.
+
+        Args:
+            folder: of the cell.
+            callbacks: of every client's Trainer, beside the Federator.
+            on_step: called after every denoising step, and may end the cell.
+        """
         pixels = self.dataset.train.pixels.to(self.device)
         shares = [pool(self.shares)] if self.method.pool else self.shares
-        return partial(
-            local_update,
-            federator=federator,
-            seed=settings.seed,
+
+        def evaluate(
+            state: dict[str, Tensor], round_: int, client: int
+        ) -> tuple[dict[str, float], dict[str, dict[str, Tensor]]]:
+            drawn = draw_and_score(self, state, round_, client, on_step)
+            return drawn.metrics, drawn.to_groups()
+
+        setup = ClientSetup(
+            seed=self.settings.seed,
             module=self.module,
-            data=lambda client: ClientData(pixels, shares[client], settings.data.batch_size),
-            make_trainer=partial(self.make_trainer, callbacks=[federator, *callbacks]),
+            slices=self.slices,
+            method=self.method,
+            algorithm=self.algorithm,
+            codec=self.codec,
+            data=lambda client: ClientData(pixels, shares[client], self.settings.data.batch_size),
+            make_trainer=lambda own: self.make_trainer(callbacks=[*own, *callbacks]),
+            evaluate=evaluate,
         )
+        return Site(folder.name, setup, folder / CHECKPOINT)
+
+    def transport(
+        self, folder: Path, here: Site, done: Callable[[], None], check: Callable[[], None]
+    ) -> Transport:
+        """What carries the messages of the cell; CENTRAL trains where the server is."""
+        settings = self.settings
+        cohort = cohort_size(settings.clients, settings.fraction)
+        make_site = SiteMaker(settings, folder.absolute())
+        around = Surroundings(here, make_site, cohort, worker_room(settings, self.device), done, check)
+        if self.method.pool or settings.rounds == 0:
+            return Inline(around)
+        if settings.transport is None:
+            return Processes(around)
+        transport: Transport = make_extension(
+            "transport", settings.transport.model_dump(by_alias=True), around
+        )
+        return transport
 
 
-def build(config: DictConfig, settings: CellConfig) -> Parts:
-    """Loads the data, deals it to the clients, and makes model, slice map, Trainer and judge.
+@dataclass(frozen=True)
+class SiteMaker:
+    """Makes the site of a cell in another process of this machine."""
+
+    settings: CellConfig
+    folder: Path
+
+    def __call__(self) -> Site:
+        return build(self.settings).site(self.folder)
+
+
+def build(settings: CellConfig) -> Components:
+    """Loads the data, deals it to the clients, and makes all that a cell needs.
 
     From here on torch uses as many threads as the cell asks for: its sums depend on them.
 
     Raises:
-        BadInput: some part cannot be made as asked, or the parts do not fit each other.
+        BadInput: some component cannot be made as asked, or they do not fit each other.
     """
     keep_freed_memory()
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(settings.trainer.threads or CORES)
-    whole = load_data(config, settings)
+    whole = load_data(settings)
     dataset = Dataset(whole.train.first(settings.data.limit), whole.test, whole.classes)
-    shape = image_shape(settings)
-    deal = instantiate(config.partition.deal, _partial_=True)
+    shape = settings.data.shape
+    deal = instantiate(settings.partition.deal, _partial_=True)
     try:
         shares = deal(dataset.train.labels, settings.clients)
     except TypeError as error:
         raise BadInput(f"partition: {error}") from error
 
-    module, slices = make_module(config, settings)
+    module, slices = make_module(settings)
     method = settings.method.resolve(slices.names)
     make_trainer = _trainer_factory(settings)
     try:
@@ -109,21 +168,77 @@ def build(config: DictConfig, settings: CellConfig) -> Parts:
         raise BadInput(f"model.unet predicts {tuple(predicted.shape[1:])} for images of {shape}")
     if settings.trainer.compile:
         module.unet.compile()
-    judge = make_judge(settings, whole, dataset, device) if settings.evaluation.samples else None
-    return Parts(dataset, shares, module, slices, method, make_trainer, device, judge)
+    algorithm = make_algorithm(settings)
+    codec = make_codec(settings, method)
+    evaluator = make_evaluator(settings, whole, dataset, device) if settings.evaluation.samples else None
+    return Components(
+        settings, dataset, shares, module, slices, method, algorithm, codec, make_trainer, device, evaluator
+    )
 
 
-def load_data(config: DictConfig, settings: CellConfig) -> Dataset:
+def make_server(
+    cell: str, settings: CellConfig, module: DDPM, slices: SliceMap, algorithm: FedAvg, codec: Codec
+) -> Server:
+    """The server of a cell before its first round."""
+    participation = Participation(
+        settings.clients, settings.fraction, settings.federation.dropout, settings.seed
+    )
+    method, initial = settings.method.resolve(slices.names), on_cpu(module.state_dict())
+    return Server(cell, method, slices, initial, participation, algorithm, codec)
+
+
+def make_algorithm(settings: CellConfig) -> FedAvg:
+    """The algorithm that the configuration names; FedAvg where it names none."""
+    if settings.algorithm is None:
+        return FedAvg()
+    algorithm = make_extension("algorithm", settings.algorithm.model_dump(by_alias=True))
+    if not isinstance(algorithm, FedAvg):
+        raise BadInput(f"algorithm must be a subclass of FedAvg, got {type(algorithm).__name__}")
+    return algorithm
+
+
+def make_codec(settings: CellConfig, method: Method) -> Codec:
+    """What encodes the uplink; without a transform, values cross as they are.
+
+    Raises:
+        BadInput: a client would report the delta of a slice that it does not receive.
+    """
+    if settings.transform is None:
+        return Codec()
+    if unsent := [slice_ for slice_ in method.uplink if slice_ not in method.downlink]:
+        raise BadInput(
+            f"transform={settings.transform.name} encodes differences to what a client received, and method "
+            f"{method.name} does not send {', '.join(unsent)} down"
+        )
+    return Codec([make_extension("transform", stage) for stage in settings.transform.up])
+
+
+def make_extension(group: str, node: dict[str, Any], *arguments: Any) -> Any:
+    """Makes what `_target_` of a node names, which may be a user's own; its `name` is for people.
+
+    Raises:
+        BadInput: it cannot be made.
+    """
+    node = {key: value for key, value in node.items() if key != "name"}
+    try:
+        return instantiate(node, *arguments)
+    except HydraException as error:
+        if isinstance(error.__cause__, BadInput):
+            raise error.__cause__ from None
+        raise BadInput(f"{group}: {error.__cause__ or error}") from error
+
+
+def load_data(settings: CellConfig) -> Dataset:
     """The whole data set, whatever `data.limit` says.
 
     Raises:
         BadInput: it cannot be had, or its images are not of the shape that the configuration says.
     """
     try:
-        dataset: Dataset = instantiate(config.data.source)
+        dataset: Dataset = instantiate(settings.data.source)
     except OSError as error:
         raise BadInput(f"data: {error}") from error
-    shape = image_shape(settings)
+    shape = settings.data.shape
     if tuple(dataset.train.pixels.shape[1:]) != shape:
         raise BadInput(
             f"data.channels and data.image_size say {shape}, but {settings.data.name} holds images of "
@@ -132,28 +247,23 @@ def load_data(config: DictConfig, settings: CellConfig) -> Dataset:
     return dataset
 
 
-def image_shape(settings: CellConfig) -> tuple[int, int, int]:
-    """Channels, height and width of an image."""
-    return settings.data.channels, settings.data.image_size, settings.data.image_size
-
-
-def make_module(config: DictConfig, settings: CellConfig) -> tuple[DDPM, SliceMap]:
+def make_module(settings: CellConfig) -> tuple[DDPM, SliceMap]:
     """The client model with its first weights, which the cell's seed decides, and its slice map.
 
     Raises:
         BadInput: the model cannot be made as asked, or a parameter is in no slice or in two.
     """
     seed_everything(derive_seed(settings.seed, "model"), verbose=False)
-    schedule = instantiate(config.model.schedule)
+    schedule = instantiate(settings.model.schedule)
     check_sampler(settings.evaluation.sampler, settings.evaluation.steps, schedule)
-    unet = instantiate(config.model.unet, _convert_="all")
+    unet = instantiate(settings.model.unet, _convert_="all")
     if not isinstance(unet, ModelMixin):
         raise BadInput(f"model.unet must be a diffusers model (ModelMixin), got {type(unet).__name__}")
     module = DDPM(
         unet,
         schedule,
         loss=settings.model.loss,
-        optimizer=instantiate(config.optimizer, _partial_=True),
+        optimizer=instantiate(settings.optimizer.model_dump(by_alias=True), _partial_=True),
         slices=settings.model.slices,
         ema_decay=settings.model.ema_decay,
         exchange_ema=settings.model.exchange_ema,
@@ -168,20 +278,19 @@ def precision(settings: CellConfig) -> str:
     return best_precision(settings.trainer.accelerator) if asked == "auto" else asked
 
 
-def worker_count(settings: CellConfig, device: torch.device) -> int:
-    """How many processes train clients at once; the result does not depend on it.
+def worker_room(settings: CellConfig, device: torch.device) -> int:
+    """How many processes may train clients at once; the result does not depend on it.
 
     Args:
         settings: of the cell; `trainer.workers=null` fills a CPU's cores, and leaves a GPU to one process.
         device: that the clients train on.
     """
-    participants = 1 if settings.method.pool else participant_count(settings.clients, settings.fraction)
     room = CORES // (settings.trainer.threads or CORES) if device.type == "cpu" else 1
-    return max(1, min(settings.trainer.workers or room, participants))
+    return settings.trainer.workers or max(1, room)
 
 
-def make_judge(settings: CellConfig, whole: Dataset, dataset: Dataset, device: torch.device) -> Judge:
-    """The judge of the cell's images: extractor and reference, from the cache or made now.
+def make_evaluator(settings: CellConfig, whole: Dataset, dataset: Dataset, device: torch.device) -> Evaluator:
+    """The evaluator of the cell's images: extractor and reference, from the cache or made now.
 
     Args:
         settings: of the cell.
@@ -204,9 +313,9 @@ def make_judge(settings: CellConfig, whole: Dataset, dataset: Dataset, device: t
         if split == asked.reference or asked.memorisation
     }
     if not asked.memorisation:
-        return Judge(extractor, references[asked.reference])
+        return Evaluator(extractor, references[asked.reference])
     copies = CopyCheck(references["train"].features.values, references["test"].features.values)
-    return Judge(extractor, references[asked.reference], copies)
+    return Evaluator(extractor, references[asked.reference], copies)
 
 
 def make_extractor(settings: CellConfig, whole: Dataset, device: torch.device) -> Extractor:

@@ -1,11 +1,12 @@
-"""The models of a cell after a round: drawn from, pictured and scored."""
+"""The models of a cell after a round: images are drawn from them, pictured and scored."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,33 +15,52 @@ from torch import Tensor
 from fedlight.config import CellConfig
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import sample, sampling_steps
-from fedlight.evaluation.evaluator import Verdict
+from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.memorisation import Memorisation
-from fedlight.experiment.build import Parts, image_shape
-from fedlight.federation.federator import Federator
-from fedlight.federation.store import State
+from fedlight.federation.messages import State
+from fedlight.federation.server import Server
+from fedlight.federation.transport.transport import Transport
 from fedlight.loggers import pictures
 from fedlight.loggers.progress import ProgressBars
 from fedlight.runtime.seeds import derive_seed, stream
 
-GRID_CLIENTS = 10  # rows of a sample grid where clients are judged
+if TYPE_CHECKING:
+    from fedlight.experiment.build import Components
+
+GRID_CLIENTS = 10  # rows of a sample grid where every client's own model is evaluated
 
 
 @dataclass(frozen=True)
-class Score:
-    """What a round's models came to.
+class Drawn:
+    """What was drawn from one model.
 
     Attributes:
-        fid: the entry of `result.json`, or None where nothing was scored.
-        memorisation: of all generated images, where it was checked.
+        grid: the images to show, uint8, shape (n, channels, height, width).
+        metrics: name: value; empty where nothing is scored.
+        memorisation: where it was checked.
     """
 
-    fid: dict[str, Any] | None
+    grid: Tensor
+    metrics: dict[str, float]
     memorisation: Memorisation | None
+
+    def to_groups(self) -> dict[str, State]:
+        """The tensors as a message carries them."""
+        groups = {"grid": {"images": self.grid}}
+        if self.memorisation:
+            ratios = self.memorisation._asdict()
+            groups["memorisation"] = {name: torch.from_numpy(found) for name, found in ratios.items()}
+        return groups
+
+    @classmethod
+    def from_groups(cls, metrics: dict[str, float], groups: dict[str, State]) -> Drawn:
+        """The inverse of `to_groups`."""
+        ratios = {name: found.numpy() for name, found in groups.get("memorisation", {}).items()}
+        return cls(groups["grid"]["images"], metrics, Memorisation(**ratios) if ratios else None)
 
 
 def is_due(round_: int, settings: CellConfig) -> bool:
-    """Whether the models are scored after this round: the last one, and every `evaluation.every`-th."""
+    """Whether the models are evaluated after this round: the last one, and every `evaluation.every`-th."""
     every = settings.evaluation.every
     return round_ == settings.rounds or (every is not None and round_ % every == 0)
 
@@ -50,66 +70,97 @@ def grid_path(folder: Path, round_: int) -> Path:
     return folder / "samples" / f"round_{round_:03d}.png"
 
 
-def score_models(
+def evaluate_models(
     folder: Path,
-    round_: int,
-    federator: Federator,
-    parts: Parts,
-    settings: CellConfig,
+    server: Server,
+    transport: Transport,
+    components: Components,
     bars: ProgressBars,
     on_step: Callable[[], None],
-) -> Score:
-    """Draws images from the global model or from each client's own, pictures and scores them.
+) -> dict[str, Any] | None:
+    """Draws images from the global model or asks clients to draw from their own; pictures and scores them.
 
-    A model's images depend on the cell's seed, the round and the client, and on nothing else. `on_step` is
-    called after every denoising step, and may end the cell.
+    A model's images depend on the cell's seed, the round and the client, and on nothing else.
+
+    Args:
+        folder: of the cell.
+        server: after a round.
+        transport: to the clients, whose own models never reach the server.
+        components: of the cell.
+        bars: shows how far it is.
+        on_step: called after every denoising step of this process, and may end the cell.
+
+    Returns:
+        The `fid` entry of `result.json`, or None where nothing is scored.
     """
-    asked = settings.evaluation
-    per_client = federator.method.evaluate == "clients"
-    shown = min(asked.grid, pictures.COLUMNS) if per_client else asked.grid
-    images = max(asked.samples, shown)
+    settings, per_client = components.settings, server.method.evaluate == "clients"
+    images = _images(settings)
     if not images:
-        return Score(None, None)
+        return None
     models: list[int | None] = list(scored_clients(settings)) if per_client else [None]
-    if parts.judge is None:
+    if components.evaluator is None:
         models = models[:GRID_CLIENTS]
-
-    advance = bars.sampling(len(models) * sampling_steps(images, asked.steps))
+    steps = sampling_steps(images, settings.evaluation.steps)
+    advance = bars.sampling(len(models) * steps)
 
     def step() -> None:
         on_step()
-        advance()
+        advance(1)
 
-    grids: list[Tensor] = []
-    verdicts: list[Future[Verdict]] = []
-    with ThreadPoolExecutor(1, "judge", torch.set_num_threads, (torch.get_num_threads(),)) as pool:
-        for client in models:  # while one model's images are judged, the next one's are drawn
-            state = federator.global_state() if client is None else federator.client_state(client)
-            seed = derive_seed(settings.seed, "sample", round_, client or 0)
-            drawn = draw(parts.module, parts.device, state, settings, images, seed, step)
-            if parts.judge is not None:
-                verdicts.append(pool.submit(parts.judge, drawn[: asked.samples]))
-            if len(grids) < GRID_CLIENTS:
-                grids.append(drawn[:shown])
-        found = [verdict.result() for verdict in verdicts]
-    scores = [score for score, _ in found]
-    checks = [checked for _, checked in found if checked is not None]
+    drawn: list[Drawn] = []
+    if per_client:
+        clients = [client for client in models if client is not None]
+        for scores in transport.evaluate(server.evaluations(clients, draw=True)):
+            groups = {name: payload.tensors for name, payload in scores.payloads.items()}
+            drawn.append(Drawn.from_groups(scores.metrics, groups))
+            advance(steps)
+    else:
+        drawn.append(draw_and_score(components, server.global_state(), server.round, None, step))
 
-    if shown:
-        rows = [
-            ("\n".join(_label(client, score)), grid)
-            for client, score, grid in zip_longest(models[: len(grids)], scores[: len(grids)], grids)
-        ]
-        title = f"{settings.method.name}, {settings.clients} clients, after round {round_}"
-        pictures.sample_grid(grid_path(folder, round_), rows, title)
+    metrics = [model.metrics for model in drawn if model.metrics]
+    if drawn[0].grid.numel():
+        shown = [model.grid for model in drawn[:GRID_CLIENTS]]
+        labels = zip_longest(models[: len(shown)], metrics[: len(shown)])
+        rows = [("\n".join(_label(*label)), grid) for label, grid in zip(labels, shown, strict=True)]
+        title = f"{settings.method.name}, {settings.clients} clients, after round {server.round}"
+        pictures.sample_grid(grid_path(folder, server.round), rows, title)
+    checks = [model.memorisation for model in drawn if model.memorisation]
     check = Memorisation.joined(checks) if checks else None
-    return Score(_entry(scores, models, check, parts, settings) if scores else None, check)
+    if check:
+        pictures.memorisation_histogram(folder / "memorisation.png", *check, folder.name)
+    if components.evaluator is None:
+        return None
+    return _entry(metrics, models, check, components.evaluator.extractor, settings)
 
 
-def _label(client: int | None, score: dict[str, float] | None) -> list[str]:
+def draw_and_score(
+    components: Components, state: State, round_: int, client: int | None, on_step: Callable[[], None]
+) -> Drawn:
+    """Draws images from one model and scores them; `client` is None for the global one."""
+    settings = components.settings
+    seed = derive_seed(settings.seed, "sample", round_, client or 0)
+    images = draw(components.module, components.device, state, settings, _images(settings), seed, on_step)
+    grid = images[: _shown(settings)].clone()
+    if components.evaluator is None:
+        return Drawn(grid, {}, None)
+    return Drawn(grid, *components.evaluator(images[: settings.evaluation.samples]))
+
+
+def _shown(settings: CellConfig) -> int:
+    """Images of a model in the sample grid."""
+    grid = settings.evaluation.grid
+    return min(grid, pictures.COLUMNS) if settings.method.evaluate == "clients" else grid
+
+
+def _images(settings: CellConfig) -> int:
+    """Images to draw from a model."""
+    return max(settings.evaluation.samples, _shown(settings))
+
+
+def _label(client: int | None, metrics: dict[str, float] | None) -> list[str]:
     """The lines beside a row of the sample grid."""
     whose = [] if client is None else [f"client {client}"]
-    return whose if score is None else [*whose, f"FID {score['fid']:.1f}"]
+    return whose if metrics is None else [*whose, f"FID {metrics['fid']:.1f}"]
 
 
 def draw(
@@ -126,7 +177,7 @@ def draw(
     drawn = sample(
         module.denoiser,
         module.schedule,
-        (images, *image_shape(settings)),
+        (images, *settings.data.shape),
         sampler=settings.evaluation.sampler,
         steps=settings.evaluation.steps,
         seed=seed,
@@ -137,7 +188,7 @@ def draw(
 
 
 def scored_clients(settings: CellConfig) -> list[int]:
-    """The clients whose models are judged: all, or `evaluation.clients` of them, the same in every round."""
+    """The clients whose models are evaluated: `evaluation.clients` of them, the same in every round."""
     wanted, clients = settings.evaluation.clients, settings.clients
     if wanted == "all" or wanted >= clients:
         return list(range(clients))
@@ -146,18 +197,19 @@ def scored_clients(settings: CellConfig) -> list[int]:
 
 
 def _entry(
-    scores: list[dict[str, float]],
+    metrics: list[dict[str, float]],
     models: list[int | None],
     check: Memorisation | None,
-    parts: Parts,
+    extractor: Extractor,
     settings: CellConfig,
 ) -> dict[str, Any]:
     """The `fid` entry of `result.json`; every metric but `per_client` is a mean over the models."""
-    assert parts.judge is not None
-    extractor, asked = parts.judge.extractor, settings.evaluation
-    fids = [found["fid"] for found in scores]
+    asked = settings.evaluation
+    fids = [found["fid"] for found in metrics]
     clients = [client for client in models if client is not None]
-    further = {name: float(np.mean([found[name] for found in scores])) for name in scores[0] if name != "fid"}
+    further = {
+        name: float(np.mean([found[name] for found in metrics])) for name in metrics[0] if name != "fid"
+    }
     return {
         "extractor": extractor.name,
         "scope": "clients" if clients else "global",

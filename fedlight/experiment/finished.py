@@ -1,4 +1,4 @@
-"""A finished cell, opened again: its models as they were at the end."""
+"""A finished cell, opened again: its models as they were at the end. Nothing is written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,15 @@ from torch import Tensor
 
 from fedlight.config import CellConfig, validate
 from fedlight.diffusion.ddpm import DDPM
-from fedlight.experiment.build import make_module
+from fedlight.experiment.build import CHECKPOINT, make_algorithm, make_module, make_server
 from fedlight.experiment.evaluate import draw
-from fedlight.federation.federator import Federator
-from fedlight.federation.store import State, Store
+from fedlight.federation.checkpoint import ServerCheckpoint
+from fedlight.federation.codec import Codec
+from fedlight.federation.messages import State
+from fedlight.federation.server import Server
+from fedlight.federation.site import client_memory
 from fedlight.runs.identity import read_result
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, Damaged
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -26,30 +29,36 @@ class FinishedCell:
     folder: Path
     settings: CellConfig
     module: DDPM
-    federator: Federator
+    server: Server
 
     def state(self, client: int | None) -> State:
-        """The state_dict of a client's own model, or of the federated one where `client` is None.
+        """The state_dict of a client's own model, or of the global one where `client` is None.
 
         Raises:
             BadInput: there is no such model.
         """
-        per_client, clients = self.federator.method.evaluate == "clients", self.settings.clients
+        per_client, clients = self.server.method.evaluate == "clients", self.settings.clients
         if client is None and per_client:
             raise BadInput(
                 f"{self.folder.name}: the trained models of {self.settings.method.name} are the clients' "
                 f"own; choose one with --client 0 to {clients - 1}"
             )
         if client is None:
-            return self.federator.global_state()
+            return self.server.global_state()
         if not per_client:
             raise BadInput(
-                f"{self.folder.name}: the trained model of {self.settings.method.name} is the federated "
+                f"{self.folder.name}: the trained model of {self.settings.method.name} is the global "
                 "one; leave out --client"
             )
         if not 0 <= client < clients:
             raise BadInput(f"{self.folder.name}: clients are 0 to {clients - 1}, got {client}")
-        return self.federator.client_state(client)
+        round_ = self.server.met.get(client, 0)
+        memory = client_memory(self.folder / CHECKPOINT, self.folder.name)
+        try:
+            kept = memory.read(client, round_) if round_ else {}
+        except Damaged as error:
+            raise BadInput(f"{error}; the model of client {client} is lost") from error
+        return {**self.server.global_state(), **kept.get("model", {})}
 
     def draw(self, client: int | None, images: int, seed: int) -> Tensor:
         """Images of a model, uint8, shape (images, channels, height, width), by the cell's own sampler."""
@@ -68,11 +77,9 @@ def open_cell(folder: Path) -> FinishedCell:
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
     settings = validate(config)
-    module, slices = make_module(config, settings)
-    store = Store(folder / "checkpoint", folder.name)
-    federator = Federator(settings.method.resolve(slices.names), slices, module, store)
-    saved = store.resume(federator.keeping)
-    if (saved.round if saved else 0) != settings.rounds:
+    module, slices = make_module(settings)
+    server = make_server(folder.name, settings, module, slices, make_algorithm(settings), Codec())
+    server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name))
+    if server.round != settings.rounds:
         raise BadInput(f"{folder}: the checkpoint is damaged; its models are lost but for {folder / 'model'}")
-    federator.state = saved.state if saved else federator.state
-    return FinishedCell(folder, settings, module, federator)
+    return FinishedCell(folder, settings, module, server)

@@ -1,4 +1,4 @@
-"""FedAvg's merge: the mean of the reports, weighted by data size, one slice at a time."""
+"""The weighted mean of a round's updates, one tensor name at a time (FedAvg, arXiv 1602.05629)."""
 
 from collections.abc import Mapping
 
@@ -6,32 +6,32 @@ import torch
 from torch import Tensor
 
 
-class Merge:
-    """Accumulates reports one by one; memory is that of one model, whatever the number of clients.
+class WeightedMean:
+    """Takes the updates one by one; memory is that of one model, whatever the number of clients.
 
-    Sums run in float64 with whole-number weights, so that identical reports merge to themselves bit
-    for bit. Integer tensors (counters) take the first reporter's value.
+    Sums are in float64. With whole-number weights, identical updates have themselves as their mean, bit for
+    bit. Integer tensors (counters) take the value of the first update.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, int] = {}
+        self._weights: dict[str, float] = {}
         self._dtypes: dict[str, torch.dtype] = {}
 
-    def add(self, report: Mapping[str, Tensor], weight: int) -> None:
-        """Adds one client's tensors with the weight n_k, its number of images."""
-        for name, tensor in report.items():
+    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
+        """Adds the tensors of one client with its weight, such as n_k."""
+        for name, tensor in values.items():
             if name not in self._sums:
                 floating = tensor.is_floating_point()
                 self._sums[name] = tensor.double().mul_(weight) if floating else tensor.clone()
                 self._weights[name] = weight
                 self._dtypes[name] = tensor.dtype
             elif tensor.is_floating_point():
-                self._sums[name].add_(tensor.double(), alpha=weight)
+                self._sums[name].add_(tensor, alpha=weight)
                 self._weights[name] += weight
 
     def result(self) -> dict[str, Tensor]:
-        """The merged tensors, each in the dtype of its reports; names that nobody reported are absent."""
+        """The means, each in the dtype of its updates; a name that no client reported is absent."""
         return {
             name: (total / self._weights[name]).to(self._dtypes[name]) if total.is_floating_point() else total
             for name, total in self._sums.items()

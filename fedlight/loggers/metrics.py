@@ -12,7 +12,6 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from omegaconf import DictConfig
 
 from fedlight.loggers.wandb_mode import wandb_mode
 from fedlight.runtime.errors import BadInput
@@ -37,7 +36,7 @@ class CellLog:
     """
 
     def __init__(
-        self, node: DictConfig, folder: Path, sweep: str, cell: str, parameters: dict[str, Any]
+        self, node: dict[str, Any], folder: Path, sweep: str, cell: str, parameters: dict[str, Any]
     ) -> None:
         self._logger: Logger | None = None
         if node.get("_target_") is not None:

@@ -16,7 +16,7 @@ class ProgressBars(Callback):
     Use as a context manager, and as a callback of every client's Trainer.
     """
 
-    def __init__(self, label: str, rounds: int) -> None:
+    def __init__(self, label: str, rounds: int, cohort: int = 1) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -32,6 +32,7 @@ class ProgressBars(Callback):
         self._clients = self._progress.add_task("clients", total=None, visible=False, note="")
         self._batches = self._progress.add_task("batches", total=None, visible=False, note="")
         self._read_loss_at = 0.0
+        self._cohort = cohort
 
     def __enter__(self) -> "ProgressBars":
         self._progress.start()
@@ -40,8 +41,10 @@ class ProgressBars(Callback):
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def start_round(self, clients: int) -> None:
-        self._progress.reset(self._clients, total=clients, visible=True)
+    def go_on_after(self, round_: int) -> None:
+        """Shows that many rounds as done."""
+        self._progress.update(self._rounds, completed=round_)
+        self._progress.reset(self._clients, total=self._cohort, visible=True)
 
     def end_update(self) -> None:
         """A client has trained, here or elsewhere."""
@@ -50,12 +53,13 @@ class ProgressBars(Callback):
     def end_round(self, train_loss: float | None) -> None:
         note = "" if train_loss is None else f"loss {train_loss:.4f}"
         self._progress.update(self._rounds, advance=1, note=note)
+        self._progress.reset(self._clients, total=self._cohort, visible=True)
 
-    def sampling(self, steps: int) -> Callable[[], None]:
-        """Turns the lower bars into one over `steps` denoising steps; returns what advances it."""
+    def sampling(self, steps: int) -> Callable[[int], None]:
+        """Turns the lower bars into one over `steps` denoising steps; returns what advances it by so many."""
         self._progress.update(self._clients, visible=False)
         self._progress.reset(self._batches, total=steps, description="sampling", visible=True, note="")
-        return lambda: self._progress.advance(self._batches)
+        return lambda done: self._progress.advance(self._batches, done)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = trainer.num_training_batches * (trainer.max_epochs or 1)

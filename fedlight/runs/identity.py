@@ -7,22 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
-
 from fedlight.runtime.files import atomic
 
 SCHEMA = 1
+NEUTRAL_GROUPS = ("name", "output", "logger", "transport")
 NEUTRAL = {"root", "cache", "weights", "workers"}
-"""Keys that say where things are, or are done, and change no result."""
+"""Groups, and keys of any group, that say where things are, or are done, and change no result."""
 
 
 def cell_id(config: dict[str, Any]) -> str:
     """A readable name that ends in a hash of everything that can change the result.
 
     Args:
-        config: the checked configuration; sweep name, output folder, logger and places do not count.
+        config: the checked configuration; what changes no result does not count.
     """
-    counted = {key: value for key, value in config.items() if key not in ("name", "output", "logger")}
+    counted = {key: value for key, value in config.items() if key not in NEUTRAL_GROUPS}
     content = json.dumps(_without_neutral(counted), sort_keys=True)
     digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
     parts = (
@@ -39,9 +38,9 @@ def cell_id(config: dict[str, Any]) -> str:
     return "-".join(re.sub(r"[^\w.+]", "_", part) for part in parts)
 
 
-def cell_folder(settings: BaseModel) -> Path:
-    """Where the cell of the checked configuration lives."""
-    config = settings.model_dump(mode="json", by_alias=True)
+def cell_folder(settings: Any) -> Path:
+    """Where the cell of the checked configuration (`CellConfig`) lives."""
+    config = settings.plain()
     return Path(config["output"]) / config["name"] / cell_id(config)
 
 

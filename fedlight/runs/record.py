@@ -1,14 +1,14 @@
-"""The record of a cell as it runs: its tables, its logger, its clock, and the result that closes it."""
+"""The record of a cell as it runs: its tables, its clock, and the result that closes it."""
 
+import csv
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedlight.runs.identity import write_result
-from fedlight.loggers.metrics import CellLog
 from fedlight.runs.csv_files import LEDGER_COLUMNS, ROUND_COLUMNS, Table
+from fedlight.runs.identity import write_result
 
 
 class Record:
@@ -21,22 +21,29 @@ class Record:
     Attributes:
         result: as it stands.
         rounds: what was noted of each round: `row` of `rounds.csv`, `client_losses`, `fid`.
-        log: where metrics go.
+        found: rounds that the `rounds.csv` of an earlier process knows.
+        on_close: is given the result before it is written.
     """
 
     def __init__(self, folder: Path, result: dict[str, Any]) -> None:
         self.folder = folder
         self.result = result
         self.rounds: list[dict[str, Any]] = []
-        self.log: CellLog | None = None
-        self._rounds_csv = Table(folder / "rounds.csv", ROUND_COLUMNS)
-        self._ledger_csv = Table(folder / "ledger.csv", LEDGER_COLUMNS)
+        self.found = _count_rows(folder / "rounds.csv")
+        self.on_close: Callable[[dict[str, Any]], None] = lambda result: None
         self._started = time.perf_counter()
+        self.begin()
+
+    def begin(self) -> None:
+        """Empties the tables."""
+        self.rounds = []
+        self._rounds_csv = Table(self.folder / "rounds.csv", ROUND_COLUMNS)
+        self._ledger_csv = Table(self.folder / "ledger.csv", LEDGER_COLUMNS)
 
     def note(
         self, noted: dict[str, Any], exchange: Iterable[dict[str, Any]], total: dict[str, int | float]
     ) -> None:
-        """Takes down a finished round.
+        """Notes a finished round.
 
         Args:
             noted: an entry of `rounds`.
@@ -51,8 +58,6 @@ class Record:
         self.result["fid"] = fid or self.result["fid"]
         self._rounds_csv.append([row])
         self._ledger_csv.append(exchange)
-        if self.log:
-            self.log.round(row, noted["client_losses"], fid or {})
 
     def spend(self, **seconds: float) -> None:
         """Adds seconds to `result["seconds"]`, under the names that it has."""
@@ -83,6 +88,13 @@ class Record:
         self.tick()
         seconds = self.result["seconds"]
         self.result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
-        if self.log:
-            self.log.finish(self.result)
+        self.on_close(self.result)
         write_result(self.folder, self.result)
+
+
+def _count_rows(path: Path) -> int:
+    try:
+        with path.open(newline="") as file:
+            return sum(1 for _ in csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return 0

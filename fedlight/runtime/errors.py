@@ -13,6 +13,10 @@ class Damaged(RuntimeError):
     """A file of a checkpoint is missing, or does not hold what was written; the message names it."""
 
 
+class MemoryLost(Damaged):
+    """What a client kept between rounds is gone; the server has to go back to an earlier round."""
+
+
 class Held(OSError):
     """Another process works on the cell; the message says which."""
 

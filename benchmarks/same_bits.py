@@ -1,0 +1,93 @@
+"""Whether this version gives the bits of an earlier one: both run the same cells on this machine.
+
+python benchmarks/same_bits.py [--base COMMIT] [--quick] [--out FILE.json]
+
+The earlier version is checked out into a scratch folder. Compared are the id of the cell, `state_sha256`,
+`client_sha256`, `ledger.csv`, `rounds.csv` without its seconds, and the scores. Any difference: status 1.
+"""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, parser, show, write
+
+BASE = "73b8aa1"
+SMALL = (
+    "data.limit=120",
+    "rounds=2",
+    "epochs=1",
+    "evaluation.steps=2",
+    "evaluation.samples=100",
+    "logger=none",
+)
+ALONE = ("trainer.workers=1",)
+PAPER = ("experiment=paper", "data.limit=256", "clients=1", "rounds=1", "epochs=1", "trainer.threads=1")
+CELLS: list[tuple[str, ...]] = [
+    *((f"method={name}", "clients=3", *ALONE) for name in ("USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL")),
+    ("method=FULL", "clients=3", *ALONE),
+    ("method=USPLIT", "clients=5", "rounds=3", *ALONE),
+    ("method=UDEC", "clients=6", "rounds=4", "fraction=0.5", "federation.dropout=0.3", *ALONE),
+    ("method=USPLIT", "clients=6", "rounds=4", "fraction=0.5", "federation.dropout=0.3", *ALONE),
+    ("method=ULATDEC", "clients=3", "model.ema_decay=0.9", "model.exchange_ema=true", *ALONE),
+    ("method=FULL", "clients=3", "model.ema_decay=0.9", "model.exchange_ema=true", *ALONE),
+    ("method=UDEC", "clients=4", "trainer.workers=2"),
+    ("method=FULL", "clients=4", "trainer.workers=2"),
+    (*PAPER, "evaluation.samples=0", "evaluation.grid=0", *ALONE),
+]
+
+
+def check_out(commit: str, folder: Path) -> Path:
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+    return folder
+
+
+def outcome(source: Path, arguments: tuple[str, ...], output: Path) -> dict[str, Any]:
+    """Runs a cell by the given version; returns what must be equal."""
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    command = [sys.executable, "-m", "fedlight.run", *SMALL, *arguments, f"output={output}"]
+    done = subprocess.run(command, cwd=output, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{source}: {' '.join(arguments)}\n{done.stderr}")
+    (path,) = output.glob("*/*/result.json")
+    result = json.loads(path.read_text())
+    found = {key: result[key] for key in ("cell", "state_sha256", "client_sha256", "exchange", "fid")}
+    for name in ("ledger.csv", "rounds.csv"):
+        with (path.parent / name).open(newline="") as file:
+            found[name] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
+    return found
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--base", default=BASE, help="the earlier version (default: %(default)s)")
+    given = arguments.parse_args()
+    rows, equal = [], {}
+    with tempfile.TemporaryDirectory() as scratch:
+        before = check_out(given.base, Path(scratch, "before"))
+        for number, cell in enumerate(CELLS[:3] if given.quick else CELLS):
+            found = []
+            for version, source in (("before", before), ("now", ROOT)):
+                output = Path(scratch, f"{version}{number}")
+                output.mkdir()
+                found.append(outcome(source, cell, output))
+            differing = [key for key in found[0] if found[0][key] != found[1][key]]
+            equal[" ".join(cell)] = not differing
+            rows.append([" ".join(cell), str(found[0]["state_sha256"])[:12], ", ".join(differing) or "equal"])
+            print(*rows[-1], flush=True)
+    show(f"{given.base} against this version", ["cell", "state_sha256", "differs in"], rows)
+    write(given.out, {}, {"base": given.base, "equal": equal})
+    sys.exit(0 if all(equal.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

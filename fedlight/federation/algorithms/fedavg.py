@@ -1,0 +1,65 @@
+"""Federated averaging (FedAvg, arXiv 1602.05629): the base of all algorithms, which override parts of it."""
+
+from lightning import Callback
+
+from fedlight.federation.messages import State
+
+
+class FedAvg:
+    """Clients train as they are, and the mean of their updates is the new global model.
+
+    Every tensor below is of the slices that the method federates: what a client keeps private takes no part.
+    A client's `memory` and the server's own `state` are carried from round to round and belong to the
+    algorithm alone;
+    `extras` are what the algorithm sends beside the slices, counted in the ledger under the name `algorithm`.
+
+    Attributes:
+        keeps_memory: whether clients carry something from round to round for this algorithm.
+    """
+
+    keeps_memory = False
+
+    def init(self, theta: State) -> State:
+        """The server's own state before the first round; `theta` is the first global model."""
+        return {}
+
+    def broadcast(self, state: State) -> State:
+        """The extras that every client of the cohort receives."""
+        return {}
+
+    def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
+        """What is added to the client's Trainer; the names of `received` are those of its state_dict."""
+        return []
+
+    def report(
+        self, received: State, trained: State, extras: State, memory: State, steps: int
+    ) -> tuple[State, State]:
+        """The extras that a client reports, and its new memory.
+
+        Args:
+            received: the slices as they were received.
+            trained: the same after the local epochs.
+            extras: what `broadcast` sent.
+            memory: what this client kept in its last round; empty in its first.
+            steps: optimizer steps of this local update.
+        """
+        return {}, memory
+
+    def weight(self, num_examples: int) -> float:
+        """The weight of an update with n_k images in the mean."""
+        return num_examples
+
+    def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
+        """The new values of the slices that were reported, and the server's new state.
+
+        Args:
+            theta: the global model before the round.
+            mean: the weighted mean of the updates; a tensor that nobody reported is absent.
+            extras: the plain mean of what clients reported beside the slices.
+            state: the server's own.
+        """
+        return mean, state
+
+    def evaluated(self, theta: State, state: State) -> State:
+        """The global model that images are drawn from."""
+        return theta

@@ -1,0 +1,132 @@
+"""A client: its local update is a pure function of a broadcast, its memory and its data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+from lightning import LightningModule, Trainer, seed_everything
+
+from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.codec import Codec
+from fedlight.federation.federator import Federator, on_cpu
+from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, Scores, State, Update
+from fedlight.federation.method import Method
+from fedlight.federation.slices import SliceMap
+from fedlight.runtime.hashing import state_sha256
+from fedlight.runtime.seeds import derive_seed, stream
+
+Memory: TypeAlias = dict[str, State]
+"""What a client keeps between rounds: `model` (private), `optimizer`, `algorithm`, `errors` (of encoding)."""
+
+Evaluate: TypeAlias = Callable[[State, int, int], tuple[dict[str, float], dict[str, State]]]
+"""Draws images from a model and scores them: (state_dict, round, client) -> metrics, tensors to show."""
+
+
+@dataclass(frozen=True)
+class ClientSetup:
+    """What a client has from the start, the same in every round.
+
+    Attributes:
+        seed: of the federation; a local update draws from the stream (seed, round, client) alone.
+        module: the client model with its first weights; the state is replaced before each use.
+        slices: the slice map of the module.
+        method: resolved over the slices.
+        algorithm: what clients add to their training.
+        codec: how reported slices are encoded.
+        data: the data module of a client, by its number; it has `num_examples`.
+        make_trainer: a fresh Trainer for one local update, from its callbacks.
+        evaluate: draws from a model and scores it.
+    """
+
+    seed: int
+    module: LightningModule
+    slices: SliceMap
+    method: Method
+    algorithm: FedAvg
+    codec: Codec
+    data: Callable[[int], Any]
+    make_trainer: Callable[[list[Any]], Trainer]
+    evaluate: Evaluate
+
+    @cached_property
+    def first(self) -> State:
+        """The first values of what is in no slice; the cell's seed decides them."""
+        state = on_cpu(self.module.state_dict())
+        return {name: state[name] for name in self.slices.private}
+
+    @cached_property
+    def private(self) -> tuple[str, ...]:
+        """The state_dict names that stay with a client after its first contact."""
+        staying = [slice_ for slice_ in self.slices.names if slice_ not in self.method.downlink]
+        return (*self.slices.private, *(name for slice_ in staying for name in self.slices.names[slice_]))
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether clients carry anything over from round to round."""
+        needed = self.private or self.method.keep_optimizer or self.codec.up or self.algorithm.keeps_memory
+        return bool(needed)
+
+
+def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tuple[Update | None, Memory]:
+    """Does what a broadcast asks for: E local epochs by a fresh Trainer, with the Federator inside it.
+
+    Args:
+        broadcast: of this round.
+        memory: what the client kept in its last round; empty at first contact.
+        setup: of the client.
+
+    Returns:
+        The update, or None where the client drops out; and its new memory.
+
+    Raises:
+        Diverged: the loss or the weights left the finite numbers.
+    """
+    received = _merge(broadcast.payloads)
+    state = {**setup.first, **memory.get("model", {}), **received}
+    if broadcast.drops_out:
+        return None, {**memory, "model": {name: state[name] for name in setup.private}}
+
+    round_, client = broadcast.round, broadcast.client
+    federated = setup.slices.select(setup.method.downlink, state)
+    extras = broadcast.payloads[EXTRAS].tensors if EXTRAS in broadcast.payloads else {}
+    own = memory.get("algorithm", {})
+    kept_optimizer = memory.get("optimizer", {}) if setup.method.keep_optimizer else None
+
+    seed_everything(derive_seed(setup.seed, "client", round_, client), verbose=False)
+    federator = Federator(client, round_, state, kept_optimizer)
+    data = setup.data(client)
+    added = setup.algorithm.callbacks(federated, extras, own)
+    setup.make_trainer([federator, *added]).fit(setup.module, datamodule=data)
+    trained = federator.trained
+
+    payloads, errors = {}, dict(memory.get("errors", {}))
+    for slice_ in broadcast.uplink:
+        values = setup.slices.select([slice_], trained)
+        lost = {name: errors[name] for name in values if name in errors}
+        rng = stream(setup.seed, "uplink", round_, client, slice_)
+        payloads[slice_], lost = setup.codec.encode(values, state, lost, rng)
+        errors |= lost
+    names = federated.keys()
+    reported, own = setup.algorithm.report(
+        federated, {name: trained[name] for name in names}, extras, own, federator.steps
+    )
+    if reported:
+        payloads[EXTRAS] = Payload.plain(reported)
+    model = {name: trained[name] for name in setup.private}
+    kept = {"model": model, "optimizer": federator.kept_optimizer, "algorithm": own, "errors": errors}
+    update = Update(broadcast.cell, round_, client, data.num_examples, federator.loss, payloads)
+    return update, kept
+
+
+def evaluate(request: Evaluation, memory: Memory, setup: ClientSetup) -> Scores:
+    """Fingerprints the client's own model (private slices over the global ones); scores it if asked."""
+    state = {**setup.first, **_merge(request.payloads), **memory.get("model", {})}
+    metrics, shown = setup.evaluate(state, request.round, request.client) if request.draw else ({}, {})
+    payloads = {name: Payload.plain(tensors) for name, tensors in shown.items()}
+    return Scores(request.client, state_sha256(state), metrics, payloads)
+
+
+def _merge(payloads: dict[str, Payload]) -> State:
+    """The tensors of all slices; what comes down is not encoded."""
+    return {n: t for name, payload in payloads.items() if name != EXTRAS for n, t in payload.tensors.items()}

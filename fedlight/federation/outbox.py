@@ -1,0 +1,128 @@
+"""Updates that are done and perhaps not yet received: small ones share a file, and a restart does none twice.
+
+A process appends its updates of a round to one file, `rNNNN-PROCESS.updates`: a line of JSON (client, hash
+and length of the update, hash of the client's new memory), then the bytes of the update. A record that a kill
+cut short is noticed by its hash, and the update is done again.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from fedlight.federation.messages import fingerprint
+from fedlight.runtime.errors import Damaged
+from fedlight.runtime.stopwatch import Stopwatch
+
+FILE = re.compile(r"r(\d+)-[0-9a-f]{32}\.updates")
+FLUSH = 1.0  # seconds between two flushes to the disk; a power cut costs at most the updates since the last
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Where a finished update is.
+
+    Attributes:
+        path, offset, length: of its bytes.
+        hash: of its bytes.
+        memory: hash of what the client kept, or None where it keeps nothing.
+    """
+
+    path: Path
+    offset: int
+    length: int
+    hash: str
+    memory: str | None
+
+    def read(self) -> bytes:
+        """The bytes of the update.
+
+        Raises:
+            Damaged: they are not what was written.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.length)
+        if fingerprint(content) != self.hash:
+            raise Damaged(f"{self.path} is damaged")
+        return content
+
+
+class Outbox:
+    """The finished updates of the round under way, on this machine.
+
+    Args:
+        folder: shared by all processes that train clients on this machine.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._round = -1
+        self._found: dict[int, Receipt] = {}
+        self._own = ""
+        self._flushed = 0.0
+        self.watch = Stopwatch()
+
+    def open_round(self, round_: int) -> None:
+        """Looks for updates of a round that were done before, and removes those of other rounds."""
+        if round_ == self._round:
+            return
+        with self.watch:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._round, self._found, self._own = round_, {}, f"r{round_:04d}-{uuid4().hex}.updates"
+            for path in self._files():
+                if path.name.startswith(f"r{round_:04d}-"):
+                    self._found |= _records(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def find(self, client: int) -> Receipt | None:
+        """The finished update of a client in this round, if there is one."""
+        return self._found.get(client)
+
+    def add(self, client: int, update: bytes, memory: str | None) -> Receipt:
+        """Stores an update, whole, before anyone is told of it."""
+        with self.watch:
+            hash_ = fingerprint(update)
+            head = {"client": client, "hash": hash_, "length": len(update), "memory": memory}
+            path = self._folder / self._own
+            with path.open("ab") as file:
+                file.write(json.dumps(head).encode() + b"\n")
+                offset = file.tell()
+                file.write(update)
+                file.flush()
+                if time.monotonic() - self._flushed > FLUSH:
+                    os.fsync(file.fileno())
+                    self._flushed = time.monotonic()
+        receipt = self._found[client] = Receipt(path, offset, len(update), hash_, memory)
+        return receipt
+
+    def clear(self) -> None:
+        """Removes all updates: the server has them, and has stored what they came to."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return [path for path in self._folder.glob("r*.updates") if FILE.fullmatch(path.name)]
+
+
+def _records(path: Path) -> dict[int, Receipt]:
+    """The whole updates in a file, by client; what follows a damaged one is not read."""
+    found: dict[int, Receipt] = {}
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            while file.tell() < size or not size:
+                head = json.loads(file.readline())
+                receipt = Receipt(path, file.tell(), head["length"], head["hash"], head["memory"])
+                receipt.read()
+                found[head["client"]] = receipt
+                file.seek(head["length"], os.SEEK_CUR)
+        except (ValueError, KeyError, TypeError, Damaged):
+            lost = f"fedlight: checkpoint: {path} is damaged or cut short; its clients train once more"
+            print(lost, file=sys.stderr)
+    return found

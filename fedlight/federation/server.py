@@ -1,0 +1,209 @@
+"""The server: the global model, what it sends, what it receives, and how a round changes it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedlight.federation.aggregate import WeightedMean
+from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.checkpoint import ServerCheckpoint
+from fedlight.federation.codec import Codec
+from fedlight.federation.cohort import Participation, Task
+from fedlight.federation.ledger import Entry, Ledger
+from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, State, Update
+from fedlight.federation.method import Method
+from fedlight.federation.slices import SliceMap
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the server knows of a round after its step.
+
+    Attributes:
+        train_loss: mean over the updates, weighted by data size, or None where there was none.
+        client_losses: client: its mean training loss of an image over its last local epoch.
+        cohort: number of clients that took part.
+        exchange: every payload that crossed.
+    """
+
+    train_loss: float | None
+    client_losses: dict[int, float]
+    cohort: int
+    exchange: list[Entry]
+
+
+class Server:
+    """Holds and updates the global model; the paper calls it the federator.
+
+    Args:
+        cell: id of the federation.
+        method: resolved over the slices.
+        slices: the slice map of the model.
+        initial: the first state_dict, on the CPU.
+        participation: who takes part.
+        algorithm: how the global model steps.
+        codec: how updates are decoded.
+
+    Attributes:
+        round: rounds completed.
+        theta: the global model, all slices.
+        met: client: the round in which it last took part.
+        ledger: what crossed so far.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        method: Method,
+        slices: SliceMap,
+        initial: State,
+        participation: Participation,
+        algorithm: FedAvg,
+        codec: Codec,
+    ) -> None:
+        self.cell = cell
+        self.method = method
+        self.slices = slices
+        self.participation = participation
+        self._algorithm = algorithm
+        self._codec = codec
+        self._initial = initial
+        self.begin()
+
+    def begin(self) -> None:
+        """Puts the server before its first round."""
+        self.round = 0
+        self.theta: State = self.slices.select(self.slices.names, self._initial)
+        self.state = self._algorithm.init(self._federated())
+        self.met: dict[int, int] = {}
+        self.ledger = Ledger()
+        self._open([])
+
+    @property
+    def model_params(self) -> int:
+        """N, the number of scalars in all slices."""
+        return sum(self.slice_params().values())
+
+    def slice_params(self) -> dict[str, int]:
+        """The number of scalars in each slice."""
+        return {slice_: Payload.plain(self._slice(slice_)).params for slice_ in self.slices.names}
+
+    def global_state(self) -> State:
+        """The whole state_dict of the global model, what belongs to no slice at its first value."""
+        evaluated = self._algorithm.evaluated(self._federated(), self.state)
+        return {**{name: self._initial[name] for name in self.slices.private}, **self.theta, **evaluated}
+
+    def evaluations(self, clients: Iterable[int], draw: bool) -> Iterator[Evaluation]:
+        """The requests to clients to evaluate their own models."""
+        state = self.global_state()
+        payloads = {name: Payload.plain(self.slices.select([name], state)) for name in self.slices.names}
+        for client in clients:
+            yield Evaluation(self.cell, self.round, client, self.met.get(client, 0), draw, payloads)
+
+    def broadcasts(self) -> Iterator[Broadcast]:
+        """Begins the next round: a message for each client of the cohort, in client order."""
+        cohort, tasks = self.participation.draw(self.method, self.round + 1)
+        self._cohort = cohort
+        self._open(tasks)
+        met = dict(self.met)
+        self.met.update({task.client: task.round for task in tasks})
+        for task in tasks:
+            previous = met.get(task.client, 0)
+            slices = self.method.downlink if previous else self.slices.names
+            payloads = {slice_: Payload.plain(self._slice(slice_)) for slice_ in slices}
+            if extras := self._algorithm.broadcast(self.state):
+                payloads[EXTRAS] = Payload.plain(extras)
+            if not self.method.pool:  # the server trains by itself: nothing crosses
+                self.ledger.add(task.round, task.client, "down", payloads)
+            yield Broadcast(
+                self.cell, task.round, task.client, previous, task.uplink, task.drops_out, payloads
+            )
+
+    def receive(self, update: Update) -> None:
+        """Takes an update, in any order; they are added up in client order."""
+        if not self.method.pool:
+            self.ledger.add(update.round, update.client, "up", update.payloads)
+        self._waiting[update.client] = update
+        while self._expected and self._expected[0] in self._waiting:
+            self._add(self._waiting.pop(self._expected.pop(0)))
+
+    def close_round(self) -> Outcome:
+        """Ends the round with what was received: aggregates, and lets the algorithm step."""
+        for client in sorted(self._waiting):
+            self._add(self._waiting.pop(client))
+        if self._losses:
+            theta, self.state = self._algorithm.step(
+                self._federated(), self._mean.result(), self._extras.result(), self.state
+            )
+            self.theta.update(theta)
+        self.round += 1
+        total = sum(num_examples for num_examples, _ in self._losses.values())
+        weighted = sum(num_examples * loss for num_examples, loss in self._losses.values())
+        reports = len(self._cohort) if self.method.pool else len(self._losses)
+        return Outcome(
+            train_loss=weighted / total if total else None,
+            client_losses={client: loss for client, (_, loss) in self._losses.items()},
+            cohort=len(self._cohort),
+            exchange=self.ledger.close_round(len(self._cohort) + reports),
+        )
+
+    def save(self, checkpoint: ServerCheckpoint, history: dict[str, Any]) -> None:
+        """Stores all that a restart needs after a round; with it the round is done."""
+        header = {
+            "met": sorted(self.met.items()),
+            "visits": self.ledger.visits,
+            "ledger": self._ledger_names,
+            "history": history,
+        }
+        rows = {"rows": self.ledger.to_tensor(self._ledger_names)}
+        checkpoint.write(self.round, header, {"theta": self.theta, "algorithm": self.state, "ledger": rows})
+
+    def resume(self, checkpoint: ServerCheckpoint, before: int | None = None) -> dict[str, Any] | None:
+        """Puts the server after the last round that was stored, or before the first.
+
+        Args:
+            checkpoint: where to read.
+            before: only rounds before this one count.
+
+        Returns:
+            The history that was stored with it, or None.
+        """
+        for round_, header, groups in checkpoint.read():
+            if before is None or round_ < before:
+                self.round, self.met = round_, dict(header["met"])
+                self.theta, self.state = groups["theta"], groups.get("algorithm", {})
+                self.ledger.restore(groups["ledger"]["rows"], header["ledger"], header["visits"])
+                history: dict[str, Any] = header["history"]
+                return history
+        self.begin()
+        return None
+
+    @property
+    def _ledger_names(self) -> list[str]:
+        return [*self.slices.names, EXTRAS]
+
+    def _open(self, tasks: list[Task]) -> None:
+        self._expected = sorted(task.client for task in tasks if not task.drops_out)
+        self._waiting: dict[int, Update] = {}
+        self._losses: dict[int, tuple[int, float]] = {}
+        self._mean, self._extras = WeightedMean(), WeightedMean()
+        self.ledger.discard_round()
+
+    def _add(self, update: Update) -> None:
+        """Decodes an update and adds it to the mean."""
+        values: dict[str, Tensor] = {}
+        for slice_, payload in update.payloads.items():
+            if slice_ == EXTRAS:
+                self._extras.add(payload.tensors, 1)
+            else:
+                values |= self._codec.decode(payload, self._slice(slice_))
+        self._mean.add(values, self._algorithm.weight(update.num_examples))
+        self._losses[update.client] = update.num_examples, update.loss
+
+    def _slice(self, slice_: str) -> State:
+        return self.slices.select([slice_], self.theta)
+
+    def _federated(self) -> State:
+        return self.slices.select(self.method.uplink, self.theta)

@@ -1,0 +1,176 @@
+"""Clients at once, in several processes of one machine, which loky keeps for all cells of a command."""
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from loky import get_reusable_executor, process_executor
+from loky.process_executor import BrokenProcessPool
+
+from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
+from fedlight.federation.outbox import Receipt
+from fedlight.federation.site import Site
+from fedlight.federation.transport.transport import Surroundings
+
+AHEAD = 2  # tasks of a worker at once: one under way, one that it need not wait for
+LOOK = 0.2  # seconds between two looks at signals and at the parent process
+IDLE = 600  # seconds without work after which loky ends a worker
+LOSSES = 3  # of workers in one cell, after which this process goes on alone
+LOST = "fedlight: a process that trains clients was killed, perhaps for its memory; its task is done again"
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # for the main process, which ends its workers
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work for whoever is free: `here()` in this process, or `there(site)` in a worker."""
+
+    here: Callable[[], Any]
+    there: Callable[[Site], Any]
+
+
+class Processes:
+    """This process and workers beside it.
+
+    Where a worker is killed, loky notices it, and what it was doing is done again: an update is either whole
+    in the outbox, or it is not there.
+
+    Args:
+        surroundings: of the cell.
+        workers: processes that train, this one among them; None for as many as there is room for.
+    """
+
+    def __init__(self, surroundings: Surroundings, workers: int | None = None) -> None:
+        self._around = surroundings
+        self._workers = max(1, min(workers or surroundings.room, surroundings.cohort)) - 1
+        self._losses = 0
+        for _ in range(self._workers):  # they load the libraries while this process is at work already
+            self._submit(_prepare)
+
+    def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
+        here = self._around.here
+        jobs = (Job(partial(here.update, b), partial(_update, to_bytes(b))) for b in broadcasts)
+        receipts: Iterator[Receipt | None] = self._run(jobs, self._around.done)
+        yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
+
+    def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
+        here = self._around.here
+        jobs = (Job(partial(here.evaluate, r), partial(_evaluate, to_bytes(r))) for r in requests)
+        yield from self._run(jobs, lambda: None)
+
+    def _run(self, jobs: Iterable[Job], done: Callable[[], None]) -> Iterator[Any]:
+        """The results of the jobs, in their order; `done` is called for each that a worker did."""
+        coming: Iterator[tuple[int, Job]] = enumerate(jobs)
+        under_way: dict[Future[Any], tuple[int, Job]] = {}
+        results: dict[int, Any] = {}
+        due, more = 0, True
+        try:
+            while more or under_way:
+                for future in [future for future in under_way if future.done()]:
+                    number, job = under_way.pop(future)
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        self._note_loss(len(under_way))
+                        coming = _put_back(coming, [(number, job), *under_way.values()])
+                        more = True
+                        under_way.clear()
+                        break
+                    results[number] = future.result()
+                    done()
+                while more and len(under_way) < AHEAD * self._workers:
+                    if following := next(coming, None):
+                        under_way[self._submit(following[1].there)] = following
+                    else:
+                        more = False
+                if more and (own := next(coming, None)):
+                    results[own[0]] = own[1].here()
+                else:
+                    more = False
+                    wait(under_way, LOOK, FIRST_COMPLETED)
+                    self._around.check()
+                while due in results:
+                    yield results.pop(due)
+                    due += 1
+        except BaseException:
+            end_workers()
+            raise
+
+    def _submit(self, act: Callable[[Site], Any]) -> Future[Any]:
+        try:
+            return _executor(self._workers).submit(_act, self._around.make_site, act)
+        except BrokenProcessPool:  # killed while it was idle
+            return _executor(self._workers).submit(_act, self._around.make_site, act)
+
+    def _note_loss(self, others: int) -> None:
+        print(LOST, file=sys.stderr)
+        self._losses += 1
+        if self._losses == LOSSES:
+            self._workers = 0
+
+
+def _put_back(coming: Iterator[Any], taken: list[Any]) -> Iterator[Any]:
+    yield from sorted(taken, key=lambda entry: entry[0])
+    yield from coming
+
+
+_workers: Any = None  # loky's executor, while there is one
+
+
+def _executor(workers: int) -> Any:
+    global _workers
+    _workers = get_reusable_executor(workers, timeout=IDLE, initializer=_begin, initargs=(os.getpid(),))
+    return _workers
+
+
+def end_workers() -> None:
+    """Ends the workers of this process, if there are any, wherever they are."""
+    global _workers
+    if _workers is not None:
+        _workers.shutdown(wait=True, kill_workers=True)
+        _workers = None
+
+
+_site: tuple[Callable[[], Site], Site] | None = None  # of the cell that this worker worked for last
+
+
+def _begin(parent: int) -> None:
+    """The first thing that a worker does."""
+    gc.disable()  # libraries leave no garbage while they load, and looking for it takes a second
+    process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")  # a model is no leak: loky would end the worker
+    for name in SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    os._exit(1)
+
+
+def _act(make_site: Callable[[], Site], act: Callable[[Site], Any]) -> Any:
+    """Does something with the site of a cell, which is made once a process."""
+    global _site
+    if _site is None or _site[0] != make_site:
+        _site = None
+        _site = make_site, make_site()
+        gc.enable()
+    return act(_site[1])
+
+
+def _prepare(site: Site) -> None:
+    """Only makes the site."""
+
+
+def _update(content: bytes, site: Site) -> Receipt | None:
+    return site.update(from_bytes(content))
+
+
+def _evaluate(content: bytes, site: Site) -> Scores:
+    return site.evaluate(from_bytes(content))

@@ -1,0 +1,39 @@
+"""What a transport is: it carries broadcasts to clients and brings their updates."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update
+from fedlight.federation.site import Site
+
+
+class Transport(Protocol):
+    """The only way between server and clients."""
+
+    def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
+        """Hands each broadcast to its client and yields the updates, in any order."""
+
+    def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
+        """Asks clients to evaluate their own models; yields their answers in the order of the requests."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a cell offers to its transport.
+
+    Attributes:
+        here: the site of this process.
+        make_site: makes the site of another process of this machine; can be pickled.
+        cohort: clients in a round.
+        room: processes that the machine has room for.
+        done: called after each local update that another process did.
+        check: called now and then while waiting; ends the cell by an exception where it is to end.
+    """
+
+    here: Site
+    make_site: Callable[[], Site]
+    cohort: int
+    room: int
+    done: Callable[[], None]
+    check: Callable[[], None]

@@ -1,0 +1,182 @@
+"""A client is a pure function of a broadcast, its memory and its data; what it keeps private carries over."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import Adam
+from toy import FULL, PARTIAL, ToyData, inline, toy_server, toy_setup, toy_site
+
+from fedlight.federation.client import Memory, evaluate, local_update
+from fedlight.federation.codec import Codec
+from fedlight.federation.messages import Broadcast, Update, from_bytes, pack, to_bytes, unpack
+from fedlight.federation.rounds import federate
+from fedlight.federation.transforms.topk import TopK
+from fedlight.runtime.errors import Damaged, MemoryLost
+
+ALONE = """
+import sys
+from pathlib import Path
+from toy import PARTIAL, toy_setup
+from fedlight.federation.client import local_update
+from fedlight.federation.codec import Codec
+from fedlight.federation.messages import from_bytes, pack, to_bytes, unpack
+from fedlight.federation.transforms.topk import TopK
+folder = Path(sys.argv[1])
+setup = toy_setup(PARTIAL, codec=Codec([TopK(0.5)]))
+_, memory = unpack((folder / "memory").read_bytes())
+update, kept = local_update(from_bytes((folder / "broadcast").read_bytes()), memory, setup)
+Path(sys.argv[2]).write_bytes(to_bytes(update))
+Path(sys.argv[3]).write_bytes(pack({}, kept))
+"""
+
+
+def broadcasts_of(setup, rounds: int, folder: Path) -> list[Broadcast]:
+    """The broadcasts that client 0 receives in so many rounds of a federation of two clients."""
+    server, site = toy_server(setup), toy_site(setup, folder)
+    seen = []
+    begin = server.broadcasts
+
+    def record():
+        for broadcast in begin():
+            seen.append(broadcast)
+            yield broadcast
+
+    server.broadcasts = record  # type: ignore[method-assign]
+    for _ in federate(server, inline(site), rounds):
+        pass
+    return [broadcast for broadcast in seen if broadcast.client == 0]
+
+
+def test_the_same_broadcast_and_memory_give_the_same_bytes_in_two_fresh_processes(tmp_path: Path) -> None:
+    setup = toy_setup(PARTIAL, codec=Codec([TopK(0.5)]))
+    first, second = broadcasts_of(setup, 2, tmp_path / "site")
+    _, memory = local_update(first, {}, setup)
+    (tmp_path / "broadcast").write_bytes(to_bytes(second))
+    (tmp_path / "memory").write_bytes(pack({}, memory))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    found = []
+    for number in range(2):
+        files = [str(tmp_path / f"{kind}{number}") for kind in ("update", "kept")]
+        command = [sys.executable, "-c", ALONE, str(tmp_path), *files]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        found.append([Path(file).read_bytes() for file in files])
+    assert found[0] == found[1]
+    update = from_bytes(found[0][0])
+    assert isinstance(update, Update)
+    assert (update.round, update.client, set(update.payloads)) == (2, 0, {"shared"})
+    assert to_bytes(local_update(second, memory, setup)[0]) == found[0][0]
+
+
+def test_private_slices_carry_over_and_received_ones_take_the_place_of_the_own(tmp_path: Path) -> None:
+    """One step of SGD from a known state is computed by hand."""
+    setup = toy_setup(PARTIAL, epochs=1)
+    first, second = broadcasts_of(setup, 2, tmp_path)
+    own = {"own.weight": torch.full((2, 3), 0.5), "own.bias": torch.tensor([1.0, -1.0])}
+    received = second.payloads["shared"].tensors
+    update, kept = local_update(second, {"model": own}, setup)
+
+    rows = ToyData(0).rows  # two rows, one batch
+    x, y = (torch.stack(part) for part in zip(*rows, strict=True))
+    start = {name: tensor.clone().requires_grad_() for name, tensor in {**own, **received}.items()}
+    hidden = x @ start["own.weight"].T + start["own.bias"]
+    loss = (hidden @ start["shared.weight"].T + start["shared.bias"] - y).square().mean()
+    loss.backward()
+    expected = {name: (tensor - 0.05 * tensor.grad).detach() for name, tensor in start.items()}
+    for name in own:
+        torch.testing.assert_close(kept["model"][name], expected[name])
+    for name, tensor in update.payloads["shared"].tensors.items():
+        torch.testing.assert_close(tensor, expected[name])
+    assert set(kept["model"]) == set(own)
+    assert update.loss == pytest.approx(loss.item())
+    assert update.num_examples == 2
+    assert set(first.payloads) == {"own", "shared"}
+    assert set(second.payloads) == {"shared"}
+
+
+def test_a_kept_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Two rounds of one epoch with a kept Adam are two epochs, where nobody else takes part."""
+    method = PARTIAL.model_copy(update={"keep_optimizer": True})
+    setup = toy_setup(method, epochs=1, optimizer=Adam)
+    first, second = broadcasts_of(setup, 2, tmp_path)
+    _, memory = local_update(first, {}, setup)
+    assert memory["optimizer"]["0.step"] == 1
+    _, later = local_update(second, memory, setup)
+    assert later["optimizer"]["0.step"] == 2
+    _, anew = local_update(second, {**memory, "optimizer": {}}, setup)
+    assert anew["optimizer"]["0.step"] == 1
+    assert not torch.equal(anew["model"]["own.weight"], later["model"]["own.weight"])
+
+
+def test_a_client_that_drops_out_keeps_what_it_received_and_reports_nothing(tmp_path: Path) -> None:
+    setup = toy_setup(PARTIAL)
+    first, _ = broadcasts_of(setup, 2, tmp_path)
+    update, memory = local_update(replace(first, drops_out=True), {}, setup)
+    assert update is None
+    for name, tensor in first.payloads["own"].tensors.items():
+        assert torch.equal(memory["model"][name], tensor)
+
+
+def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -> None:
+    setup = toy_setup(PARTIAL)
+    server = toy_server(setup)
+    memory: Memory = {"model": {"own.weight": torch.full((2, 3), 2.0), "own.bias": torch.zeros(2)}}
+    first, second = server.evaluations([0, 1], draw=True)
+    own, other = evaluate(first, memory, setup), evaluate(second, {}, setup)
+    assert (own.client, other.client) == (0, 1)
+    assert own.metrics["norm"] == pytest.approx((6 * 4) ** 0.5)
+    assert other.metrics["norm"] != own.metrics["norm"]
+    assert own.sha256 != other.sha256
+    (silent,) = server.evaluations([0], draw=False)
+    assert evaluate(silent, memory, setup).metrics == {}
+
+
+def test_an_update_that_is_done_is_not_done_again_and_its_memory_is_checked(tmp_path: Path) -> None:
+    setup = toy_setup(PARTIAL)
+    first, second = broadcasts_of(setup, 2, tmp_path / "other")
+    site = toy_site(setup, tmp_path / "site")
+    one = site.update(first)
+    again = toy_site(setup, tmp_path / "site").update(first)
+    assert one == again
+    (memory,) = (tmp_path / "site" / "clients" / "000000").iterdir()
+    memory.write_bytes(b"damaged")
+    anew = toy_site(setup, tmp_path / "site").update(first)
+    assert anew is not None
+    assert anew.path != one.path
+    assert anew.read() == to_bytes(local_update(first, {}, setup)[0])
+    toy_site(setup, tmp_path / "site").update(second)
+
+
+def test_a_client_that_has_lost_its_memory_says_so(tmp_path: Path) -> None:
+    setup = toy_setup(PARTIAL)
+    _, second = broadcasts_of(setup, 2, tmp_path / "other")
+    with pytest.raises(MemoryLost, match="000000/r0001- is missing"):
+        toy_site(setup, tmp_path / "site").update(second)
+
+
+def test_a_client_that_keeps_nothing_leaves_no_file_but_its_update(tmp_path: Path) -> None:
+    setup = toy_setup(FULL)
+    broadcasts_of(setup, 3, tmp_path)
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert file.suffix == ".updates"
+    assert file.name.startswith("r0003-")
+
+
+def test_a_memory_is_kept_as_long_as_the_server_may_go_back(tmp_path: Path) -> None:
+    setup = toy_setup(PARTIAL)
+    broadcasts_of(setup, 5, tmp_path)
+    names = sorted(path.name.split("-")[0] for path in (tmp_path / "clients" / "000001").iterdir())
+    assert names == ["r0003", "r0004", "r0005"]
+
+
+def test_bytes_that_are_no_message_are_refused() -> None:
+    message = to_bytes(Update("toy", 1, 0, 2, 0.5, {}))
+    assert from_bytes(message) == Update("toy", 1, 0, 2, 0.5, {})
+    for content in (b"", message[:-1], b"x" * 100, pack({"kind": "Update"}, {}), pack({"kind": "print"}, {})):
+        with pytest.raises(Damaged):
+            from_bytes(content)
+    assert unpack(pack({"a": [1, None, "ü"]}, {"g": {"x/y": torch.ones(2)}}))[0] == {"a": [1, None, "ü"]}

@@ -1,0 +1,263 @@
+"""Clients that train at once, in several processes: the bits of one after another, whatever happens."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, Cell, workers_of
+from hydra import compose, initialize_config_dir
+
+from fedlight import run
+from fedlight.config import validate
+from fedlight.experiment import build, execute
+from fedlight.federation.messages import Update
+from fedlight.federation.transport import processes
+from fedlight.federation.transport.transport import Surroundings
+
+MakeCell = Callable[..., Cell]
+LONG = [*SMALL, "name=long", "method=UDEC", "clients=4", "rounds=3", "epochs=4", "trainer.workers=2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    yield
+    processes.end_workers()
+    assert not workers_of(os.getpid())
+
+
+@pytest.fixture(autouse=True)
+def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tasks workers did in each exchange; cells of this process wait for their workers first."""
+    noted: list[int] = []
+    exchange, submit = processes.Processes.exchange, processes.Processes._submit
+
+    def counting(transport: processes.Processes, broadcasts: Any) -> Iterator[Update]:
+        theirs = 0
+
+        def done() -> None:
+            nonlocal theirs
+            theirs += 1
+
+        transport._around = replace(transport._around, done=done)
+        yield from exchange(transport, broadcasts)
+        if transport._workers:
+            noted.append(theirs)
+
+    def patient(transport: processes.Processes, act: Any) -> Any:
+        future = submit(transport, act)
+        if act is processes._prepare:
+            future.exception()
+        return future
+
+    monkeypatch.setattr(processes.Processes, "exchange", counting)
+    monkeypatch.setattr(processes.Processes, "_submit", patient)
+    return noted
+
+
+def outcome(cell: Cell) -> tuple[Any, ...]:
+    result = cell.result
+    tables = [cell.rows("ledger.csv"), [{**row, "seconds": ""} for row in cell.rows("rounds.csv")]]
+    return result["cell"], result["state_sha256"], result["client_sha256"], result["fid"], tables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["method=UDEC", "clients=4", "evaluation.samples=100"],
+        ["method=USPLIT", "clients=5", "federation.dropout=0.3", "rounds=3"],
+        ["method=FULL", "clients=6", "fraction=0.5", "model.ema_decay=0.9", "rounds=3"],
+        ["method=LOCAL", "clients=3", "partition=label_skew"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_two_processes_give_the_bits_of_one(cell: MakeCell, shares: list[int], arguments: list[str]) -> None:
+    alone = outcome(cell(*arguments, "trainer.workers=1"))
+    assert not shares
+    assert outcome(cell(*arguments, "trainer.workers=2")) == alone
+    assert sum(shares) >= len(shares) > 1
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_trains_a_round(cell: MakeCell, shares: list[int]) -> None:
+    cells = [cell("method=USPLIT", "clients=4", f"trainer.workers={n}") for n in (1, 3, 9)]
+    assert outcome(cells[0]) == outcome(cells[1]) == outcome(cells[2])
+    assert sum(shares[:2]) >= 4  # two of three processes
+    assert sum(shares[2:]) >= 6  # three of four, since there are no more clients
+
+
+def test_the_cores_are_shared_by_workers_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "CORES", 8)
+    monkeypatch.delenv("FEDLIGHT_WORKERS", raising=False)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+
+    def room(device: torch.device, *overrides: str) -> int:
+        with initialize_config_dir(str(run.ROOT / "configs"), version_base="1.3"):
+            return build.worker_room(validate(compose("config", ["clients=20", *overrides])), device)
+
+    run.register_resolvers()
+    assert [room(cpu), room(cpu, "trainer.threads=3"), room(cpu, "trainer.threads=null")] == [8, 2, 1]
+    assert [room(gpu), room(gpu, "trainer.workers=4"), room(cpu, "trainer.workers=30")] == [1, 4, 30]
+
+
+def test_there_are_no_more_workers_than_clients_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(processes.Processes, "_submit", lambda transport, act: asked.append(1))
+    here: Any = None
+    for cohort, room, workers, expected in ((5, 8, None, 4), (2, 8, None, 1), (1, 8, None, 0), (9, 2, 4, 3)):
+        asked.clear()
+        processes.Processes(Surroundings(here, here, cohort, room, here, here), workers)
+        assert len(asked) == expected
+
+
+def test_the_transport_is_no_part_of_the_cell(cell: MakeCell, shares: list[int]) -> None:
+    plain = outcome(cell("method=UDEC", "clients=3"))
+    assert outcome(cell("method=UDEC", "clients=3", "transport=inline", "trainer.workers=2")) == plain
+    assert not shares
+    chosen = ("transport=processes", "transport.workers=2")
+    assert outcome(cell("method=UDEC", "clients=3", *chosen)) == plain
+    assert len(shares) == 2
+
+
+def test_updates_are_received_in_any_sequence(cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("method=ULATDEC", "clients=4", "partition=quantity_skew")
+    plain = outcome(cell(*arguments))
+    exchange = processes.Processes.exchange
+
+    def shuffled(transport: Any, broadcasts: Any) -> Iterator[Update]:
+        updates = list(exchange(transport, broadcasts))
+        yield from (updates[position] for position in (2, 0, 3, 1))
+
+    monkeypatch.setattr(processes.Processes, "exchange", shuffled)
+    assert outcome(cell(*arguments)) == plain
+
+
+def test_a_client_that_diverges_in_a_worker_ends_the_cell(
+    command: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SMALL, "clients=3", "optimizer.lr=1e30", "trainer.workers=2"]
+    assert command(*arguments) == 1
+    assert "became nan in round 1" in capfd.readouterr().err
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    """A cell in a process of its own that has its first round behind it and a worker beside it."""
+    command = [sys.executable, "-m", "fedlight.run", *LONG]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("runs/long/*/checkpoint/server-r0001-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    while not workers_of(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def ended_well(folder: Path) -> tuple[Any, ...]:
+    subprocess.run([sys.executable, "-m", "fedlight.run", *LONG], cwd=folder, check=True)
+    (path,) = folder.glob("runs/long/*/result.json")
+    return outcome(Cell(path.parent))
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """The outcome of the cell where nothing disturbs it."""
+    return ended_well(tmp_path_factory.mktemp("quiet"))
+
+
+@pytest.mark.slow
+def test_a_cell_goes_on_where_a_worker_is_killed(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
+    process = started(tmp_path)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    (path,) = tmp_path.glob("runs/long/*/result.json")
+    assert outcome(Cell(path.parent)) == quiet
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 5])
+def test_what_a_killed_worker_was_doing_is_done_again(
+    cell: MakeCell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], times: int
+) -> None:
+    """After the third worker is lost the cell goes on alone."""
+    arguments = ["method=UDEC", "clients=4", "epochs=4", "rounds=6"]
+    alone = outcome(cell(*arguments))
+    submit = processes.Processes._submit
+    killed: list[int] = []
+
+    def strike(transport: Any, act: Any) -> Any:
+        future = submit(transport, act)
+        if act is not processes._prepare and len(killed) < times:
+            worker = workers_of(os.getpid())[0]
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+            while not future.done():
+                time.sleep(0.01)
+        return future
+
+    monkeypatch.setattr(processes.Processes, "_submit", strike)
+    assert outcome(cell(*arguments, "trainer.workers=2")) == alone
+    lost = capfd.readouterr().err.count("a process that trains clients was killed")
+    assert lost == min(times, processes.LOSSES)
+    assert len(killed) >= lost
+
+
+@pytest.mark.slow
+def test_workers_stay_for_the_next_cell_of_a_command_and_an_idle_one_that_is_killed_is_replaced(
+    command: Callable[..., int], shares: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federate = execute.Run.federate
+    seen: list[list[int]] = []
+
+    def watched(cell: execute.Run) -> None:
+        federate(cell)
+        seen.append(workers_of(os.getpid()))
+        if len(seen) == 2:
+            os.kill(seen[1][0], signal.SIGKILL)
+
+    monkeypatch.setattr(execute.Run, "federate", watched)
+    assert command("-m", *SMALL, "clients=4", "trainer.workers=2", "seed=1,2,3") == 0
+    first, second, third = seen
+    assert len(first) == len(third) == 1
+    assert first == second != third
+    assert not workers_of(os.getpid())
+    assert sum(shares) >= len(shares) == 6
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_cell_and_its_workers(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
+    process = started(tmp_path)
+    workers = workers_of(process.pid)
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on from here" in err
+    (path,) = tmp_path.glob("runs/long/*/result.json")
+    assert json.loads(path.read_text())["status"] == "interrupted"
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert ended_well(tmp_path) == quiet
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
+    process = started(tmp_path)
+    workers = workers_of(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert ended_well(tmp_path) == quiet
