@@ -32,8 +32,8 @@ def cell(method: str, clients: int, images: int, output: str) -> dict[str, float
         sys.exit(f"{' '.join(command)} failed")
     (path,) = Path(output).glob(f"*/{method}-K{clients}-*/result.json")
     result = json.loads(path.read_text())
-    kept = sum(file.stat().st_size for file in path.parent.glob("checkpoint/clients/*"))
-    met = len({file.name.split("-")[0] for file in path.parent.glob("checkpoint/clients/*")})
+    kept = sum(file.stat().st_size for file in path.parent.glob("checkpoint/clients/*/*"))
+    met = len(list(path.parent.glob("checkpoint/clients/*")))
     return {
         "peak_mib": usage.ru_maxrss / 1024,
         "seconds_an_update": result["seconds"]["training"] / ROUNDS / PARTICIPANTS,

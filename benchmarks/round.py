@@ -3,9 +3,9 @@
 python benchmarks/round.py [--quick] [--out FILE.json]
 
 Both train the same model by FULL, with the same draws: their final weights must be equal bit for
-bit, else the benchmark fails. fedlight's time holds all that a round brings: Trainers, callbacks, reports
-through files, the merge, the ledger, the checkpoint. In updates of 5 steps a client has hardly any work.
-The last column is the same by two processes, as a cell does it by default where there are two cores.
+bit, else the benchmark fails. fedlight's time holds all that a round brings: Trainers, callbacks, updates
+through files, the aggregation, the ledger, the checkpoint. In updates of 5 steps a client has hardly any
+work. The last column is the same by two processes, as a cell does it by default where there are two cores.
 """
 
 import shutil
@@ -13,53 +13,42 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from common import composed, in_turns, parser, show, write
 from lightning import seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from fedlight.config import CellConfig
-from fedlight.experiment.build import Parts, build
-from fedlight.federation.cohort import Federation, Task
-from fedlight.federation.federator import Federator
+from fedlight.experiment.build import CHECKPOINT, Components, SiteMaker, build, make_server
+from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.rounds import federate
-from fedlight.federation.store import Saved, Store
+from fedlight.federation.transport.processes import Processes, end_workers
+from fedlight.federation.transport.transport import Surroundings
 from fedlight.loggers.progress import ProgressBars
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed
-from fedlight.workers import Order, crew_of, dismiss
 
 CLIENTS, BATCH, WORKERS = 4, 16, 2
 
 
-class Cell(NamedTuple):
-    """What both sides train."""
-
-    folder: Path
-    config: dict[str, Any]
-    settings: CellConfig
-    parts: Parts
-
-
-def bare(parts: Parts, rounds: int, epochs: int, seed: int, first: Mapping[str, Tensor]) -> str:
+def bare(components: Components, first: Mapping[str, Tensor]) -> str:
     """FedAvg in thirty lines; returns the hash of the final weights."""
-    state, module = dict(first), parts.module
-    pixels = [parts.dataset.train.pixels[torch.from_numpy(share).sort().values] for share in parts.shares]
-    for round_ in range(1, rounds + 1):
+    state, module, settings = dict(first), components.module, components.settings
+    data = components.dataset.train.pixels
+    pixels = [data[torch.from_numpy(share).sort().values] for share in components.shares]
+    for round_ in range(1, settings.rounds + 1):
         sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in state.items()}
         for client, own in enumerate(pixels):
-            seed_everything(derive_seed(seed, "client", round_, client), verbose=False)
+            seed_everything(derive_seed(settings.seed, "client", round_, client), verbose=False)
             module.load_state_dict(state)
             optimizer = module.configure_optimizers()
-            for _ in range(epochs):
-                order = torch.randperm(len(own))
+            for _ in range(settings.epochs):
+                drawn = torch.randperm(len(own))
                 torch.empty((), dtype=torch.int64).random_()  # a DataLoader's draw for its workers
-                for batch in order.split(BATCH):
+                for batch in drawn.split(settings.data.batch_size):
                     images = own[batch].float().div_(127.5).sub_(1)
                     t = torch.randint(1000, images.shape[:1])
                     eps = torch.randn_like(images)
@@ -74,35 +63,30 @@ def bare(parts: Parts, rounds: int, epochs: int, seed: int, first: Mapping[str, 
     return state_sha256(state)
 
 
-def federated(cell: Cell, first: Mapping[str, Tensor], workers: int) -> str:
+def federated(components: Components, folder: Path, first: Mapping[str, Tensor], workers: int) -> str:
     """The same by fedlight, as a cell runs it, in one process or in several."""
-    settings, parts = cell.settings, cell.parts
-    parts.module.load_state_dict(first)
-    shutil.rmtree(cell.folder, ignore_errors=True)
+    settings = components.settings
+    components.module.load_state_dict(first)
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / CHECKPOINT).mkdir(parents=True)
     with ProgressBars("round", settings.rounds) as bars:
-        store = Store(cell.folder / "checkpoint", cell.folder.name)
-        federator = Federator(parts.method, parts.slices, parts.module, store)
-        store.resume(federator.keeping)
         callbacks = [bars, LambdaCallback(on_train_batch_end=lambda *_: None)]
-        here = parts.updater(federator, settings, callbacks)
-
-        def order(task: Task) -> Order:
-            return Order(cell.folder, cell.config, task, store.files(task.client))
-
-        def train(tasks: list[Task]) -> None:
-            if workers == 1:
-                for task in tasks:
-                    here(task)
-                return
-            crew = crew_of(workers - 1)
-            crew.get_ready(cell.folder, cell.config)
-            for task, files in crew.train(tasks, here, order, lambda _: bars.end_update(), lambda: None):
-                store.adopt(task.client, files)
-
-        federation = Federation(settings.rounds, CLIENTS, 1.0, 0.0, settings.seed)
-        for done in federate(federator, train, federation):
-            store.commit(Saved(done.round, federator.state, {}))
-        return state_sha256(federator.state)
+        site = components.site(folder, callbacks)
+        around = Surroundings(
+            site, SiteMaker(settings, folder), settings.clients, workers, bars.end_update, lambda: None
+        )
+        server = make_server(
+            folder.name,
+            settings,
+            components.module,
+            components.slices,
+            components.algorithm,
+            components.codec,
+        )
+        checkpoint = ServerCheckpoint(folder / CHECKPOINT, folder.name)
+        for _ in federate(server, Processes(around, workers), settings.rounds):
+            server.save(checkpoint, {})
+        return state_sha256(server.theta)
 
 
 def main() -> None:
@@ -115,26 +99,25 @@ def main() -> None:
     ]
     rows, ratios, figures = [], {}, {}
     for what, chosen, steps, epochs, rounds, repeats in works:
-        config, settings = composed(
+        _, settings = composed(
             *(*chosen, f"clients={CLIENTS}", f"rounds={rounds}", f"epochs={epochs}"),
             *(f"data.batch_size={BATCH}", f"data.limit={CLIENTS * BATCH * steps // epochs}"),
             *("evaluation.samples=0", "logger=none"),
         )
-        parts = build(config, settings)
-        resolved = OmegaConf.to_container(config, resolve=True)
-        first = {name: tensor.clone() for name, tensor in parts.module.state_dict().items()}
+        components = build(settings)
+        first = {name: tensor.clone() for name, tensor in components.module.state_dict().items()}
         hashes: set[str] = set()
-        with tempfile.TemporaryDirectory() as folder:
-            cell = Cell(Path(folder, "cell"), resolved, settings, parts)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, "cell")
 
             def note(act: Callable[..., str], *given: Any) -> None:
-                hashes.add(act(*given))  # noqa: B023
+                hashes.add(act(components, *given))  # noqa: B023
 
             seconds = in_turns(
                 {
-                    "bare": partial(note, bare, parts, rounds, epochs, settings.seed, first),
-                    "fedlight": partial(note, federated, cell, first, 1),
-                    "at once": partial(note, federated, cell, first, WORKERS),
+                    "bare": partial(note, bare, first),
+                    "fedlight": partial(note, federated, folder, first, 1),
+                    "at once": partial(note, federated, folder, first, WORKERS),
                 },
                 repeats,
             )
@@ -153,7 +136,7 @@ def main() -> None:
         ratios[f"round, {what}, {steps} steps, bare over fedlight"] = 1 / ratio
         ratios[f"round, {what}, {steps} steps, bare over fedlight in {WORKERS} processes"] = 1 / at_once
         figures[f"{what}, {steps} steps"] = seconds
-    dismiss()
+    end_workers()
     show(
         f"rounds of FULL, {CLIENTS} clients, batch {BATCH}, one thread: milliseconds a local update",
         ["", "bare loop", "fedlight", "more", "ratio", f"ratio, {WORKERS} processes"],

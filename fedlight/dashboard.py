@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def refuse(message: str) -> NoReturn:
-    """Tells the user an error in one line and exits with 2."""
+    """Prints an error in one line and exits with 2."""
     print(f"fedlight: error: {message}", file=sys.stderr)
     sys.exit(2)
 

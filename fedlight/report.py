@@ -1,4 +1,4 @@
-"""The sweep at a glance: python -m fedlight.report runs/NAME [runs/OTHER ...] [--out DIR]"""
+"""The report of sweeps: python -m fedlight.report runs/NAME [runs/OTHER ...] [--out DIR]"""
 
 import argparse
 import sys
@@ -20,14 +20,14 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.out or arguments.sweeps[0] / "report"
 
-    from fedlight.reporting.site import write_report
+    from fedlight.reporting.page import write_report
 
     try:
-        records = write_report(arguments.sweeps, folder)
+        cells = write_report(arguments.sweeps, folder)
     except BadInput as error:
         print(f"fedlight: error: {error}", file=sys.stderr)
         sys.exit(2)
-    states = Counter(record.status for record in records)
+    states = Counter(cell.state for cell in cells)
     print(f"{', '.join(f'{count} {state}' for state, count in states.items())}: {folder / 'index.html'}")
 
 

@@ -15,10 +15,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.data.identity import folder_name
+from fedlight.data.folder_name import folder_name
 from fedlight.evaluation.weights import weights_name
+from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
-from fedlight.runs.summary import SweepWatch
 from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage

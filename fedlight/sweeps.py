@@ -1,4 +1,4 @@
-"""The cells of a sweep, from their folders and SLURM alone: python -m fedlight.sweeps COMMAND runs/NAME."""
+"""The cells of a sweep and their states: python -m fedlight.sweeps COMMAND runs/NAME."""
 
 import argparse
 import json
@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.error import HTTPError
@@ -23,20 +22,21 @@ from rich.text import Text
 
 from fedlight.runs.plan import PLAN, Launch, read_launches
 from fedlight.runs.status import (
+    CORRUPT,
     DONE,
     FAILED,
     INTERRUPTED,
     QUEUED,
     RUNNING,
     UNFINISHED,
-    CellState,
-    sweep_states,
+    SweepCell,
+    read_sweep,
 )
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import is_alive
-from fedlight.runtime.slurm import cancel as cancel_jobs
+from fedlight.runtime.slurm_jobs import cancel as cancel_jobs
 
-COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", INTERRUPTED: "yellow"}
+COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", CORRUPT: "red", INTERRUPTED: "yellow"}
 WIDTH = 160  # in a file or a pipe, in characters
 PATIENCE = 20.0  # seconds for W&B's service to answer
 WATCH = 5.0  # seconds between two looks
@@ -50,7 +50,7 @@ def main() -> None:
     sweep = argparse.ArgumentParser(add_help=False)
     sweep.add_argument("sweep", type=Path, help="folder of the sweep, such as runs/demo")
 
-    shown = commands.add_parser("status", parents=[sweep], help="a table: how every cell stands")
+    shown = commands.add_parser("status", parents=[sweep], help="a table of the state of every cell")
     form = shown.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="for programs: a list of cells")
     form.add_argument("--watch", action="store_true", help="look again every few seconds, until Ctrl-C")
@@ -80,10 +80,10 @@ def main() -> None:
     sys.exit(code)
 
 
-def _cells(sweep: Path) -> list[CellState]:
+def _cells(sweep: Path) -> list[SweepCell]:
     if not sweep.is_dir():
         raise BadInput(f"{sweep} is no folder; a sweep lives in OUTPUT/NAME, such as runs/demo")
-    cells = sweep_states(sweep)
+    cells = read_sweep(sweep)
     if not cells:
         inside = [path.name for path in sorted(sweep.glob("[!.]*/")) if (path / PLAN).is_dir()]
         hint = f"; the sweeps in it: {', '.join(inside)}" if inside else ""
@@ -91,10 +91,10 @@ def _cells(sweep: Path) -> list[CellState]:
     return cells
 
 
-def status(sweep: Path, cells: list[CellState], as_json: bool = False, watch: bool = False) -> int:
-    """Shows how every cell stands."""
+def status(sweep: Path, cells: list[SweepCell], as_json: bool = False, watch: bool = False) -> int:
+    """Prints the state of every cell."""
     if as_json:
-        print(json.dumps([asdict(cell) for cell in cells], indent=1))
+        print(json.dumps([cell.as_json() for cell in cells], indent=1))
         return 0
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if not watch:
@@ -103,11 +103,11 @@ def status(sweep: Path, cells: list[CellState], as_json: bool = False, watch: bo
     with Live(_view(sweep, cells), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(WATCH)
-            live.update(_view(sweep, sweep_states(sweep)), refresh=True)
+            live.update(_view(sweep, read_sweep(sweep)), refresh=True)
 
 
-def retry(sweep: Path, cells: list[CellState], overrides: Sequence[str]) -> int:
-    """Types the commands again that planned what is failed, interrupted or missing."""
+def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str]) -> int:
+    """Runs the commands again that planned the unfinished cells."""
     unfinished = {cell.cell for cell in cells if cell.state in UNFINISHED}
     launches: list[Launch] = []
     for launch in reversed(read_launches(sweep)):
@@ -127,7 +127,7 @@ def retry(sweep: Path, cells: list[CellState], overrides: Sequence[str]) -> int:
     return max(codes)
 
 
-def cancel(cells: list[CellState]) -> int:
+def cancel(cells: list[SweepCell]) -> int:
     """Takes the queued and running jobs of the sweep from SLURM."""
     present = [cell for cell in cells if cell.state in (QUEUED, RUNNING)]
     jobs = [cell.job for cell in present if cell.job is not None]
@@ -173,7 +173,7 @@ def _sent(run: Path) -> bool:
     return run.with_name(f"{run.name}.synced").exists()
 
 
-def _view(sweep: Path, cells: list[CellState]) -> Group:
+def _view(sweep: Path, cells: list[SweepCell]) -> Group:
     counts = Counter(cell.state for cell in cells)
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     table = Table()

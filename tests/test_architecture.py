@@ -1,6 +1,7 @@
 """Who may import whom."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,17 @@ def test_rooms_see_only_whom_they_may(room: str) -> None:
 def test_every_room_has_its_rule() -> None:
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert rooms == {*ALLOWED, "experiment"}
+
+
+def test_no_two_classes_and_no_two_modules_have_one_name() -> None:
+    plugins = PACKAGE.parent / "hydra_plugins"
+    modules = [*PACKAGE.rglob("*.py"), *plugins.rglob("*.py")]
+    trees = (ast.parse(path.read_text()) for path in modules)
+    classes = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    files = [path.name for path in modules if path.name != "__init__.py"]
+    for names in (classes, files):
+        assert names
+        assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 def test_every_configuration_file_says_what_it_is_for() -> None:

@@ -74,7 +74,7 @@ def test_without_a_key_the_specification_goes_to_a_file(
         (["--entity", "team", "--out", "no/such/folder/file"], "--out: cannot write to no/such"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line(
+def test_what_cannot_be_done_is_refused_in_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

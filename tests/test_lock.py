@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL
 
-from fedlight.runtime import lock, slurm
+from fedlight.runtime import lock, slurm_jobs
 from fedlight.runtime.errors import Held
 from fedlight.runtime.lock import Holder, hold, is_alive, read_holder, this_process
 
@@ -143,7 +143,7 @@ def test_a_process_number_used_again_is_another_process() -> None:
 def test_slurm_knows_whether_the_job_of_another_node_runs(
     elsewhere: Holder, monkeypatch: pytest.MonkeyPatch, states: dict[str, str] | None, alive: bool
 ) -> None:
-    monkeypatch.setattr(slurm, "job_states", lambda jobs: states)
+    monkeypatch.setattr(slurm_jobs, "job_states", lambda jobs: states)
     assert is_alive(replace(elsewhere, job="12_3"), silent=0) is alive
 
 

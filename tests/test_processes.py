@@ -119,6 +119,7 @@ def test_there_are_no_more_workers_than_clients_of_a_round(monkeypatch: pytest.M
         assert len(asked) == expected
 
 
+@pytest.mark.slow
 def test_the_transport_is_no_part_of_the_cell(cell: MakeCell, shares: list[int]) -> None:
     plain = outcome(cell("method=UDEC", "clients=3"))
     assert outcome(cell("method=UDEC", "clients=3", "transport=inline", "trainer.workers=2")) == plain

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,6 +21,10 @@ import yaml
 from plausible import METHODS, read_result, write_cell, write_grid
 
 from fedlight import report
+from fedlight.reporting.terminal import print_summary
+from fedlight.runs.plan import Launch, PlannedCell
+from fedlight.runs.reader import flat
+from fedlight.runtime.lock import this_process
 
 GROUPS = ("method", "partition", "data")
 LATEX = shutil.which("pdflatex")
@@ -145,14 +151,14 @@ def test_the_best_federated_method_of_each_row_is_marked(sweep: Path) -> None:
         assert re.findall(r"textbf\{([\d.]+)", line) == [f"{best:.2f}"]
 
 
-def test_what_is_missing_failed_unfinished_or_corrupt_is_shown_as_such(
+def test_what_is_missing_failed_interrupted_or_corrupt_is_shown_as_such(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_cell(sweep, "FULL", 2)
     write_cell(sweep, "FULL", 5)
     write_cell(sweep, "UDEC", 2, status="failed", error="the loss of client 1 became nan in round 3")
-    running = write_cell(sweep, "ULATDEC", 2)
-    (running / "result.json").unlink()
+    killed = write_cell(sweep, "ULATDEC", 2)
+    (killed / "result.json").unlink()
     corrupt = write_cell(sweep, "USPLIT", 2)
     (corrupt / "result.json").write_text('{"schema": 1, "status": "comp')
     foreign = write_cell(sweep, "LOCAL", 2)
@@ -161,15 +167,15 @@ def test_what_is_missing_failed_unfinished_or_corrupt_is_shown_as_such(
     (torn / "rounds.csv").write_bytes(b"\x00\xff")
     (torn / "config.yaml").write_text("a: [")
     assert run_report(sweep) == 0
-    assert "3 completed" in capsys.readouterr().out
+    assert "3 done, 2 corrupt, 1 failed, 1 interrupted" in capsys.readouterr().out
     page = Page(sweep / "report" / "index.html")
     by_place = {(line["method"], line["clients"]): line for line in page.records("table")}
     assert by_place["UDEC", "2"]["FID"] == by_place["UDEC", "2"]["status"] == "failed"
-    assert by_place["ULATDEC", "2"]["FID"] == "unfinished"
+    assert by_place["ULATDEC", "2"]["FID"] == "interrupted"
     assert by_place["USPLIT", "2"]["FID"] == by_place["LOCAL", "2"]["FID"] == "corrupt"
     assert by_place["USPLIT", "5"]["FID"] == "missing"
     for folder, reason in (
-        (running, "4 of 4 rounds done"),
+        (killed, "4 of 4 rounds done"),
         (corrupt, "result.json cannot be read"),
         (foreign, "schema"),
         (torn, "rounds.csv cannot be read"),
@@ -179,29 +185,31 @@ def test_what_is_missing_failed_unfinished_or_corrupt_is_shown_as_such(
     assert "the loss of client 1 became nan in round 3" in page.text
 
 
-@pytest.mark.slow
-def test_cells_that_a_multirun_has_not_begun_are_missing(sweep: Path) -> None:
-    write_cell(sweep, "FULL", 2)
-    overrides = {"task": ["method=FULL,UDEC", "clients=2,5,10"], "hydra": ["hydra.mode=MULTIRUN"]}
-    plan = {
-        "hydra": {"overrides": overrides, "sweeper": {"params": None}},
-        "clients": 5,
-        **{
-            key: {"name": name}
-            for key, name in (("method", "FULL"), ("partition", "iid"), ("data", "digits"))
-        },
+def test_cells_that_are_planned_and_not_begun_are_missing(sweep: Path) -> None:
+    rates = (0.1, 0.01)
+    planned = {
+        folder.name: PlannedCell([], 4, config=flat(yaml.safe_load((folder / "config.yaml").read_text())))
+        for rate in rates
+        for clients in (2, 5, 10)
+        for folder in [write_cell(sweep, "FULL", clients, sections={"optimizer": {"lr": rate}})]
     }
-    (sweep / "multirun.yaml").write_text(yaml.safe_dump(plan))
+    done, *missing = planned
+    for cell in missing:
+        shutil.rmtree(sweep / cell)
+    command = ["-m", "clients=2,5,10", "optimizer.lr=0.1,0.01"]
+    Launch(command, "", replace(this_process(), started="1"), planned).write(sweep)
     run_report(sweep)
     page = Page(sweep / "report" / "index.html")
-    lines = page.records("table")
-    assert len(lines) == 6
-    assert sum(line["status"] == "missing" for line in lines) == 5
-    assert "python -m fedlight.run -m method=FULL,UDEC clients=2,5,10" in page.text
+    found = {(line["optimizer.lr"], line["clients"]): line["status"] for line in page.records("table")}
+    places = [(str(rate), str(clients)) for rate in rates for clients in (2, 5, 10)]
+    assert found == dict.fromkeys(places, "missing") | {("0.1", "2"): "done"}
+    states = {line["cell"]: line["status"] for line in rows(sweep / "report" / "cells.csv")}
+    assert states == {done: "done", **dict.fromkeys(missing, "missing")}
+    assert "python -m fedlight.run -m clients=2,5,10 optimizer.lr=0.1,0.01" in page.text
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["no folder", "empty folder"])
-def test_a_folder_without_cells_is_told_in_one_line(
+def test_a_folder_without_cells_is_refused_in_one_line(
     sweep: Path, capsys: pytest.CaptureFixture[str], there: bool
 ) -> None:
     if there:
@@ -234,11 +242,49 @@ def test_data_sets_and_extractors_are_kept_apart(sweep: Path) -> None:
 def test_whatever_else_varies_is_a_setting_and_not_averaged(sweep: Path) -> None:
     for rate in (0.1, 0.01):
         for seed in (1, 2):
-            write_cell(sweep, seed=seed, sections={"optimizer": {"lr": rate}, "trainer": {"threads": seed}})
+            write_cell(
+                sweep,
+                seed=seed,
+                sections={"optimizer": {"lr": rate}, "trainer": {"threads": seed, "workers": seed}},
+            )
     run_report(sweep)
     lines = rows(sweep / "report" / "table.csv")
     assert [line["setting"] for line in lines] == ["optimizer.lr=0.01", "optimizer.lr=0.1"]
+    assert [line["optimizer.lr"] for line in lines] == ["0.01", "0.1"]
     assert all(line["fid_std_over"] == "2 seeds" for line in lines)
+
+
+@pytest.mark.slow
+def test_every_swept_key_is_a_column_by_which_cells_differ(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rate, model, keep, seed in product((0.1, 0.02), ("tiny", "paper"), (True, False), (7, 8)):
+        own = {"method": {"keep_optimizer": keep}, "partition": {"seed": seed, "deal": {"seed": seed}}}
+        write_cell(sweep, sections={"optimizer": {"lr": rate}, "model": {"name": model}, **own})
+    swept = {"optimizer.lr", "model", "method.keep_optimizer", "partition.seed"}
+    print_summary(sweep)
+    head, *body = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "┃│"]
+    assert swept <= set(re.findall(r"[\w.]+", head))
+    assert len({tuple(line.split("│")[1:5]) for line in body}) == 16
+    run_report(sweep)
+    lines = rows(sweep / "report" / "cells.csv")
+    page = Page(sweep / "report" / "index.html")
+    assert len({tuple(line[key] for key in swept) for line in lines}) == 16
+    for columns in (lines[0].keys(), page.tables["cells"][0]):
+        assert swept <= set(columns)
+        assert "partition.deal.seed" not in columns
+    for table in (rows(sweep / "report" / "table.csv"), page.records("table"), page.records("fid")):
+        settings = ("optimizer.lr", "model", "method.keep_optimizer")
+        assert len({tuple(line[key] for key in settings) for line in table}) == 8
+        assert "partition.seed" not in table[0]
+
+
+@pytest.mark.slow
+def test_settings_are_sorted_by_their_numbers(sweep: Path) -> None:
+    for epochs in (10, 2, 5):
+        write_cell(sweep, sections={"epochs": epochs})
+    run_report(sweep)
+    assert [line["epochs"] for line in rows(sweep / "report" / "table.csv")] == ["2", "5", "10"]
 
 
 @pytest.mark.slow
@@ -253,7 +299,7 @@ def test_methods_of_different_length_do_not_stand_side_by_side(sweep: Path) -> N
         ("rounds=2", "UDEC"),
     }
     page = Page(sweep / "report" / "index.html").records("fid")
-    assert [line["FULL"] for line in page if line["setting"] == "rounds=2"] == ["–"]
+    assert [line["FULL"] for line in page if line["rounds"] == "2"] == ["–"]
 
 
 def test_a_cell_that_is_in_two_folders_counts_once(sweep: Path) -> None:

@@ -12,7 +12,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-from fedlight.reporting.site import write_report
+from fedlight.reporting.page import write_report
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -83,7 +83,7 @@ def test_the_page_is_whole_and_readable(
         assert picture.rect["width"] > 250
 
     body = browser.find_element(By.TAG_NAME, "body")
-    for element in (body, *browser.find_elements(By.CSS_SELECTOR, ".soft, a, td.best, .completed, .failed")):
+    for element in (body, *browser.find_elements(By.CSS_SELECTOR, ".soft, a, td.best, .done, .failed")):
         assert contrast(browser, body, element) > 4.5, element.text
         assert float(element.value_of_css_property("font-size").removesuffix("px")) >= 12
     dark = browser.execute_script(LUMINANCE, body, "backgroundColor") < 0.2

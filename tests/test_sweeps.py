@@ -47,43 +47,48 @@ def write(cell: Path, rounds: int = 0, holder: Any = None, **result: Any) -> Non
     if holder is not None:
         (cell / HOLDER).write_text(json.dumps(asdict(holder)))
     if result:
-        (cell / "result.json").write_text(json.dumps({"rounds": 5, "error": None, **result}))
+        exchange = {"params_total": 0, "bytes_total": 0}
+        whole = {"schema": 1, "rounds": 5, "seed": 1, "exchange": exchange, "train_loss": None, "fid": None}
+        whole |= {"seconds": {}, "versions": {}, "error": None}
+        (cell / "result.json").write_text(json.dumps(whole | result))
 
 
-def stand(sweep: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+def states(sweep: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     """What `status --json` says of each cell."""
     capsys.readouterr()
     assert call("status", str(sweep), "--json") == 0
     return {cell["cell"]: cell for cell in json.loads(capsys.readouterr().out)}
 
 
-def test_status_tells_how_every_cell_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ("over", "working", "stopped", "broken", "killed", "absent")
-    cells = {name: PlannedCell([], rounds=5) for name in names}
-    Launch(["-m"], str(tmp_path), DEAD, cells).write(tmp_path)
+def test_status_shows_the_state_of_every_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("over", "working", "stopped", "broken", "killed", "torn", "absent")
+    Launch(["-m"], str(tmp_path), DEAD, {name: PlannedCell([], 5) for name in names}).write(tmp_path)
     write(tmp_path / "over", 5, status="completed")
     write(tmp_path / "working", 2, this_process())
     write(tmp_path / "stopped", 1, status="interrupted", error="interrupted")
     write(tmp_path / "broken", 1, status="failed", error="the loss [of client 0] became nan")
     write(tmp_path / "killed", 1, DEAD)
+    write(tmp_path / "torn", 1)
+    (tmp_path / "torn" / "result.json").write_text('{"status": "comp')
     write(tmp_path / "typed_alone", 5, status="completed")
-    told = stand(tmp_path, capsys)
-    assert {name: cell["state"] for name, cell in told.items()} == {
+    cells = states(tmp_path, capsys)
+    assert {name: cell["state"] for name, cell in cells.items()} == {
         "over": "done",
         "working": "running",
         "stopped": "interrupted",
         "broken": "failed",
         "killed": "interrupted",
+        "torn": "corrupt",
         "absent": "missing",
         "typed_alone": "done",
     }
-    working = told["working"]
+    working = cells["working"]
     assert (working["round"], working["rounds"]) == (2, 5)
     assert 4 < working["eta"] <= 6
     assert time.time() - working["heartbeat"] < 10
     assert call("status", str(tmp_path)) == 0
     table = capsys.readouterr().out
-    assert "2 done, 1 running, 2 interrupted, 1 failed, 1 missing" in table
+    assert "2 done, 1 running, 2 interrupted, 1 failed, 1 corrupt, 1 missing" in table
     assert "the loss [of client 0] became nan" in table
 
 
@@ -95,8 +100,8 @@ def test_what_a_living_process_has_yet_to_run_is_queued(
     cells = {name: PlannedCell([], rounds=5) for name in ("again", "first", "never")}
     Launch(["-m"], str(tmp_path), this_process(), cells).write(tmp_path)
     write(tmp_path / "first", 1, status="failed")
-    states = {name: cell["state"] for name, cell in stand(tmp_path, capsys).items()}
-    assert states == {"again": "queued", "first": "failed", "never": "queued"}
+    found = {name: cell["state"] for name, cell in states(tmp_path, capsys).items()}
+    assert found == {"again": "queued", "first": "failed", "never": "queued"}
 
 
 def test_the_last_words_of_a_job_that_left_nothing(
@@ -106,8 +111,8 @@ def test_the_last_words_of_a_job_that_left_nothing(
     log = tmp_path / ".slurm" / "12_3" / "12_3_0_log.err"
     log.parent.mkdir(parents=True)
     log.write_text("submitit: noise\nfedlight: error: clients must be at most 40\nsrun: noise\n")
-    told = stand(tmp_path, capsys)["cell"]
-    assert (told["state"], told["job"], told["error"]) == ("failed", "12_3", "clients must be at most 40")
+    cell = states(tmp_path, capsys)["cell"]
+    assert (cell["state"], cell["job"], cell["error"]) == ("failed", "12_3", "clients must be at most 40")
 
 
 def test_status_of_200_cells_takes_less_than_two_seconds(tmp_path: Path) -> None:
@@ -125,7 +130,8 @@ def test_status_of_200_cells_takes_less_than_two_seconds(tmp_path: Path) -> None
 
 
 def test_status_loads_nothing_heavy() -> None:
-    code = "import sys, fedlight.sweeps; print([m for m in ('torch', 'hydra', 'wandb') if m in sys.modules])"
+    heavy = "print([m for m in ('torch', 'hydra', 'pandas', 'wandb') if m in sys.modules])"
+    code = f"import sys, fedlight.sweeps; {heavy}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
@@ -164,7 +170,7 @@ def test_retry_runs_what_is_not_done_and_nothing_else(
     assert call("retry", "runs/grid") == 0
     assert done.stat().st_mtime_ns == written
     assert json.loads(broken.read_text())["state_sha256"] == results[broken]["state_sha256"]
-    assert {cell["state"] for cell in stand(Path("runs/grid"), capsys).values()} == {"done"}
+    assert {cell["state"] for cell in states(Path("runs/grid"), capsys).values()} == {"done"}
 
 
 def test_cells_that_are_done_are_not_launched_again(
@@ -189,14 +195,15 @@ def test_a_finished_sweep_loads_nothing_heavy(command: Command, tmp_path: Path) 
     assert command(*SWEEP, *TINY, "rounds=0") == 0
     code = (
         f"import sys; sys.argv = {['run', *SWEEP, *TINY, 'rounds=0']}; from fedlight.run import main\n"
-        "try: main()\nfinally: print([m for m in ('torch', 'lightning', 'wandb') if m in sys.modules])"
+        "try: main()\n"
+        "finally: print([m for m in ('torch', 'lightning', 'pandas', 'wandb') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.count("done already") == 2
     assert done.stdout.strip().endswith("[]")
 
 
-def test_offline_runs_are_sent_by_wandb_and_what_is_not_sent_is_told(
+def test_offline_runs_are_sent_by_wandb_and_what_is_not_sent_is_named(
     cell: Callable[..., Cell],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -1,6 +1,7 @@
 """The denoising diffusion model that a client trains (DDPM, arXiv 2006.11239)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from typing_extensions import Self
 
 from fedlight.runtime.errors import BadInput
 
@@ -88,6 +90,14 @@ class DDPM(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer(self.unet.parameters())
+
+    def to(self, *where: Any, **more: Any) -> Self:
+        """Moves the module, as PyTorch does; a call that changes nothing costs nothing (one at each fit)."""
+        return self if where == (self.device,) and not more else super().to(*where, **more)
+
+    def cpu(self) -> Self:
+        """Moves the module to the CPU, if it is not there."""
+        return self.to(torch.device("cpu"))
 
     @property
     def denoiser(self) -> nn.Module:

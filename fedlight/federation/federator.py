@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from fedlight.federation.messages import State
 from fedlight.runtime.errors import BadInput, Diverged
@@ -66,7 +67,8 @@ class Federator(Callback):
         if self._images == 0:
             raise BadInput(f"{self._who} trained on no image in round {self._round}")
         self.trained = on_cpu(pl_module.state_dict())
-        if not all(tensor.isfinite().all() for tensor in self.trained.values()):
+        floating = [tensor for tensor in self.trained.values() if tensor.is_floating_point()]
+        if not get_total_norm(floating, norm_type=math.inf).isfinite():
             raise Diverged(f"the weights of {self._who} left the finite numbers in round {self._round}")
         self.loss = self._loss.item() / self._images
         self.steps = trainer.global_step

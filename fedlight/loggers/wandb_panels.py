@@ -25,7 +25,7 @@ class Topic:
 
 
 def topics() -> list[Topic]:
-    """The same matters as on the page of `fedlight.report`, in the same order."""
+    """The sections, in the sequence of the page of `fedlight.report`."""
     return [
         Topic(
             "Quality against exchange",

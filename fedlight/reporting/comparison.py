@@ -1,25 +1,22 @@
-"""Cells that may be compared, of one data set and one extractor, each in its place of the grid."""
+"""Cells that may be compared: those of one data set and one extractor, grouped by place and method."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-import pandas as pd
-
-from fedlight.reporting.grid import Axes
-from fedlight.reporting.records import CURVES, Record, Result, Score
-from fedlight.runs.palette import rank
+from fedlight.reporting import numbers
+from fedlight.runs.identity import changes_no_result
+from fedlight.runs.palette import colours, rank
+from fedlight.runs.reader import ImageQuality, Result
+from fedlight.runs.status import DONE, MISSING, SweepCell
 
 AXES = ("method.name", "clients", "partition.name")
-REPLICAS = {"seed", "partition.seed"}
-"""Keys over which a cell is repeated, not changed."""
+REPEATED = ("seed", "partition.seed", "trainer.threads", "trainer.accelerator")
+"""Keys over which a cell is repeated: they change draws or roundings, and not the setting."""
 
-IDLE = ("name", "output", "trainer.threads", "trainer.workers", "trainer.accelerator")
-IDLE_PREFIXES = ("logger.", "method.", "partition.deal.", "data.source.")
-PLACES = (".root", ".cache", ".weights")
 REFERENCES = {"LOCAL", "CENTRAL"}
 """Methods that federate nothing: what the others are read against, not their competitors."""
 
@@ -32,14 +29,19 @@ class Place(NamedTuple):
     clients: int
 
     @property
+    def panel(self) -> str:
+        """The place but for the number of clients."""
+        return f"{self.partition}, {self.setting}" if self.setting else self.partition
+
+    @property
     def label(self) -> str:
         text = f"{self.partition}, {self.clients} client{'s' if self.clients != 1 else ''}"
         return f"{text}, {self.setting}" if self.setting else text
 
 
 @dataclass
-class Entry:
-    """A method in its place: the cells that were repeated over seeds.
+class Group:
+    """The cells of a method in a place; they differ in their seeds.
 
     Attributes:
         everywhere: the method takes no part in the distribution of the data (CENTRAL), and its one result
@@ -48,29 +50,25 @@ class Entry:
 
     place: Place
     method: str
-    records: list[Record] = field(default_factory=list)
+    cells: list[SweepCell] = field(default_factory=list)
     everywhere: bool = False
 
     @cached_property
     def results(self) -> list[Result]:
-        """Of the completed cells."""
-        return [r.result for r in self.records if r.result is not None and r.status == "completed"]
+        """Of the cells that are done."""
+        return [cell.files.result for cell in self.cells if cell.state == DONE and cell.files.result]
 
     @property
     def status(self) -> str:
-        """`completed`, or what became of the cells: `missing`, `1 failed`, `2 completed, 1 unfinished`."""
-        states = [record.status for record in self.records]
-        if not states:
-            return "missing"
-        kinds = sorted(set(states), key=lambda state: (state != "completed", state))
-        return (
-            kinds[0]
-            if len(kinds) == len(states) == 1
-            else ", ".join(f"{states.count(kind)} {kind}" for kind in kinds)
-        )
+        """The state of the cells: `done`, `1 failed`, `2 done, 1 interrupted`; `missing` without a cell."""
+        states = [cell.state for cell in self.cells] or [MISSING]
+        kinds = sorted(set(states), key=lambda state: (state != DONE, state))
+        if len(states) == 1:
+            return states[0]
+        return kinds[0] if kinds == [DONE] else ", ".join(f"{states.count(kind)} {kind}" for kind in kinds)
 
     def mean(self, of: Callable[[Result], float | None]) -> float | None:
-        """The mean over the completed cells that have the value."""
+        """The mean over the results that have the value."""
         values = [value for result in self.results if (value := of(result)) is not None]
         return mean(values) if values else None
 
@@ -90,18 +88,21 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Board:
+class Comparison:
     """The cells of one data set and one extractor.
 
     Attributes:
         extractor: None where the cells do not say which.
-        entries: by place and method; a combination that was not run is there, without cells.
+        settings: setting of a place: its values by key, in the order of the values; the keys are those that
+            vary beside method, clients, partition and seeds.
+        groups: by place and method; a combination that was not run is there, without cells.
     """
 
     data: str
     extractor: str | None
-    records: list[Record]
-    entries: dict[tuple[Place, str], Entry]
+    cells: list[SweepCell]
+    settings: dict[str, dict[str, Any]]
+    groups: dict[tuple[Place, str], Group]
 
     @property
     def key(self) -> str:
@@ -110,132 +111,121 @@ class Board:
 
     @property
     def places(self) -> list[Place]:
-        return sorted({place for place, _ in self.entries})
+        settings = list(self.settings)
+        return sorted({place for place, _ in self.groups}, key=lambda p: (settings.index(p.setting), *p[1:]))
 
     @property
     def methods(self) -> list[str]:
-        return sorted({method for _, method in self.entries}, key=rank)
+        return sorted({method for _, method in self.groups}, key=rank)
 
     @property
-    def settings(self) -> bool:
-        """Whether anything varies beside method, clients, partition and seed."""
-        return any(place.setting for place in self.places)
+    def palette(self) -> dict[str, str]:
+        """The colour of each method."""
+        return colours(set(self.methods))
+
+    @property
+    def varying(self) -> list[str]:
+        """The keys of the settings."""
+        return list(next(iter(self.settings.values()), {}))
 
     def scopes(self, method: str) -> set[str]:
-        """What was judged of a method: `global`, `clients`."""
-        results = [r for (_, m), entry in self.entries.items() if m == method for r in entry.results]
+        """What was evaluated of a method: `global`, `clients`."""
+        results = [result for (_, m), group in self.groups.items() if m == method for result in group.results]
         return {result.fid.scope for result in results if result.fid}
 
     @property
-    def scored(self) -> bool:
-        return any(entry.fid is not None for entry in self.entries.values())
+    def evaluated(self) -> bool:
+        """Whether any cell has a FID."""
+        return any(group.fid is not None for group in self.groups.values())
 
-    def in_place(self, place: Place) -> list[Entry]:
-        """The entries of a place, in the order of the methods."""
-        return [self.entries[place, m] for m in self.methods if (place, m) in self.entries]
+    def in_place(self, place: Place) -> list[Group]:
+        """The groups of a place, method after method."""
+        return [self.groups[place, m] for m in self.methods if (place, m) in self.groups]
 
     def best(self, place: Place) -> str | None:
         """The federated method with the lowest FID, where there are two to choose from."""
-        fids = {e.method: e.fid for e in self.in_place(place) if e.method not in REFERENCES}
-        scored = {method: fid for method, fid in fids.items() if fid is not None}
-        return min(scored, key=scored.__getitem__) if len(scored) > 1 else None
-
-    @cached_property
-    def history(self) -> pd.DataFrame:
-        """A row for each place, method and round: mean and standard deviation over seeds of each curve."""
-        frames = [
-            record.rounds.assign(place=place.label, method=method)
-            for (place, method), entry in self.entries.items()
-            for record in entry.records
-            if not record.rounds.empty
-        ]
-        if not frames:
-            return pd.DataFrame(columns=["place", "method", *CURVES])
-        columns = list(CURVES[1:])
-        grouped = pd.concat(frames).groupby(["place", "method", "round"], sort=False)[columns]
-        spread = grouped.std().add_suffix("_std")
-        return pd.concat([grouped.mean(), spread], axis=1).reset_index()
+        fids = {group.method: group.fid for group in self.in_place(place) if group.method not in REFERENCES}
+        known = {method: fid for method, fid in fids.items() if fid is not None}
+        return min(known, key=known.__getitem__) if len(known) > 1 else None
 
 
-def make_boards(records: Iterable[Record], planned: list[Axes]) -> list[Board]:
-    """Sorts the cells that can be placed by data set and extractor.
+def make_comparisons(cells: Iterable[SweepCell]) -> list[Comparison]:
+    """Sorts cells by data set and extractor; those whose configuration is not known are left out."""
+    placed = [cell for cell in cells if all(key in cell.files.config for key in (*AXES, "data.name"))]
+    known: dict[str, list[ImageQuality]] = {}
+    for cell in placed:
+        if cell.files.result and cell.files.result.fid:
+            known.setdefault(cell.files.config["data.name"], []).append(cell.files.result.fid)
+    parts: dict[tuple[str, str], list[SweepCell]] = {}
+    for cell in placed:
+        data = cell.files.config["data.name"]
+        parts.setdefault((data, _extractor(cell, known.get(data, []))), []).append(cell)
+    return [_comparison(data, name or None, parts[data, name]) for data, name in sorted(parts)]
 
-    Args:
-        records: cells whose configuration cannot be read are left out.
-        planned: what the sweeps set out to run; left aside where settings vary, which it does not tell apart.
+
+def _extractor(cell: SweepCell, known: list[ImageQuality]) -> str:
+    """That of the cell's FID; without one, that of its configuration, or the only one of its data set.
+
+    Where several extractors have the same name, a part of their hash is added.
     """
-    placed = [r for r in records if all(key in r.config for key in (*AXES, "data.name"))]
-    scored = [(r.config["data.name"], r.result.fid) for r in placed if r.result and r.result.fid]
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in placed:
-        data = record.config["data.name"]
-        known = [score for name, score in scored if name == data]
-        groups.setdefault((data, _extractor(record, known)), []).append(record)
-    return [_board(data, name or None, groups[data, name], planned) for data, name in sorted(groups)]
+    if cell.files.result and (quality := cell.files.result.fid):
+        hashes = {other.extractor_sha256 for other in known if other.extractor == quality.extractor}
+        return quality.extractor + (f"-{str(quality.extractor_sha256)[:8]}" if len(hashes) > 1 else "")
+    names = {quality.extractor for quality in known}
+    return str(cell.files.config.get("evaluation.extractor") or (min(names) if len(names) == 1 else ""))
 
 
-def _extractor(record: Record, known: list[Score]) -> str:
-    """Of the cell's score; without one, of its configuration, or the only one that its data set knows.
-
-    Extractors of one name are told apart by their hash where there are several.
-    """
-    if record.result and (score := record.result.fid):
-        alike = {other.extractor_sha256 for other in known if other.extractor == score.extractor}
-        return score.extractor + (f"-{str(score.extractor_sha256)[:8]}" if len(alike) > 1 else "")
-    asked = record.config.get("evaluation.extractor")
-    names = {score.extractor for score in known}
-    return str(asked or (min(names) if len(names) == 1 else ""))
-
-
-def _board(data: str, extractor: str | None, records: list[Record], planned: list[Axes]) -> Board:
-    keys = varying([record.config for record in records])
-    entries: dict[tuple[Place, str], Entry] = {}
-    for record in records:
-        config = record.config
-        setting = ", ".join(f"{key}={config.get(key)}" for key in keys)
+def _comparison(data: str, extractor: str | None, cells: list[SweepCell]) -> Comparison:
+    keys = varying_keys(cells, (*AXES, *REPEATED))
+    settings: dict[str, dict[str, Any]] = {}
+    groups: dict[tuple[Place, str], Group] = {}
+    for cell in cells:
+        config = cell.files.config
+        values = {key: config.get(key) for key in keys}
+        setting = ", ".join(f"{key}={numbers.plain(value)}" for key, value in values.items())
+        settings[setting] = values
         place = Place(setting, config["partition.name"], int(config["clients"]))
         method = config["method.name"]
-        entries.setdefault((place, method), Entry(place, method)).records.append(record)
+        groups.setdefault((place, method), Group(place, method)).cells.append(cell)
 
-    everywhere = {r.config["method.name"] for r in records if r.config.get("method.pool")}
-    settings = {place.setting for place, _ in entries}
-    asked = [axes for axes in planned if data in axes.data and len(settings) == 1]
+    settings = dict(sorted(settings.items(), key=lambda item: [numbers.rank(v) for v in item[1].values()]))
+    everywhere = {cell.files.config["method.name"] for cell in cells if cell.files.config.get("method.pool")}
     for setting in settings:
-        run = [key for key in entries if key[0].setting == setting]
-        partitions = {place.partition for place, _ in run}.union(*(axes.partition for axes in asked))
-        clients = {place.clients for place, _ in run}.union(*(axes.clients for axes in asked))
-        methods = {method for _, method in run}.union(*(axes.method for axes in asked))
+        found = {key: group for key, group in groups.items() if key[0].setting == setting}
+        partitions = {place.partition for place, _ in found}
+        clients = {place.clients for place, _ in found}
+        methods = {method for _, method in found}
         for partition, count, method in product(partitions, clients, methods):
             place = Place(setting, partition, count)
-            if (place, method) in entries:
-                continue
-            pooled = [entries[key] for key in run if key[1] == method] if method in everywhere else []
-            found = pooled[0].records if pooled else []
-            entries[place, method] = Entry(place, method, found, everywhere=bool(pooled))
-    return Board(data, extractor, records, entries)
+            if (place, method) not in found:
+                pooled = [group for key, group in found.items() if key[1] == method and method in everywhere]
+                shared = pooled[0].cells if pooled else []
+                groups[place, method] = Group(place, method, shared, everywhere=bool(pooled))
+    return Comparison(data, extractor, cells, settings, groups)
 
 
-def varying(configs: list[dict[str, Any]]) -> list[str]:
-    """Keys that vary beside method, clients, partition and seeds, without those that another one decides.
+def varying_keys(cells: Iterable[SweepCell], others: Collection[str]) -> list[str]:
+    """Configuration keys in which cells differ, without those whose values follow from another key's.
 
-    The method and the number of clients decide nothing: cells that differ in them and in their rounds do not
-    compare, and must not look as if they did.
+    The method and the number of clients decide nothing but the method's own keys: cells that differ in them
+    and in their rounds do not compare, and must not look as if they did.
+
+    Args:
+        cells: some cells.
+        others: keys that are left out.
     """
-    keys = {key for config in configs for key in config}
-    candidates = [
-        key
-        for key in sorted(keys, key=lambda key: (not key.endswith(".name"), key.count("."), key))
-        if key not in (*AXES, *IDLE, *REPLICAS)
-        and not key.startswith(IDLE_PREFIXES)
-        and not key.endswith(PLACES)
-    ]
+    configs = [cell.files.config for cell in cells if cell.files.config]
+    keys = {key for config in configs for key in config if key not in others and not changes_no_result(key)}
     kept: list[str] = []
-    for key in candidates:
-        deciding = (*kept, "partition.name") if key.startswith("partition.") else kept
+    for key in sorted(keys, key=lambda key: (not key.endswith(".name"), key.count("."), key)):
+        deciding = [*kept, *({f"{key.partition('.')[0]}.name"} - {key})]
+        if key.startswith("partition.deal."):
+            deciding.append("partition.seed")
         seen: dict[str, str] = {}
         for config in configs:
-            known = repr([config.get(k) for k in deciding])
-            if seen.setdefault(known, repr(config.get(key))) != repr(config.get(key)):
+            value = config.get(key)
+            text = repr(None if value is False else value)  # a switch that is off may be left out
+            if seen.setdefault(repr([config.get(k) for k in deciding]), text) != text:
                 kept.append(key)
                 break
     return kept

@@ -1,4 +1,4 @@
-"""The figures of a board, one message each."""
+"""The figures of a comparison, one message each."""
 
 from functools import partial
 
@@ -7,43 +7,57 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
-from fedlight.reporting.comparison import Board
+from fedlight.reporting.comparison import Comparison
 from fedlight.reporting.plots import INK, Plot
-from fedlight.runs.palette import colours
 
 WIDE = 40  # labels; more are not named at the axis
 LONG = 14  # characters of a label at the axis
+BAND = "Mean over seeds; the band is their standard deviation."
 
 
-def plots(board: Board, prefix: str) -> list[Plot]:
-    """Every figure for which the board has numbers; names of files begin with `prefix`."""
+def plots(comparison: Comparison, prefix: str) -> list[Plot]:
+    """Every figure for which the comparison has numbers; names of files begin with `prefix`."""
     made = [
-        quality_exchange(board, prefix),
-        client_spread(board, prefix),
-        budget(board, prefix),
-        rounds_curve(board, prefix, "fid", "FID", "FID over rounds"),
-        rounds_curve(board, prefix, "train_loss", "training loss", "Training loss over rounds"),
-        exchange_curve(board, prefix),
-        partitions(board, prefix),
+        quality_exchange(comparison, prefix),
+        client_spread(comparison, prefix),
+        budget(comparison, prefix),
+        rounds_curve(comparison, f"{prefix}fid_rounds", "FID over rounds", BAND, "fid", "FID"),
+        rounds_curve(
+            comparison,
+            f"{prefix}train_loss_rounds",
+            "Training loss over rounds",
+            f"{BAND} A partial method's loss is that of its clients' own models on their own data.",
+            "train_loss",
+            "training loss",
+        ),
+        rounds_curve(
+            comparison,
+            f"{prefix}exchange_rounds",
+            "Exchange over rounds",
+            "Parameters exchanged so far, both ways, all clients. The first contact sends the whole model.",
+            "params_cumulative",
+            "parameters exchanged",
+        ),
+        partitions(comparison, prefix),
     ]
     return [plot for plot in made if not plot.data.empty]
 
 
-def quality_exchange(board: Board, prefix: str) -> Plot:
+def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
     """The paper's question: how good are the images for what was exchanged?"""
     rows = [
         {
-            "panel": _panel(place.setting, place.partition),
-            "method": entry.method,
+            "panel": place.panel,
+            "method": group.method,
             "clients": place.clients,
-            "bytes": entry.mean(lambda result: result.exchange.bytes_total),
-            "fid": entry.fid,
-            "fid_std": entry.spread[0],
-            "fid_std_over": entry.spread[1],
+            "bytes": group.mean(lambda result: result.exchange.bytes_total),
+            "fid": group.fid,
+            "fid_std": group.spread[0],
+            "fid_std_over": group.spread[1],
         }
-        for place in board.places
-        for entry in board.in_place(place)
-        if entry.fid is not None
+        for place in comparison.places
+        for group in comparison.in_place(place)
+        if group.fid is not None
     ]
     return Plot(
         f"{prefix}quality_exchange",
@@ -51,8 +65,8 @@ def quality_exchange(board: Board, prefix: str) -> Plot:
         "One curve a method, through its client counts (the number at each point). Lower left is better: "
         "good images for few bytes. Bars: standard deviation over seeds or clients. Dashed: nothing crosses.",
         pd.DataFrame(rows, columns=["panel", "method", "clients", "bytes", "fid", "fid_std", "fid_std_over"]),
-        partial(_draw_quality, palette=_palette(board)),
-        _palette(board),
+        partial(_draw_quality, palette=comparison.palette),
+        comparison.palette,
     )
 
 
@@ -74,9 +88,9 @@ def _draw_quality(axis: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> No
     axis.set_ylim(bottom=0)
 
 
-def budget(board: Board, prefix: str) -> Plot:
+def budget(comparison: Comparison, prefix: str) -> Plot:
     """FID over the bytes so far: what a method is worth when it is stopped early."""
-    rows = _history(board, "fid")
+    rows = _history(comparison, "fid")
     several = rows.groupby(["panel", "method"])["round"].transform("size") > 1
     return Plot(
         f"{prefix}budget",
@@ -86,53 +100,38 @@ def budget(board: Board, prefix: str) -> Plot:
         rows[several & (rows["bytes_cumulative"] > 0)],
         partial(
             _draw_curves,
-            palette=_palette(board),
+            palette=comparison.palette,
             x=("bytes_cumulative", "exchanged so far (bytes)"),
             y=("fid", "FID"),
         ),
-        _palette(board),
+        comparison.palette,
     )
 
 
-def rounds_curve(board: Board, prefix: str, key: str, label: str, title: str) -> Plot:
-    """A quantity of each method over rounds."""
-    note = "Mean over seeds; the band is their standard deviation."
-    if key == "train_loss":
-        note = f"{note} A partial method's loss is that of its clients' own models on their own data."
-    draw = partial(_draw_curves, palette=_palette(board), x=("round", "round"), y=(key, label))
-    return Plot(f"{prefix}{key}_rounds", title, note, _history(board, key), draw, _palette(board))
+def rounds_curve(comparison: Comparison, name: str, title: str, note: str, key: str, label: str) -> Plot:
+    """A column of `rounds.csv` over rounds, a curve a method."""
+    draw = partial(_draw_curves, palette=comparison.palette, x=("round", "round"), y=(key, label))
+    return Plot(name, title, note, _history(comparison, key), draw, comparison.palette)
 
 
-def exchange_curve(board: Board, prefix: str) -> Plot:
-    """The paper's figure: parameters exchanged so far, over rounds."""
-    return Plot(
-        f"{prefix}exchange_rounds",
-        "Exchange over rounds",
-        "Parameters that crossed so far, both ways, all clients. The first contact sends the whole model.",
-        _history(board, "params_cumulative"),
-        partial(
-            _draw_curves,
-            palette=_palette(board),
-            x=("round", "round"),
-            y=("params_cumulative", "parameters exchanged"),
-        ),
-        _palette(board),
-    )
-
-
-def _history(board: Board, key: str) -> pd.DataFrame:
-    """The rounds in which there is a value, with the panel that each row belongs to."""
-    history = board.history
-    columns = {"place": "panel"}
-    rows = history[history[key].notna()].rename(columns=columns)
-    order = {place.label: position for position, place in enumerate(board.places)}
-    ranks = {method: position for position, method in enumerate(board.methods)}
-    if rows.empty:
-        return rows
-    rows = rows.assign(_place=rows["panel"].map(order), _method=rows["method"].map(ranks))
-    rows = rows.sort_values(["_place", "_method", "round"]).drop(columns=["_place", "_method"])
-    wanted = ["panel", "method", "round", key, f"{key}_std", "bytes_cumulative"]
-    return rows[list(dict.fromkeys(wanted))].reset_index(drop=True)
+def _history(comparison: Comparison, key: str) -> pd.DataFrame:
+    """A row for each place, method and round that has a value: mean and deviation over the seeds."""
+    columns = list(dict.fromkeys((key, "bytes_cumulative")))
+    frames = [
+        pd.DataFrame(cell.files.rounds, columns=["round", *columns], dtype=float).assign(
+            panel=place.label, method=group.method
+        )
+        for place in comparison.places
+        for group in comparison.in_place(place)
+        for cell in group.cells
+        if cell.files.rounds
+    ]
+    if not frames:
+        return pd.DataFrame(columns=["panel", "method", "round", key, f"{key}_std", "bytes_cumulative"])
+    grouped = pd.concat(frames).groupby(["panel", "method", "round"], sort=False)
+    rows = grouped[columns].mean()
+    rows.insert(1, f"{key}_std", grouped[key].std())
+    return rows[rows[key].notna()].reset_index()
 
 
 def _draw_curves(
@@ -158,27 +157,27 @@ def _draw_curves(
     axis.set_ylabel(y_label)
 
 
-def client_spread(board: Board, prefix: str) -> Plot:
+def client_spread(comparison: Comparison, prefix: str) -> Plot:
     """How far the clients of client-level methods are apart."""
     rows = [
         {
-            "panel": _panel(place.setting, place.partition),
-            "method": entry.method,
+            "panel": place.panel,
+            "method": group.method,
             "clients": place.clients,
             "seed": result.seed,
             "client": client,
             "fid": fid,
         }
-        for place in board.places
-        for entry in board.in_place(place)
-        for result in entry.results
+        for place in comparison.places
+        for group in comparison.in_place(place)
+        for result in group.results
         if result.fid and result.fid.per_client
         for client, fid in zip(
             result.fid.clients or range(len(result.fid.per_client)), result.fid.per_client, strict=True
         )
     ]
-    judged = {str(row["method"]) for row in rows}
-    palette = {method: colour for method, colour in _palette(board).items() if method in judged}
+    drawn = {str(row["method"]) for row in rows}
+    palette = {method: colour for method, colour in comparison.palette.items() if method in drawn}
     return Plot(
         f"{prefix}client_spread",
         "Spread over clients",
@@ -206,24 +205,20 @@ def _draw_spread(axis: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> Non
     axis.set_ylim(bottom=0)
 
 
-def partitions(board: Board, prefix: str) -> Plot:
+def partitions(comparison: Comparison, prefix: str) -> Plot:
     """Which client holds what: images by client and label."""
+    columns = ["client", "label", "count"]
     frames = []
-    for place in board.places:
-        records = [r for entry in board.in_place(place) if not entry.everywhere for r in entry.records]
-        for record in records:
-            try:
-                frame = pd.read_csv(record.folder / "partition.csv", dtype={"label": str})
-                frames.append(frame[["client", "label", "count"]].assign(panel=place.label))
-            except (OSError, ValueError, KeyError):
-                continue
-            break
-    empty = pd.DataFrame(columns=["panel", "client", "label", "count"])
+    for place in comparison.places:
+        groups = [group for group in comparison.in_place(place) if not group.everywhere]
+        tables = (cell.files.partition for group in groups for cell in group.cells)
+        if first := next(filter(None, tables), None):
+            frames.append(pd.DataFrame(first, columns=columns).assign(panel=place.label))
     return Plot(
         f"{prefix}partitions",
         "Partitions",
         "Training images of each client and label, of the first seed.",
-        pd.concat(frames)[list(empty.columns)] if frames else empty,
+        pd.concat(frames) if frames else pd.DataFrame(columns=[*columns, "panel"]),
         _draw_partition,
         {},
         below=1.05 if any((frame["label"].str.len() > 2).any() for frame in frames) else 0.5,
@@ -254,11 +249,3 @@ def _scale_bytes(axis: Axes) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(EngFormatter("B"))
     axis.minorticks_off()
-
-
-def _panel(setting: str, partition: str) -> str:
-    return f"{partition}, {setting}" if setting else partition
-
-
-def _palette(board: Board) -> dict[str, str]:
-    return colours(set(board.methods))

@@ -1,4 +1,4 @@
-"""The wall: grids of generated images side by side, with real ones."""
+"""The gallery: grids of generated images side by side, with real ones."""
 
 import base64
 import io
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from fedlight.reporting.comparison import Board, Entry, Place
+from fedlight.reporting.comparison import Comparison, Group, Place
 
-TILES = 60  # thumbnails on a page, over all boards
+TILES = 60  # thumbnails on a page, over all comparisons
 WIDTH, QUALITY = 720, 80  # of a thumbnail: pixels, WebP
 
 
@@ -36,16 +36,16 @@ class Row:
     tiles: list[Tile]
 
 
-def hang(board: Board, page: Path, tiles: int) -> tuple[list[Row], int]:
-    """The rows of a board's wall, and how many more grids there are than could be hung.
+def build(comparison: Comparison, page: Path, tiles: int) -> tuple[list[Row], int]:
+    """The rows of a gallery, and the number of grids for which there was no room.
 
     Args:
         page: the folder of the page.
         tiles: at most so many thumbnails.
     """
     rows, left_out = [], 0
-    for place in board.places:
-        found = _grids(board, place)
+    for place in comparison.places:
+        found = _grids(comparison, place)
         if len(found) > tiles:
             left_out += len(found)
             continue
@@ -56,17 +56,17 @@ def hang(board: Board, page: Path, tiles: int) -> tuple[list[Row], int]:
     return rows, left_out
 
 
-def _grids(board: Board, place: Place) -> list[tuple[str, Path]]:
-    entries = board.in_place(place)
-    found = [(entry.method, grid) for entry in entries if (grid := _last_grid(entry)) is not None]
-    real = [r.folder / "samples" / "real.png" for e in entries for r in e.records]
+def _grids(comparison: Comparison, place: Place) -> list[tuple[str, Path]]:
+    groups = comparison.in_place(place)
+    found = [(group.method, grid) for group in groups if (grid := _last_grid(group)) is not None]
+    real = [cell.files.folder / "samples" / "real.png" for group in groups for cell in group.cells]
     return [("real images", path) for path in real if path.is_file()][:1] + found
 
 
-def _last_grid(entry: Entry) -> Path | None:
+def _last_grid(group: Group) -> Path | None:
     """The newest grid of the first seed that has one."""
-    for record in entry.records:
-        if grids := sorted((record.folder / "samples").glob("round_*.png")):
+    for cell in group.cells:
+        if grids := sorted((cell.files.folder / "samples").glob("round_*.png")):
             return grids[-1]
     return None
 

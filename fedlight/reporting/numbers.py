@@ -1,38 +1,34 @@
 """How numbers are printed, the same in the page, in LaTeX and in the terminal."""
 
-import math
+from typing import Any
 
 NONE = "–"
 
 
-def score(value: float | None, std: float | None = None) -> str:
+def score(value: float, std: float | None = None) -> str:
     """A score with as many digits as it is worth, such as `3.42`, or `47.90 ± 1.20`."""
-    if value is None or math.isnan(value):
-        return NONE
     digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 4
-    spread = "" if std is None or math.isnan(std) else f" ± {std:.{digits}f}"
+    spread = "" if std is None else f" ± {std:.{digits}f}"
     return f"{value:.{digits}f}{spread}"
 
 
-def share(value: float | None) -> str:
+def share(value: float) -> str:
     """A share, 0..1, three decimals."""
-    return NONE if value is None or math.isnan(value) else f"{value:.3f}"
+    return f"{value:.3f}"
 
 
-def loss(value: float | None) -> str:
+def loss(value: float) -> str:
     """A training loss, four decimals."""
-    return NONE if value is None or math.isnan(value) else f"{value:.4f}"
+    return f"{value:.4f}"
 
 
-def count(value: float | None) -> str:
+def count(value: float) -> str:
     """A whole number, in groups of three digits."""
-    return NONE if value is None or math.isnan(value) else f"{round(value):,}"
+    return f"{round(value):,}"
 
 
-def data_volume(value: float | None) -> str:
+def data_volume(value: float) -> str:
     """Bytes in decimal units, such as `6.8 MB`."""
-    if value is None or math.isnan(value):
-        return NONE
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
@@ -40,15 +36,26 @@ def data_volume(value: float | None) -> str:
     return f"{value:.1f} TB"
 
 
-def saved(share: float | None) -> str:
+def saved(share: float) -> str:
     """The share saved against FULL, 0..1, as a signed percentage, such as `−25.0 %`."""
     return f"{-share:+.1%}".replace("-", "−").replace("%", " %") if share else NONE
 
 
-def seconds(value: float | None) -> str:
+def seconds(value: float) -> str:
     """A duration in seconds, minutes or hours."""
-    if value is None or math.isnan(value):
-        return NONE
     if value < 600:
         return f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 36000 else f"{value / 3600:.1f} h"
+
+
+def plain(value: Any) -> str:
+    """A value of the configuration, as it is typed on the command line."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def rank(value: Any) -> tuple[bool, float, str]:
+    """Sorts values of the configuration: numbers by size, before all others by their text."""
+    number = isinstance(value, int | float)
+    return not number, value if number else 0.0, str(value)

@@ -1,8 +1,8 @@
 """The numbers of the paper (arXiv 2406.12575) beside those of a sweep that covers its cells."""
 
 from fedlight.reporting import numbers
-from fedlight.reporting.comparison import Board
-from fedlight.reporting.tables import Field, Table
+from fedlight.reporting.comparison import Comparison
+from fedlight.reporting.tables import Field, ReportTable, number
 
 DATA, MODEL, CLIENTS = "fmnist", "paper", 5
 PROTOCOL = {"rounds": 15, "epochs": 5, "data.batch_size": 128, "data.limit": None, "optimizer.lr": 1e-4}
@@ -27,41 +27,41 @@ COLUMNS = ("method", "partition", "paper", "this sweep", "order, paper", "order,
 Fids = dict[tuple[str, str], float]
 
 
-def comparison(board: Board, prefix: str) -> Table | None:
-    """Published and measured FID, where the board holds scored cells of the paper's; else None."""
+def beside_paper(comparison: Comparison, prefix: str) -> ReportTable | None:
+    """Published and measured FID; None without evaluated cells that have the paper's data and model."""
     rows, data, departures = [], [], set()
-    for setting in sorted({place.setting for place in board.places}):
+    for setting in comparison.settings:
         ours: Fids = {}
-        for (place, method), entry in board.entries.items():
+        for (place, method), group in comparison.groups.items():
             key = (method, place.partition)
             if (place.setting, place.clients) != (setting, CLIENTS) or key not in PUBLISHED:
                 continue
-            if entry.fid is not None and _of_the_paper(entry.records[0].config):
-                ours[key] = entry.fid
-                departures |= _departures(entry.records[0].config)
-        orders = (_order(PUBLISHED, ours), _order(ours, ours))
+            if group.fid is not None and _of_the_paper(group.cells[0].files.config):
+                ours[key] = group.fid
+                departures |= _departures(group.cells[0].files.config)
+        rankings = (_ranks(PUBLISHED, ours), _ranks(ours, ours))
         for (method, partition), published in PUBLISHED.items() if ours else ():
-            mine, ranks = ours.get((method, partition)), [o.get((method, partition)) for o in orders]
+            mine, ranks = ours.get((method, partition)), [r.get((method, partition)) for r in rankings]
             printed = [
                 Field(method, method),
                 Field(partition, partition),
                 Field(f"{published:.1f}", published),
                 Field("missing" if mine is None else numbers.score(mine), mine),
-                *(Field(numbers.count(rank), rank) for rank in ranks),
+                *(number(rank, numbers.count) for rank in ranks),
             ]
-            rows.append([Field(setting, setting), *printed] if board.settings else printed)
+            rows.append([Field(setting, setting), *printed] if comparison.varying else printed)
             raw = (setting, method, partition, published, mine, *ranks)
             data.append(dict(zip(("setting", *COLUMNS), raw, strict=True)))
     if not rows:
         return None
     notes = [CAVEAT]
-    if board.extractor != "inception":
-        notes.append(f"Here FID is taken over the features of the {board.extractor}.")
+    if comparison.extractor != "inception":
+        notes.append(f"Here FID is taken over the features of the {comparison.extractor}.")
     if departures:
         notes.append(f"This sweep departs from the paper's settings: {', '.join(sorted(departures))}.")
-    columns = ["setting", *COLUMNS] if board.settings else list(COLUMNS)
+    columns = ["setting", *COLUMNS] if comparison.varying else list(COLUMNS)
     numeric = set(COLUMNS[2:])
-    return Table(f"{prefix}paper", "Beside the paper", " ".join(notes), columns, numeric, rows, data)
+    return ReportTable(f"{prefix}paper", "Beside the paper", " ".join(notes), columns, numeric, rows, data)
 
 
 def _of_the_paper(config: dict[str, object]) -> bool:
@@ -76,7 +76,7 @@ def _departures(config: dict[str, object]) -> set[str]:
     }
 
 
-def _order(values: Fids, among: Fids) -> dict[tuple[str, str], int]:
+def _ranks(values: Fids, among: Fids) -> dict[tuple[str, str], int]:
     """The rank of each of `among` by `values`, from 1, the lowest."""
     ranked = sorted(among, key=values.__getitem__)
     return {key: position for position, key in enumerate(ranked, start=1)}

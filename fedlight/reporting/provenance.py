@@ -6,8 +6,9 @@ from typing import Any
 
 import yaml
 
-from fedlight.reporting.comparison import AXES, REPLICAS, varying
-from fedlight.reporting.records import Record
+from fedlight.reporting import numbers
+from fedlight.reporting.comparison import AXES, varying_keys
+from fedlight.runs.status import SweepCell
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,18 @@ class Provenance:
     machines: list[tuple[str, int]]
 
 
-def trace(records: list[Record]) -> Provenance:
+def trace(cells: list[SweepCell]) -> Provenance:
     """Gathers the provenance of all cells."""
-    configs = [record.config for record in records if record.config]
-    results = [record.result for record in records if record.result]
+    configs = [cell.files.config for cell in cells if cell.files.config]
+    results = [cell.files.result for cell in cells if cell.files.result]
     shared: dict[str, Any] = {}
     changing = []
-    told = (*AXES, *sorted(REPLICAS), *varying(configs))
+    named = {*AXES, *varying_keys(cells, AXES)}
     for key in sorted({key for config in configs for key in config}):
-        values = Counter(_printed(config.get(key)) for config in configs)
+        values = Counter(numbers.plain(config.get(key)) for config in configs)
         if len(values) == 1:
             shared[key] = configs[0].get(key)
-        elif key in told:
+        elif key in named:
             changing.append((key, _listed(values)))
     libraries = sorted({name for result in results for name in result.versions})
     versions = [
@@ -51,10 +52,6 @@ def trace(records: list[Record]) -> Provenance:
         for result in results
     )
     return Provenance(yaml.safe_dump(shared, sort_keys=True), changing, versions, machines.most_common())
-
-
-def _printed(value: Any) -> str:
-    return "null" if value is None else str(value)
 
 
 def _listed(values: Counter[str]) -> str:

@@ -1,14 +1,15 @@
-"""The tables of a board: FID by method, methods in full, cell by cell."""
+"""The tables of a report: FID by method, methods in full, cell by cell."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
-from fedlight.reporting.comparison import Board, Entry, Place
-from fedlight.reporting.records import Result
-from fedlight.reporting.tables import Field, Table
-
-Value = float | int | str | None
+from fedlight.reporting.comparison import AXES, Comparison, Group, Place, varying_keys
+from fedlight.reporting.tables import Field, ReportTable, number
+from fedlight.runs.palette import rank
+from fedlight.runs.reader import Result
+from fedlight.runs.status import DONE, SweepCell
 
 
 class Quantity(NamedTuple):
@@ -17,7 +18,7 @@ class Quantity(NamedTuple):
     head: str
     key: str
     read: Callable[[Result], float | None]
-    text: Callable[[float | None], str]
+    text: Callable[[float], str]
 
 
 SCORES = (
@@ -33,114 +34,153 @@ COSTS = (
     Quantity("loss", "train_loss", lambda result: result.train_loss, numbers.loss),
     Quantity("time", "seconds", lambda result: result.seconds.get("total"), numbers.seconds),
 )
+SCOPES = {"global": "the global model", "clients": "mean over the clients' own models"}
 
 
-def summaries(board: Board, prefix: str) -> list[Table]:
-    """The tables of a board; names of files begin with `prefix`."""
-    made = [by_method(board, prefix)] if board.scored else []
-    return [*made, in_full(board, prefix)]
+def summaries(comparison: Comparison, prefix: str) -> list[ReportTable]:
+    """The tables over methods; names of files begin with `prefix`."""
+    made = [by_method(comparison, prefix)] if comparison.evaluated else []
+    return [*made, in_full(comparison, prefix)]
 
 
-def by_method(board: Board, prefix: str) -> Table:
+def by_method(comparison: Comparison, prefix: str) -> ReportTable:
     """FID by place and method, the best federated method of each row marked."""
     rows, data = [], []
-    for place in board.places:
-        best = board.best(place)
-        entries = board.in_place(place)
-        fields = {entry.method: _fid(entry, entry.method == best) for entry in entries}
+    for place in comparison.places:
+        best, groups = comparison.best(place), comparison.in_place(place)
+        fields = {group.method: _fid(group, group.method == best) for group in groups}
         blank = Field(numbers.NONE, None)
-        rows.append([*_place(board, place), *(fields.get(method, blank) for method in board.methods)])
-        data.append(place._asdict() | {entry.method: entry.fid for entry in entries})
-    judged = [
-        f"{', '.join(methods)}: {how}"
-        for scope, how in (("global", "the global model"), ("clients", "mean over the clients' own models"))
-        if (methods := [m for m in board.methods if scope in board.scopes(m)])
+        rows.append([*_place(comparison, place), *(fields.get(m, blank) for m in comparison.methods)])
+        data.append(_place_data(comparison, place) | {group.method: group.fid for group in groups})
+    evaluated = [
+        f"{', '.join(methods)}: {models}"
+        for scope, models in SCOPES.items()
+        if (methods := [m for m in comparison.methods if scope in comparison.scopes(m)])
     ]
     note = (
         "Lower is better; the best federated method of each row is marked. "
-        f"What is judged: {'; '.join(judged)}. "
+        f"What is evaluated: {'; '.join(evaluated)}. "
         "± is the standard deviation over seeds or, where there is one seed, over clients."
     )
-    heads = _place_heads(board)
-    columns = [*heads, *board.methods]
-    return Table(f"{prefix}fid", "FID by method", note, columns, {*columns} - {*heads[:-1]}, rows, data)
+    heads, numeric = _place_heads(comparison)
+    columns = [*heads, *comparison.methods]
+    return ReportTable(
+        f"{prefix}fid", "FID by method", note, columns, {*numeric, *comparison.methods}, rows, data
+    )
 
 
-def in_full(board: Board, prefix: str) -> Table:
+def in_full(comparison: Comparison, prefix: str) -> ReportTable:
     """A row for each method in its place: quality, exchange, loss and time."""
-    quantities = [*_found(board), *COSTS]
+    quantities = _quantities(comparison.cells)
     rows, data = [], []
-    for place in board.places:
-        best = board.best(place)
-        for entry in board.in_place(place):
-            if entry.everywhere:
+    for place in comparison.places:
+        best = comparison.best(place)
+        for group in comparison.in_place(place):
+            if group.everywhere:
                 continue
-            means: dict[str, float | None] = {q.key: entry.mean(q.read) for q in quantities}
-            spread, over = entry.spread
-            marked = entry.method == best
-            fields = [Field(q.text(means[q.key]), means[q.key]) for q in quantities]
-            quality = [_fid(entry, marked), Field(over, over)] if board.scored else []
-            head = [*_place(board, place), Field(entry.method, entry.method)]
-            rows.append([*head, *quality, *fields, Field(entry.status, entry.status)])
-            scores: dict[str, Value] = {"fid": entry.fid, "fid_std": spread, "fid_std_over": over}
-            scores["best"] = marked
+            means: dict[str, float | None] = {q.key: group.mean(q.read) for q in quantities}
+            spread, over = group.spread
+            marked = group.method == best
+            fields = [number(means[q.key], q.text) for q in quantities]
+            quality = [_fid(group, marked), Field(over, over)] if comparison.evaluated else []
+            named = [*_place(comparison, place), Field(group.method, group.method)]
+            rows.append([*named, *quality, *fields, Field(group.status, group.status)])
+            fid = {"fid": group.fid, "fid_std": spread, "fid_std_over": over, "best": marked}
             data.append(
-                {"data": board.data, "extractor": board.extractor}
-                | place._asdict()
-                | {"method": entry.method, **(scores if board.scored else {}), **means}
-                | {"status": entry.status}
+                {"data": comparison.data, "extractor": comparison.extractor}
+                | _place_data(comparison, place)
+                | {"method": group.method, **(fid if comparison.evaluated else {}), **means}
+                | {"status": group.status}
             )
-    heads = [*_place_heads(board), "method"]
-    numeric = {"clients", "FID", *(q.head for q in quantities)}
-    return Table(
+    heads, numeric = _place_heads(comparison)
+    fid_heads = ["FID", "± over"] if comparison.evaluated else []
+    return ReportTable(
         f"{prefix}table",
         "Methods in full",
         "Means over seeds. Exchange counts both ways, all rounds and clients; vs FULL: what FULL "
         "exchanges with the same participants and reports.",
-        [*heads, *(("FID", "± over") if board.scored else ()), *(q.head for q in quantities), "status"],
-        numeric,
+        [*heads, "method", *fid_heads, *(q.head for q in quantities), "status"],
+        {*numeric, "FID", *(q.head for q in quantities)},
         rows,
         data,
     )
 
 
-def by_cell(board: Board, prefix: str) -> Table:
-    """A row for each cell that was found, with its own numbers."""
-    quantities = [*_found(board), *COSTS]
+def by_cell(cells: Sequence[SweepCell], prefix: str = "") -> ReportTable:
+    """A row for each cell, with its own numbers, and a column for each key that tells cells apart."""
+    keys = [*varying_keys(cells, (*AXES, "seed")), "partition.name", "clients", "method.name", "seed"]
+    quantities = _quantities(cells)
+    evaluated = any(cell.files.result and cell.files.result.fid for cell in cells)
     rows, data = [], []
-    for record in board.records:
-        result, seed = record.result, record.config.get("seed")
+    for cell in sorted(cells, key=lambda cell: _position(cell, keys)):
+        result = cell.files.result
+        names = {"sweep": cell.sweep, "cell": cell.cell, "status": cell.state}
+        settings = {head(key): cell.files.config.get(key) for key in keys}
         values = {q.key: q.read(result) if result else None for q in quantities}
         fid, std = (result.quality("value"), result.quality("std")) if result else (None, None)
-        head = [record.sweep, record.folder.name, record.status]
-        quality = [Field(numbers.score(fid, std), fid)] if board.scored else []
-        fields = [Field(q.text(values[q.key]), values[q.key]) for q in quantities]
-        rows.append([*(Field(text, text) for text in (*head, str(seed))), *quality, *fields])
-        named = dict(zip(("sweep", "cell", "status"), head, strict=True)) | {"seed": seed}
-        data.append(named | ({"fid": fid, "fid_std": std} if board.scored else {}) | values)
-    numeric = ["seed", *(["FID"] if board.scored else []), *(q.head for q in quantities)]
-    note = "Every cell that was found. ± is the standard deviation over the cell's clients."
-    columns = ["sweep", "cell", "status", *numeric]
-    return Table(f"{prefix}cells", "Cell by cell", note, columns, set(numeric), rows, data)
+        quality = [number(fid, partial(numbers.score, std=std))] if evaluated else []
+        named = map(_setting, (*names.values(), *settings.values()))
+        rows.append([*named, *quality, *(number(values[q.key], q.text) for q in quantities)])
+        data.append({**names, **settings, **({"fid": fid, "fid_std": std} if evaluated else {}), **values})
+    numbered = [*(["FID"] if evaluated else []), *(q.head for q in quantities)]
+    heads = [*map(head, keys)]
+    return ReportTable(
+        f"{prefix}cells",
+        "Cell by cell",
+        "Every cell that was planned or found. ± is the standard deviation over the cell's clients.",
+        ["sweep", "cell", "status", *heads, *numbered],
+        {*numbered, *(name for name in heads if _numeric(line[name] for line in data))},
+        rows,
+        data,
+    )
 
 
-def _found(board: Board) -> list[Quantity]:
-    """The scores that some cell has."""
-    entries = board.entries.values()
-    return [q for q in SCORES if any(entry.mean(q.read) is not None for entry in entries)]
+def _quantities(cells: Sequence[SweepCell]) -> list[Quantity]:
+    """The scores that some cell has, and the costs."""
+    results = [cell.files.result for cell in cells if cell.files.result]
+    return [*(q for q in SCORES if any(q.read(result) is not None for result in results)), *COSTS]
 
 
-def _fid(entry: Entry, best: bool) -> Field:
+def _position(cell: SweepCell, keys: list[str]) -> list[Any]:
+    """Sorts cells by the values of the keys, numbers by size and methods by rank."""
+    values = [(key, cell.files.config.get(key)) for key in keys]
+    return [rank(str(value)) if key == "method.name" else numbers.rank(value) for key, value in values]
+
+
+def _fid(group: Group, best: bool) -> Field:
     """The FID, or why there is none."""
-    if entry.fid is None:
-        return Field(numbers.NONE if entry.status == "completed" else entry.status, None)
-    return Field(numbers.score(entry.fid, entry.spread[0]), entry.fid, best)
+    if group.fid is None:
+        return Field(numbers.NONE if group.status == DONE else group.status, None)
+    return Field(numbers.score(group.fid, group.spread[0]), group.fid, best)
 
 
-def _place(board: Board, place: Place) -> list[Field]:
-    shown = place if board.settings else place[1:]
-    return [Field(str(part), part) for part in shown]
+def _place(comparison: Comparison, place: Place) -> list[Field]:
+    values = comparison.settings[place.setting].values()
+    return [_setting(value) for value in (*values, place.partition, place.clients)]
 
 
-def _place_heads(board: Board) -> list[str]:
-    return list(Place._fields if board.settings else Place._fields[1:])
+def _place_data(comparison: Comparison, place: Place) -> dict[str, Any]:
+    values = {head(key): value for key, value in comparison.settings[place.setting].items()}
+    return place._asdict() | values
+
+
+def _place_heads(comparison: Comparison) -> tuple[list[str], set[str]]:
+    """The columns that name a place, and those among them that hold numbers."""
+    settings = comparison.settings.values()
+    numeric = {head(key) for key in comparison.varying if _numeric(values[key] for values in settings)}
+    return [*map(head, comparison.varying), "partition", "clients"], {*numeric, "clients"}
+
+
+def head(key: str) -> str:
+    """The column of a configuration key; a group, such as `model.name`, is named as it is typed: `model`."""
+    return key.removesuffix(".name")
+
+
+def _setting(value: Any) -> Field:
+    """A value of the configuration."""
+    text = numbers.plain(value)
+    return Field(text, value if isinstance(value, float | int) else text)
+
+
+def _numeric(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, float | int) and not isinstance(value, bool) for value in values)

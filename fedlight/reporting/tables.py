@@ -1,12 +1,13 @@
-"""A table: what is printed, on the page and in LaTeX, and the unrounded numbers of its CSV."""
+"""A table: its printed fields, for the page, LaTeX and the terminal, and the unrounded numbers of its CSV."""
 
+import csv
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
+from fedlight.reporting.numbers import NONE
 from fedlight.runtime.files import atomic
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -20,15 +21,20 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 
 class Field(NamedTuple):
-    """What a table prints in one place; `value` is what it is sorted by."""
+    """The printed text of a field; a reader who sorts the table sorts by `value`."""
 
     text: str
     value: float | int | str | None
     best: bool = False
 
 
+def number(value: float | None, text: Callable[[float], str]) -> Field:
+    """The field of a number, which `text` prints; a dash for None."""
+    return Field(NONE if value is None else text(value), value)
+
+
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table, printed and raw.
 
     Attributes:
@@ -48,20 +54,24 @@ class Table:
 
     def write(self, folder: Path) -> None:
         """Writes `name.csv` and `name.tex`."""
-        with atomic(folder / f"{self.name}.csv") as temporary:
-            pd.DataFrame(self.data, dtype=object).to_csv(temporary, index=False)
+        columns = dict.fromkeys(column for line in self.data for column in line)
+        with atomic(folder / f"{self.name}.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.data)
         with atomic(folder / f"{self.name}.tex") as temporary:
             temporary.write_text(self.latex())
 
     def latex(self) -> str:
         """A tabular with the rules of the package booktabs; the best of each row in bold."""
-        printed = [
+        body = [
             [rf"\textbf{{{escape(f.text)}}}" if f.best else escape(f.text) for f in row] for row in self.rows
         ]
-        frame = pd.DataFrame(printed, columns=[escape(column) for column in self.columns])
+        head, *lines = (rf"{' & '.join(row)} \\" for row in [[*map(escape, self.columns)], *body])
         alignment = "".join("r" if column in self.numeric else "l" for column in self.columns)
-        tabular = frame.to_latex(index=False, escape=False, column_format=alignment)
-        return f"% {self.title}. {self.note}\n{tabular}"
+        ruled = (r"\toprule", head, r"\midrule", *lines, r"\bottomrule")
+        tabular = [rf"\begin{{tabular}}{{{alignment}}}", *ruled, r"\end{tabular}"]
+        return "\n".join([f"% {self.title}. {self.note}", *tabular, ""])
 
 
 def escape(text: str) -> str:

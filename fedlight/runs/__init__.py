@@ -1,1 +1,1 @@
-"""The files of a cell and of a sweep: identity, record, plan, status."""
+"""The files of a cell and of a sweep: identity, record, reader, plan, status."""

@@ -22,7 +22,7 @@ ROUND_COLUMNS = (
 LEDGER_COLUMNS = ("round", "client", "direction", "slice", "params", "bytes")
 
 
-class Table:
+class CsvFile:
     """A CSV file that grows by whole rows; None is written as an empty field."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
@@ -38,8 +38,8 @@ class Table:
 
 def write_partition(path: Path, counts: NDArray[Any], classes: Sequence[str]) -> None:
     """Writes the images of each client and label; `counts` has shape (clients, classes)."""
-    table = Table(path, ("client", "label", "count"))
-    table.append(
+    file = CsvFile(path, ("client", "label", "count"))
+    file.append(
         {"client": client, "label": label, "count": count}
         for client, row in enumerate(counts.tolist())
         for label, count in zip(classes, row, strict=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from fedlight.runtime.files import atomic
 
 SCHEMA = 1
@@ -36,6 +37,12 @@ def cell_id(config: dict[str, Any]) -> str:
         digest,
     )
     return "-".join(re.sub(r"[^\w.+]", "_", part) for part in parts)
+
+
+def changes_no_result(key: str) -> bool:
+    """Whether a dotted key of the configuration, such as `data.root`, counts in no cell's id."""
+    parts = key.split(".")
+    return parts[0] in NEUTRAL_GROUPS or not NEUTRAL.isdisjoint(parts)
 
 
 def cell_folder(settings: Any) -> Path:

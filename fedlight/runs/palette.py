@@ -1,6 +1,6 @@
-"""The order of the methods and the colour that each keeps, in tables, figures and dashboards."""
+"""The rank of the methods and their colours, the same in tables, figures and dashboards."""
 
-ORDER = ("FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL")
+METHODS = ("FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL")
 COLOURS = {
     "FULL": "#0072B2",
     "USPLIT": "#E69F00",
@@ -12,16 +12,16 @@ COLOURS = {
 """Of Okabe and Ito's palette, which colour-blind people can tell apart."""
 
 OTHERS = ("#7F7F7F", "#B8A400", "#8C6D46", "#7A68C8")
-"""For methods of a user's own, in the order of their names."""
+"""For methods of a user's own, sorted by name."""
 
 
 def rank(method: str) -> tuple[int, str]:
-    """Sorts methods: the known ones in their order, then others by name."""
-    return (ORDER.index(method) if method in ORDER else len(ORDER)), method
+    """Sorts methods: the known ones first, as listed, then others by name."""
+    return (METHODS.index(method) if method in METHODS else len(METHODS)), method
 
 
 def colours(methods: set[str]) -> dict[str, str]:
-    """The colour of each method, in order."""
+    """The colour of each method, sorted by rank."""
     others = sorted(methods - COLOURS.keys())
     drawn = COLOURS | {method: OTHERS[i % len(OTHERS)] for i, method in enumerate(others)}
     return {method: drawn[method] for method in sorted(methods, key=rank)}

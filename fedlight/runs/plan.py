@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fedlight.runtime.files import atomic
 from fedlight.runtime.lock import Holder
@@ -19,11 +21,13 @@ class PlannedCell:
         overrides: of the configuration, as typed after `python -m fedlight.run`.
         rounds: R.
         job: the SLURM job that last was to run it, or None.
+        config: its configuration by dotted keys; empty in a plan of an earlier version.
     """
 
     overrides: list[str]
     rounds: int
     job: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -42,12 +46,25 @@ class Launch:
     process: Holder
     cells: dict[str, PlannedCell] = field(default_factory=dict)
 
+    @property
+    def command_line(self) -> str:
+        return f"python -m fedlight.run {shlex.join(self.command)}".rstrip()
+
     def write(self, sweep: Path) -> None:
-        """Writes the file of this launch."""
+        """Writes the file of this launch; what the configurations of all cells share is written once."""
+        content = asdict(self)
+        configs = [cell["config"] for cell in content["cells"].values()]
+        content["shared"] = shared = {
+            key: value
+            for key, value in (configs[0] if configs else {}).items()
+            if all(key in config and repr(config[key]) == repr(value) for config in configs)
+        }
+        for cell in content["cells"].values():
+            cell["config"] = {key: value for key, value in cell["config"].items() if key not in shared}
         path = _path(sweep, self.command, self.folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def read_launches(sweep: Path) -> list[Launch]:
@@ -82,7 +99,11 @@ def _read(path: Path) -> Launch | None:
     try:
         content = json.loads(path.read_text())
         content["process"] = Holder(**content["process"])
-        content["cells"] = {cell: PlannedCell(**planned) for cell, planned in content["cells"].items()}
+        shared = content.pop("shared", {})
+        content["cells"] = {
+            cell: PlannedCell(**{**planned, "config": shared | planned.get("config", {})})
+            for cell, planned in content["cells"].items()
+        }
         return Launch(**content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

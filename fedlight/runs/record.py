@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedlight.runs.csv_files import LEDGER_COLUMNS, ROUND_COLUMNS, Table
+from fedlight.runs.csv_files import LEDGER_COLUMNS, ROUND_COLUMNS, CsvFile
 from fedlight.runs.identity import write_result
 
 
@@ -37,8 +37,8 @@ class Record:
     def begin(self) -> None:
         """Empties the tables."""
         self.rounds = []
-        self._rounds_csv = Table(self.folder / "rounds.csv", ROUND_COLUMNS)
-        self._ledger_csv = Table(self.folder / "ledger.csv", LEDGER_COLUMNS)
+        self._rounds_csv = CsvFile(self.folder / "rounds.csv", ROUND_COLUMNS)
+        self._ledger_csv = CsvFile(self.folder / "ledger.csv", LEDGER_COLUMNS)
 
     def note(
         self, noted: dict[str, Any], exchange: Iterable[dict[str, Any]], total: dict[str, int | float]

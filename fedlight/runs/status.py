@@ -1,55 +1,85 @@
-"""How the cells of a sweep stand, told from their folders and SLURM's queue."""
+"""The state of each cell of a sweep, from the plan, the cells' folders and SLURM's queue."""
 
-import csv
 import math
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
+from fedlight.runs.plan import PlannedCell, read_launches
+from fedlight.runs.reader import CELL_FILES, CellFiles
+from fedlight.runtime.lock import AT_WORK, is_alive, read_holder
+from fedlight.runtime.slurm_jobs import job_states
 
-from fedlight.runtime.lock import AT_WORK, HOLDER, is_alive, read_holder
-from fedlight.runtime.slurm import job_states
-from fedlight.runs.identity import read_result
-from fedlight.runs.plan import read_launches
+DONE = "done"  # its result says completed
+RUNNING = "running"  # a process works on it
+QUEUED = "queued"  # SLURM has its job waiting, or a process that is alive will come to it
+INTERRUPTED = "interrupted"  # it was stopped or killed after it had begun
+FAILED = "failed"  # it ended in an error
+MISSING = "missing"  # it is planned, has not begun, and nothing will run it
+CORRUPT = "corrupt"  # its result is there and cannot be read
+UNFINISHED = (INTERRUPTED, FAILED, MISSING, CORRUPT)
 
-DONE, RUNNING, QUEUED = "done", "running", "queued"
-INTERRUPTED, FAILED, MISSING = "interrupted", "failed", "missing"
-UNFINISHED = (INTERRUPTED, FAILED, MISSING)
 JOB_LOGS = ".slurm"  # in the sweep's folder, a folder for each job
-CELL_FILES = ("config.yaml", "result.json", HOLDER)
+ERROR_PREFIX = "fedlight: error: "
 
 
 @dataclass(frozen=True)
-class CellState:
-    """How a cell stands.
+class SweepCell:
+    """A cell of a sweep: its files and its state.
 
     Attributes:
-        cell: its id.
-        state: done, running, queued, interrupted, failed, or missing: planned, and nobody is to run it.
-        round: rounds completed.
-        rounds: R, or None where the cell has not said so yet.
+        files: of its folder.
+        state: one of the states above.
+        rounds: R, or None where neither the plan nor the cell's files say so.
         eta: seconds that the remaining rounds of a running cell will take, or None before the first.
         job: the SLURM job that runs it or last was to, or None.
         heartbeat: last sign of life of the process at work on it, in seconds since 1970, or None.
-        error: why it failed, or None.
+        error: why it is interrupted, failed or corrupt, or None.
     """
 
-    cell: str
+    files: CellFiles
     state: str
-    round: int
     rounds: int | None
     eta: float | None
     job: str | None
     heartbeat: float | None
     error: str | None
 
+    @property
+    def cell(self) -> str:
+        """Its id."""
+        return self.files.folder.name
 
-def sweep_states(sweep: Path) -> list[CellState]:
+    @property
+    def sweep(self) -> str:
+        return self.files.folder.parent.name
+
+    @property
+    def round(self) -> int:
+        """Rounds completed."""
+        return len(self.files.rounds)
+
+    @property
+    def note(self) -> str:
+        """What went wrong, and how far a cell without a result has come; may be empty."""
+        progress = ""
+        if self.files.result is None and self.files.folder.is_dir():
+            seen = max((path.stat().st_mtime for path in self.files.folder.iterdir()), default=0.0)
+            when = datetime.fromtimestamp(seen).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+            progress = f"{self.round} of {self.rounds or '?'} rounds done, last sign of life {when}"
+        notes = dict.fromkeys([self.error or "", progress, *self.files.check()])
+        return "; ".join(note for note in notes if note)
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        keys = ("cell", "state", "round", "rounds", "eta", "job", "heartbeat", "error")
+        return {key: getattr(self, key) for key in keys}
+
+
+def read_sweep(sweep: Path) -> list[SweepCell]:
     """The cells of a sweep: those planned in the order of their grid, then the others by name."""
     launches = read_launches(sweep)
     planned = {cell: plan for launch in launches for cell, plan in launch.cells.items()}
@@ -60,41 +90,32 @@ def sweep_states(sweep: Path) -> list[CellState]:
     processes = [*(launch.process for launch in launches), *(holder for holder, _ in known.values())]
     jobs = {process.job for process in processes} | {plan.job for plan in planned.values()}
     queue = job_states(job for job in jobs if job) or {}
-    coming = {
+    launched = {
         cell: datetime.fromisoformat(launch.process.since).timestamp()
         for launch in launches
         if is_alive(launch.process, math.inf, queue)
         for cell, plan in launch.cells.items()
         if plan.job is None
     }
-    return [
-        cell_state(
-            sweep / cell,
-            planned[cell].rounds if cell in planned else None,
-            planned[cell].job if cell in planned else None,
-            queue,
-            coming.get(cell),
-        )
-        for cell in cells
-    ]
+    return [read_cell(sweep / cell, planned.get(cell), queue, launched.get(cell)) for cell in cells]
 
 
-def cell_state(
-    folder: Path, rounds: int | None, job: str | None, queue: Mapping[str, str], coming: float | None = None
-) -> CellState:
-    """How one cell stands.
+def read_cell(
+    folder: Path, plan: PlannedCell | None, queue: Mapping[str, str], launched: float | None = None
+) -> SweepCell:
+    """Reads the folder of a cell and finds its state.
 
     Args:
         folder: of the cell.
-        rounds: R where it is known.
-        job: the SLURM job that last was to run the cell, or None.
-        queue: SLURM's answer on this job and on that of the cell's holder.
-        coming: since when a process lives that will run the cell in its turn, or None.
+        plan: None for a cell that no sweep planned.
+        queue: SLURM's answer on the plan's job and on that of the cell's holder.
+        launched: start of a process that is alive and will run the cell in its turn, in seconds since 1970,
+            or None.
     """
-    result = read_result(folder) or {}
-    status, error = result.get("status"), result.get("error")
-    round_, seconds, written = _progress(folder / "rounds.csv")
-    rounds = result.get("rounds", rounds if rounds is not None else _configured_rounds(folder))
+    files = CellFiles(folder, plan.config if plan else None)
+    result, job = files.result, plan.job if plan else None
+    status, error = (result.status, result.error) if result else (None, files.problems.get("result.json"))
+    rounds = result.rounds if result else plan.rounds if plan else files.config.get("rounds")
     heartbeat = eta = None
     known = read_holder(folder)
 
@@ -102,55 +123,33 @@ def cell_state(
         state = DONE
     elif known is not None and is_alive(known[0], time.time() - known[1], queue):
         state, job, heartbeat = RUNNING, known[0].job, known[1]
-        if round_ and rounds is not None:
-            eta = max(0.0, (rounds - round_) * seconds / round_ - (time.time() - written))
+        if files.rounds and rounds is not None:
+            seconds = sum(row.get("seconds") or 0.0 for row in files.rounds)
+            since = time.time() - files.modified("rounds.csv")
+            eta = max(0.0, (rounds - len(files.rounds)) * seconds / len(files.rounds) - since)
     elif job in queue:
         state = RUNNING if queue[str(job)] in AT_WORK else QUEUED
-    elif coming is not None and (not result or _modified(folder / "result.json") < coming):
+    elif launched is not None and files.modified("result.json") < launched:
         state = QUEUED
-    elif status in (FAILED, INTERRUPTED):
-        state = status
-    elif known is not None or round_:
-        state, error = INTERRUPTED, "ended without a word"
-    elif job is not None and (words := _last_words(folder.parent, job)):
-        state, error = FAILED, words
+    elif status is not None:
+        state = FAILED if status == "failed" else INTERRUPTED
+    elif error is not None:
+        state = CORRUPT
+    elif known is not None or files.rounds:
+        state, error = INTERRUPTED, "ended without a result"
+    elif job is not None and (message := _job_error(folder.parent, job)):
+        state, error = FAILED, message
     else:
         state = MISSING
-    return CellState(
-        folder.name, state, round_, rounds, eta, job, heartbeat, error if state in UNFINISHED else None
-    )
+    return SweepCell(files, state, rounds, eta, job, heartbeat, error if state in UNFINISHED else None)
 
 
-def _progress(path: Path) -> tuple[int, float, float]:
-    """Rounds completed, the seconds they took, and when the last was written."""
-    try:
-        with path.open(newline="") as file:
-            rows = [float(row["seconds"]) for row in csv.DictReader(file)]
-        return len(rows), sum(rows), path.stat().st_mtime
-    except (OSError, ValueError, TypeError, KeyError):
-        return 0, 0.0, 0.0
-
-
-def _configured_rounds(folder: Path) -> int | None:
-    with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-        config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())
-        return int(config["rounds"])
-    return None
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _last_words(sweep: Path, job: str) -> str | None:
-    """What a job that left no result wrote last on stderr; None where it never started."""
+def _job_error(sweep: Path, job: str) -> str | None:
+    """The last error on stderr of a job that left no result; None where the job never started."""
     log = sweep / JOB_LOGS / job / f"{job}_0_log.err"
     try:
         lines = log.read_text(errors="replace").split("\n")
     except OSError:
         return None
-    told = [line for line in lines if line.startswith("fedlight: error: ")]
-    return told[-1].removeprefix("fedlight: error: ") if told else f"ended without a result; see {log}"
+    errors = [line.removeprefix(ERROR_PREFIX) for line in lines if line.startswith(ERROR_PREFIX)]
+    return errors[-1] if errors else f"ended without a result; see {log}"

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from fedlight.runtime import slurm
+from fedlight.runtime import slurm_jobs
 from fedlight.runtime.errors import BadInput, Held
 
 LOCK = ".lock"  # locked by the kernel while its holder lives
@@ -64,8 +64,8 @@ def this_process() -> Holder:
         _namespace(),
         os.getpid(),
         _started(os.getpid()),
-        slurm.this_job(),
-        slurm.this_restart(),
+        slurm_jobs.this_job(),
+        slurm_jobs.this_restart(),
         datetime.now().isoformat(sep=" ", timespec="seconds"),
     )
 
@@ -86,7 +86,7 @@ def is_alive(holder: Holder, silent: float, jobs: Mapping[str, str] | None = Non
     if holder.job is not None:
         if holder.job == here.job and holder.restart < here.restart:
             return False
-        answer = slurm.job_states([holder.job]) if jobs is None else jobs
+        answer = slurm_jobs.job_states([holder.job]) if jobs is None else jobs
         state = None if answer is None else answer.get(holder.job, "ENDED")
         if state is not None and state not in AT_WORK:
             return False

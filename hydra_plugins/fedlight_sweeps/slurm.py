@@ -14,9 +14,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
 from fedlight.runs.plan import PlannedCell, read_launch
-from fedlight.runs.status import DONE, cell_state
+from fedlight.runs.status import DONE, read_cell
 from fedlight.runtime.errors import BadInput, CellFailed
-from fedlight.runtime.slurm import job_states
+from fedlight.runtime.slurm_jobs import job_states
 
 POLL = 5.0  # seconds between two looks at the queue
 SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "tasks_per_node")
@@ -46,8 +46,8 @@ class CellJob:
 class SlurmArrayLauncher(SlurmLauncher):
     """Hydra's submitit launcher, for cells that can be resumed.
 
-    It submits no cell twice, leaves the terminal if asked to (`detach`), waits for all cells even where some
-    fail, and needs no accounting (sacct): the queue and the cells' folders say how each ended.
+    It submits no cell twice, returns after submission if asked to (`detach`), else waits for all cells even
+    where some fail, and needs no accounting (sacct): the queue and the cells' folders say how each ended.
     """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -62,7 +62,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         planned = {} if plan is None else {tuple(cell.overrides): name for name, cell in plan.cells.items()}
         cells = [cell for overrides in job_overrides if (cell := planned.get(tuple(overrides)))]
         refused = [overrides for overrides in job_overrides if tuple(overrides) not in planned]
-        failures = self._tell_refused(refused, initial_job_idx)
+        failures = self._run_refused(refused, initial_job_idx)
         if plan is None:
             return failures
 
@@ -79,7 +79,7 @@ class SlurmArrayLauncher(SlurmLauncher):
             plan.write(sweep)
             print(f"{len(new)} cells submitted as SLURM job {jobs[0].split('_')[0]}")
         if self.params["detach"]:
-            print(f"python -m fedlight.sweeps status {sweep}    # tells how they stand")
+            print(f"python -m fedlight.sweeps status {sweep}    # their states")
             return failures
         ends = self._wait({cell: plan.cells[cell] for cell in cells}, sweep)
         return [*failures, *ends]
@@ -116,8 +116,8 @@ class SlurmArrayLauncher(SlurmLauncher):
                 shutil.rmtree(logs, ignore_errors=True)
             raise BadInput(f"hydra/launcher=slurm: {error}") from error
 
-    def _tell_refused(self, refused: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
-        """Runs here what cannot run at all, so that the user is told why."""
+    def _run_refused(self, refused: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+        """Runs cells with a bad configuration in this process, so that their errors are shown."""
         if not refused:
             return []
         here = BasicLauncher()
@@ -125,7 +125,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         return here.launch(refused, first)
 
     def _wait(self, cells: dict[str, PlannedCell], sweep: Path) -> list[JobReturn]:
-        """Waits until SLURM has none of the jobs any more; tells of each cell how it ended."""
+        """Waits until SLURM has none of the jobs any more; prints the state in which each cell ended."""
         left, ends = dict(cells), []
         try:
             while left:
@@ -134,10 +134,10 @@ class SlurmArrayLauncher(SlurmLauncher):
                     [] if queue is None else [name for name, cell in left.items() if cell.job not in queue]
                 )
                 for name in ended:
-                    cell = left.pop(name)
-                    now = cell_state(sweep / name, cell.rounds, cell.job, {})
-                    print(f"{name}: {now.state}{f': {now.error}' if now.error else ''}", flush=True)
-                    ends.append(_end(cell.overrides, now.state == DONE))
+                    plan = left.pop(name)
+                    cell = read_cell(sweep / name, plan, {})
+                    print(f"{name}: {cell.state}{f': {cell.error}' if cell.error else ''}", flush=True)
+                    ends.append(_job_return(plan.overrides, cell.state == DONE))
                 if left:
                     time.sleep(POLL)
         except KeyboardInterrupt:
@@ -146,8 +146,8 @@ class SlurmArrayLauncher(SlurmLauncher):
         return ends
 
 
-def _end(overrides: list[str], well: bool) -> JobReturn:
-    """What Hydra is told of a cell."""
-    end = JobReturn(overrides=overrides, status=JobStatus.COMPLETED if well else JobStatus.FAILED)
-    end.return_value = None if well else CellFailed(1)
+def _job_return(overrides: list[str], completed: bool) -> JobReturn:
+    """The end of a cell, as Hydra expects it of a launcher."""
+    end = JobReturn(overrides=overrides, status=JobStatus.COMPLETED if completed else JobStatus.FAILED)
+    end.return_value = None if completed else CellFailed(1)
     return end

@@ -8,8 +8,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.runs.identity import cell_folder, is_done
+from fedlight.runs.identity import cell_folder, is_done, masked
 from fedlight.runs.plan import Launch, PlannedCell, last_jobs
+from fedlight.runs.reader import flat
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import this_process
 
@@ -20,7 +21,7 @@ class PlanningSweeper(BasicSweeper):
     launch: Launch | None = None
 
     def get_job_batch(self) -> Sequence[Sequence[str]]:
-        """The next cells to run; a cell that is refused is among them, for the user to be told."""
+        """The next cells to run; one with a bad configuration is among them, so that its error is shown."""
         return [overrides for overrides in super().get_job_batch() if self._plan(list(overrides))]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
@@ -52,7 +53,8 @@ class PlanningSweeper(BasicSweeper):
         folder = cell_folder(settings)
         if folder.name in self.launch.cells:
             return False
-        self.launch.cells[folder.name] = PlannedCell(overrides, settings.rounds)
+        dumped = masked(settings.plain())
+        self.launch.cells[folder.name] = PlannedCell(overrides, settings.rounds, config=flat(dumped))
         if done := is_done(folder):
             print(f"{folder.name}: done already, in {folder}")
         return not done

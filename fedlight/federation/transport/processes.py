@@ -15,7 +15,15 @@ from typing import Any
 from loky import get_reusable_executor, process_executor
 from loky.process_executor import BrokenProcessPool
 
-from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
+from fedlight.federation.messages import (
+    Broadcast,
+    Evaluation,
+    Message,
+    Scores,
+    Update,
+    from_bytes,
+    to_bytes,
+)
 from fedlight.federation.outbox import Receipt
 from fedlight.federation.site import Site
 from fedlight.federation.transport.transport import Surroundings
@@ -30,10 +38,11 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # for the main process, w
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work for whoever is free: `here()` in this process, or `there(site)` in a worker."""
+    """A message for whoever is free: `here(message)` in this process, or `there(bytes, site)` in a worker."""
 
-    here: Callable[[], Any]
-    there: Callable[[Site], Any]
+    message: Message
+    here: Callable[[Any], Any]
+    there: Callable[[bytes, Site], Any]
 
 
 class Processes:
@@ -55,14 +64,12 @@ class Processes:
             self._submit(_prepare)
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
-        here = self._around.here
-        jobs = (Job(partial(here.update, b), partial(_update, to_bytes(b))) for b in broadcasts)
+        jobs = (Job(broadcast, self._around.here.update, _update) for broadcast in broadcasts)
         receipts: Iterator[Receipt | None] = self._run(jobs, self._around.done)
         yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        here = self._around.here
-        jobs = (Job(partial(here.evaluate, r), partial(_evaluate, to_bytes(r))) for r in requests)
+        jobs = (Job(request, self._around.here.evaluate, _evaluate) for request in requests)
         yield from self._run(jobs, lambda: None)
 
     def _run(self, jobs: Iterable[Job], done: Callable[[], None]) -> Iterator[Any]:
@@ -85,11 +92,12 @@ class Processes:
                     done()
                 while more and len(under_way) < AHEAD * self._workers:
                     if following := next(coming, None):
-                        under_way[self._submit(following[1].there)] = following
+                        act = partial(following[1].there, to_bytes(following[1].message))
+                        under_way[self._submit(act)] = following
                     else:
                         more = False
                 if more and (own := next(coming, None)):
-                    results[own[0]] = own[1].here()
+                    results[own[0]] = own[1].here(own[1].message)
                 else:
                     more = False
                     wait(under_way, LOOK, FIRST_COMPLETED)

@@ -13,14 +13,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from fedlight.reporting import figures, gallery, paper
-from fedlight.reporting.comparison import Board, make_boards
-from fedlight.reporting.grid import read_plan
+from fedlight.reporting.comparison import Comparison, make_comparisons
 from fedlight.reporting.plots import Plot
 from fedlight.reporting.provenance import trace
-from fedlight.reporting.records import Record, read_sweeps
 from fedlight.reporting.summaries import by_cell, summaries
-from fedlight.reporting.tables import Table
-from fedlight.runs.palette import colours
+from fedlight.reporting.tables import ReportTable
+from fedlight.runs.plan import read_launches
+from fedlight.runs.status import DONE, MISSING, SweepCell, read_sweep
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic
 
@@ -35,19 +34,18 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What the page says of one board."""
+    """What the page says of one comparison."""
 
-    board: Board
-    palette: dict[str, str]
+    comparison: Comparison
     accuracy: list[float]
-    tables: list[Table]
+    tables: list[ReportTable]
     drawings: list[Drawing]
-    wall: list[gallery.Row]
+    gallery: list[gallery.Row]
     left_out: int
-    cells: Table
+    cells: ReportTable
 
 
-def write_report(sweeps: list[Path], folder: Path) -> list[Record]:
+def write_report(sweeps: list[Path], folder: Path) -> list[SweepCell]:
     """Writes `index.html` with every table and figure beside it.
 
     Args:
@@ -55,20 +53,20 @@ def write_report(sweeps: list[Path], folder: Path) -> list[Record]:
         folder: where the report goes; it is made, and files of an earlier report are replaced.
 
     Returns:
-        What was read of each cell.
+        The cells that it reports on.
 
     Raises:
         BadInput: there is no cell to report on, or the folder cannot be written.
     """
-    records = read_sweeps(sweeps)
-    plans = {sweep: read_plan(sweep) for sweep in sweeps}
-    boards = make_boards(records, [plan.axes for plan in plans.values() if plan and plan.axes])
+    cells = read_cells(sweeps)
+    comparisons = make_comparisons(cells)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         chapters, tiles = [], gallery.TILES
-        for board in boards:
-            chapter = _chapter(board, folder, f"{board.key}_" if len(boards) > 1 else "", tiles)
-            tiles -= sum(len(row.tiles) for row in chapter.wall)
+        for comparison in comparisons:
+            prefix = f"{comparison.key}_" if len(comparisons) > 1 else ""
+            chapter = _chapter(comparison, folder, prefix, tiles)
+            tiles -= sum(len(row.tiles) for row in chapter.gallery)
             chapters.append(chapter)
         html = _template().render(
             title=", ".join(sweep.resolve().name for sweep in sweeps),
@@ -76,34 +74,55 @@ def write_report(sweeps: list[Path], folder: Path) -> list[Record]:
             version=version("fedlight"),
             command=shlex.join(["python", "-m", "fedlight.report", *map(str, sweeps), "--out", str(folder)]),
             chapters=chapters,
-            states=Counter(record.status for record in records),
-            troubled=[record for record in records if record.status != "completed" or record.note],
-            empty=[s for s in sweeps if all(record.folder.parent != s for record in records)],
-            commands=[plan.command for plan in plans.values() if plan],
-            provenance=trace(records),
+            states=Counter(cell.state for cell in cells),
+            noted=[cell for cell in cells if cell.state != DONE or cell.note],
+            empty=[sweep for sweep in sweeps if all(cell.files.folder.parent != sweep for cell in cells)],
+            commands=[launch.command_line for sweep in sweeps for launch in read_launches(sweep)],
+            provenance=trace(cells),
         )
         with atomic(folder / "index.html") as temporary:
             temporary.write_text(html)
     except OSError as error:
         raise BadInput(f"--out: cannot write to {folder}: {error.strerror or error}") from error
-    return records
+    return cells
 
 
-def _chapter(board: Board, folder: Path, prefix: str, tiles: int) -> Chapter:
-    printed = summaries(board, prefix)
-    if (beside := paper.comparison(board, prefix)) is not None:
-        printed.append(beside)
-    cells = by_cell(board, prefix)
-    for table in (*printed, cells):
+def read_cells(sweeps: list[Path]) -> list[SweepCell]:
+    """Every cell of the given sweeps, once; of two with the same id, the one that is done is preferred.
+
+    Raises:
+        BadInput: a folder is not there, or none of them holds a cell.
+    """
+    cells: dict[str, SweepCell] = {}
+    for sweep in sweeps:
+        if not sweep.is_dir():
+            raise BadInput(f"{sweep}: no such folder; a sweep is a folder like runs/NAME")
+        for cell in read_sweep(sweep):
+            other = cells.get(cell.cell)
+            if other is None or other.state == MISSING or (cell.state == DONE != other.state):
+                cells[cell.cell] = cell
+    if not cells:
+        folders = ", ".join(map(str, sweeps))
+        raise BadInput(f"{folders}: no cell here; python -m fedlight.run name=NAME puts cells into runs/NAME")
+    return list(cells.values())
+
+
+def _chapter(comparison: Comparison, folder: Path, prefix: str, tiles: int) -> Chapter:
+    tables = summaries(comparison, prefix)
+    if (published := paper.beside_paper(comparison, prefix)) is not None:
+        tables.append(published)
+    cells = by_cell(comparison.cells, prefix)
+    for table in (*tables, cells):
         table.write(folder)
-    plots = figures.plots(board, prefix)
+    plots = figures.plots(comparison, prefix)
     with ProcessPoolExecutor() as pool:  # drawing is most of the work
         drawn = pool.map(partial(_draw, folder), plots)
-        rows, left_out = gallery.hang(board, folder, tiles)
+        rows, left_out = gallery.build(comparison, folder, tiles)
         drawings = [Drawing(plot, panels) for plot, panels in zip(plots, drawn, strict=True)]
-    scores = [record.result.fid for record in board.records if record.result and record.result.fid]
-    accuracy = sorted({s.extractor_accuracy for s in scores if s.extractor_accuracy is not None})
-    return Chapter(board, colours(set(board.methods)), accuracy, printed, drawings, rows, left_out, cells)
+    results = [cell.files.result for cell in comparison.cells if cell.files.result]
+    known = {result.fid.extractor_accuracy for result in results if result.fid}
+    accuracy = sorted(value for value in known if value is not None)
+    return Chapter(comparison, accuracy, tables, drawings, rows, left_out, cells)
 
 
 def _draw(folder: Path, plot: Plot) -> list[tuple[str, str]]:

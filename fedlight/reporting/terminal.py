@@ -1,0 +1,76 @@
+"""The table that a sweep prints in the terminal at its end."""
+
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedlight.runs.plan import PLAN
+
+SETTINGS = ("data.name", "partition.name", "model.name", "rounds", "epochs", "fraction", "seed")
+"""Configuration keys whose value stands in the title where all cells share it."""
+
+HIDDEN = {"sweep", "cell", "status", "KID", "precision", "recall", "IS", "exchanged"}
+WIDTH = 240  # at most, in a file or a pipe, in characters
+
+
+class SweepWatch(Callback):
+    """Hydra callback: keeps the folder of the multirun under way in this process."""
+
+    folder: ClassVar[Path | None] = None
+    created: ClassVar[list[Path]] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepWatch.folder = folder = Path(config.output) / config.name
+        SweepWatch.created = [path for path in (folder, folder.parent) if not path.exists()]
+
+    @classmethod
+    def close(cls) -> None:
+        """Prints the sweep's table; folders that it created and left without a cell are removed again."""
+        folder, cls.folder = cls.folder, None
+        if folder is None:
+            return
+        if any(path.is_dir() and path.name != PLAN for path in folder.glob("*")):  # a cell, or logs of jobs
+            print_summary(folder)
+            return
+        shutil.rmtree(folder / PLAN, ignore_errors=True)
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+        for path in cls.created:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def print_summary(sweep: Path) -> None:
+    """Prints a row for each cell that has a result; settings that all of them share stand in the title."""
+    from fedlight.reporting import numbers
+    from fedlight.reporting.summaries import by_cell, head
+    from fedlight.runs.status import read_sweep
+
+    cells = [cell for cell in read_sweep(sweep) if cell.files.result]
+    if not cells:
+        return
+    made = by_cell(cells)
+    shared = {}
+    for key in (*SETTINGS, "evaluation.extractor"):
+        values = {numbers.plain(cell.files.config.get(key)) for cell in cells}
+        if len(values) == 1:
+            shared[head(key)] = values.pop()
+    title = ", ".join(f"{name} {value}" for name, value in shared.items())
+    table = Table(title=Text(f"{sweep}: {len(cells)} cells, {title}"), title_justify="left")
+    shown = [i for i, column in enumerate(made.columns) if column not in HIDDEN | shared.keys()]
+    shown.append(made.columns.index("status"))
+    for column in (made.columns[i] for i in shown):
+        justify: Literal["left", "right"] = "right" if column in made.numeric else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    for row in made.rows:
+        table.add_row(*(Text(row[i].text) for i in shown))
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table)
+    console.print(f"tables, figures and samples: python -m fedlight.report {sweep}", soft_wrap=True)
