@@ -20,6 +20,7 @@ os.environ.setdefault("FEDLIGHT_WORKERS", "1")  # the tests of helpers ask for t
 import torch
 from diffusers import DDPMPipeline
 from hydra.utils import instantiate
+from joblib.externals.loky import reusable_executor
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.optim import Adam
@@ -127,6 +128,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TORCH_HOME", str(folder / "torch"))
         patch.delenv("FEDLIGHT_INCEPTION", raising=False)
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_of_joblib_is_left() -> Iterator[None]:
+    """Joblib keeps its processes for later calls; in the next module they would pass for a cell's workers."""
+    yield
+    if (kept := reusable_executor._executor) is not None:
+        kept.shutdown(wait=True, kill_workers=True)
 
 
 @pytest.fixture(scope="session")
