@@ -9,7 +9,7 @@ BOOKTABS := /usr/share/texlive/texmf-dist/tex/latex/booktabs/booktabs.sty
 SLURM := /usr/sbin/slurmctld
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench format clean
+.PHONY: help install demo check test lint bench format clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -27,11 +27,16 @@ demo: install  ## four methods x three client counts on digits, and their report
 	$(BIN)/python -m fedlight.run -m sweeps=demo hydra/launcher=local
 	$(BIN)/python -m fedlight.report runs/demo
 
-test: install $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM)  ## lint, types and all tests
+check: lint  ## lint, types and the fast tests: about 2 minutes
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+test: install $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM) lint  ## lint, types and all tests
+	$(BIN)/pytest -n 2 --dist loadfile
+
+lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: install  ## the quick benchmarks against the committed ratios: about 5 minutes
 	$(BIN)/python benchmarks/bench.py

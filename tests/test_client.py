@@ -52,6 +52,7 @@ def broadcasts_of(setup, rounds: int, folder: Path) -> list[Broadcast]:
     return [broadcast for broadcast in seen if broadcast.client == 0]
 
 
+@pytest.mark.slow
 def test_the_same_broadcast_and_memory_give_the_same_bytes_in_two_fresh_processes(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL, codec=Codec([TopK(0.5)]))
     first, second = broadcasts_of(setup, 2, tmp_path / "site")

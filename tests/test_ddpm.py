@@ -125,6 +125,20 @@ def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
         make_model(loss="l1")
 
 
+@pytest.mark.parametrize("asked", [{"prediction_type": "sample"}, {"num_train_timesteps": 0}])
+def test_a_schedule_without_noise_to_predict_or_without_a_step_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"prediction_type epsilon and at least one time step, got"):
+        make_model(schedule=DDPMScheduler(**asked))
+
+
+def test_a_schedule_of_one_step_trains_on_that_step() -> None:
+    schedule = DDPMScheduler(num_train_timesteps=1)  # alpha_bar = 1 - 1e-4
+    model = make_model(AffineDenoiser(a=0.0, b=0.0), schedule=schedule, loss="mse")
+    torch.manual_seed(0)
+    loss = model.training_step(torch.zeros(100, 1, 10, 10), 0)
+    assert loss.item() == pytest.approx(1, abs=0.06)  # the variance of eps, which is predicted as 0
+
+
 @pytest.mark.parametrize("decay", [-0.5, 0.0, 1.0, 1.5])
 def test_a_decay_outside_0_and_1_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=rf"model\.ema_decay must lie between 0 and 1, got {decay}"):

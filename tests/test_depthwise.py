@@ -21,6 +21,16 @@ def gradients(conv: DepthwiseConv, x: Tensor, by: Tensor) -> list[Tensor]:
     return [out.detach(), x.grad, conv.weight.grad, conv.bias.grad]
 
 
+def makes_detour(conv: DepthwiseConv, x: Tensor) -> bool:
+    """Whether the output is not that of PyTorch's own convolution, and so its gradient neither."""
+    return "Convolution" not in type(conv(x).grad_fn).__name__
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Of two tensors, as a share of the size of the second."""
+    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(depthwise, "LARGE", 2**60)
@@ -35,8 +45,10 @@ def test_output_and_gradients_are_those_of_the_plain_convolution(
     torch.manual_seed(0)
     conv = DepthwiseConv(width, size)
     x, by = torch.randn(2, 4, width, 12, 10).unbind()
+    assert not makes_detour(conv, x)
     expected = gradients(conv, x, by)
     plain.setattr(depthwise, "LARGE", 0)
+    assert makes_detour(conv, x)
     for found, wanted in zip(gradients(conv, x, by), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
 
@@ -66,5 +78,34 @@ def test_under_autocast_it_computes_in_bfloat16_and_keeps_float32_gradients(
         plain.setattr(depthwise, "LARGE", 0)
         found = gradients(conv, x, by)
     assert [tensor.dtype for tensor in found] == [torch.bfloat16, *[torch.float32] * 3]
-    for ours, theirs in zip(found, expected, strict=True):
-        assert F.cosine_similarity(ours.float().flatten(), theirs.float().flatten(), dim=0) > 0.9999
+    exact = gradients(conv, x, by)  # in float32
+    for ours, theirs, precise in zip(found, expected, exact, strict=True):
+        assert distance(ours, theirs) < 0.01
+        assert 1e-5 < distance(ours, precise) < 0.01  # bfloat16 keeps eight bits
+
+
+def test_the_detour_is_for_large_batches() -> None:
+    conv = DepthwiseConv(16, 7)
+    small, large = torch.zeros(127, 16, 4, 4), torch.zeros(128, 16, 4, 4)  # 2^15 elements
+    assert makes_detour(conv, large)
+    assert not makes_detour(conv, small)
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own(
+    frozen: str, plain: pytest.MonkeyPatch
+) -> None:
+    plain.setattr(depthwise, "LARGE", 0)
+    torch.manual_seed(0)
+    conv = DepthwiseConv(4, 7)
+    x, by = torch.randn(2, 2, 4, 9, 9).unbind()
+    tensors = {"x": x.requires_grad_(), "weight": conv.weight, "bias": conv.bias}
+    whole = torch.autograd.grad(conv(x), list(tensors.values()), by)
+    expected = dict(zip(tensors, whole, strict=True))
+    tensors[frozen].requires_grad_(False)
+    conv(x).backward(by)
+    for name, tensor in tensors.items():
+        if name == frozen:
+            assert tensor.grad is None
+        else:
+            torch.testing.assert_close(tensor.grad, expected[name])

@@ -48,6 +48,7 @@ def paper_cells(fmnist: None, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return {cell.result["method"]: cell for cell in cells}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "total", "reduction"),
     [
@@ -76,6 +77,7 @@ def test_the_paper_s_exchange_comes_out(
     assert sum(int(row["params_down"]) + int(row["params_up"]) for row in rounds) == total
 
 
+@pytest.mark.slow
 def test_the_paper_s_unet_has_the_paper_s_parameters(paper_cells: dict[str, Cell]) -> None:
     result = paper_cells["FULL"].result
     assert result["model_params"] == N
@@ -95,6 +97,7 @@ def test_the_paper_s_unet_at_64_pixels_in_colour_has_the_paper_s_parameters(
     assert result["slices"] == {"encoder": 6_339_770, "bottleneck": 5_012_224, "decoder": 3_540_483}
 
 
+@pytest.mark.slow
 def test_only_the_decoder_comes_down_after_first_contact_in_udec(paper_cells: dict[str, Cell]) -> None:
     for (round_, _), slices in crossed(paper_cells["UDEC"], "down").items():
         whole = {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}
@@ -159,6 +162,7 @@ def test_participants_are_drawn_uniformly_without_replacement() -> None:
     assert draw_cohort(3, 1, clients=10, fraction=0.01) != []
 
 
+@pytest.mark.slow
 def test_participants_are_the_same_whatever_the_method(cell: MakeCell) -> None:
     drawn = [
         set(crossed(cell(f"method={method}", "clients=6", "fraction=0.5"), "down"))
@@ -208,6 +212,7 @@ def test_zero_rounds_count_nothing_and_write_everything(cell: MakeCell) -> None:
     assert (made.folder / "samples" / "round_000.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_an_average_that_stays_home_is_not_counted_and_one_that_travels_is(cell: MakeCell) -> None:
     plain, home, travels = (
         cell("method=ULATDEC", "clients=2", *extra).result

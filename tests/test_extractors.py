@@ -54,6 +54,7 @@ def test_the_digits_classifier_is_right_in_97_of_100_test_images(digits_classifi
     assert digits_classifier.accuracy == 1 - wrong / 360
 
 
+@pytest.mark.slow
 def test_the_fashion_mnist_classifier_is_right_in_91_of_100_test_images(
     fmnist_images: Dataset, cache: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_damaged_file_of_the_cache_is_made_anew(
     assert torch.equal(again.features.values, first.features.values)
 
 
+@pytest.mark.slow
 def test_of_eight_cells_on_an_empty_cache_one_trains_and_one_extracts(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +192,7 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "random.pth"
 
 
+@pytest.mark.slow
 def test_inception_sees_grey_fashion_as_torch_fidelity_does(
     inception_weights: Path, fmnist_images: Dataset
 ) -> None:
@@ -200,6 +203,7 @@ def test_inception_sees_grey_fashion_as_torch_fidelity_does(
     assert seen.values.std(dim=0).mean() > 0.01  # images differ
 
 
+@pytest.mark.slow
 def test_inception_sees_colour_as_torch_fidelity_does_and_scores_come_out(inception_weights: Path) -> None:
     pixels = torch.randint(256, (24, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
     pixels[12:] //= 2

@@ -49,6 +49,7 @@ def test_full_with_one_client_and_one_round_is_central(cell: MakeCell) -> None:
     assert full.result["train_loss"] == central.result["train_loss"]
 
 
+@pytest.mark.slow
 def test_central_does_not_depend_on_how_the_data_was_dealt(cell: MakeCell) -> None:
     dealt = [
         cell("method=CENTRAL", f"clients={clients}", f"partition={partition}")
@@ -74,6 +75,7 @@ def test_the_logger_and_the_output_folder_are_not_part_of_the_cell(cell: MakeCel
     assert digest(here) == digest(there)
 
 
+@pytest.mark.slow
 def test_what_changes_the_result_changes_the_cell(cell: MakeCell) -> None:
     changes = ("seed=1", "epochs=2", "optimizer.lr=0.01", "federation.dropout=0.5", "partition.seed=1")
     names = [cell("rounds=0", change).folder.name for change in (*changes, "clients=5")]

@@ -11,6 +11,8 @@ from PIL import Image
 from fedlight.data import digits
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.memorisation import CopyCheck, Memorisation
+from fedlight.experiment.finished import open_cell
+from fedlight.runtime.seeds import derive_seed
 
 DIGITS = digits.load()
 
@@ -55,9 +57,30 @@ def test_copies_of_training_images_are_suspect_and_unseen_images_are_not(
     assert honest["ratio"] == pytest.approx(honest["ratio_unseen"], rel=0.2)
 
 
-def test_a_cell_that_is_asked_for_it_draws_and_reports_it(cell: Callable[..., Cell]) -> None:
+def test_a_cell_that_is_asked_for_it_draws_and_reports_it(
+    cell: Callable[..., Cell], digits_classifier: Extractor
+) -> None:
     made = cell("rounds=0", "evaluation.samples=65", "evaluation.memorisation=true")
-    found = made.result["fid"]["memorisation"]
-    assert set(found) == {"ratio", "ratio_unseen", "suspect"}
-    assert 0 <= found["suspect"] <= 1
+    images = open_cell(made.folder).draw(None, 65, derive_seed(2023, "sample", 0, 0))
+    train, test, drawn = (
+        digits_classifier(pixels).values.double()
+        for pixels in (DIGITS.train.pixels[:120], DIGITS.test.pixels, images)
+    )
+    near, far = (torch.cdist(drawn, known).min(dim=1).values for known in (train, test))
+    among = torch.cdist(test, test).fill_diagonal_(torch.inf).min(dim=1).values
+    unseen = torch.cdist(test, train).min(dim=1).values / among
+    assert made.result["fid"]["memorisation"] == pytest.approx(
+        {
+            "ratio": np.median(near / far),
+            "ratio_unseen": np.median(unseen),
+            "suspect": float((near / far < np.quantile(unseen, 0.01)).double().mean()),
+        },
+        rel=1e-4,
+    )
     assert np.asarray(Image.open(made.folder / "memorisation.png")).std() > 10
+
+
+def test_suspect_is_what_lies_nearer_than_99_of_100_unseen_images() -> None:
+    unseen = np.arange(1, 101) / 10  # 0.1, 0.2, ... 10
+    found = Memorisation(np.array([0.01, 0.05, 3, 4, 9]), unseen).summary()
+    assert found == pytest.approx({"ratio": 3, "ratio_unseen": 5.05, "suspect": 2 / 5})

@@ -69,6 +69,7 @@ def outcome(cell: Cell) -> tuple[Any, ...]:
     return result["cell"], result["state_sha256"], result["client_sha256"], result["fid"], tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -86,6 +87,7 @@ def test_two_processes_give_the_bits_of_one(cell: MakeCell, shares: list[int], a
     assert sum(shares) >= len(shares) > 1
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_trains_a_round(cell: MakeCell, shares: list[int]) -> None:
     cells = [cell("method=USPLIT", "clients=4", f"trainer.workers={n}") for n in (1, 3, 9)]
     assert outcome(cells[0]) == outcome(cells[1]) == outcome(cells[2])
@@ -117,6 +119,7 @@ def test_there_are_no_more_workers_than_clients_of_a_round(monkeypatch: pytest.M
         assert len(asked) == expected
 
 
+@pytest.mark.slow
 def test_the_transport_is_no_part_of_the_cell(cell: MakeCell, shares: list[int]) -> None:
     plain = outcome(cell("method=UDEC", "clients=3"))
     assert outcome(cell("method=UDEC", "clients=3", "transport=inline", "trainer.workers=2")) == plain
@@ -174,6 +177,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     return ended_well(tmp_path_factory.mktemp("quiet"))
 
 
+@pytest.mark.slow
 def test_a_cell_goes_on_where_a_worker_is_killed(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
     process = started(tmp_path)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
@@ -183,6 +187,7 @@ def test_a_cell_goes_on_where_a_worker_is_killed(tmp_path: Path, quiet: tuple[An
     assert outcome(Cell(path.parent)) == quiet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 5])
 def test_what_a_killed_worker_was_doing_is_done_again(
     cell: MakeCell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], times: int
@@ -210,6 +215,7 @@ def test_what_a_killed_worker_was_doing_is_done_again(
     assert len(killed) >= lost
 
 
+@pytest.mark.slow
 def test_workers_stay_for_the_next_cell_of_a_command_and_an_idle_one_that_is_killed_is_replaced(
     command: Callable[..., int], shares: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +237,7 @@ def test_workers_stay_for_the_next_cell_of_a_command_and_an_idle_one_that_is_kil
     assert sum(shares) >= len(shares) == 6
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_cell_and_its_workers(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
     process = started(tmp_path)
     workers = workers_of(process.pid)
@@ -244,6 +251,7 @@ def test_a_signal_ends_the_cell_and_its_workers(tmp_path: Path, quiet: tuple[Any
     assert ended_well(tmp_path) == quiet
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
     process = started(tmp_path)
     workers = workers_of(process.pid)

@@ -220,6 +220,7 @@ def test_a_folder_without_cells_is_refused_in_one_line(
     assert not (sweep / "report").exists()
 
 
+@pytest.mark.slow
 def test_data_sets_and_extractors_are_kept_apart(sweep: Path) -> None:
     other = sweep.with_name("other")
     write_cell(sweep, data="digits")
@@ -237,6 +238,7 @@ def test_data_sets_and_extractors_are_kept_apart(sweep: Path) -> None:
     assert "empty holds no cell" in (out / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_whatever_else_varies_is_a_setting_and_not_averaged(sweep: Path) -> None:
     for rate in (0.1, 0.01):
         for seed in (1, 2):
@@ -252,6 +254,7 @@ def test_whatever_else_varies_is_a_setting_and_not_averaged(sweep: Path) -> None
     assert all(line["fid_std_over"] == "2 seeds" for line in lines)
 
 
+@pytest.mark.slow
 def test_every_swept_key_is_a_column_by_which_cells_differ(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +279,7 @@ def test_every_swept_key_is_a_column_by_which_cells_differ(
         assert "partition.seed" not in table[0]
 
 
+@pytest.mark.slow
 def test_settings_are_sorted_by_their_numbers(sweep: Path) -> None:
     for epochs in (10, 2, 5):
         write_cell(sweep, sections={"epochs": epochs})
@@ -283,6 +287,7 @@ def test_settings_are_sorted_by_their_numbers(sweep: Path) -> None:
     assert [line["epochs"] for line in rows(sweep / "report" / "table.csv")] == ["2", "5", "10"]
 
 
+@pytest.mark.slow
 def test_methods_of_different_length_do_not_stand_side_by_side(sweep: Path) -> None:
     write_cell(sweep, "FULL", rounds=4)
     write_cell(sweep, "UDEC", rounds=2)
@@ -305,6 +310,7 @@ def test_a_cell_that_is_in_two_folders_counts_once(sweep: Path) -> None:
     assert line["sweep"] == "made"
 
 
+@pytest.mark.slow
 def test_central_stands_in_every_row_but_is_listed_once(sweep: Path) -> None:
     central = read_result(write_cell(sweep, "CENTRAL", 2))["fid"]["value"]
     for clients in (2, 5):
@@ -315,6 +321,7 @@ def test_central_stands_in_every_row_but_is_listed_once(sweep: Path) -> None:
     assert [line["method"] for line in rows(out / "table.csv")].count("CENTRAL") == 1
 
 
+@pytest.mark.slow
 def test_the_paper_s_numbers_stand_beside_those_of_its_cells(sweep: Path) -> None:
     paper = {"data": {"batch_size": 128}, "model": {"name": "paper"}, "epochs": 5, "optimizer": {"lr": 1e-4}}
     for method in ("UDEC", "ULATDEC"):
@@ -341,6 +348,7 @@ def test_no_figure_or_table_of_quality_without_scores(sweep: Path) -> None:
     assert {"table.csv", "train_loss_rounds.png", "exchange_rounds.pdf", "partitions.csv"} <= names
 
 
+@pytest.mark.slow
 def test_every_figure_comes_as_png_pdf_and_csv(sweep: Path) -> None:
     list(write_grid(sweep, method=METHODS, clients=[2, 5]))
     run_report(sweep)
@@ -355,6 +363,7 @@ def test_every_figure_comes_as_png_pdf_and_csv(sweep: Path) -> None:
         assert rows(out / f"{figure}.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(LATEX is None, reason="not installed: apt-get install texlive-latex-recommended")
 def test_latex_compiles(sweep: Path, tmp_path: Path) -> None:
     list(write_grid(sweep, method=METHODS, clients=[2, 5], partition=["iid", "label_skew"]))
@@ -374,6 +383,7 @@ def test_latex_compiles(sweep: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
+@pytest.mark.slow
 def test_five_hundred_cells_are_quick_and_small(sweep: Path) -> None:
     axes: dict[str, Any] = {"method": METHODS[:5], "clients": [2, 5, 10, 20, 50], "rounds": [15]}
     axes |= {"partition": ["iid", "label_skew"], "data": ["digits", "fmnist"], "seed": [1, 2, 3, 4, 5]}
@@ -390,6 +400,7 @@ def worked() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.slow
 def test_the_report_of_cells_really_run(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -410,6 +421,7 @@ def test_the_report_of_cells_really_run(
     assert "UDEC, round 2" in page.text
 
 
+@pytest.mark.slow
 def test_the_report_loads_no_torch_and_its_help_nothing_heavy(sweep: Path) -> None:
     write_cell(sweep)
     heavy = "print([m for m in ('torch', 'lightning', 'pandas', 'matplotlib') if m in sys.modules])"

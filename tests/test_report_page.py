@@ -15,9 +15,12 @@ from selenium.webdriver.remote.webelement import WebElement
 from fedlight.reporting.page import write_report
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    BROWSER is None or DRIVER is None, reason="not installed: apt-get install chromium chromium-driver"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BROWSER is None or DRIVER is None, reason="not installed: apt-get install chromium chromium-driver"
+    ),
+]
 
 LUMINANCE = """
 const rgb = getComputedStyle(arguments[0])[arguments[1]].match(/[\\d.]+/g).map(x => x / 255);

@@ -186,6 +186,7 @@ def kill_points(instants: list[str], seed: int) -> list[int]:
     return sorted(points | set(choose.sample(range(len(instants)), MORE_KILLS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["UDEC", "USPLIT"])
 def test_a_cell_killed_at_any_instant_ends_the_same(
     method: str, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
@@ -249,6 +250,7 @@ def test_the_checkpoint_holds_what_a_restart_needs_and_nothing_older(stopped: Ru
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncated, bit_flipped, emptied, deleted])
 def test_damage_to_any_file_is_noticed_and_changes_nothing(
     damage: Callable[[Path], None],
@@ -320,6 +322,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kibibytes", [40, 200, 500, 900, 1300, 1700, 2100, 2500])
 def test_a_full_disk_is_told_and_waited_out(
     kibibytes: int,
@@ -336,6 +339,7 @@ def test_a_full_disk_is_told_and_waited_out(
     assert outcome(runner.cell) == quiet("UDEC")["outcome"]
 
 
+@pytest.mark.slow
 def test_the_offline_run_of_a_cell_that_was_stopped_is_one_and_whole(tmp_path: Path) -> None:
     runner = Runner(tmp_path / "runs", "method=UDEC", "logger=wandb")
     command = [sys.executable, "-m", "fedlight.run", *runner.arguments]

@@ -1,5 +1,6 @@
-"""Sampling: images that follow the seed, and a perfect denoiser that is sampled perfectly."""
+"""Sampling: images that follow the seed, and perfect denoisers whose images and noise are known."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from fedlight.diffusion.sampling import check_sampler, sample
+from fedlight.diffusion.sampling import check_sampler, sample, sampling_steps
 from fedlight.diffusion.unet import ConvNextUNet
 from fedlight.runtime.errors import BadInput
 
 SAMPLERS = ["ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++"]
+DETERMINISTIC = {"ddim", "dpm-solver++"}
 SCHEDULE = DDPMScheduler(num_train_timesteps=1000)
 
 
@@ -120,10 +122,7 @@ class Overshooter(Oracle):
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
-@pytest.mark.parametrize(
-    "sampler",
-    ["ddpm", "ddim", "dpm-solver++"],
-)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_x_t_is_as_noisy_as_its_step_says_whatever_the_model_predicts_beyond_black_and_white(
     sampler: str, beta_schedule: str
 ) -> None:
@@ -134,6 +133,82 @@ def test_x_t_is_as_noisy_as_its_step_says_whatever_the_model_predicts_beyond_bla
     assert len(unet.noise) == 50
     assert min(unet.noise) > 0.9
     assert max(unet.noise) < 1.1
+
+
+class Listener(Oracle):
+    """An oracle that keeps the noise of each x_t that it is asked about."""
+
+    def __init__(self, x_0: Tensor, alpha_bar: Tensor) -> None:
+        super().__init__(x_0, alpha_bar)
+        self.heard: list[Tensor] = []
+
+    def forward(self, x_t: Tensor, t: Tensor) -> SimpleNamespace:
+        alpha_bar = self.alpha_bar[t]
+        self.heard.append(((x_t - alpha_bar.sqrt() * self.x_0) / (1 - alpha_bar).sqrt()).flatten())
+        return super().forward(x_t, t)
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_ode_keeps_its_noise_and_an_sde_draws_as_much_anew_as_the_posterior_does(
+    sampler: str, beta_schedule: str
+) -> None:
+    """Of one image x_0 the step from t to s is known: q(x_s | x_t, x_0) (DDPM, arXiv 2006.11239, eq. 7).
+
+    Its mean holds x_t times sqrt(alpha_bar_t / alpha_bar_s) (1 - alpha_bar_s) / (1 - alpha_bar_t), so the
+    noises of x_t and x_s, each of variance 1, correlate by r = sqrt(alpha_bar_t (1 - alpha_bar_s) /
+    (alpha_bar_s (1 - alpha_bar_t))). The ODEs of DDIM and DPM-Solver++ hand the noise on as it is: r = 1.
+    """
+    known, schedule, _ = oracle(beta_schedule)
+    unet = Listener(known.x_0, known.alpha_bar)
+    sample(unet, schedule, (64, 3, 8, 8), sampler=sampler, steps=20, seed=1)
+    alpha_bar = known.alpha_bar[unet.steps]
+    assert len(unet.heard) == 20
+    for step, ((before, after), (at_t, at_s)) in enumerate(
+        zip(pairwise(unet.heard), pairwise(alpha_bar.tolist()), strict=True)
+    ):
+        r = (at_t * (1 - at_s) / (at_s * (1 - at_t))) ** 0.5
+        expected = 1 if sampler in DETERMINISTIC else r
+        assert torch.corrcoef(torch.stack((before, after)))[0, 1].item() == pytest.approx(expected, abs=0.03)
+        assert after.std().item() == pytest.approx(1, abs=0.03), step
+        assert after.mean().item() == pytest.approx(0, abs=0.03), step
+    assert r < 0.8  # of the last step: far from 1
+
+
+class Gaussian(nn.Module):
+    """Knows the noise to be expected in x_t where pixels are independent and normal."""
+
+    def __init__(self, mean: float, std: float, alpha_bar: Tensor) -> None:
+        super().__init__()
+        self.mean, self.std = nn.Parameter(torch.tensor(mean)), std
+        self.alpha_bar = alpha_bar.double()
+        self.first: Tensor | None = None
+
+    def forward(self, x_t: Tensor, t: Tensor) -> SimpleNamespace:
+        if self.first is None:
+            self.first = x_t.flatten()
+        alpha_bar = self.alpha_bar[t]
+        variance = alpha_bar * self.std**2 + 1 - alpha_bar  # of x_t
+        eps = (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * self.mean) / variance
+        return SimpleNamespace(sample=eps.to(x_t.dtype))
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize(
+    ("sampler", "steps"), [("ddpm", 500), ("ddim", 500), ("dpm-solver++", 50), ("sde-dpm-solver++", 50)]
+)
+def test_images_of_known_mean_and_variance_have_them_and_stem_from_the_first_noise_of_an_ode_only(
+    sampler: str, steps: int, beta_schedule: str
+) -> None:
+    schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule=beta_schedule)
+    unet = Gaussian(0.1, 0.25, schedule.alphas_cumprod)
+    images = sample(unet, schedule, (100, 1, 10, 10), sampler=sampler, steps=steps, seed=1)
+    values = images.flatten() / 127.5 - 1
+    assert values.mean().item() == pytest.approx(0.1, abs=0.012)
+    assert values.std().item() == pytest.approx(0.25, abs=0.0125)
+    assert unet.first is not None
+    share = torch.corrcoef(torch.stack((unet.first, values)))[0, 1].item()
+    assert share == pytest.approx(1 if sampler in DETERMINISTIC else 0, abs=0.05)
 
 
 @pytest.mark.parametrize("steps", [7, 61, 600])
@@ -181,3 +256,19 @@ def test_progress_is_told_once_a_step_of_each_batch(sampler: str) -> None:
         on_step=lambda: told.append(len(unet.steps)),
     )
     assert told == list(range(1, 4 * 3 + 1))  # 4 steps, batches of 2, 2 and 1; after each prediction
+
+
+@pytest.mark.parametrize("images", [255, 256, 257, 600])
+def test_progress_can_be_foretold(images: int) -> None:
+    told: list[int] = []
+    unet, schedule, _ = oracle()
+    sample(
+        unet,
+        schedule,
+        (images, 3, 8, 8),
+        sampler="ddim",
+        steps=2,
+        seed=0,
+        on_step=lambda: told.append(1),
+    )
+    assert sampling_steps(images, 2) == len(told)

@@ -69,6 +69,7 @@ def test_a_set_is_at_distance_0_from_itself(scored: Callable[[Tensor], dict[str,
     assert (same["precision"], same["recall"]) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damaged", "strengths"),
     [

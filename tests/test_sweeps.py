@@ -154,6 +154,7 @@ TINY = ["data.limit=40", "rounds=1", "epochs=1", "evaluation.steps=2"]
 TINY += ["evaluation.grid=0", "evaluation.samples=0", "logger=none"]
 
 
+@pytest.mark.slow
 def test_retry_runs_what_is_not_done_and_nothing_else(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_grid_has_the_cells_that_it_promises(name: str) -> None:
     assert re.search(rf"^# {name}: .*\?.* {cells} cells", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(GRIDS))
 def test_a_grid_is_a_cell_that_can_be_run(command: Command, tmp_path: Path, name: str) -> None:
     small = ["rounds=0", "logger=none", "evaluation.grid=0", "data=digits", "model=tiny"]
@@ -244,12 +246,14 @@ def test_a_grid_is_a_cell_that_can_be_run(command: Command, tmp_path: Path, name
     assert len(list(tmp_path.glob(f"runs/{name}/*/result.json"))) == 1
 
 
+@pytest.mark.slow
 def test_smoke_runs_every_method(command: Command, tmp_path: Path) -> None:
     assert command("-m", "sweeps=smoke", "logger=none", "evaluation.grid=0") == 0
     methods = {path.name.split("-")[0] for path in tmp_path.glob("runs/smoke/[A-Z]*")}
     assert methods == {path.stem for path in ROOT.glob("configs/method/*.yaml")}
 
 
+@pytest.mark.slow
 def test_an_agent_of_the_wandb_sweep_runs_a_cell(command: Command, tmp_path: Path) -> None:
     sweep = yaml.safe_load((ROOT / "sweeps" / "wandb.yml").read_text())
     chosen = {

@@ -228,6 +228,17 @@ def test_a_width_that_is_odd_or_too_small_is_refused(dim: int) -> None:
         ConvNextUNet(dim=dim)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1)])
+def test_a_unet_of_another_precision_predicts_the_same_in_it(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    unet, x_t, t = tiny_unet(), torch.randn(2, 1, 8, 8), torch.tensor([20, 700])
+    with torch.no_grad():
+        expected = unet(x_t, t).sample
+        eps = unet.to(dtype)(x_t.to(dtype), t).sample
+    assert eps.dtype == dtype
+    assert (eps.float() - expected).norm() < tolerance * expected.norm()
+
+
 def test_one_time_step_for_all_images_is_the_same_step_for_each() -> None:
     torch.manual_seed(0)
     unet, x_t = tiny_unet(), torch.randn(3, 1, 8, 8)
