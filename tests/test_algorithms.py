@@ -139,6 +139,7 @@ def test_topk_converges_with_its_memory_and_stalls_without(tmp_path: Path) -> No
     assert distance(kept) < 0.5 * distance(forgotten)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["FULL", "USPLIT", "ULATDEC"])
 def test_topk_of_all_entries_is_fedavg(cell: MakeCell, method: str) -> None:
     """One round: afterwards Adam makes much of a last bit."""

@@ -51,7 +51,7 @@ def test_each_client_draws_from_its_own_model_and_the_seed_decides(cell: MakeCel
         ("UDEC", [], "the trained models of UDEC are the clients' own; choose one with --client 0 to 1"),
         ("UDEC", ["--client=2"], "clients are 0 to 1, got 2"),
         ("UDEC", ["--client=-1"], "clients are 0 to 1, got -1"),
-        ("FULL", ["--client=0"], "the trained model of FULL is the global one; leave out --client"),
+        ("FULL", ["--client=0"], "the trained model of FULL is the federated one; leave out --client"),
         ("FULL", ["--images=0"], "--images must be 1 or more, got 0"),
         ("FULL", ["--out=taken"], "taken"),
     ],
