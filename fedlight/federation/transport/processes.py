@@ -83,7 +83,7 @@ class Processes:
                 for future in [future for future in under_way if future.done()]:
                     number, job = under_way.pop(future)
                     if isinstance(future.exception(), BrokenProcessPool):
-                        self._note_loss(len(under_way))
+                        self._note_loss()
                         coming = _put_back(coming, [(number, job), *under_way.values()])
                         more = True
                         under_way.clear()
@@ -115,7 +115,7 @@ class Processes:
         except BrokenProcessPool:  # killed while it was idle
             return _executor(self._workers).submit(_act, self._around.make_site, act)
 
-    def _note_loss(self, others: int) -> None:
+    def _note_loss(self) -> None:
         print(LOST, file=sys.stderr)
         self._losses += 1
         if self._losses == LOSSES:
