@@ -35,13 +35,13 @@ class Ledger:
 
     Attributes:
         entries: of all rounds that are closed, by round, client and direction.
+        params, bytes: their sums by direction, and in all.
         visits: downlinks and uplinks that FULL would have made so far.
     """
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.visits = 0
         self._open: list[Entry] = []
+        self.restore([], 0)
 
     def add(self, round_: int, client: int, direction: Direction, payloads: Mapping[str, Payload]) -> None:
         """Counts the payloads of one message."""
@@ -53,7 +53,7 @@ class Ledger:
     def close_round(self, visits: int) -> list[Entry]:
         """Closes the round; returns its entries by client, downlink first."""
         closed = sorted(self._open, key=lambda entry: (entry.client, entry.direction == "up"))
-        self.entries += closed
+        self._close(closed)
         self.visits += visits
         self._open = []
         return closed
@@ -68,16 +68,13 @@ class Ledger:
         Args:
             model_params: N, the scalars of a whole model.
         """
-        down, up = (
-            sum(entry.params for entry in self.entries if entry.direction == direction)
-            for direction in ("down", "up")
-        )
+        down, up = self.params["down"], self.params["up"]
         full = model_params * self.visits
         return {
             "params_down": down,
             "params_up": up,
             "params_total": down + up,
-            "bytes_total": sum(entry.bytes for entry in self.entries),
+            "bytes_total": self.bytes,
             "params_full": full,
             "reduction": 1 - (down + up) / full if full else 0.0,
         }
@@ -88,6 +85,14 @@ class Ledger:
 
     def restore(self, rows: Iterable[Iterable[Any]], visits: int) -> None:
         """The inverse of `rows`."""
-        self.entries = [Entry(*row) for row in rows]
-        self.visits = visits
+        self.entries: list[Entry] = []
+        self.params = {"down": 0, "up": 0}
+        self.bytes, self.visits = 0, visits
+        self._close([Entry(*row) for row in rows])
         self.discard_round()
+
+    def _close(self, entries: list[Entry]) -> None:
+        self.entries += entries
+        for entry in entries:
+            self.params[entry.direction] += entry.params
+            self.bytes += entry.bytes

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, TensorSpec, serialize
+from safetensors.torch import load
 from torch import Tensor
 
 from fedlight.runtime.errors import Damaged
@@ -155,7 +155,16 @@ def pack(header: Mapping[str, Any], groups: Mapping[str, State]) -> bytes:
         for group, state in groups.items()
         for name, tensor in state.items()
     }
-    return save(tensors, {"header": json.dumps(header)})
+    specs = {
+        name: TensorSpec(
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tensor.shape,
+            data_ptr=tensor.data_ptr(),
+            data_len=tensor.nbytes,
+        )
+        for name, tensor in tensors.items()
+    }
+    return serialize(specs, {"header": json.dumps(header)})
 
 
 def unpack(content: bytes) -> tuple[dict[str, Any], dict[str, State]]:
