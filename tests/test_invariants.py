@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Cell
+from conftest import Cell, Wire
 
 from fedlight.federation import cohort
 from fedlight.federation.aggregate import WeightedMean
@@ -34,6 +34,20 @@ def test_the_order_in_which_clients_train_does_not_matter(
     backward = cell(*arguments)
     assert digest(forward) == digest(backward)
     assert forward.rows("ledger.csv") == backward.rows("ledger.csv")
+
+
+def test_a_client_weighs_as_much_as_it_has_images_though_its_training_was_cut_short(
+    cell: MakeCell, wire: Wire
+) -> None:
+    made = cell("clients=4", "partition=quantity_skew", "rounds=1", "epochs=3", "+trainer.max_steps=1")
+    assert len(set(made.sizes)) > 2
+    assert [update.num_examples for update in wire.updates] == made.sizes
+    for name, merged in made.model.items():
+        total = torch.zeros(merged.shape, dtype=torch.float64)
+        for update, size in zip(wire.updates, made.sizes, strict=True):
+            sent = {n: t for payload in update.payloads.values() for n, t in payload.tensors.items()}
+            total += size * sent[f"unet.{name}"].double()
+        torch.testing.assert_close(merged.double(), total / sum(made.sizes), rtol=0, atol=1e-7)
 
 
 def test_usplit_with_one_client_is_full(cell: MakeCell) -> None:
