@@ -43,6 +43,8 @@ def test_rooms_see_only_whom_they_may(room: str) -> None:
 def test_every_room_has_its_rule() -> None:
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert rooms == {*ALLOWED, "experiment"}
+    seen = set().union(*(imports(path) for path in (PACKAGE / "experiment").glob("*.py")))
+    assert seen >= rooms - {"reporting"}
 
 
 def test_no_two_classes_and_no_two_modules_have_one_name() -> None:
@@ -58,7 +60,9 @@ def test_no_two_classes_and_no_two_modules_have_one_name() -> None:
 
 def test_every_configuration_file_says_what_it_is_for() -> None:
     root = PACKAGE.parent
-    for path in [*root.glob("configs/**/*.yaml"), *root.glob("sweeps/*.yaml")]:
+    paths = [*root.glob("configs/**/*.yaml"), *root.glob("sweeps/*.yaml")]
+    assert {path.parent.name for path in paths} >= {"configs", "method", "transport", "sweeps"}
+    for path in paths:
         lines = path.read_text().splitlines()
         first = lines[1] if lines[0].startswith("# @package") else lines[0]
         assert first.startswith("# "), path

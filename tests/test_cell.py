@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import SMALL, Cell
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from wandb_file import history_of, read_wandb
 
@@ -53,14 +53,22 @@ def test_the_state_s_hash_is_over_sorted_names_and_raw_bytes(cell: MakeCell) -> 
 def test_the_model_generates_by_itself(cell: MakeCell) -> None:
     pipeline = DDPMPipeline.from_pretrained(cell("clients=2").folder / "model")
     pipeline.set_progress_bar_config(disable=True)
-    (image,) = pipeline(num_inference_steps=2).images
-    assert image.size == (8, 8)
+    schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+    assert torch.equal(pipeline.scheduler.alphas_cumprod, schedule.alphas_cumprod)
+    drawn = pipeline(2, torch.Generator().manual_seed(0), num_inference_steps=2).images
+    assert [image.size for image in drawn] == [(8, 8)] * 2
+    assert all(len(set(image.tobytes())) > 20 for image in drawn)
+    assert drawn[0].tobytes() != drawn[1].tobytes()
 
 
 def test_client_level_methods_draw_a_row_for_each_client(cell: MakeCell) -> None:
-    drawn = [cell("method=UDEC", f"clients={clients}", "evaluation.grid=4") for clients in (2, 4)]
-    height = [Image.open(made.folder / "samples" / "round_002.png").height for made in drawn]
-    assert height[1] > height[0] + 100
+    drawn = [
+        cell(f"method={method}", f"clients={clients}", "evaluation.grid=4")
+        for method, clients in (("FULL", 2), ("UDEC", 2), ("UDEC", 4))
+    ]
+    one, two, four = (Image.open(made.folder / "samples" / "round_002.png").height for made in drawn)
+    assert two - one > 50
+    assert four - one == pytest.approx(3 * (two - one), abs=3)
 
 
 def test_a_finished_cell_is_skipped(
@@ -137,9 +145,14 @@ def test_a_cell_inside_a_slurm_job_joins_no_world(cell: MakeCell, monkeypatch: p
 
 
 def test_csv_logs_every_round_and_client(cell: MakeCell) -> None:
-    rows = cell("logger=csv", "clients=2").rows("metrics/metrics.csv")
+    made = cell("logger=csv", "clients=2", "partition=quantity_skew")
+    rows = made.rows("metrics/metrics.csv")
     assert [int(float(row["round"])) for row in rows] == [1, 2]
-    assert all(float(row["client_loss/1"]) > 0 for row in rows)
+    for row, plain in zip(rows, made.rows("rounds.csv"), strict=True):
+        losses = [float(row[f"client_loss/{client}"]) for client in range(2)]
+        assert losses[0] != losses[1]
+        mean = sum(n * loss for n, loss in zip(made.sizes, losses, strict=True)) / sum(made.sizes)
+        assert float(row["train_loss"]) == float(plain["train_loss"]) == pytest.approx(mean)
 
 
 def test_wandb_runs_offline_with_rounds_config_pictures_summary_and_a_row_of_the_table_of_cells(

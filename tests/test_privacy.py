@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SLICE_PREFIXES, Cell, Wire
 
+from fedlight.diffusion.ddpm import DDPM
 from fedlight.federation.messages import Broadcast, Update
 
 MakeCell = Callable[..., Cell]
@@ -28,9 +29,18 @@ def slice_of(name: str) -> str:
     ],
 )
 def test_nothing_but_the_declared_slices_count_and_loss_reaches_the_server(
-    cell: MakeCell, wire: Wire, method: str, declared: set[str]
+    cell: MakeCell, wire: Wire, method: str, declared: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = cell(f"method={method}", "clients=3", "rounds=2", "model.ema_decay=0.9")
+    batches: list[tuple[int, float]] = []  # images and loss of each, in order
+    step = DDPM.training_step
+
+    def noted(model: DDPM, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        loss = step(model, batch, batch_idx)
+        batches.append((len(batch), loss.item()))
+        return loss
+
+    monkeypatch.setattr(DDPM, "training_step", noted)
+    made = cell(f"method={method}", "clients=3", "rounds=2", "epochs=2", "model.ema_decay=0.9")
     assert [(update.round, update.client) for update in wire.updates] == [
         (round_, client) for round_ in (1, 2) for client in range(3)
     ]
@@ -43,7 +53,15 @@ def test_nothing_but_the_declared_slices_count_and_loss_reaches_the_server(
             assert payload.tensors
             assert all(name.startswith("unet.") and slice_of(name) == slice_ for name in payload.tensors)
         assert update.num_examples == made.sizes[update.client]
-        assert 0 < update.loss < 10
+        epochs: list[float] = []
+        for _ in range(2):
+            images, total = 0, 0.0
+            while images < update.num_examples:
+                count, loss = batches.pop(0)
+                images, total = images + count, total + count * loss
+            epochs.append(total / images)
+        assert update.loss == pytest.approx(epochs[-1], rel=1e-5) != epochs[0]
+    assert not batches
 
 
 def test_usplit_clients_send_what_they_were_dealt(cell: MakeCell, wire: Wire) -> None:

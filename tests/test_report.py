@@ -370,7 +370,9 @@ def test_latex_compiles(sweep: Path, tmp_path: Path) -> None:
     write_cell(sweep, "my_50%_#1&2", 5)
     run_report(sweep)
     lines = [r"\documentclass{article}", r"\usepackage{booktabs,graphicx}", r"\begin{document}"]
-    for path in (sweep / "report").glob("*.tex"):
+    tables = list((sweep / "report").glob("*.tex"))
+    assert tables
+    for path in tables:
         lines.append(rf"\resizebox{{\textwidth}}{{!}}{{\input{{{path}}}}}\par")
     document = tmp_path / "all.tex"
     document.write_text("\n".join([*lines, r"\end{document}"]))
@@ -411,6 +413,7 @@ def test_the_report_of_cells_really_run(
     page = Page(tmp_path / "runs/default/report/index.html")
     results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/default/*/result.json")]
     lines = {(line["method"], line["clients"]): line for line in page.records("table")}
+    assert len(results) == len(lines) == 4
     for result in results:
         line = lines[result["method"], str(result["clients"])]
         assert line["parameters"] == f"{result['exchange']['params_total']:,}"
