@@ -1,6 +1,7 @@
 """Bit for bit: what must not change a result does not, and what must does."""
 
 from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import Cell, Wire
 
 from fedlight.federation import cohort
 from fedlight.federation.aggregate import WeightedMean
+from fedlight.runtime.errors import BadInput
 
 MakeCell = Callable[..., Cell]
 
@@ -117,9 +119,34 @@ def test_the_mean_of_identical_updates_is_the_update(weights: tuple[int, ...]) -
 
 def test_the_mean_is_weighted_by_data_size() -> None:
     mean = WeightedMean()
-    mean.add({"a": torch.tensor([1.0, 2.0]), "n": torch.tensor(5)}, 1)
-    mean.add({"a": torch.tensor([4.0, 8.0]), "b": torch.tensor([7.0]), "n": torch.tensor(9)}, 2)
+    mean.add({"a": torch.tensor([1.0, 2.0])}, 1)
+    mean.add({"a": torch.tensor([4.0, 8.0]), "b": torch.tensor([7.0])}, 2)
     found = mean.result()
     assert found["a"].tolist() == [3.0, 6.0]
     assert found["b"].tolist() == [7.0]
-    assert found["n"].item() == 5
+
+
+def test_batchnorm_s_counter_is_the_largest_and_its_statistics_are_means_in_whatever_sequence() -> None:
+    def update(batches: int) -> dict[str, torch.Tensor]:
+        norm = torch.nn.BatchNorm1d(2, momentum=None)  # a plain mean over the batches
+        for _ in range(batches):
+            norm(torch.tensor([[0.0, 0.0], [2.0, 2.0]]) + batches)
+        return norm.state_dict()
+
+    for sizes in permutations((2, 7, 4)):
+        mean = WeightedMean()
+        for size in sizes:
+            mean.add(update(size), size)
+        found = mean.result()
+        assert (found["num_batches_tracked"].item(), found["num_batches_tracked"].dtype) == (7, torch.int64)
+        expected = sum(size * (1 + size) for size in sizes) / sum(sizes)
+        assert found["running_mean"].tolist() == pytest.approx([expected] * 2)
+
+
+def test_whole_numbers_that_are_no_counter_must_agree() -> None:
+    mean, table = WeightedMean(), torch.arange(5)
+    for _ in range(2):
+        mean.add({"table": table}, 3)
+    assert torch.equal(mean.result()["table"], table)
+    with pytest.raises(BadInput, match="table holds whole numbers that differ between clients"):
+        mean.add({"table": table.flip(0)}, 3)

@@ -110,6 +110,7 @@ def test_every_configured_model_is_cut_into_disjoint_slices_that_leave_nothing_o
     assert set(sliced) == {f"unet.{name}" for name in model.unet.state_dict()}
 
     state = model.state_dict()
+    assert all(tensor.is_floating_point() for tensor in state.values())  # so that all of it has a mean
     counts = [
         sum(tensor.numel() for tensor in slices.select([name], state).values()) for name in slices.names
     ]

@@ -5,12 +5,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedlight.runtime.errors import BadInput
+
 
 class WeightedMean:
     """Takes the updates one by one; memory is that of one model, whatever the number of clients.
 
     Sums are in float64. With whole-number weights, identical updates have themselves as their mean, bit for
-    bit. Integer tensors (counters) take the value of the first update.
+    bit.
+
+    Integers have no mean. One of a single element is a counter, such as BatchNorm's `num_batches_tracked`,
+    which rightly differs between clients of different size: the largest is taken, so that no counter goes
+    back, whatever the sequence of updates. A larger one, such as a table of indices, must be the same in all.
     """
 
     def __init__(self) -> None:
@@ -19,7 +25,11 @@ class WeightedMean:
         self._dtypes: dict[str, torch.dtype] = {}
 
     def add(self, values: Mapping[str, Tensor], weight: float) -> None:
-        """Adds the tensors of one client with its weight, such as n_k."""
+        """Adds the tensors of one client with its weight, such as n_k.
+
+        Raises:
+            BadInput: an integer tensor of more than one element is not what another client reported.
+        """
         for name, tensor in values.items():
             if name not in self._sums:
                 floating = tensor.is_floating_point()
@@ -29,6 +39,13 @@ class WeightedMean:
             elif tensor.is_floating_point():
                 self._sums[name].add_(tensor, alpha=weight)
                 self._weights[name] += weight
+            elif tensor.numel() == 1:
+                self._sums[name] = torch.maximum(self._sums[name], tensor)
+            elif not torch.equal(self._sums[name], tensor):
+                raise BadInput(
+                    f"model: {name} holds whole numbers that differ between clients and have no mean: make it "
+                    "floating, or keep its slice out of method.uplink"
+                )
 
     def result(self) -> dict[str, Tensor]:
         """The means, each in the dtype of its updates; a name that no client reported is absent."""

@@ -34,7 +34,7 @@ class FedAvg:
     def report(
         self, received: State, trained: State, extras: State, memory: State, steps: int
     ) -> tuple[State, State]:
-        """The extras that a client reports, and its new memory.
+        """The extras that a client reports, floating, since the server takes their mean; and its new memory.
 
         Args:
             received: the slices as they were received.
