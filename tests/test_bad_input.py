@@ -50,7 +50,18 @@ CASES = {
         ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"],
         "add optimizer.fused=false",
     ),
-    "beta of null": (["partition=label_skew", "partition.beta=null"], "partition: "),
+    "beta of null": (
+        ["partition=label_skew", "partition.beta=null"],
+        "partition.beta must be a number above 0, got null",
+    ),
+    "quantities of a beta of null": (
+        ["partition=quantity_skew", "partition.beta=null"],
+        "partition.beta must be a number above 0, got null",
+    ),
+    "shards of null": (
+        ["partition=shards", "partition.classes=null"],
+        "partition.classes must be a whole number, got null",
+    ),
     "infinite learning rate": (["optimizer.lr=inf"], "optimizer.lr: .* finite"),
     "other prediction": (["+model.schedule.prediction_type=v_prediction"], "prediction_type epsilon"),
     "no block": (["model.unet.blocks=0"], "must be at least 1, got 0"),

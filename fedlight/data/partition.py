@@ -4,6 +4,8 @@ The draws come from NumPy's legacy generator `RandomState(seed)`, so that the pu
 FedDiffuse (seed 2023, beta 0.5) come out to the image.
 """
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ from fedlight.runtime.errors import BadInput
 
 Labels = NDArray[np.int64]
 Indices = NDArray[np.int64]
+Number = TypeVar("Number", int, float)
 
 DRAWS = 1_000
 
@@ -25,13 +28,16 @@ def iid(labels: Labels, clients: int, seed: int) -> list[Indices]:
     return np.array_split(np.random.RandomState(seed).permutation(len(labels)), clients)
 
 
-def quantity_skew(labels: Labels, clients: int, seed: int, beta: float, minimum: int = 10) -> list[Indices]:
+def quantity_skew(
+    labels: Labels, clients: int, seed: int, beta: float | None, minimum: int = 10
+) -> list[Indices]:
     """Deals all images at random into shares of sizes ~ Dirichlet(beta) (NIID-Bench, arXiv 2102.02079).
 
     Raises:
-        BadInput: no draw gave every client its minimum.
+        BadInput: no beta, or no draw gave every client its minimum.
     """
     _require(labels, clients, minimum)
+    beta = _given(beta, "beta", "a number above 0")
     rng, total = np.random.RandomState(seed), len(labels)
     shuffled = rng.permutation(total)
     for _ in range(DRAWS):
@@ -42,13 +48,16 @@ def quantity_skew(labels: Labels, clients: int, seed: int, beta: float, minimum:
     raise _too_skewed(clients, beta, minimum)
 
 
-def label_skew(labels: Labels, clients: int, seed: int, beta: float, minimum: int = 10) -> list[Indices]:
+def label_skew(
+    labels: Labels, clients: int, seed: int, beta: float | None, minimum: int = 10
+) -> list[Indices]:
     """Deals each class in shares ~ Dirichlet(beta), none to clients already full (NIID-Bench).
 
     Raises:
-        BadInput: no draw gave every client its minimum.
+        BadInput: no beta, or no draw gave every client its minimum.
     """
     _require(labels, clients, minimum)
+    beta = _given(beta, "beta", "a number above 0")
     rng = np.random.RandomState(seed)
     for _ in range(DRAWS):
         parts = _draw_label_skew(rng, labels, clients, beta)
@@ -77,13 +86,14 @@ def _draw_label_skew(
     return parts
 
 
-def shards(labels: Labels, clients: int, seed: int, classes: int) -> list[Indices]:
+def shards(labels: Labels, clients: int, seed: int, classes: int | None) -> list[Indices]:
     """Gives each client the same number of classes and each class to its clients in equal shares.
 
     Raises:
         BadInput: more classes a client than there are, or too few to hand out every class.
     """
     _require(labels, clients, minimum=1)
+    classes = _given(classes, "classes", "a whole number")
     rng, known = np.random.RandomState(seed), int(labels.max()) + 1
     fewest = -(-known // clients)
     if not fewest <= classes <= known:
@@ -117,6 +127,12 @@ def pool(parts: list[Indices]) -> Indices:
 def count_labels(labels: Labels, parts: list[Indices], classes: int) -> NDArray[np.int64]:
     """Images of each client and label, shape (clients, classes)."""
     return np.stack([np.bincount(labels[part], minlength=classes) for part in parts])
+
+
+def _given(value: Number | None, key: str, allowed: str) -> Number:
+    if value is None:
+        raise BadInput(f"partition.{key} must be {allowed}, got null")
+    return value
 
 
 def _require(labels: Labels, clients: int, minimum: int) -> None:
