@@ -43,8 +43,8 @@ class WeightedMean:
                 self._sums[name] = torch.maximum(self._sums[name], tensor)
             elif not torch.equal(self._sums[name], tensor):
                 raise BadInput(
-                    f"model: {name} holds whole numbers that differ between clients and have no mean: make it "
-                    "floating, or keep its slice out of method.uplink"
+                    f"model: {name} holds whole numbers that differ between clients and have no mean: make "
+                    "it floating, or keep its slice out of method.uplink"
                 )
 
     def result(self) -> dict[str, Tensor]:
