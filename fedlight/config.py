@@ -98,6 +98,19 @@ class TransformConfig(Section):
     up: Annotated[list[Target], Field(min_length=1)]
 
 
+class PrivacyConfig(Section):
+    """What is promised about privacy."""
+
+    name: Literal["client"]
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    clip: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    target_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    noise_at: Literal["server", "clients"] = "server"
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    secure_noise: bool = False
+
+
 class FederationConfig(Section):
     """What goes wrong in a federation."""
 
@@ -143,6 +156,7 @@ class CellConfig(Section):
     algorithm: ExtensionConfig | None = None
     transform: TransformConfig | None = None
     transport: ExtensionConfig | None = None
+    privacy: PrivacyConfig | None = None
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON knows it; a group that is not chosen is absent."""

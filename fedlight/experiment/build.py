@@ -31,6 +31,7 @@ from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
 from fedlight.experiment.evaluate import draw_and_score
+from fedlight.experiment.guarantee import check_privacy, make_mechanism, with_noise
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
@@ -102,6 +103,7 @@ class Components:
             data=lambda client: ClientData(pixels, shares[client], self.settings.data.batch_size),
             make_trainer=lambda own: self.make_trainer(callbacks=[*own, *callbacks]),
             evaluate=evaluate,
+            privacy=make_mechanism(self.settings),
         )
         return Site(folder.name, setup, folder / CHECKPOINT)
 
@@ -156,6 +158,8 @@ def build(settings: CellConfig) -> Components:
 
     module, slices = make_module(settings)
     method = settings.method.resolve(slices.names)
+    settings = with_noise(settings)
+    check_privacy(settings, method, slices, module.state_dict())
     make_trainer = _trainer_factory(settings)
     try:
         device = make_trainer().strategy.root_device
@@ -177,14 +181,27 @@ def build(settings: CellConfig) -> Components:
 
 
 def make_server(
-    cell: str, settings: CellConfig, module: DDPM, slices: SliceMap, algorithm: FedAvg, codec: Codec
+    cell: str,
+    settings: CellConfig,
+    module: DDPM,
+    slices: SliceMap,
+    algorithm: FedAvg,
+    codec: Codec,
+    checkpoint: Path | None = None,
 ) -> Server:
-    """The server of a cell before its first round."""
+    """The server of a cell before its first round; `checkpoint` is the folder where it notes its releases."""
+    asked = settings.privacy
     participation = Participation(
-        settings.clients, settings.fraction, settings.federation.dropout, settings.seed
+        settings.clients,
+        settings.fraction,
+        settings.federation.dropout,
+        settings.seed,
+        poisson=asked is not None,
+        secret=asked is not None and asked.secure_noise,
     )
+    privacy = make_mechanism(settings, checkpoint)
     method, initial = settings.method.resolve(slices.names), on_cpu(module.state_dict())
-    return Server(cell, method, slices, initial, participation, algorithm, codec)
+    return Server(cell, method, slices, initial, participation, algorithm, codec, privacy)
 
 
 def make_algorithm(settings: CellConfig) -> FedAvg:

@@ -47,6 +47,11 @@ class WeightedMean:
                     "it floating, or keep its slice out of method.uplink"
                 )
 
+    def shift(self, tensors: Mapping[str, Tensor]) -> None:
+        """Adds to the sums what has no weight, such as noise."""
+        for name, tensor in tensors.items():
+            self._sums[name] = self._sums[name] + tensor
+
     def result(self) -> dict[str, Tensor]:
         """The means, each in the dtype of its updates; a name that no client reported is absent."""
         return {

@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import Codec
 from fedlight.federation.federator import Federator, on_cpu
+from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, Scores, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
@@ -37,6 +38,7 @@ class ClientSetup:
         data: the data module of a client, by its number; it has `num_examples`.
         make_trainer: a fresh Trainer for one local update, from its callbacks.
         evaluate: draws from a model and scores it.
+        privacy: of clients; None where there is none.
     """
 
     seed: int
@@ -48,6 +50,7 @@ class ClientSetup:
     data: Callable[[int], Any]
     make_trainer: Callable[[list[Any]], Trainer]
     evaluate: Evaluate
+    privacy: GaussianMechanism | None = None
 
     @cached_property
     def first(self) -> State:
@@ -100,22 +103,26 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     setup.make_trainer([federator, *added]).fit(setup.module, datamodule=data)
     trained = federator.trained
 
-    payloads, errors = {}, dict(memory.get("errors", {}))
-    for slice_ in broadcast.uplink:
-        values = setup.slices.select([slice_], trained)
-        lost = {name: errors[name] for name in values if name in errors}
-        rng = stream(setup.seed, "uplink", round_, client, slice_)
-        payloads[slice_], lost = setup.codec.encode(values, state, lost, rng)
-        errors |= lost
     names = federated.keys()
     reported, own = setup.algorithm.report(
         federated, {name: trained[name] for name in names}, extras, own, federator.steps
     )
+    leaving = setup.slices.select(broadcast.uplink, trained)
+    if setup.privacy and setup.privacy.at_clients:
+        leaving, reported = setup.privacy.share(leaving, reported, state, round_, client)
+    payloads, errors = {}, dict(memory.get("errors", {}))
+    for slice_ in broadcast.uplink:
+        values = setup.slices.select([slice_], leaving)
+        lost = {name: errors[name] for name in values if name in errors}
+        rng = stream(setup.seed, "uplink", round_, client, slice_)
+        payloads[slice_], lost = setup.codec.encode(values, state, lost, rng)
+        errors |= lost
     if reported:
         payloads[EXTRAS] = Payload.plain(reported)
     model = {name: trained[name] for name in setup.private}
     kept = {"model": model, "optimizer": federator.kept_optimizer, "algorithm": own, "errors": errors}
-    update = Update(broadcast.cell, round_, client, data.num_examples, federator.loss, payloads)
+    images, loss = (0, None) if setup.privacy else (data.num_examples, federator.loss)
+    update = Update(broadcast.cell, round_, client, images, loss, payloads)
     return update, kept
 
 
