@@ -21,8 +21,8 @@ class GaussianMechanism:
     """Bounds what one client adds to the sum of a round, and adds Gaussian noise to that sum.
 
     All that leaves a client counts in one norm: what changed in the reported slices, and the algorithm's
-    extras. The sum is divided by the expected size of the cohort, whatever its size is. So one client more or less
-    changes the sum by `clip` at most, and the noise by its standard deviation `noise * clip` hides it.
+    extras. The sum is divided by the expected size of the cohort, whatever its size is. So one client more or
+    less changes the sum by `clip` at most, which the noise of standard deviation `noise * clip` hides.
 
     Attributes:
         clip: the largest L2 norm of an update, above 0; infinite for no clipping.
@@ -32,8 +32,8 @@ class GaussianMechanism:
         at_clients: each client clips by itself and adds a K-th of the noise's variance before it reports; the
             server adds what is missing, so that the sum's noise is the same whoever takes part. Otherwise the
             server does both.
-        quantile: the share of updates that the clip is to leave as they are; it moves there from round to round
-            (arXiv 1905.03871). None for a clip that stays.
+        quantile: the share of updates that the clip is to leave as they are; it moves there from round to
+            round (arXiv 1905.03871). None for a clip that stays.
         source: of the noise.
     """
 

@@ -25,25 +25,16 @@ class Account:
         self._release = _release(self._accounting, noise, rate)
         self._noise = noise
         self._delta = delta
-        self._begin()
 
     def epsilon(self, releases: int) -> float:
-        """Epsilon after so many releases; infinite where there is no noise.
-
-        Time is that of the releases since the last call.
-        """
-        if releases < self._counted:
-            self._begin()
+        """Epsilon after so many releases; infinite where there is no noise."""
+        if not releases:
+            return 0.0
         if not self._noise:
-            return math.inf if releases else 0.0
-        if releases > self._counted:
-            self._accountant.compose(self._release, releases - self._counted)
-            self._counted = releases
-        return float(self._accountant.get_epsilon(self._delta)) if releases else 0.0
-
-    def _begin(self) -> None:
-        self._counted: int = 0
-        self._accountant: Any = self._accounting.rdp.RdpAccountant()
+            return math.inf
+        accountant = self._accounting.rdp.RdpAccountant()
+        accountant.compose(self._release, releases)
+        return float(accountant.get_epsilon(self._delta))
 
 
 def calibrate(target_epsilon: float, delta: float, rate: float, releases: int) -> float:
