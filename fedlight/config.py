@@ -56,7 +56,7 @@ class ModelConfig(Section):
     unet: Target
     schedule: Target
     loss: str
-    ema_decay: float | None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     exchange_ema: bool
     slices: Annotated[dict[str, list[str]], Field(min_length=1)]
 

@@ -184,7 +184,8 @@ def make_server(
         settings.clients, settings.fraction, settings.federation.dropout, settings.seed
     )
     method, initial = settings.method.resolve(slices.names), on_cpu(module.state_dict())
-    return Server(cell, method, slices, initial, participation, algorithm, codec)
+    decay = settings.model.ema_decay if _averages_rounds(settings) else None
+    return Server(cell, method, slices, initial, participation, algorithm, codec, decay)
 
 
 def make_algorithm(settings: CellConfig) -> FedAvg:
@@ -253,6 +254,11 @@ def make_module(settings: CellConfig) -> tuple[DDPM, SliceMap]:
     Raises:
         BadInput: the model cannot be made as asked, or a parameter is in no slice or in two.
     """
+    if settings.model.exchange_ema and settings.model.ema_decay is None:
+        raise BadInput(
+            "model.exchange_ema=true exchanges a moving average, and there is none: set model.ema_decay to a "
+            "number between 0 and 1, or leave model.exchange_ema out"
+        )
     seed_everything(derive_seed(settings.seed, "model"), verbose=False)
     schedule = instantiate(settings.model.schedule)
     check_sampler(settings.evaluation.sampler, settings.evaluation.steps, schedule)
@@ -265,11 +271,16 @@ def make_module(settings: CellConfig) -> tuple[DDPM, SliceMap]:
         loss=settings.model.loss,
         optimizer=instantiate(settings.optimizer.model_dump(by_alias=True), _partial_=True),
         slices=settings.model.slices,
-        ema_decay=settings.model.ema_decay,
+        ema_decay=None if _averages_rounds(settings) else settings.model.ema_decay,
         exchange_ema=settings.model.exchange_ema,
     )
     slices = SliceMap.build(module.slices, module.state_dict(), module.private)
     return module, slices
+
+
+def _averages_rounds(settings: CellConfig) -> bool:
+    """Whether a moving average is the server's, over rounds; clients keep one over steps otherwise."""
+    return settings.method.evaluate == "global" and not settings.model.exchange_ema
 
 
 def precision(settings: CellConfig) -> str:

@@ -107,10 +107,10 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
         rng = stream(setup.seed, "uplink", round_, client, slice_)
         payloads[slice_], lost = setup.codec.encode(values, state, lost, rng)
         errors |= lost
-    names = federated.keys()
-    reported, own = setup.algorithm.report(
-        federated, {name: trained[name] for name in names}, extras, own, federator.steps
-    )
+    own = own | {name: tensor for callback in added for name, tensor in callback.state_dict().items()}
+    reporting = [slice_ for slice_ in setup.method.downlink if slice_ in broadcast.uplink]
+    sent, after = (setup.slices.select(reporting, values) for values in (state, trained))
+    reported, own = setup.algorithm.report(sent, after, extras, own, federator.steps)
     if reported:
         payloads[EXTRAS] = Payload.plain(reported)
     model = {name: trained[name] for name in setup.private}
