@@ -6,6 +6,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.federator import optimizer_state, restore_optimizer
 from fedlight.federation.messages import State
 
 
@@ -43,22 +44,20 @@ class OptimizerState(Callback):
         (optimizer,) = trainer.optimizers
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-        self._names = {index: names[id(parameter)] for index, parameter in enumerate(parameters)}
-        begin: dict[str, State] = {}
-        for key, tensor in self._begin.items():
-            kind, name = key.split("/")
-            begin.setdefault(name, {})[kind] = tensor
-        content = optimizer.state_dict()
-        shared = {index: begin[name] for index, name in self._names.items() if name in begin}
-        optimizer.load_state_dict({**content, "state": {**content["state"], **shared}})
+        self._names = [names[id(parameter)] for parameter in parameters]
+        shared = {}
+        for entry, tensor in self._begin.items():
+            key, name = entry.split("/")
+            shared[f"{self._names.index(name)}.{key}"] = tensor
+        restore_optimizer(optimizer, optimizer_state(optimizer) | shared)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._found = {
-            f"{kind}/{self._names[index]}": tensor.detach().cpu().clone()
-            for index, entry in trainer.optimizers[0].state_dict()["state"].items()
-            for kind, tensor in entry.items()
-            if self._names[index] in self._received
-        }
+        self._found = {}
+        for entry, tensor in optimizer_state(trainer.optimizers[0]).items():
+            index, key = entry.split(".", 1)
+            name = self._names[int(index)]
+            if name in self._received:
+                self._found[f"{key}/{name}"] = tensor.clone()
 
     def state_dict(self) -> dict[str, Any]:
         return self._found
