@@ -1,6 +1,5 @@
 """Every algorithm beside a second writing in NumPy, on quadratics whose gradients are known."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -260,9 +259,7 @@ CASES = {
 @pytest.mark.parametrize(
     ("name", "optimizer"), [*((name, SGD) for name in ALGORITHMS), ("scaffold", ADAM), ("localadam", ADAM)]
 )
-def test_an_algorithm_is_its_second_writing(
-    tmp_path: Path, name: str, optimizer: Any, case: str
-) -> None:
+def test_an_algorithm_is_its_second_writing(tmp_path: Path, name: str, optimizer: Any, case: str) -> None:
     arguments: dict[str, Any] = CASES[case]
     played = play(tmp_path, ALGORITHMS[name], optimizer=optimizer, **arguments)
     expected = by_hand(name, played, optimizer, arguments["clients"], arguments["rounds"])
@@ -271,3 +268,150 @@ def test_an_algorithm_is_its_second_writing(
     if case == "partial":
         np.testing.assert_array_equal(played.theta[:4], START[:4].astype(np.float32))
     assert np.abs(played.theta[moved] - START[moved]).min() > 1e-3
+
+
+def bits(played: Played) -> dict[str, Any]:
+    """All that the server holds after a federation, and what crossed."""
+    server = played.server
+    groups = {"theta": server.theta, "state": server.state, "average": server.average}
+    tensors = {f"{g}/{n}": t.numpy().tobytes() for g, state in groups.items() for n, t in state.items()}
+    return {**tensors, "ledger": server.ledger.rows()}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("method", [SPLIT, BACK], ids=["split", "partial"])
+def test_neither_order_nor_restarts_change_a_bit(tmp_path: Path, name: str, method: Method) -> None:
+    arguments: dict[str, Any] = {**CASES["faults"], "method": method, "decay": 0.6, "optimizer": ADAM}
+    straight, backwards, restarted = (
+        bits(play(tmp_path / str(number), ALGORITHMS[name], **arguments, **further))
+        for number, further in enumerate([{}, {"backwards": True}, {"restarts": True}])
+    )
+    assert straight == backwards
+    assert straight == restarted
+
+
+@pytest.mark.parametrize("case", ["split", "faults"])
+def test_the_average_over_rounds_begins_with_the_first_report(tmp_path: Path, case: str) -> None:
+    arguments: dict[str, Any] = CASES[case]
+    played = play(tmp_path, FedAvgM(0.6, 0.8), decay=0.6, **arguments)
+    expected = by_hand("fedavgm", played, SGD, arguments["clients"], arguments["rounds"])["average"]
+    state = played.server.global_state()
+    found = np.concatenate([state[name].numpy() for name in SLICES])
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+    assert state["counter"] == played.server.theta["counter"] > 0
+    plain = play(tmp_path / "plain", FedAvgM(0.6, 0.8), **arguments)
+    np.testing.assert_array_equal(plain.theta, played.theta)  # the average is for looking at only
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_variates_of_scaffold_average_to_the_server_s(tmp_path: Path, case: str, optimizer: Any) -> None:
+    arguments: dict[str, Any] = CASES[case]
+    clients = arguments["clients"]
+    played = play(tmp_path, Scaffold(), optimizer=optimizer, **arguments)
+    variates = [played.memory(client).get("algorithm", {}) for client in range(clients)]
+    assert set(played.server.state) == ({"back"} if case == "partial" else set(SLICES))
+    for name, c in played.server.state.items():
+        mean = sum(own.get(name, torch.zeros(2)) for own in variates) / clients
+        torch.testing.assert_close(c, mean, rtol=1e-5, atol=1e-6)
+    expected = by_hand("scaffold", played, optimizer, clients, arguments["rounds"])
+    for name in played.server.state:
+        for client, own in enumerate(variates):
+            found = own.get(name, torch.zeros(2)).numpy()
+            np.testing.assert_allclose(found, expected["c_k"][client][SLICES[name]], rtol=1e-4, atol=1e-5)
+
+
+def test_scaffold_finds_the_minimum_that_fedavg_misses(tmp_path: Path) -> None:
+    """Of the plain mean of the clients' losses, whatever their steps; plain FedAvg ends beside it."""
+    a, b = (np.stack([part(client) for client in range(2)]) for part in (curvature, minimum))
+    best = (a * b).sum(0) / a.sum(0)
+    scaffold, fedavg = (
+        play(tmp_path / name, ALGORITHMS[name], rounds=60).theta for name in ("scaffold", "fedavg")
+    )
+    np.testing.assert_allclose(scaffold, best, atol=1e-3)
+    assert np.abs(fedavg - best).max() > 0.1
+
+
+def test_fednova_finds_the_minimum_though_steps_differ(tmp_path: Path) -> None:
+    """Of the mean weighted by data: nearer than FedAvg, which prefers the client with more steps."""
+    a, b = (np.stack([part(client) for client in range(2)]) for part in (curvature, minimum))
+    shares = np.array(IMAGES[:2])[:, None] / sum(IMAGES[:2])
+    best = (shares * a * b).sum(0) / (shares * a).sum(0)
+    fednova, fedavg = (
+        play(tmp_path / name, ALGORITHMS[name], rounds=40).theta for name in ("fednova", "fedavg")
+    )
+    assert np.abs(fednova - best).sum() < 0.5 * np.abs(fedavg - best).sum()
+
+
+EXTRAS_BY_HAND = {  # scalars beside the slices: down in the first round, down later, up; 6 numbers, 3 tensors
+    "fedavg": (0, 0, 0),
+    "fedprox": (0, 0, 0),
+    "fedavgm": (0, 0, 0),
+    "fedadam": (0, 0, 0),
+    "fedyogi": (0, 0, 0),
+    "scaffold": (0, 6, 6),
+    "fednova": (0, 0, 1),
+    "localadam": (0, 6 + 6 + 3, 6 + 6 + 3),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_ledger_counts_what_an_algorithm_adds(tmp_path: Path, name: str) -> None:
+    played = play(tmp_path, ALGORITHMS[name], optimizer=ADAM, rounds=2)
+    counted = {
+        (entry.round, entry.client, entry.direction): (entry.params, entry.bytes)
+        for entry in played.server.ledger.entries
+        if entry.slice == EXTRAS
+    }
+    first, later, up = EXTRAS_BY_HAND[name]
+    expected = {
+        (round_, client, direction): (params, 4 * params)
+        for client in range(2)
+        for round_, direction, params in [
+            (1, "down", first),
+            (1, "up", up),
+            (2, "down", later),
+            (2, "up", up),
+        ]
+        if params
+    }
+    assert counted == expected
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_extra_tells_of_a_slice_that_is_not_reported(tmp_path: Path, name: str) -> None:
+    """What stays private, or was dealt to another, is in no name of what crosses."""
+    for number, (method, optimizer) in enumerate([(SPLIT, ADAM), (BACK, ADAM)]):
+        played = play(tmp_path / str(number), ALGORITHMS[name], method, optimizer=optimizer, rounds=2)
+        for update in played.updates:
+            extras = update.payloads[EXTRAS].tensors if EXTRAS in update.payloads else {}
+            named = {extra.split("/")[-1] for extra in extras} - {"steps"}
+            assert named <= update.payloads.keys()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_where_no_slice_is_federated_nothing_crosses(tmp_path: Path, name: str) -> None:
+    alone = Method(name="ALONE", downlink=(), uplink=(), evaluate="clients")
+    played, plain = (
+        play(tmp_path / str(number), algorithm, alone, rounds=2)
+        for number, algorithm in enumerate([ALGORITHMS[name], FedAvg()])
+    )
+    assert played.server.ledger.rows() == plain.server.ledger.rows()
+    assert all(entry.round == 1 and entry.direction == "down" for entry in played.server.ledger.entries)
+    for client in range(2):
+        own, expected = (found.memory(client)["model"] for found in (played, plain))
+        assert all(torch.equal(own[slice_], expected[slice_]) for slice_ in SLICES)
+
+
+@pytest.mark.parametrize("neutral", [FedProx(0.0), FedAvgM(0.0, 1.0)], ids=["fedprox", "fedavgm"])
+@pytest.mark.parametrize("case", CASES)
+def test_an_algorithm_that_changes_nothing_is_fedavg_bit_for_bit(
+    tmp_path: Path, neutral: FedAvg, case: str
+) -> None:
+    arguments: dict[str, Any] = {**CASES[case], "optimizer": ADAM}
+    neutral_run, plain = (
+        play(tmp_path / str(number), algorithm, **arguments)
+        for number, algorithm in enumerate([neutral, FedAvg()])
+    )
+    for name, tensor in plain.server.theta.items():
+        assert tensor.numpy().tobytes() == neutral_run.server.theta[name].numpy().tobytes()

@@ -54,6 +54,8 @@ class WeightedMean:
             whole: the weight of all clients; those that did not report a name count in its mean with 0.
         """
         return {
-            name: (total / (whole or self._weights[name])).to(self._dtypes[name]) if total.is_floating_point() else total
+            name: (total / (whole or self._weights[name])).to(self._dtypes[name])
+            if total.is_floating_point()
+            else total
             for name, total in self._sums.items()
         }

@@ -38,7 +38,9 @@ class FedAdam(FedAvg):
     def init(self, theta: State) -> State:
         floating = {name: tensor for name, tensor in theta.items() if tensor.is_floating_point()}
         first = {f"m.{name}": torch.zeros_like(tensor) for name, tensor in floating.items()}
-        return first | {f"v.{name}": torch.full_like(tensor, self.tau**2) for name, tensor in floating.items()}
+        return first | {
+            f"v.{name}": torch.full_like(tensor, self.tau**2) for name, tensor in floating.items()
+        }
 
     def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
         new, after = dict(mean), dict(state)

@@ -45,7 +45,8 @@ class FedAvg:
             received: the slices that the client reports, as they were received.
             trained: the same after the local epochs.
             extras: what `broadcast` sent.
-            memory: what this client kept in its last round, nothing in its first; and what its `callbacks` hold.
+            memory: what this client kept in its last round, nothing in its first; and what its `callbacks`
+                hold.
             steps: optimizer steps of this local update.
         """
         return {}, memory

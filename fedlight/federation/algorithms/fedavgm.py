@@ -26,7 +26,9 @@ class FedAvgM(FedAvg):
         self.lr = lr
 
     def init(self, theta: State) -> State:
-        return {name: torch.zeros_like(tensor) for name, tensor in theta.items() if tensor.is_floating_point()}
+        return {
+            name: torch.zeros_like(tensor) for name, tensor in theta.items() if tensor.is_floating_point()
+        }
 
     def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
         moved = {name: mean[name] - theta[name] for name in mean if name in state}

@@ -8,7 +8,7 @@ from fedlight.federation.messages import State
 
 
 class FedNova(FedAvg):
-    """Clients report the mean of their steps in place of the sum, and the server takes so many of them at once.
+    """Clients report the mean of their steps in place of the sum, and the server takes many of them at once.
 
     Client k reports theta + (theta_k - theta) / tau_k after tau_k steps; the new global model is
     theta + tau * (mean - theta), where tau is the mean of tau_k with weights n_k (equation 7 for plain SGD:

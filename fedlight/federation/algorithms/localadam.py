@@ -34,7 +34,7 @@ class LocalAdam(FedAvg):
 
 
 class OptimizerState(Callback):
-    """Puts tensors `<key>/<name of the parameter>` into the optimizer's state, and takes them after the fit."""
+    """Puts tensors `<key>/<parameter's name>` into the optimizer's state, and takes them after the fit."""
 
     def __init__(self, received: State, begin: State) -> None:
         self._received = received

@@ -36,7 +36,9 @@ class Scaffold(FedAvg):
     def report(
         self, received: State, trained: State, extras: State, memory: State, steps: int
     ) -> tuple[State, State]:
-        means = {name: memory[f"gradient.{name}"] / steps for name in received if f"gradient.{name}" in memory}
+        means = {
+            name: memory[f"gradient.{name}"] / steps for name in received if f"gradient.{name}" in memory
+        }
         before = {name: memory[name] for name in memory if not name.startswith("gradient.")}
         change = {name: mean - before.get(name, torch.zeros(())) for name, mean in means.items()}
         return change, {**before, **means}
