@@ -11,6 +11,7 @@ from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation, Task
+from fedlight.federation.downlink import Downlink
 from fedlight.federation.ledger import Entry, Ledger
 from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
@@ -44,7 +45,7 @@ class Server:
         initial: the first state_dict, on the CPU.
         participation: who takes part.
         algorithm: how the global model steps.
-        codec: how updates are decoded.
+        codec: how slices are encoded.
 
     Attributes:
         round: rounds completed.
@@ -70,6 +71,7 @@ class Server:
         self._algorithm = algorithm
         self._codec = codec
         self._initial = initial
+        self._downlink = Downlink(method, slices, initial, codec, participation.seed)
         self.begin()
 
     def begin(self) -> None:
@@ -79,6 +81,7 @@ class Server:
         self.state = self._algorithm.init(self._federated())
         self.met: dict[int, int] = {}
         self.ledger = Ledger()
+        self._downlink.begin()
         self._open([])
 
     @property
@@ -107,12 +110,12 @@ class Server:
         cohort, tasks = self.participation.draw(self.method, self.round + 1)
         self._cohort = cohort
         self._open(tasks)
+        self._downlink.open(self.round + 1, self.theta)
         met = dict(self.met)
         self.met.update({task.client: task.round for task in tasks})
         for task in tasks:
             previous = met.get(task.client, 0)
-            slices = self.method.downlink if previous else self.slices.names
-            payloads = {slice_: Payload.plain(self._slice(slice_)) for slice_ in slices}
+            payloads = self._downlink.payloads(previous)
             if extras := self._algorithm.broadcast(self.state):
                 payloads[EXTRAS] = Payload.plain(extras)
             if not self.method.pool:  # the server trains by itself: nothing crosses
@@ -153,7 +156,8 @@ class Server:
         """Stores all that a restart needs after a round; with it the round is done."""
         ledger = {"ledger": self.ledger.rows(), "visits": self.ledger.visits}
         header = {"met": sorted(self.met.items()), **ledger, "history": history}
-        checkpoint.write(self.round, header, {"theta": self.theta, "algorithm": self.state})
+        groups = {"theta": self.theta, "algorithm": self.state, **self._downlink.state()}
+        checkpoint.write(self.round, header, groups)
 
     def resume(self, checkpoint: ServerCheckpoint, before: int | None = None) -> dict[str, Any] | None:
         """Puts the server after the last round that was stored, or before the first.
@@ -169,6 +173,7 @@ class Server:
             if before is None or round_ < before:
                 self.round, self.met = round_, dict(header["met"])
                 self.theta, self.state = groups["theta"], groups.get("algorithm", {})
+                self._downlink.restore(groups)
                 self.ledger.restore(header["ledger"], header["visits"])
                 history: dict[str, Any] = header["history"]
                 return history
@@ -189,7 +194,8 @@ class Server:
             if slice_ == EXTRAS:
                 self._extras.add(payload.tensors, 1)
             else:
-                values |= self._codec.decode(payload, self._slice(slice_))
+                trained = self._codec.decode(payload, self._downlink.held(slice_))
+                values |= self._downlink.uploaded(slice_, trained, self.theta)
         self._mean.add(values, self._algorithm.weight(update.num_examples))
         self._losses[update.client] = update.num_examples, update.loss
 
