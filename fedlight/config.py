@@ -3,7 +3,14 @@
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from fedlight.federation.method import Method
 from fedlight.runtime.errors import BadInput
@@ -92,10 +99,17 @@ class ExtensionConfig(BaseModel):
 
 
 class TransformConfig(Section):
-    """How what clients report is encoded, stage by stage."""
+    """How what crosses is encoded, stage by stage, and whether the first model crosses at all."""
 
     name: str
-    up: Annotated[list[Target], Field(min_length=1)]
+    up: list[Target] = []
+    down: list[Target] = []
+    seeded_start: bool = False
+
+    @model_serializer(mode="wrap")
+    def _chosen(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is not chosen is absent, and then absent from a cell's id."""
+        return {key: value for key, value in dump(self).items() if value}
 
 
 class FederationConfig(Section):

@@ -199,19 +199,23 @@ def make_algorithm(settings: CellConfig) -> FedAvg:
 
 
 def make_codec(settings: CellConfig, method: Method) -> Codec:
-    """What encodes the uplink; without a transform, values cross as they are.
+    """What encodes the slices; without a transform, and inside CENTRAL, values cross as they are.
 
     Raises:
         BadInput: a client would report the delta of a slice that it does not receive.
     """
-    if settings.transform is None:
+    if settings.transform is None or method.pool:
         return Codec()
     if unsent := [slice_ for slice_ in method.uplink if slice_ not in method.downlink]:
         raise BadInput(
             f"transform={settings.transform.name} encodes differences to what a client received, and method "
             f"{method.name} does not send {', '.join(unsent)} down"
         )
-    return Codec([make_extension("transform", stage) for stage in settings.transform.up])
+    up, down = (
+        [make_extension("transform", stage) for stage in stages]
+        for stages in (settings.transform.up, settings.transform.down)
+    )
+    return Codec(up, down, settings.transform.seeded_start)
 
 
 def make_extension(group: str, node: dict[str, Any], *arguments: Any) -> Any:

@@ -12,6 +12,7 @@ from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation, Task
+from fedlight.federation.downlink import Downlink
 from fedlight.federation.ledger import Entry, Ledger
 from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
@@ -45,7 +46,7 @@ class Server:
         initial: the first state_dict, on the CPU.
         participation: who takes part.
         algorithm: how the global model steps.
-        codec: how updates are decoded.
+        codec: how slices are encoded.
         average_decay: decay a round of the exponential moving average of the global model that is evaluated
             in its place; None for no average.
 
@@ -76,6 +77,7 @@ class Server:
         self._codec = codec
         self._average_decay = average_decay
         self._initial = initial
+        self._downlink = Downlink(method, slices, initial, codec, participation.seed)
         self.begin()
 
     def begin(self) -> None:
@@ -86,6 +88,7 @@ class Server:
         self.state = self._algorithm.init(self._federated())
         self.met: dict[int, int] = {}
         self.ledger = Ledger()
+        self._downlink.begin()
         self._open([])
 
     @property
@@ -118,12 +121,12 @@ class Server:
         cohort, tasks = self.participation.draw(self.method, self.round + 1)
         self._cohort = cohort
         self._open(tasks)
+        self._downlink.open(self.round + 1, self.theta)
         met = dict(self.met)
         self.met.update({task.client: task.round for task in tasks})
         for task in tasks:
             previous = met.get(task.client, 0)
-            slices = self.method.downlink if previous else self.slices.names
-            payloads = {slice_: Payload.plain(self._slice(slice_)) for slice_ in slices}
+            payloads = self._downlink.payloads(previous)
             if extras := self._algorithm.broadcast(self.state):
                 payloads[EXTRAS] = Payload.plain(extras)
             if not self.method.pool:  # the server trains by itself: nothing crosses
@@ -165,7 +168,8 @@ class Server:
         """Stores all that a restart needs after a round; with it the round is done."""
         ledger = {"ledger": self.ledger.rows(), "visits": self.ledger.visits}
         header = {"met": sorted(self.met.items()), **ledger, "history": history}
-        groups = {"theta": self.theta, "average": self.average, "algorithm": self.state}
+        own = {"theta": self.theta, "average": self.average, "algorithm": self.state}
+        groups = own | self._downlink.state()
         checkpoint.write(self.round, header, groups)
 
     def resume(self, checkpoint: ServerCheckpoint, before: int | None = None) -> dict[str, Any] | None:
@@ -183,6 +187,7 @@ class Server:
                 self.round, self.met = round_, dict(header["met"])
                 self.theta, self.average = groups["theta"], groups.get("average", {})
                 self.state = groups.get("algorithm", {})
+                self._downlink.restore(groups)
                 self.ledger.restore(header["ledger"], header["visits"])
                 history: dict[str, Any] = header["history"]
                 return history
@@ -204,7 +209,8 @@ class Server:
             if slice_ == EXTRAS:
                 self._extras.add(payload.tensors, weight)
             else:
-                values |= self._codec.decode(payload, self._slice(slice_))
+                trained = self._codec.decode(payload, self._downlink.held(slice_))
+                values |= self._downlink.uploaded(slice_, trained, self.theta)
         self._mean.add(values, weight)
         self._losses[update.client] = update.num_examples, update.loss
 
