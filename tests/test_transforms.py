@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
 
+from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
 from fedlight.federation.codec import DELTA, Chain, Codec
-from fedlight.federation.messages import Payload, State
+from fedlight.federation.messages import Broadcast, Payload, State, Update, from_bytes, to_bytes
 from fedlight.federation.method import Method
 from fedlight.federation.packing import join, pack_bits, split, unpack_bits
 from fedlight.federation.rounds import federate
@@ -393,10 +394,11 @@ def test_a_client_that_was_away_is_at_the_server_s_reference_again(
     assert ((True, 2, True) in seen) == (method is FULL)
 
 
+@pytest.mark.slow
 def test_the_downlink_loses_nothing_for_good(tmp_path: Path) -> None:
     """What the encoding lost is in the difference between the global model and the reference."""
-    plain = run(tmp_path / "plain", Codec(), rounds=40, clients=2, fraction=1.0).theta
-    both = run(tmp_path / "both", Codec([Sign()], [Sign()]), rounds=40, clients=2, fraction=1.0).theta
+    plain = run(tmp_path / "plain", Codec(), rounds=25, clients=2, fraction=1.0).theta
+    both = run(tmp_path / "both", Codec([Sign()], [Sign()]), rounds=25, clients=2, fraction=1.0).theta
     start = toy_server(toy_setup()).theta
     moved = sum((plain[name] - start[name]).square().sum() for name in plain)
     off = sum((plain[name] - both[name]).square().sum() for name in plain)
@@ -443,3 +445,93 @@ def test_what_is_not_finite_is_refused_by_client_and_slice() -> None:
     server.theta["shared.bias"] = torch.tensor([float("nan")])
     with pytest.raises(Diverged, match="slice shared of the server in round 2 left the finite numbers"):
         next(iter(server.broadcasts()))
+
+
+class Killed(Exception):
+    """The process is gone; what is on disk is left."""
+
+
+def weight(message: Broadcast | Update) -> list[tuple[int, int, str, str, int, int]]:
+    """The rows that a message should have in the ledger, from its bytes as they cross."""
+    crossed = from_bytes(to_bytes(message))
+    direction = "down" if isinstance(message, Broadcast) else "up"
+    sizes = {
+        name: sum(len(tensor.view(torch.uint8).numpy().tobytes()) for tensor in tensors.values())
+        for name, tensors in ((name, payload.tensors) for name, payload in crossed.payloads.items())
+    }
+    params = {name: payload.params for name, payload in crossed.payloads.items()}
+    return [(message.round, message.client, direction, name, params[name], sizes[name]) for name in sizes]
+
+
+def weighed(folder: Path, setup: Any, kill_at: int = -1, backwards: bool = False) -> tuple[Server, list[Any]]:
+    """A federation with clients that are away and some that drop out, and all that crossed in it.
+
+    Args:
+        folder: of server and clients; what is there is gone on from.
+        setup: of the clients.
+        kill_at: the step at which all processes are killed, counted from 0; there are steps between any two
+            things that happen.
+        backwards: the last client trains first.
+    """
+    steps = iter(range(10_000))
+    crossed = []
+
+    def step() -> None:
+        if next(steps) == kill_at:
+            raise Killed
+
+    server, checkpoint = (
+        toy_server(setup, clients=4, fraction=0.75, dropout=0.3),
+        ServerCheckpoint(folder, "toy"),
+    )
+    server.resume(checkpoint)
+    site = toy_site(setup, folder)
+    while server.round < 4:
+        broadcasts = list(server.broadcasts())
+        for broadcast in reversed(broadcasts) if backwards else broadcasts:
+            crossed += weight(broadcast)
+            step()
+            if receipt := site.update(broadcast):
+                step()
+                update = from_bytes(receipt.read())
+                crossed += weight(update)
+                server.receive(update)
+            step()
+        server.close_round()
+        step()
+        server.save(checkpoint, {})
+        step()
+    return server, crossed
+
+
+@pytest.mark.parametrize("method", [FULL, PARTIAL], ids=["FULL", "PARTIAL"])
+@pytest.mark.parametrize("name", STAGES)
+def test_the_ledger_is_the_wire_for_every_chain_at_any_order(
+    tmp_path: Path, method: Method, name: str
+) -> None:
+    setup = toy_setup(method, codec=Codec(STAGES[name], STAGES[name], seeded_start=True), epochs=1)
+    server, crossed = weighed(tmp_path / "forwards", setup)
+    backwards, _ = weighed(tmp_path / "backwards", setup, backwards=True)
+    assert equal(server.theta, backwards.theta)
+    assert server.ledger.rows() == backwards.ledger.rows()
+    assert sorted(server.ledger.rows()) == sorted(crossed)
+    assert 0 < len({row[:2] for row in crossed if row[2] == "up"}) < 12
+    assert server.ledger.bytes == sum(row[5] for row in crossed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["int4", "topk-int4-huffman"])
+def test_a_federation_killed_between_any_two_steps_ends_the_same(tmp_path: Path, name: str) -> None:
+    setup = toy_setup(PARTIAL, codec=Codec(STAGES[name], STAGES[name], seeded_start=True), epochs=1)
+    quiet, _ = weighed(tmp_path / "quiet", setup)
+    for kill_at in range(0, 1000, 3):
+        folder = tmp_path / str(kill_at)
+        try:
+            weighed(folder, setup, kill_at)
+            break
+        except Killed:
+            again, _ = weighed(folder, setup)
+        assert equal(again.theta, quiet.theta)
+        assert again.ledger.rows() == quiet.ledger.rows()
+        assert equal(again._downlink.held("shared"), quiet._downlink.held("shared"))
+    assert kill_at > 30
