@@ -18,6 +18,7 @@ from fedlight.federation.packing import join, pack_bits, split, unpack_bits
 from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.huffman import Huffman
+from fedlight.federation.transforms.lowrank import LowRank
 from fedlight.federation.transforms.quantisation import Quantisation
 from fedlight.federation.transforms.sign import Sign
 from fedlight.federation.transforms.topk import TopK
@@ -29,6 +30,8 @@ STAGES: dict[str, list[Any]] = {
     "int2": [Quantisation(2)],
     "sign": [Sign()],
     "topk": [TopK(0.25)],
+    "lowrank": [LowRank(1)],
+    "lowrank-int8": [LowRank(1), Quantisation(8)],
     "topk-sign-huffman": [TopK(0.25), Sign(), Huffman()],
     "topk-int4-huffman": [TopK(0.25), Quantisation(4), Huffman()],
 }
@@ -241,6 +244,41 @@ def test_topk_says_where_in_the_fewest_bytes(size: int, count: int, where: int, 
     assert arrived[-1] == 10.0
 
 
+# --- low rank
+
+
+def test_lowrank_by_a_second_writing() -> None:
+    """The projection on two power steps from the same start, made orthonormal by Gram and Schmidt."""
+    state = {"w": torch.randn(12, 3, 2, 4, generator=torch.Generator().manual_seed(6))}
+    matrix = state["w"].reshape(12, 24).double().numpy()
+    start = rng().standard_normal((24, 2), dtype=np.float32).astype(float)
+    for _ in range(2):
+        product = matrix @ start
+        first = product[:, 0] / np.linalg.norm(product[:, 0])
+        second = product[:, 1] - first * (first @ product[:, 1])
+        basis = np.stack([first, second / np.linalg.norm(second)], 1)
+        start = matrix.T @ basis
+    found = through([LowRank(2)], state)["w"]
+    np.testing.assert_allclose(found.reshape(12, 24).numpy(), basis @ start.T, atol=1e-4)
+    lost = np.linalg.norm(matrix - found.reshape(12, 24).numpy())
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    assert np.linalg.norm(singular[2:]) <= lost * (1 + 1e-6) <= np.linalg.norm(singular) * (1 + 1e-6)
+
+
+def test_lowrank_keeps_what_has_its_rank_and_what_it_cannot_shrink() -> None:
+    generator = torch.Generator().manual_seed(7)
+    matrix = torch.randn(20, 2, generator=generator) @ torch.randn(2, 30, generator=generator)
+    state = {**odd_state(), "matrix": matrix.view(20, 6, 5), "zero": torch.zeros(9, 9)}
+    found = through([LowRank(2)], state)
+    torch.testing.assert_close(found["matrix"], state["matrix"], rtol=1e-4, atol=1e-4)
+    kept = odd_state().keys() - {"convolution", "zero"}
+    assert all(torch.equal(found[name], state[name]) for name in kept)
+    assert not found["zero"].any()
+    whole = sum(state[name].nbytes for name in kept)
+    by_hand = 4 * 2 * ((20 + 30) + (3 + 18) + (9 + 9))
+    assert encoded_size([LowRank(2)], state) == whole + by_hand
+
+
 # --- chains
 
 
@@ -263,7 +301,7 @@ def test_a_chain_gives_back_names_shapes_dtypes_and_takes_its_draws_from_the_str
         assert found[key].isfinite().all()
     again, other = through(STAGES[name], state), through(STAGES[name], state, seed=1)
     assert all(torch.equal(found[key], again[key]) for key in state)
-    drawn = any(isinstance(stage, Quantisation) for stage in STAGES[name])
+    drawn = any(isinstance(stage, Quantisation | LowRank) for stage in STAGES[name])
     assert drawn != all(torch.equal(found[key], other[key]) for key in state)
 
 
