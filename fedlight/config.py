@@ -9,6 +9,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    field_validator,
     model_serializer,
 )
 
@@ -157,6 +158,12 @@ class CellConfig(Section):
     algorithm: ExtensionConfig | None = None
     transform: TransformConfig | None = None
     transport: ExtensionConfig | None = None
+
+    @field_validator("transform", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """`transform=none` is an empty group, and no group is chosen."""
+        return value or None
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON knows it; a group that is not chosen is absent."""

@@ -167,6 +167,8 @@ def test_server_momentum_by_hand(tmp_path: Path) -> None:
     [
         (["algorithm=fedprox", "algorithm.mu=-1"], "algorithm.mu must be 0 or more, got -1"),
         (["transform=topk", "transform.up.0.share=0"], "share of topk must be above 0 and at most 1, got 0"),
+        (["transform=int8", "transform.up.0.bits=3"], "bits of quantisation must be 2, 4 or 8, got 3"),
+        (["transform=lowrank", "transform.down.0.rank=0"], "rank of lowrank must be 1 or more, got 0"),
         (["+algorithm.name=x", "+algorithm._target_=nowhere.Nothing"], "nowhere"),
         (
             ["+algorithm.name=x", "+algorithm._target_=builtins.dict"],

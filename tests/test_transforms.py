@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
 
+from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
 from fedlight.federation.codec import DELTA, Chain, Codec
-from fedlight.federation.messages import Payload, State
+from fedlight.federation.messages import Broadcast, Payload, State, Update, from_bytes, to_bytes
 from fedlight.federation.method import Method
 from fedlight.federation.packing import join, pack_bits, split, unpack_bits
 from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.huffman import Huffman
+from fedlight.federation.transforms.lowrank import LowRank
 from fedlight.federation.transforms.quantisation import Quantisation
 from fedlight.federation.transforms.sign import Sign
 from fedlight.federation.transforms.topk import TopK
@@ -28,6 +30,8 @@ STAGES: dict[str, list[Any]] = {
     "int2": [Quantisation(2)],
     "sign": [Sign()],
     "topk": [TopK(0.25)],
+    "lowrank": [LowRank(1)],
+    "lowrank-int8": [LowRank(1), Quantisation(8)],
     "topk-sign-huffman": [TopK(0.25), Sign(), Huffman()],
     "topk-int4-huffman": [TopK(0.25), Quantisation(4), Huffman()],
 }
@@ -240,6 +244,41 @@ def test_topk_says_where_in_the_fewest_bytes(size: int, count: int, where: int, 
     assert arrived[-1] == 10.0
 
 
+# --- low rank
+
+
+def test_lowrank_by_a_second_writing() -> None:
+    """The projection on two power steps from the same start, made orthonormal by Gram and Schmidt."""
+    state = {"w": torch.randn(12, 3, 2, 4, generator=torch.Generator().manual_seed(6))}
+    matrix = state["w"].reshape(12, 24).double().numpy()
+    start = rng().standard_normal((24, 2), dtype=np.float32).astype(float)
+    for _ in range(2):
+        product = matrix @ start
+        first = product[:, 0] / np.linalg.norm(product[:, 0])
+        second = product[:, 1] - first * (first @ product[:, 1])
+        basis = np.stack([first, second / np.linalg.norm(second)], 1)
+        start = matrix.T @ basis
+    found = through([LowRank(2)], state)["w"]
+    np.testing.assert_allclose(found.reshape(12, 24).numpy(), basis @ start.T, atol=1e-4)
+    lost = np.linalg.norm(matrix - found.reshape(12, 24).numpy())
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    assert np.linalg.norm(singular[2:]) <= lost * (1 + 1e-6) <= np.linalg.norm(singular) * (1 + 1e-6)
+
+
+def test_lowrank_keeps_what_has_its_rank_and_what_it_cannot_shrink() -> None:
+    generator = torch.Generator().manual_seed(7)
+    matrix = torch.randn(20, 2, generator=generator) @ torch.randn(2, 30, generator=generator)
+    state = {**odd_state(), "matrix": matrix.view(20, 6, 5), "zero": torch.zeros(9, 9)}
+    found = through([LowRank(2)], state)
+    torch.testing.assert_close(found["matrix"], state["matrix"], rtol=1e-4, atol=1e-4)
+    kept = odd_state().keys() - {"convolution", "zero"}
+    assert all(torch.equal(found[name], state[name]) for name in kept)
+    assert not found["zero"].any()
+    whole = sum(state[name].nbytes for name in kept)
+    by_hand = 4 * 2 * ((20 + 30) + (3 + 18) + (9 + 9))
+    assert encoded_size([LowRank(2)], state) == whole + by_hand
+
+
 # --- chains
 
 
@@ -262,7 +301,7 @@ def test_a_chain_gives_back_names_shapes_dtypes_and_takes_its_draws_from_the_str
         assert found[key].isfinite().all()
     again, other = through(STAGES[name], state), through(STAGES[name], state, seed=1)
     assert all(torch.equal(found[key], again[key]) for key in state)
-    drawn = any(isinstance(stage, Quantisation) for stage in STAGES[name])
+    drawn = any(isinstance(stage, Quantisation | LowRank) for stage in STAGES[name])
     assert drawn != all(torch.equal(found[key], other[key]) for key in state)
 
 
@@ -393,10 +432,11 @@ def test_a_client_that_was_away_is_at_the_server_s_reference_again(
     assert ((True, 2, True) in seen) == (method is FULL)
 
 
+@pytest.mark.slow
 def test_the_downlink_loses_nothing_for_good(tmp_path: Path) -> None:
     """What the encoding lost is in the difference between the global model and the reference."""
-    plain = run(tmp_path / "plain", Codec(), rounds=40, clients=2, fraction=1.0).theta
-    both = run(tmp_path / "both", Codec([Sign()], [Sign()]), rounds=40, clients=2, fraction=1.0).theta
+    plain = run(tmp_path / "plain", Codec(), rounds=25, clients=2, fraction=1.0).theta
+    both = run(tmp_path / "both", Codec([Sign()], [Sign()]), rounds=25, clients=2, fraction=1.0).theta
     start = toy_server(toy_setup()).theta
     moved = sum((plain[name] - start[name]).square().sum() for name in plain)
     off = sum((plain[name] - both[name]).square().sum() for name in plain)
@@ -443,3 +483,93 @@ def test_what_is_not_finite_is_refused_by_client_and_slice() -> None:
     server.theta["shared.bias"] = torch.tensor([float("nan")])
     with pytest.raises(Diverged, match="slice shared of the server in round 2 left the finite numbers"):
         next(iter(server.broadcasts()))
+
+
+class Killed(Exception):
+    """The process is gone; what is on disk is left."""
+
+
+def weight(message: Broadcast | Update) -> list[tuple[int, int, str, str, int, int]]:
+    """The rows that a message should have in the ledger, from its bytes as they cross."""
+    crossed = from_bytes(to_bytes(message))
+    direction = "down" if isinstance(message, Broadcast) else "up"
+    sizes = {
+        name: sum(len(tensor.view(torch.uint8).numpy().tobytes()) for tensor in tensors.values())
+        for name, tensors in ((name, payload.tensors) for name, payload in crossed.payloads.items())
+    }
+    params = {name: payload.params for name, payload in crossed.payloads.items()}
+    return [(message.round, message.client, direction, name, params[name], sizes[name]) for name in sizes]
+
+
+def weighed(folder: Path, setup: Any, kill_at: int = -1, backwards: bool = False) -> tuple[Server, list[Any]]:
+    """A federation with clients that are away and some that drop out, and all that crossed in it.
+
+    Args:
+        folder: of server and clients; what is there is gone on from.
+        setup: of the clients.
+        kill_at: the step at which all processes are killed, counted from 0; there are steps between any two
+            things that happen.
+        backwards: the last client trains first.
+    """
+    steps = iter(range(10_000))
+    crossed = []
+
+    def step() -> None:
+        if next(steps) == kill_at:
+            raise Killed
+
+    server, checkpoint = (
+        toy_server(setup, clients=4, fraction=0.75, dropout=0.3),
+        ServerCheckpoint(folder, "toy"),
+    )
+    server.resume(checkpoint)
+    site = toy_site(setup, folder)
+    while server.round < 4:
+        broadcasts = list(server.broadcasts())
+        for broadcast in reversed(broadcasts) if backwards else broadcasts:
+            crossed += weight(broadcast)
+            step()
+            if receipt := site.update(broadcast):
+                step()
+                update = from_bytes(receipt.read())
+                crossed += weight(update)
+                server.receive(update)
+            step()
+        server.close_round()
+        step()
+        server.save(checkpoint, {})
+        step()
+    return server, crossed
+
+
+@pytest.mark.parametrize("method", [FULL, PARTIAL], ids=["FULL", "PARTIAL"])
+@pytest.mark.parametrize("name", STAGES)
+def test_the_ledger_is_the_wire_for_every_chain_at_any_order(
+    tmp_path: Path, method: Method, name: str
+) -> None:
+    setup = toy_setup(method, codec=Codec(STAGES[name], STAGES[name], seeded_start=True), epochs=1)
+    server, crossed = weighed(tmp_path / "forwards", setup)
+    backwards, _ = weighed(tmp_path / "backwards", setup, backwards=True)
+    assert equal(server.theta, backwards.theta)
+    assert server.ledger.rows() == backwards.ledger.rows()
+    assert sorted(server.ledger.rows()) == sorted(crossed)
+    assert 0 < len({row[:2] for row in crossed if row[2] == "up"}) < 12
+    assert server.ledger.bytes == sum(row[5] for row in crossed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["int4", "topk-int4-huffman"])
+def test_a_federation_killed_between_any_two_steps_ends_the_same(tmp_path: Path, name: str) -> None:
+    setup = toy_setup(PARTIAL, codec=Codec(STAGES[name], STAGES[name], seeded_start=True), epochs=1)
+    quiet, _ = weighed(tmp_path / "quiet", setup)
+    for kill_at in range(0, 1000, 3):
+        folder = tmp_path / str(kill_at)
+        try:
+            weighed(folder, setup, kill_at)
+            break
+        except Killed:
+            again, _ = weighed(folder, setup)
+        assert equal(again.theta, quiet.theta)
+        assert again.ledger.rows() == quiet.ledger.rows()
+        assert equal(again._downlink.held("shared"), quiet._downlink.held("shared"))
+    assert kill_at > 30
