@@ -78,6 +78,8 @@ def outcome(cell: Cell) -> tuple[Any, ...]:
         ["method=USPLIT", "clients=5", "federation.dropout=0.3", "rounds=3"],
         ["method=FULL", "clients=6", "fraction=0.5", "model.ema_decay=0.9", "rounds=3"],
         ["method=LOCAL", "clients=3", "partition=label_skew"],
+        ["algorithm=scaffold", "method=ULATDEC", "clients=4", "fraction=0.5", "rounds=3"],
+        ["algorithm=localadam", "method=USPLIT", "clients=4", "rounds=3"],
     ],
     ids=lambda arguments: arguments[0],
 )
