@@ -253,9 +253,11 @@ CASES = {
     "partial": {"method": BACK, "clients": 2, "rounds": 3},
     "faults": {"method": SPLIT, "clients": 4, "rounds": 6, "fraction": 0.5, "dropout": 0.3},
 }
+SLOW = [case if case == "full" else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+SENDING = ("scaffold", "fednova", "localadam")  # more than the slices
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SLOW)
 @pytest.mark.parametrize(
     ("name", "optimizer"), [*((name, SGD) for name in ALGORITHMS), ("scaffold", ADAM), ("localadam", ADAM)]
 )
@@ -278,8 +280,10 @@ def bits(played: Played) -> dict[str, Any]:
     return {**tensors, "ledger": server.ledger.rows()}
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("method", [SPLIT, BACK], ids=["split", "partial"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "method"), [*((name, SPLIT) for name in ALGORITHMS), ("scaffold", BACK), ("localadam", BACK)]
+)
 def test_neither_order_nor_restarts_change_a_bit(tmp_path: Path, name: str, method: Method) -> None:
     arguments: dict[str, Any] = {**CASES["faults"], "method": method, "decay": 0.6, "optimizer": ADAM}
     straight, backwards, restarted = (
@@ -290,7 +294,7 @@ def test_neither_order_nor_restarts_change_a_bit(tmp_path: Path, name: str, meth
     assert straight == restarted
 
 
-@pytest.mark.parametrize("case", ["split", "faults"])
+@pytest.mark.parametrize("case", ["split", pytest.param("faults", marks=pytest.mark.slow)])
 def test_the_average_over_rounds_begins_with_the_first_report(tmp_path: Path, case: str) -> None:
     arguments: dict[str, Any] = CASES[case]
     played = play(tmp_path, FedAvgM(0.6, 0.8), decay=0.6, **arguments)
@@ -304,7 +308,7 @@ def test_the_average_over_rounds_begins_with_the_first_report(tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SLOW)
 def test_the_variates_of_scaffold_average_to_the_server_s(tmp_path: Path, case: str, optimizer: Any) -> None:
     arguments: dict[str, Any] = CASES[case]
     clients = arguments["clients"]
@@ -321,6 +325,7 @@ def test_the_variates_of_scaffold_average_to_the_server_s(tmp_path: Path, case: 
             np.testing.assert_allclose(found, expected["c_k"][client][SLICES[name]], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scaffold_finds_the_minimum_that_fedavg_misses(tmp_path: Path) -> None:
     """Of the plain mean of the clients' losses, whatever their steps; plain FedAvg ends beside it."""
     a, b = (np.stack([part(client) for client in range(2)]) for part in (curvature, minimum))
@@ -332,6 +337,7 @@ def test_scaffold_finds_the_minimum_that_fedavg_misses(tmp_path: Path) -> None:
     assert np.abs(fedavg - best).max() > 0.1
 
 
+@pytest.mark.slow
 def test_fednova_finds_the_minimum_though_steps_differ(tmp_path: Path) -> None:
     """Of the mean weighted by data: nearer than FedAvg, which prefers the client with more steps."""
     a, b = (np.stack([part(client) for client in range(2)]) for part in (curvature, minimum))
@@ -378,7 +384,7 @@ def test_the_ledger_counts_what_an_algorithm_adds(tmp_path: Path, name: str) -> 
     assert counted == expected
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SENDING)
 def test_no_extra_tells_of_a_slice_that_is_not_reported(tmp_path: Path, name: str) -> None:
     """What stays private, or was dealt to another, is in no name of what crosses."""
     for number, (method, optimizer) in enumerate([(SPLIT, ADAM), (BACK, ADAM)]):
@@ -389,7 +395,7 @@ def test_no_extra_tells_of_a_slice_that_is_not_reported(tmp_path: Path, name: st
             assert named <= update.payloads.keys()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SENDING)
 def test_where_no_slice_is_federated_nothing_crosses(tmp_path: Path, name: str) -> None:
     alone = Method(name="ALONE", downlink=(), uplink=(), evaluate="clients")
     played, plain = (
@@ -404,7 +410,7 @@ def test_where_no_slice_is_federated_nothing_crosses(tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize("neutral", [FedProx(0.0), FedAvgM(0.0, 1.0)], ids=["fedprox", "fedavgm"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SLOW)
 def test_an_algorithm_that_changes_nothing_is_fedavg_bit_for_bit(
     tmp_path: Path, neutral: FedAvg, case: str
 ) -> None:

@@ -68,10 +68,13 @@ def test_fedprox_leaves_private_slices_alone() -> None:
 
 
 @pytest.mark.parametrize("method", ["FULL", "UDEC"])
-def test_fedprox_without_its_term_is_fedavg_bit_for_bit(cell: MakeCell, method: str) -> None:
+@pytest.mark.parametrize(("name", "key"), [("fedprox", "mu"), ("fedavgm", "momentum")])
+def test_an_algorithm_without_its_term_is_fedavg_bit_for_bit(
+    cell: MakeCell, method: str, name: str, key: str
+) -> None:
     arguments = (f"method={method}", "clients=3", "partition=label_skew")
     plain = cell(*arguments)
-    none, some = (cell(*arguments, "algorithm=fedprox", f"algorithm.mu={mu}") for mu in (0.0, 0.1))
+    none, some = (cell(*arguments, f"algorithm={name}", f"algorithm.{key}={value}") for value in (0.0, 0.1))
     keys = ("state_sha256", "client_sha256", "train_loss")
     assert [none.result[key] for key in keys] == [plain.result[key] for key in keys]
     assert none.folder.name != plain.folder.name
@@ -166,6 +169,16 @@ def test_server_momentum_by_hand(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["algorithm=fedprox", "algorithm.mu=-1"], "algorithm.mu must be 0 or more, got -1"),
+        (
+            ["algorithm=fedavgm", "algorithm.momentum=1.5"],
+            "algorithm.momentum must be 0 or more and below 1, got 1.5",
+        ),
+        (["algorithm=fedavgm", "algorithm.lr=0"], "algorithm.lr must be above 0, got 0"),
+        (["algorithm=fedadam", "algorithm.tau=0"], "algorithm.tau must be above 0, got 0"),
+        (
+            ["algorithm=fedyogi", "algorithm.beta2=1"],
+            "algorithm.beta2 must be 0 or more and below 1, got 1",
+        ),
         (["transform=topk", "transform.up.0.share=0"], "share of topk must be above 0 and at most 1, got 0"),
         (["transform=int8", "transform.up.0.bits=3"], "bits of quantisation must be 2, 4 or 8, got 3"),
         (["transform=lowrank", "transform.down.0.rank=0"], "rank of lowrank must be 1 or more, got 0"),

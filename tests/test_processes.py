@@ -86,6 +86,8 @@ def outcome(cell: Cell) -> tuple[Any, ...]:
         ],
         ["method=FULL", "clients=6", "fraction=0.5", "model.ema_decay=0.9", "rounds=3"],
         ["method=LOCAL", "clients=3", "partition=label_skew"],
+        ["algorithm=scaffold", "method=ULATDEC", "clients=4", "fraction=0.5", "rounds=3"],
+        ["algorithm=localadam", "method=USPLIT", "clients=4", "rounds=3"],
     ],
     ids=lambda arguments: arguments[0],
 )
