@@ -105,11 +105,11 @@ def check_and_run(config: DictConfig) -> None:
     if is_done(folder):
         print(f"{folder.name}: done already, in {folder}")
         return
-    with hold(folder):
+    with hold(folder) as held:
         with no_garbage():
             from fedlight.experiment.execute import run_cell
 
-        run_cell(settings)
+        run_cell(settings, held)
 
 
 def _end_workers() -> None:
