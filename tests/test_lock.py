@@ -162,7 +162,9 @@ def test_a_deposed_holder_is_told_and_leaves_its_successor_alone(
         held.check()
         take_over(cell, elsewhere)
         held.check(every=60)  # it looked a moment ago
-        with pytest.raises(Held, match="cell: taken over by process 7 on other, since .*; this process stops"):
+        with pytest.raises(
+            Held, match="cell: taken over by process 7 on other, since .*; this process stops"
+        ):
             held.check()
         os.utime(cell / lock.HOLDER, (1, 1))
         time.sleep(0.2)

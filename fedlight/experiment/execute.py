@@ -16,7 +16,7 @@ from fedlight.data.partition import count_labels
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_server, precision
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
-from fedlight.federation.checkpoint import ServerCheckpoint
+from fedlight.federation.checkpoint import ServerCheckpoint, last_versions
 from fedlight.federation.cohort import cohort_size
 from fedlight.federation.ledger import Entry
 from fedlight.federation.rounds import Round, federate
@@ -24,6 +24,7 @@ from fedlight.federation.server import Server
 from fedlight.loggers import pictures
 from fedlight.loggers.metrics import CellLog
 from fedlight.loggers.progress import ProgressBars
+from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
 from fedlight.runs.csv_files import write_partition
 from fedlight.runs.identity import SCHEMA, cell_folder, is_done, masked, write_config
 from fedlight.runs.record import Record
@@ -77,6 +78,8 @@ def run_cell(settings: CellConfig, held: Hold) -> None:
         held.check()
         _save_model(folder / "model", server, components.module)
         result["state_sha256"] = state_sha256(server.theta)
+        models = [path for path in sorted((folder / "model").rglob("*")) if path.is_file()]
+        write_checksums(folder, [*models, *last_versions(folder / CHECKPOINT)])
         log.pictures(settings.rounds, partition=folder / "partition.png")
     parts = [] if result["train_loss"] is None else [f"loss {result['train_loss']:.4f}"]
     parts += [f"FID {result['fid']['value']:.1f}"] if result["fid"] else []
@@ -214,7 +217,10 @@ def _make_folder(folder: Path) -> None:
     try:
         for inner in ("samples", CHECKPOINT):
             (folder / inner).mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").unlink(missing_ok=True)
+        if lost := lost_file(folder):
+            print(f"fedlight: {lost} is missing or damaged; it is made again", file=sys.stderr)
+        for name in (CHECKSUMS, "result.json"):
+            (folder / name).unlink(missing_ok=True)
         remove_temporaries(folder)
     except OSError as error:
         raise BadInput(f"output: cannot write to {folder}: {error.strerror}") from error
@@ -257,3 +263,5 @@ def _save_model(folder: Path, server: Server, module: DDPM) -> None:
     module.load_state_dict(server.global_state())
     unet = module.denoiser.to(memory_format=torch.contiguous_format)
     DDPMPipeline(unet, module.schedule).save_pretrained(folder)
+    for path in folder.rglob("*.safetensors"):  # for the user alone, whatever the umask says
+        path.chmod((folder / "model_index.json").stat().st_mode)

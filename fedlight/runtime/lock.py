@@ -1,6 +1,6 @@
 """One process a cell: a process holds the folder it works in, and others learn which one does.
 
-The kernel's lock decides where it reaches. Where it does not, a signed file does, which its holder touches as a
+The kernel's lock decides where it reaches; where it does not, a signed file, which its holder touches as a
 sign of life. That may err, so a holder looks whether the file is still its own before it stores anything.
 """
 
@@ -111,7 +111,7 @@ def read_holder(folder: Path) -> tuple[Holder, float] | None:
 
 
 def file_clock(folder: Path) -> float:
-    """Now, by the clock of a folder's file system, as signs of life are; this node's where none can be asked."""
+    """Now, by the clock of a folder's file system; by this node's where nothing can be written there."""
     try:
         with tempfile.TemporaryFile(dir=folder, prefix=TEMPORARY) as file:
             return os.fstat(file.fileno()).st_mtime
@@ -221,7 +221,7 @@ def _lock(path: Path) -> int | None:
 
 
 def _sign(folder: Path, signed: bytes) -> int | None:
-    """Writes who holds the folder; returns the file's descriptor, or None where a living holder has signed."""
+    """Writes who holds the folder; returns the file's descriptor, or None where a living holder did."""
     path, known = folder / HOLDER, _look(folder / HOLDER)
     if known is not None:
         if _lives(folder, *known):
@@ -259,7 +259,7 @@ def _parse(signed: bytes) -> Holder | None:
 
 
 def _lives(folder: Path, signed: bytes, touched: float) -> bool:
-    """Whether the holder lives; one whose signature cannot be read, perhaps as it is being written, if new."""
+    """Whether the holder lives; one whose signature cannot be read, perhaps not yet, if it is new."""
     silent, holder = file_clock(folder) - touched, _parse(signed)
     return silent < SILENCE if holder is None else is_alive(holder, silent)
 
