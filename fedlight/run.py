@@ -19,7 +19,8 @@ from fedlight.data.folder_name import folder_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
-from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged
+from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged, Held
+from fedlight.runtime.files import explain
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.signals import EXIT, Interrupted
@@ -105,11 +106,11 @@ def check_and_run(config: DictConfig) -> None:
     if is_done(folder):
         print(f"{folder.name}: done already, in {folder}")
         return
-    with hold(folder):
+    with hold(folder) as held:
         with no_garbage():
             from fedlight.experiment.execute import run_cell
 
-        run_cell(settings)
+        run_cell(settings, held)
 
 
 def _end_workers() -> None:
@@ -123,7 +124,10 @@ def print_error(error: Exception) -> int:
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, BadInput | Damaged | Diverged):
         cause = cause.__cause__
-    message = str(cause).split("Config search path")[0]
+    if isinstance(cause, OSError) and not isinstance(cause, Held):
+        message = explain(cause)
+    else:
+        message = str(cause).split("Config search path")[0]
     print(f"fedlight: error: {' '.join(message.split())}", file=sys.stderr)
     bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
     return 1 if isinstance(cause, Damaged | Diverged | OSError) and not bad_input else 2

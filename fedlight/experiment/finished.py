@@ -53,11 +53,11 @@ class FinishedCell:
         if not 0 <= client < clients:
             raise BadInput(f"{self.folder.name}: clients are 0 to {clients - 1}, got {client}")
         round_ = self.server.met.get(client, 0)
-        memory = client_memory(self.folder / CHECKPOINT, self.folder.name)
+        memory = client_memory(self.folder / CHECKPOINT, self.folder.name, mends=False)
         try:
             kept = memory.read(client, round_) if round_ else {}
         except Damaged as error:
-            raise BadInput(f"{error}; the model of client {client} is lost") from error
+            raise BadInput(f"{error}; run the cell again for the model of client {client}") from error
         return {**self.server.global_state(), **kept.get("model", {})}
 
     def draw(self, client: int | None, images: int, seed: int) -> Tensor:
@@ -79,7 +79,7 @@ def open_cell(folder: Path) -> FinishedCell:
     settings = validate(config)
     module, slices = make_module(settings)
     server = make_server(folder.name, settings, module, slices, make_algorithm(settings), Codec())
-    server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name))
+    server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, mends=False))
     if server.round != settings.rounds:
-        raise BadInput(f"{folder}: the checkpoint is damaged; its models are lost but for {folder / 'model'}")
+        raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
     return FinishedCell(folder, settings, module, server)

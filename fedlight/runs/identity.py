@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from fedlight.runtime.files import atomic
+from fedlight.runs.checksums import lost_file
+from fedlight.runtime.files import atomic, naming
 
 SCHEMA = 1
 NEUTRAL_GROUPS = ("name", "output", "logger", "transport")
@@ -52,8 +53,8 @@ def cell_folder(settings: Any) -> Path:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the cell of this folder is completed."""
-    return (read_result(folder) or {}).get("status") == "completed"
+    """Whether the cell of this folder is completed, and what it must still hold is whole."""
+    return (read_result(folder) or {}).get("status") == "completed" and lost_file(folder) is None
 
 
 def _without_neutral(node: Any) -> Any:
@@ -85,9 +86,11 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The cell's result, or None where there is none that can be read."""
+    """The cell's result, or None where there is none, or none that can be understood."""
+    path = folder / "result.json"
     try:
-        result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+        with naming(path):
+            result = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return result if isinstance(result, dict) else None
