@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
-from dotenv import find_dotenv, load_dotenv
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -19,9 +18,11 @@ from fedlight.data.folder_name import folder_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
+from fedlight.runtime.environment import load_environment
 from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
+from fedlight.runtime.secret import move_to_environment, redacted
 from fedlight.runtime.signals import EXIT, Interrupted
 
 PACKAGE = Path(__file__).parent
@@ -37,7 +38,8 @@ def main() -> None:
 
 def command_line(work: Callable[[DictConfig], None]) -> int:
     """Composes the configuration that the command line asks for and works on it; returns the exit status."""
-    load_dotenv(find_dotenv(usecwd=True))
+    load_environment()
+    sys.argv[1:] = move_to_environment(sys.argv[1:], os.environ)
     register_resolvers()
     debug = DEBUG in os.environ
     os.environ[DEBUG] = "1"  # Hydra raises, and the errors are printed here
@@ -72,7 +74,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
         except Exception as error:  # a fault of fedlight, not of its use
             if debug or HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
-            traceback.print_exc()
+            print(redacted(traceback.format_exc()), file=sys.stderr)
             raise CellFailed(1) from error
 
     try:
@@ -124,7 +126,7 @@ def print_error(error: Exception) -> int:
     while cause.__cause__ is not None and not isinstance(cause, BadInput | Damaged | Diverged):
         cause = cause.__cause__
     message = str(cause).split("Config search path")[0]
-    print(f"fedlight: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"fedlight: error: {redacted(' '.join(message.split()))}", file=sys.stderr)
     bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
     return 1 if isinstance(cause, Damaged | Diverged | OSError) and not bad_input else 2
 
