@@ -22,8 +22,8 @@ def find_weights(path: str | None, cache: str) -> Path:
     """The file of Inception's weights in torch-fidelity's layout (`inception-v3-compat`).
 
     Args:
-        path: of a file of the user's own, or None: fedlight's cache, the cache of torch.hub, a download. There
-            a file counts whose SHA-256 begins as its name says; another one in fedlight's cache is replaced.
+        path: of a file of the user's own, or None: fedlight's cache, the cache of torch.hub, a download,
+            where a file counts if its SHA-256 begins as its name says; else it is downloaded.
         cache: fedlight's cache folder, where downloads go.
 
     Raises:
