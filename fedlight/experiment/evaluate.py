@@ -127,7 +127,9 @@ def evaluate_models(
     checks = [model.memorisation for model in drawn if model.memorisation]
     check = Memorisation.joined(checks) if checks else None
     if check:
-        pictures.memorisation_histogram(folder / "memorisation.png", *check, folder.name)
+        pictures.memorisation_histogram(
+            folder / "memorisation.png", check.generated, check.unseen, folder.name
+        )
     if components.evaluator is None:
         return None
     return _entry(metrics, models, check, components.evaluator.extractor, settings, len(server.trained))
