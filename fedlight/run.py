@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.data.folder_name import folder_name
+from fedlight.data.data_name import data_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
@@ -53,7 +53,8 @@ def command_line(work: Callable[[DictConfig], None]) -> int:
 def register_resolvers() -> None:
     """Makes known to OmegaConf what `configs/` refers to."""
     OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
-    OmegaConf.register_new_resolver("fedlight.folder_name", folder_name, replace=True)
+    data_name.cache_clear()  # files may have changed since an earlier command of this process
+    OmegaConf.register_new_resolver("fedlight.data_name", data_name, replace=True)
     OmegaConf.register_new_resolver("fedlight.weights_name", weights_name, replace=True)
 
 
