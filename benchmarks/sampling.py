@@ -24,8 +24,8 @@ from fedlight.experiment.build import load_data, make_extractor, make_module
 from fedlight.experiment.finished import DEVICE, open_cell
 
 GRID = [
-    *(("ddpm", steps) for steps in (1000, 200, 100, 50)),
-    *(("sde-dpm-solver++", steps) for steps in (5, 10, 20, 50, 100, 200)),
+    *(("ddpm", steps) for steps in (1000, 200, 100, 50, 20, 10)),
+    *(("sde-dpm-solver++", steps) for steps in (5, 10, 20, 50, 200, 1000)),
     *(("ddim", steps) for steps in (10, 20, 50, 100)),
     *(("dpm-solver++", steps) for steps in (10, 20, 50)),
 ]

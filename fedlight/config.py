@@ -15,6 +15,7 @@ from pydantic import (
 
 from fedlight.federation.method import Method
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.secret import masked
 
 Whole = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -191,4 +192,4 @@ def _explain(error: Any) -> str:
         return f"{key} is not a key of the configuration"
     if error["type"] == "missing":
         return f"{key}: {message}"
-    return f"{key}: {message}, got {error['input']!r}"
+    return f"{key}: {message}, got {masked(error['input'], key)!r}"

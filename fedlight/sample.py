@@ -19,15 +19,18 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("grid.png"), help="a PNG for a grid, or a folder for a PNG an image"
     )
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--trust", action="store_true", help="run whatever code the cell's configuration names"
+    )
+    asked = parser.parse_args()
     try:
-        draw_images(arguments.cell, arguments.client, arguments.images, arguments.seed, arguments.out)
+        draw_images(asked.cell, asked.client, asked.images, asked.seed, asked.out, asked.trust)
     except (BadInput, OSError) as error:
         print(f"fedlight: error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def draw_images(folder: Path, client: int | None, images: int, seed: int, out: Path) -> None:
+def draw_images(folder: Path, client: int | None, images: int, seed: int, out: Path, trust: bool) -> None:
     """Draws images from a finished cell's model, with the sampler of its configuration.
 
     Args:
@@ -36,16 +39,18 @@ def draw_images(folder: Path, client: int | None, images: int, seed: int, out: P
         images: how many, 1 or more.
         seed: decides the images.
         out: a path that ends in .png for one picture of all, else a folder for a PNG each.
+        trust: whether the cell's configuration may run whatever code it names.
 
     Raises:
-        BadInput: no finished cell, no such client, or a client-level cell without one.
+        BadInput: no finished cell, no such client, a client-level cell without one, or a cell that
+            is not trusted and names other code than fedlight's.
     """
     if images < 1:
         raise BadInput(f"--images must be 1 or more, got {images}")
     from fedlight.experiment.finished import open_cell
     from fedlight.loggers import pictures
 
-    cell = open_cell(folder)
+    cell = open_cell(folder, trust)
     drawn = cell.draw(client, images, seed)
     if out.suffix.lower() == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -319,8 +319,6 @@ def make_evaluator(settings: CellConfig, whole: Dataset, dataset: Dataset, devic
     asked = settings.evaluation
     pixels = {"train": dataset.train.pixels, "test": dataset.test.pixels}
     check_budget(asked.samples, len(pixels[asked.reference]), asked.reference, asked.extractor)
-    if asked.memorisation and len(dataset.test) < 2:
-        raise BadInput("evaluation.memorisation compares with test images, and there is only one of them")
     extractor = make_extractor(settings, whole, device)
     references = {
         split: make_reference(pixels[split], extractor, asked.cache)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -97,7 +97,7 @@ def evaluate_models(
     images = _images(settings)
     if not images:
         return None
-    models: list[int | None] = list(scored_clients(settings)) if per_client else [None]
+    models: list[int | None] = list(scored_clients(settings, server.trained)) if per_client else [None]
     if components.evaluator is None:
         models = models[:GRID_CLIENTS]
     steps = sampling_steps(images, settings.evaluation.steps)
@@ -127,10 +127,12 @@ def evaluate_models(
     checks = [model.memorisation for model in drawn if model.memorisation]
     check = Memorisation.joined(checks) if checks else None
     if check:
-        pictures.memorisation_histogram(folder / "memorisation.png", *check, folder.name)
+        pictures.memorisation_histogram(
+            folder / "memorisation.png", check.generated, check.unseen, folder.name
+        )
     if components.evaluator is None:
         return None
-    return _entry(metrics, models, check, components.evaluator.extractor, settings)
+    return _entry(metrics, models, check, components.evaluator.extractor, settings, len(server.trained))
 
 
 def draw_and_score(
@@ -187,13 +189,18 @@ def draw(
     return drawn
 
 
-def scored_clients(settings: CellConfig) -> list[int]:
-    """The clients whose models are evaluated: `evaluation.clients` of them, the same in every round."""
+def scored_clients(settings: CellConfig, trained: Set[int]) -> list[int]:
+    """The clients whose models are evaluated: `evaluation.clients` of those that have trained.
+
+    They are the same in every round, where they have all trained before. Where nobody has, every client
+    counts: all hold their first weights.
+    """
     wanted, clients = settings.evaluation.clients, settings.clients
-    if wanted == "all" or wanted >= clients:
-        return list(range(clients))
-    chosen = stream(settings.seed, "evaluation").choice(clients, wanted, replace=False)
-    return sorted(chosen.tolist())
+    number = clients if wanted == "all" else min(wanted, clients)
+    draw = stream(settings.seed, "evaluation")
+    first = draw.choice(clients, number, replace=False).tolist()
+    then = draw.permutation(sorted(set(range(clients)).difference(first))).tolist()
+    return sorted([client for client in (*first, *then) if not trained or client in trained][:number])
 
 
 def _entry(
@@ -202,6 +209,7 @@ def _entry(
     check: Memorisation | None,
     extractor: Extractor,
     settings: CellConfig,
+    trained: int,
 ) -> dict[str, Any]:
     """The `fid` entry of `result.json`; every metric but `per_client` is a mean over the models."""
     asked = settings.evaluation
@@ -217,6 +225,7 @@ def _entry(
         "std": float(np.std(fids, ddof=1)) if len(fids) > 1 else None,
         "per_client": fids if clients else None,
         "clients": clients or None,
+        "trained_clients": trained if clients else None,
         "extractor_accuracy": extractor.accuracy,
         "extractor_sha256": extractor.sha256,
         "samples": asked.samples,

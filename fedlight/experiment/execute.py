@@ -26,7 +26,7 @@ from fedlight.loggers.metrics import CellLog
 from fedlight.loggers.progress import ProgressBars
 from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
 from fedlight.runs.csv_files import write_partition
-from fedlight.runs.identity import SCHEMA, cell_folder, is_done, masked, write_config
+from fedlight.runs.identity import SCHEMA, cell_folder, is_done, write_config
 from fedlight.runs.record import Record
 from fedlight.runtime.errors import BadInput, MemoryLost
 from fedlight.runtime.files import remove_temporaries
@@ -34,6 +34,7 @@ from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.lock import BEAT, Hold
 from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.memory import no_garbage
+from fedlight.runtime.secret import masked
 from fedlight.runtime.signals import Stop, stoppable
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")

@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from fedlight.config import CellConfig, validate
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment.build import CHECKPOINT, make_algorithm, make_module, make_server
 from fedlight.experiment.evaluate import draw
+from fedlight.experiment.targets import check_targets
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
 from fedlight.federation.messages import State
@@ -65,21 +68,40 @@ class FinishedCell:
         return draw(self.module, DEVICE, self.state(client), self.settings, images, seed)
 
 
-def open_cell(folder: Path) -> FinishedCell:
+def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
     """Opens the cell in a folder such as `runs/demo/<cell>`.
 
+    Args:
+        folder: of the cell, which may come from somebody else.
+        trust: whether its configuration may run whatever code it names.
+
     Raises:
-        BadInput: no cell is there, or it is not completed.
+        BadInput: no cell is there, it is not completed, or it is not trusted and would run other code than
+            that of fedlight, diffusers and torch.
     """
     status = (read_result(folder) or {}).get("status")
     if status != "completed":
         raise BadInput(f"{folder} holds no completed cell" + (f": it is {status}" if status else ""))
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
-    settings = validate(config)
+    config = _read_config(folder / "config.yaml")
+    if not trust:
+        try:
+            check_targets(config)
+        except BadInput as error:
+            raise BadInput(f"{folder}: {error}; --trust lets it, so know where the cell is from") from error
+    settings = validate(OmegaConf.create(config))
     module, slices = make_module(settings)
     server = make_server(folder.name, settings, module, slices, make_algorithm(settings), Codec())
     server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, mends=False))
     if server.round != settings.rounds:
         raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
     return FinishedCell(folder, settings, module, server)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise BadInput(f"{path} holds no configuration")
+    return config

@@ -55,6 +55,7 @@ class Server:
         theta: the global model, all slices.
         average: its moving average over rounds; empty where there is none, and before the first report.
         met: client: the round in which it last took part.
+        trained: the clients that have reported; one that always dropped out is not among them.
         ledger: what crossed so far.
     """
 
@@ -87,6 +88,7 @@ class Server:
         self.average: State = {}
         self.state = self._algorithm.init(self._federated())
         self.met: dict[int, int] = {}
+        self.trained: set[int] = set()
         self.ledger = Ledger()
         self._downlink.begin()
         self._open([])
@@ -167,7 +169,8 @@ class Server:
     def save(self, checkpoint: ServerCheckpoint, history: dict[str, Any]) -> None:
         """Stores all that a restart needs after a round; with it the round is done."""
         ledger = {"ledger": self.ledger.rows(), "visits": self.ledger.visits}
-        header = {"met": sorted(self.met.items()), **ledger, "history": history}
+        who = {"met": sorted(self.met.items()), "trained": sorted(self.trained)}
+        header = {**who, **ledger, "history": history}
         own = {"theta": self.theta, "average": self.average, "algorithm": self.state}
         groups = own | self._downlink.state()
         checkpoint.write(self.round, header, groups)
@@ -185,6 +188,7 @@ class Server:
         for round_, header, groups in checkpoint.read():
             if before is None or round_ < before:
                 self.round, self.met = round_, dict(header["met"])
+                self.trained = set(header.get("trained", self.met))
                 self.theta, self.average = groups["theta"], groups.get("average", {})
                 self.state = groups.get("algorithm", {})
                 self._downlink.restore(groups)
@@ -212,6 +216,7 @@ class Server:
                 trained = self._codec.decode(payload, self._downlink.held(slice_))
                 values |= self._downlink.uploaded(slice_, trained, self.theta)
         self._mean.add(values, weight)
+        self.trained.add(update.client)
         self._losses[update.client] = update.num_examples, update.loss
 
     def _merged_extras(self) -> State:

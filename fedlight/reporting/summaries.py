@@ -25,6 +25,7 @@ SCORES = (
     Quantity("KID", "kid", lambda result: result.quality("kid"), numbers.score),
     Quantity("precision", "precision", lambda result: result.quality("precision"), numbers.share),
     Quantity("recall", "recall", lambda result: result.quality("recall"), numbers.share),
+    Quantity("scored", "scored_clients", lambda result: result.scored_clients, numbers.count),
     Quantity("IS", "inception_score", lambda result: result.quality("inception_score"), numbers.score),
 )
 COSTS = (

@@ -66,6 +66,11 @@ class Result(BaseModel):
         """A number of the image quality, None where the cell was not evaluated."""
         return getattr(self.fid, name) if self.fid else None
 
+    @property
+    def scored_clients(self) -> int | None:
+        """How many clients' models were scored, None where it was not theirs."""
+        return len(self.fid.clients) if self.fid and self.fid.clients else None
+
 
 class CellFiles:
     """The files of a cell; each is read when it is first asked for.
