@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import ModelMixin
 from hydra.errors import HydraException
@@ -16,12 +17,13 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities import registry
 from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData
 from fedlight.data.dataset import Dataset, Images
-from fedlight.data.partition import Indices, pool
+from fedlight.data.partition import Indices, count_labels, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.evaluation.evaluator import Evaluator
@@ -170,7 +172,10 @@ def build(settings: CellConfig) -> Components:
         module.unet.compile()
     algorithm = make_algorithm(settings)
     codec = make_codec(settings, method)
-    evaluator = make_evaluator(settings, whole, dataset, device) if settings.evaluation.samples else None
+    parts = [pool(shares)] if method.pool else shares
+    held = count_labels(dataset.train.labels, parts, len(dataset.classes)) > 0
+    scored = settings.evaluation.samples > 0
+    evaluator = make_evaluator(settings, whole, dataset, held, device) if scored else None
     return Components(
         settings, dataset, shares, module, slices, method, algorithm, codec, make_trainer, device, evaluator
     )
@@ -289,33 +294,37 @@ def worker_room(settings: CellConfig, device: torch.device) -> int:
     return settings.trainer.workers or max(1, room)
 
 
-def make_evaluator(settings: CellConfig, whole: Dataset, dataset: Dataset, device: torch.device) -> Evaluator:
+def make_evaluator(
+    settings: CellConfig, whole: Dataset, dataset: Dataset, held: NDArray[np.bool_], device: torch.device
+) -> Evaluator:
     """The evaluator of the cell's images: extractor and reference, from the cache or made now.
 
     Args:
         settings: of the cell.
         whole: all images, which the classifier learns from.
         dataset: what is compared with; its training images are those of the federation.
+        held: whether a client has training images of a class, shape (clients, classes).
         device: to extract features on.
 
     Raises:
         BadInput: the extractor does not fit the data, its weights are missing, or images are too few.
     """
     asked = settings.evaluation
-    pixels = {"train": dataset.train.pixels, "test": dataset.test.pixels}
-    check_budget(asked.samples, len(pixels[asked.reference]), asked.reference, asked.extractor)
+    splits = {"train": dataset.train, "test": dataset.test}
+    check_budget(asked.samples, len(splits[asked.reference]), asked.reference, asked.extractor)
     if asked.memorisation and len(dataset.test) < 2:
         raise BadInput("evaluation.memorisation compares with test images, and there is only one of them")
     extractor = make_extractor(settings, whole, device)
     references = {
-        split: make_reference(pixels[split], extractor, asked.cache)
-        for split in pixels
+        split: make_reference(images.pixels, extractor, asked.cache)
+        for split, images in splits.items()
         if split == asked.reference or asked.memorisation
     }
-    if not asked.memorisation:
-        return Evaluator(extractor, references[asked.reference])
-    copies = CopyCheck(references["train"].features.values, references["test"].features.values)
-    return Evaluator(extractor, references[asked.reference], copies)
+    copies = None
+    if asked.memorisation:
+        copies = CopyCheck(references["train"].features.values, references["test"].features.values)
+    labels = torch.from_numpy(splits[asked.reference].labels)
+    return Evaluator(extractor, references[asked.reference], labels, held, copies)
 
 
 def make_extractor(settings: CellConfig, whole: Dataset, device: torch.device) -> Extractor:

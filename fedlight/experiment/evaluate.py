@@ -27,6 +27,7 @@ from fedlight.runtime.seeds import derive_seed, stream
 if TYPE_CHECKING:
     from fedlight.experiment.build import Components
 
+METRICS = ("kid", "precision", "recall", "inception_score")  # beside FID, of every extractor
 GRID_CLIENTS = 10  # rows of a sample grid where every client's own model is evaluated
 
 
@@ -143,7 +144,7 @@ def draw_and_score(
     grid = images[: _shown(settings)].clone()
     if components.evaluator is None:
         return Drawn(grid, {}, None)
-    return Drawn(grid, *components.evaluator(images[: settings.evaluation.samples]))
+    return Drawn(grid, *components.evaluator(images[: settings.evaluation.samples], client))
 
 
 def _shown(settings: CellConfig) -> int:
@@ -203,17 +204,22 @@ def _entry(
     extractor: Extractor,
     settings: CellConfig,
 ) -> dict[str, Any]:
-    """The `fid` entry of `result.json`; every metric but `per_client` is a mean over the models."""
+    """The `fid` entry of `result.json`: means over the models that have the metric, None without one."""
     asked = settings.evaluation
     fids = [found["fid"] for found in metrics]
     clients = [client for client in models if client is not None]
-    further = {
-        name: float(np.mean([found[name] for found in metrics])) for name in metrics[0] if name != "fid"
+    means = {
+        name: float(np.mean([found[name] for found in metrics if name in found]))
+        for name in dict.fromkeys(name for found in metrics for name in found)
     }
+    grouped: dict[str, dict[str, float]] = {}
+    for group, name in (name.split(".") for name in means if "." in name):
+        grouped.setdefault(group, {})[name] = means[f"{group}.{name}"]
+    own = {"value": means.get("own_fid"), "per_client": [found.get("own_fid") for found in metrics]}
     return {
         "extractor": extractor.name,
         "scope": "clients" if clients else "global",
-        "value": float(np.mean(fids)),
+        "value": means["fid"],
         "std": float(np.std(fids, ddof=1)) if len(fids) > 1 else None,
         "per_client": fids if clients else None,
         "clients": clients or None,
@@ -223,6 +229,8 @@ def _entry(
         "sampler": asked.sampler,
         "steps": asked.steps,
         "reference": asked.reference,
-        **further,
+        **{name: means[name] for name in METRICS},
+        **grouped,
+        "own": own if clients else None,
         "memorisation": check.summary() if check else None,
     }

@@ -28,6 +28,20 @@ class ExchangeTotals(BaseModel):
     reduction: float | None = None
 
 
+class Coverage(BaseModel):
+    """The share, 0..1, of the classes that turn up among generated images, and their entropy in nats."""
+
+    share: float
+    entropy: float
+
+
+class OwnQuality(BaseModel):
+    """FID of clients' models against real images of the classes that each client holds; lower is better."""
+
+    value: float | None
+    per_client: list[float | None]
+
+
 class ImageQuality(BaseModel):
     """Image quality as one extractor sees it; lower `value` (FID) and `kid` are better."""
 
@@ -43,6 +57,8 @@ class ImageQuality(BaseModel):
     precision: float | None = None
     recall: float | None = None
     inception_score: float | None = None
+    coverage: Coverage | None = None
+    own: OwnQuality | None = None
 
 
 class Result(BaseModel):
@@ -63,8 +79,11 @@ class Result(BaseModel):
     error: str | None = None
 
     def quality(self, name: str) -> float | None:
-        """A number of the image quality, None where the cell was not evaluated."""
-        return getattr(self.fid, name) if self.fid else None
+        """A number of the image quality, such as `kid` or `coverage.share`; None where the cell has none."""
+        found: Any = self.fid
+        for part in name.split("."):
+            found = getattr(found, part) if found else None
+        return found
 
 
 class CellFiles:
