@@ -3,7 +3,14 @@
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from fedlight.federation.method import Method
 from fedlight.runtime.errors import BadInput
@@ -18,6 +25,15 @@ class Section(BaseModel):
     """A part of the configuration; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Sparse(BaseModel):
+    """A section with optional keys: where one has its default, it is in no dump, and in no cell's id."""
+
+    @model_serializer(mode="wrap")
+    def without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {name: f.default for name, f in type(self).model_fields.items() if not f.is_required()}
+        return {key: value for key, value in dump(self).items() if value != defaults.get(key, ...)}
 
 
 class DataConfig(Section):
@@ -49,7 +65,7 @@ class PartitionConfig(Section):
     deal: Target
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, Sparse):
     """The client model and its slice map."""
 
     name: str
@@ -59,15 +75,18 @@ class ModelConfig(Section):
     ema_decay: float | None
     exchange_ema: bool
     slices: Annotated[dict[str, list[str]], Field(min_length=1)]
+    snr_gamma: Annotated[float, Field(gt=0)] | None = None
 
 
-class OptimizerConfig(BaseModel):
-    """The optimizer, made anew at each local update; further keys go to its class."""
+class OptimizerConfig(Sparse):
+    """The optimizer, made anew at each local update, and its rate over rounds; more keys go to its class."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, populate_by_name=True)
 
     target: Annotated[str, Field(alias="_target_")]
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    warmup: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["cosine"] | None = None
 
 
 class TrainerConfig(BaseModel):

@@ -63,7 +63,16 @@ CASES = {
         "partition.classes must be a whole number, got null",
     ),
     "infinite learning rate": (["optimizer.lr=inf"], "optimizer.lr: .* finite"),
-    "other prediction": (["+model.schedule.prediction_type=v_prediction"], "prediction_type epsilon"),
+    "other prediction": (
+        ["+model.schedule.prediction_type=sample"],
+        "prediction_type epsilon or v_prediction",
+    ),
+    "weights of no signal": (["model.snr_gamma=0"], "model.snr_gamma: .* greater than 0, got 0"),
+    "warm-up below nothing": (
+        ["optimizer.warmup=-1"],
+        "optimizer.warmup: .* greater than or equal to 0, got -1",
+    ),
+    "unknown decay": (["optimizer.decay=line"], "optimizer.decay: input should be 'cosine', got 'line'"),
     "no block": (["model.unet.blocks=0"], "must be at least 1, got 0"),
     "name that is a parent": (["name=.."], "name: .* match pattern"),
     "no partition": (["~partition"], "^fedlight: error: partition: field required$"),

@@ -59,7 +59,8 @@ def sample(
     """Draws images.
 
     Args:
-        unet: predicts the noise, called as `unet(x_t, t).sample`; left in the mode it came in.
+        unet: predicts what the schedule's `prediction_type` says, called as `unet(x_t, t).sample`; left in
+            the mode it came in.
         schedule: the noise schedule of training.
         shape: (images, channels, height, width).
         sampler: one of SAMPLERS.
@@ -72,7 +73,8 @@ def sample(
         The images, uint8 in 0..255, on the CPU, of the given shape.
     """
     check_sampler(sampler, steps, schedule)
-    scheduler = SAMPLERS[sampler](schedule.config, timestep_spacing="trailing")
+    velocity = schedule.config.prediction_type == "v_prediction"
+    scheduler = SAMPLERS[sampler](schedule.config, timestep_spacing="trailing", prediction_type="epsilon")
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     training = unet.training
@@ -82,7 +84,7 @@ def sample(
         x_t = noise.to(device)
         scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:
-            eps = _clip(unet(x_t, t).sample, x_t, schedule.alphas_cumprod[t])
+            eps = _noise(unet(x_t, t).sample, x_t, schedule.alphas_cumprod[t], velocity=velocity)
             x_t = scheduler.step(eps, t, x_t, generator=generator).prev_sample
             on_step()
         images.append(x_t.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu())
@@ -90,7 +92,10 @@ def sample(
     return torch.cat(images)
 
 
-def _clip(eps: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+def _noise(predicted: Tensor, x_t: Tensor, alpha_bar: Tensor, *, velocity: bool) -> Tensor:
     """The noise that leads to the predicted image clipped to [-1, 1], so that x_t keeps its noise level."""
-    x_0 = ((x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()).clamp(-1, 1)
-    return (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+    if velocity:
+        x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * predicted
+    else:
+        x_0 = (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
+    return (x_t - alpha_bar.sqrt() * x_0.clamp(-1, 1)) / (1 - alpha_bar).sqrt()

@@ -38,6 +38,7 @@ from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation, cohort_size
 from fedlight.federation.federator import on_cpu
+from fedlight.federation.learning_rate import rate
 from fedlight.federation.method import Method
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
@@ -94,6 +95,7 @@ class Components:
             drawn = draw_and_score(self, state, round_, client, on_step)
             return drawn.metrics, drawn.to_groups()
 
+        optimizer = self.settings.optimizer
         setup = ClientSetup(
             seed=self.settings.seed,
             module=self.module,
@@ -104,6 +106,9 @@ class Components:
             data=lambda client: ClientData(pixels, shares[client], self.settings.data.batch_size),
             make_trainer=lambda own: self.make_trainer(callbacks=[*own, *callbacks]),
             evaluate=evaluate,
+            rate=partial(
+                rate, rounds=self.settings.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"
+            ),
         )
         return Site(folder.name, setup, folder / CHECKPOINT)
 
@@ -268,10 +273,13 @@ def make_module(settings: CellConfig) -> tuple[DDPM, SliceMap]:
         unet,
         schedule,
         loss=settings.model.loss,
-        optimizer=instantiate(settings.optimizer.model_dump(by_alias=True), _partial_=True),
+        optimizer=instantiate(
+            settings.optimizer.model_dump(by_alias=True, exclude={"warmup", "decay"}), _partial_=True
+        ),
         slices=settings.model.slices,
         ema_decay=settings.model.ema_decay,
         exchange_ema=settings.model.exchange_ema,
+        snr_gamma=settings.model.snr_gamma,
     )
     slices = SliceMap.build(module.slices, module.state_dict(), module.private)
     return module, slices
