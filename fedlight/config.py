@@ -76,6 +76,9 @@ class ModelConfig(Section, Sparse):
     exchange_ema: bool
     slices: Annotated[dict[str, list[str]], Field(min_length=1)]
     snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    conditional: bool = False
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    label_slice: str | None = None
 
 
 class OptimizerConfig(Sparse):
@@ -123,7 +126,7 @@ class FederationConfig(Section):
     dropout: Probability
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(Section, Sparse):
     """How images are sampled from the trained models, and scored."""
 
     every: Whole | None
@@ -138,6 +141,7 @@ class EvaluationConfig(Section):
     weights: str | None
     weights_name: str | None
     cache: str
+    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 class CellConfig(Section):

@@ -73,6 +73,22 @@ CASES = {
         "optimizer.warmup: .* greater than or equal to 0, got -1",
     ),
     "unknown decay": (["optimizer.decay=line"], "optimizer.decay: input should be 'cosine', got 'line'"),
+    "labels without a chance": (
+        ["model.conditional=true", "model.label_dropout=1"],
+        "model.label_dropout: .* less than 1, got 1",
+    ),
+    "labels of no slice": (
+        ["model.conditional=true", "model.label_slice=head"],
+        "model.label_slice must be one of encoder, bottleneck, decoder, got head",
+    ),
+    "guidance below nothing": (
+        ["evaluation.guidance=-1"],
+        "evaluation.guidance: .* greater than or equal to 0, got -1",
+    ),
+    "guidance without labels": (
+        ["evaluation.guidance=2"],
+        "evaluation.guidance=2.0 needs model.conditional=true",
+    ),
     "no block": (["model.unet.blocks=0"], "must be at least 1, got 0"),
     "name that is a parent": (["name=.."], "name: .* match pattern"),
     "no partition": (["~partition"], "^fedlight: error: partition: field required$"),

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import Self
 
+from fedlight.diffusion.sampling import no_label
 from fedlight.runtime.errors import BadInput
 
 VELOCITY = "v_prediction"
@@ -28,7 +29,8 @@ class DDPM(LightningModule):
     Where the schedule has `prediction_type` v_prediction, it learns the velocity sqrt(alpha_bar) eps -
     sqrt(1 - alpha_bar) x_0 instead (arXiv 2202.00512).
 
-    A batch is a float tensor of images in [-1, 1], shape (n, channels, height, width).
+    A batch is a float tensor of images in [-1, 1], shape (n, channels, height, width); for a conditional
+    model, images and labels, int64, shape (n,).
 
     Args:
         unet: predicts the noise or the velocity, called as `unet(x_t, t).sample`.
@@ -40,6 +42,8 @@ class DDPM(LightningModule):
         exchange_ema: whether the average belongs to the slices, and so travels with them.
         snr_gamma: bound of the signal-to-noise ratio of min-SNR weighting (arXiv 2303.09556), above 0; None
             weighs all time steps alike.
+        label_dropout: probability that an image's label is replaced by the UNet's last one, which stands for
+            no label (classifier-free guidance, arXiv 2207.12598); None for a model without labels.
 
     Attributes:
         slices: name of each slice -> prefixes of this module's state_dict names.
@@ -59,6 +63,7 @@ class DDPM(LightningModule):
         ema_decay: float | None = None,
         exchange_ema: bool = False,
         snr_gamma: float | None = None,
+        label_dropout: float | None = None,
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
@@ -74,6 +79,7 @@ class DDPM(LightningModule):
         self.schedule = schedule
         self.loss = LOSSES[loss]
         self.snr_gamma = snr_gamma
+        self.label_dropout = label_dropout
         self.optimizer = optimizer
         self.ema: AveragedModel | None = None
         if ema_decay is not None:
@@ -86,14 +92,16 @@ class DDPM(LightningModule):
             next(iter(self.slices.values())).append("ema.n_averaged")
             self.private = ()
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the mean loss between truth and prediction at uniform time steps."""
-        t = torch.randint(self.schedule.config.num_train_timesteps, batch.shape[:1], device=self.device)
-        eps = torch.randn_like(batch)
-        x_t = self.schedule.add_noise(batch, eps, t)  # sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
-        predicted = self.unet(x_t, t).sample
+        x_0, labels = batch if self.label_dropout is not None else (batch, None)
+        t = torch.randint(self.schedule.config.num_train_timesteps, x_0.shape[:1], device=self.device)
+        eps = torch.randn_like(x_0)
+        x_t = self.schedule.add_noise(x_0, eps, t)  # sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
+        condition = {} if labels is None else {"class_labels": self._drop(labels)}
+        predicted = self.unet(x_t, t, **condition).sample
         velocity = self.schedule.config.prediction_type == VELOCITY
-        truth = self.schedule.get_velocity(batch, eps, t) if velocity else eps
+        truth = self.schedule.get_velocity(x_0, eps, t) if velocity else eps
         if self.snr_gamma is None:
             return self.loss(predicted, truth)
         alpha_bar = self.schedule.alphas_cumprod.to(self.device)[t]
@@ -101,7 +109,11 @@ class DDPM(LightningModule):
         weight = snr.clamp(max=self.snr_gamma) / (snr + 1 if velocity else snr)
         return (weight * self.loss(predicted, truth, reduction="none").flatten(1).mean(dim=1)).mean()
 
-    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
+    def _drop(self, labels: Tensor) -> Tensor:
+        dropped = torch.rand(labels.shape, device=labels.device) < self.label_dropout
+        return labels.masked_fill(dropped, no_label(self.unet))
+
+    def on_train_batch_end(self, outputs: object, batch: Any, batch_idx: int) -> None:
         if self.ema is not None:
             self.ema.update_parameters(self.unet)
 

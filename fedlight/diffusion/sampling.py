@@ -53,6 +53,8 @@ def sample(
     sampler: str,
     steps: int,
     seed: int,
+    labels: Tensor | None = None,
+    guidance: float = 1.0,
     batch_size: int = BATCH,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
@@ -66,6 +68,8 @@ def sample(
         sampler: one of SAMPLERS.
         steps: denoising steps, a divisor of T.
         seed: decides the images, on whatever device.
+        labels: what is asked of a conditional UNet, int64, shape (images,).
+        guidance: scale of classifier-free guidance; 1 for none.
         batch_size: images denoised at once.
         on_step: called after each denoising step of each batch.
 
@@ -80,16 +84,35 @@ def sample(
     training = unet.training
     unet.eval()
     images = []
-    for noise in torch.randn(shape, generator=generator).split(batch_size):
+    for number, noise in enumerate(torch.randn(shape, generator=generator).split(batch_size)):
         x_t = noise.to(device)
+        asked = None if labels is None else labels[number * batch_size :][: len(noise)].to(device)
         scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:
-            eps = _noise(unet(x_t, t).sample, x_t, schedule.alphas_cumprod[t], velocity=velocity)
+            eps = _noise(
+                _predict(unet, x_t, t, asked, guidance), x_t, schedule.alphas_cumprod[t], velocity=velocity
+            )
             x_t = scheduler.step(eps, t, x_t, generator=generator).prev_sample
             on_step()
         images.append(x_t.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu())
     unet.train(training)
     return torch.cat(images)
+
+
+def no_label(unet: nn.Module) -> int:
+    """What stands for no label: the last one of a conditional UNet."""
+    return unet.config.num_class_embeds - 1
+
+
+def _predict(unet: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, guidance: float) -> Tensor:
+    """The prediction, and beyond it by classifier-free guidance (arXiv 2207.12598; scale 1 + w)."""
+    if labels is None:
+        return unet(x_t, t).sample
+    if guidance == 1:
+        return unet(x_t, t, class_labels=labels).sample
+    both = torch.cat((labels, torch.full_like(labels, no_label(unet))))
+    given, without = unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
+    return without + guidance * (given - without)
 
 
 def _noise(predicted: Tensor, x_t: Tensor, alpha_bar: Tensor, *, velocity: bool) -> Tensor:

@@ -87,6 +87,8 @@ class Components:
             on_step: called after every denoising step, and may end the cell.
         """
         pixels = self.dataset.train.pixels.to(self.device)
+        conditional = self.settings.model.conditional
+        labels = torch.from_numpy(self.dataset.train.labels).to(self.device) if conditional else None
         shares = [pool(self.shares)] if self.method.pool else self.shares
 
         def evaluate(
@@ -103,7 +105,7 @@ class Components:
             method=self.method,
             algorithm=self.algorithm,
             codec=self.codec,
-            data=lambda client: ClientData(pixels, shares[client], self.settings.data.batch_size),
+            data=lambda client: ClientData(pixels, shares[client], self.settings.data.batch_size, labels),
             make_trainer=lambda own: self.make_trainer(callbacks=[*own, *callbacks]),
             evaluate=evaluate,
             rate=partial(
@@ -161,14 +163,15 @@ def build(settings: CellConfig) -> Components:
     except TypeError as error:
         raise BadInput(f"partition: {error}") from error
 
-    module, slices = make_module(settings)
+    module, slices = make_module(settings, len(dataset.classes))
     method = settings.method.resolve(slices.names)
     make_trainer = _trainer_factory(settings)
     try:
         device = make_trainer().strategy.root_device
         module.configure_optimizers()
         with torch.no_grad():
-            predicted = module.unet(torch.zeros(1, *shape), 0).sample
+            condition = {"class_labels": torch.zeros(1, dtype=int)} if settings.model.conditional else {}
+            predicted = module.unet(torch.zeros(1, *shape), 0, **condition).sample
     except Exception as error:  # each library has errors of its own
         raise BadInput(f"model, optimizer or trainer: {error}") from error
     if predicted.shape != (1, *shape):
@@ -257,8 +260,12 @@ def load_data(settings: CellConfig) -> Dataset:
     return dataset
 
 
-def make_module(settings: CellConfig) -> tuple[DDPM, SliceMap]:
+def make_module(settings: CellConfig, classes: int) -> tuple[DDPM, SliceMap]:
     """The client model with its first weights, which the cell's seed decides, and its slice map.
+
+    Args:
+        settings: of the cell.
+        classes: of the data; a conditional model has a label for each, and one more for none.
 
     Raises:
         BadInput: the model cannot be made as asked, or a parameter is in no slice or in two.
@@ -266,7 +273,22 @@ def make_module(settings: CellConfig) -> tuple[DDPM, SliceMap]:
     seed_everything(derive_seed(settings.seed, "model"), verbose=False)
     schedule = instantiate(settings.model.schedule)
     check_sampler(settings.evaluation.sampler, settings.evaluation.steps, schedule)
-    unet = instantiate(settings.model.unet, _convert_="all")
+    slices, labels = settings.model.slices, {}
+    if settings.model.conditional:
+        if classes < 2:
+            raise BadInput(
+                "model.conditional=true needs labels, and all images of the data set are of one class"
+            )
+        chosen = settings.model.label_slice or next(iter(slices))
+        if chosen not in slices:
+            raise BadInput(f"model.label_slice must be one of {', '.join(slices)}, got {chosen}")
+        slices, labels = (
+            {**slices, chosen: [*slices[chosen], "class_embedding"]},
+            {"num_class_embeds": classes + 1},
+        )
+    elif settings.evaluation.guidance != 1:
+        raise BadInput(f"evaluation.guidance={settings.evaluation.guidance} needs model.conditional=true")
+    unet = instantiate(settings.model.unet, _convert_="all", **labels)
     if not isinstance(unet, ModelMixin):
         raise BadInput(f"model.unet must be a diffusers model (ModelMixin), got {type(unet).__name__}")
     module = DDPM(
@@ -276,13 +298,13 @@ def make_module(settings: CellConfig) -> tuple[DDPM, SliceMap]:
         optimizer=instantiate(
             settings.optimizer.model_dump(by_alias=True, exclude={"warmup", "decay"}), _partial_=True
         ),
-        slices=settings.model.slices,
+        slices=slices,
         ema_decay=settings.model.ema_decay,
         exchange_ema=settings.model.exchange_ema,
         snr_gamma=settings.model.snr_gamma,
+        label_dropout=settings.model.label_dropout if settings.model.conditional else None,
     )
-    slices = SliceMap.build(module.slices, module.state_dict(), module.private)
-    return module, slices
+    return module, SliceMap.build(module.slices, module.state_dict(), module.private)
 
 
 def precision(settings: CellConfig) -> str:

@@ -33,6 +33,9 @@ SCORES = (
     _score("IS", "inception_score", "inception_score", numbers.score),
     _score("coverage", "coverage", "coverage.share", numbers.share),
     _score("entropy", "coverage_entropy", "coverage.entropy", numbers.score),
+    _score("labels", "label_accuracy", "label_accuracy.all", numbers.share),
+    _score("held", "label_accuracy_held", "label_accuracy.held", numbers.share),
+    _score("unseen", "label_accuracy_unseen", "label_accuracy.unseen", numbers.share),
 )
 COSTS = (
     Quantity("parameters", "params", lambda result: result.exchange.params_total, numbers.count),
@@ -106,6 +109,8 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
         "Methods in full",
         "Means over seeds. own FID: against real images of the classes that a client holds. coverage: share "
         "of the classes that turn up among the generated images; entropy of their distribution, in nats. "
+        "labels: share of images with the label that was asked for, of all classes, of those that a client "
+        "held, of those that it has never seen. "
         "Exchange counts both ways, all rounds and clients; vs FULL: what FULL "
         "exchanges with the same participants and reports.",
         [*heads, "method", *fid_heads, *(q.head for q in quantities), "status"],

@@ -35,6 +35,14 @@ class Coverage(BaseModel):
     entropy: float
 
 
+class LabelAccuracy(BaseModel):
+    """Shares, 0..1, of images with the label asked for: of all classes, of held and of never seen ones."""
+
+    all: float
+    held: float | None = None
+    unseen: float | None = None
+
+
 class OwnQuality(BaseModel):
     """FID of clients' models against real images of the classes that each client holds; lower is better."""
 
@@ -59,6 +67,7 @@ class ImageQuality(BaseModel):
     inception_score: float | None = None
     coverage: Coverage | None = None
     own: OwnQuality | None = None
+    label_accuracy: LabelAccuracy | None = None
 
 
 class Result(BaseModel):
