@@ -94,11 +94,13 @@ class DDPM(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the mean loss between truth and prediction at uniform time steps."""
-        x_0, labels = batch if self.label_dropout is not None else (batch, None)
+        if self.label_dropout is None:
+            x_0, condition = batch, {}
+        else:
+            x_0, condition = batch[0], {"class_labels": self._some_dropped(batch[1], self.label_dropout)}
         t = torch.randint(self.schedule.config.num_train_timesteps, x_0.shape[:1], device=self.device)
         eps = torch.randn_like(x_0)
         x_t = self.schedule.add_noise(x_0, eps, t)  # sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
-        condition = {} if labels is None else {"class_labels": self._drop(labels)}
         predicted = self.unet(x_t, t, **condition).sample
         velocity = self.schedule.config.prediction_type == VELOCITY
         truth = self.schedule.get_velocity(x_0, eps, t) if velocity else eps
@@ -109,8 +111,8 @@ class DDPM(LightningModule):
         weight = snr.clamp(max=self.snr_gamma) / (snr + 1 if velocity else snr)
         return (weight * self.loss(predicted, truth, reduction="none").flatten(1).mean(dim=1)).mean()
 
-    def _drop(self, labels: Tensor) -> Tensor:
-        dropped = torch.rand(labels.shape, device=labels.device) < self.label_dropout
+    def _some_dropped(self, labels: Tensor, share: float) -> Tensor:
+        dropped = torch.rand(labels.shape, device=self.device) < share
         return labels.masked_fill(dropped, no_label(self.unet))
 
     def on_train_batch_end(self, outputs: object, batch: Any, batch_idx: int) -> None:

@@ -99,7 +99,7 @@ def sample(
     return torch.cat(images)
 
 
-def no_label(unet: nn.Module) -> int:
+def no_label(unet: Any) -> int:
     """What stands for no label: the last one of a conditional UNet."""
     return unet.config.num_class_embeds - 1
 

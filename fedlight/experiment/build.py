@@ -170,7 +170,9 @@ def build(settings: CellConfig) -> Components:
         device = make_trainer().strategy.root_device
         module.configure_optimizers()
         with torch.no_grad():
-            condition = {"class_labels": torch.zeros(1, dtype=int)} if settings.model.conditional else {}
+            condition = (
+                {"class_labels": torch.zeros(1, dtype=torch.int64)} if settings.model.conditional else {}
+            )
             predicted = module.unet(torch.zeros(1, *shape), 0, **condition).sample
     except Exception as error:  # each library has errors of its own
         raise BadInput(f"model, optimizer or trainer: {error}") from error
