@@ -9,6 +9,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    field_validator,
     model_serializer,
 )
 
@@ -72,7 +73,7 @@ class ModelConfig(Section, Sparse):
     unet: Target
     schedule: Target
     loss: str
-    ema_decay: float | None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     exchange_ema: bool
     slices: Annotated[dict[str, list[str]], Field(min_length=1)]
     snr_gamma: Annotated[float, Field(gt=0)] | None = None
@@ -113,11 +114,13 @@ class ExtensionConfig(BaseModel):
     target: Annotated[str, Field(alias="_target_")]
 
 
-class TransformConfig(Section):
-    """How what clients report is encoded, stage by stage."""
+class TransformConfig(Section, Sparse):
+    """How what crosses is encoded, stage by stage, and whether the first model crosses at all."""
 
     name: str
-    up: Annotated[list[Target], Field(min_length=1)]
+    up: list[Target] = []
+    down: list[Target] = []
+    seeded_start: bool = False
 
 
 class FederationConfig(Section):
@@ -166,6 +169,12 @@ class CellConfig(Section):
     algorithm: ExtensionConfig | None = None
     transform: TransformConfig | None = None
     transport: ExtensionConfig | None = None
+
+    @field_validator("transform", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """`transform=none` is an empty group, and no group is chosen."""
+        return value or None
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON knows it; a group that is not chosen is absent."""

@@ -89,6 +89,11 @@ CASES = {
         ["evaluation.guidance=2"],
         "evaluation.guidance=2.0 needs model.conditional=true",
     ),
+    "decay of one": (["model.ema_decay=1.0"], "model.ema_decay: .* less than 1, got 1.0"),
+    "exchange of no average": (
+        ["model.exchange_ema=true"],
+        "model.exchange_ema=true exchanges a moving average, and there is none: set model.ema_decay",
+    ),
     "no block": (["model.unet.blocks=0"], "must be at least 1, got 0"),
     "name that is a parent": (["name=.."], "name: .* match pattern"),
     "no partition": (["~partition"], "^fedlight: error: partition: field required$"),

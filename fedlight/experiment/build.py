@@ -199,7 +199,8 @@ def make_server(
         settings.clients, settings.fraction, settings.federation.dropout, settings.seed
     )
     method, initial = settings.method.resolve(slices.names), on_cpu(module.state_dict())
-    return Server(cell, method, slices, initial, participation, algorithm, codec)
+    decay = settings.model.ema_decay if _averages_rounds(settings) else None
+    return Server(cell, method, slices, initial, participation, algorithm, codec, decay)
 
 
 def make_algorithm(settings: CellConfig) -> FedAvg:
@@ -213,19 +214,23 @@ def make_algorithm(settings: CellConfig) -> FedAvg:
 
 
 def make_codec(settings: CellConfig, method: Method) -> Codec:
-    """What encodes the uplink; without a transform, values cross as they are.
+    """What encodes the slices; without a transform, and inside CENTRAL, values cross as they are.
 
     Raises:
         BadInput: a client would report the delta of a slice that it does not receive.
     """
-    if settings.transform is None:
+    if settings.transform is None or method.pool:
         return Codec()
     if unsent := [slice_ for slice_ in method.uplink if slice_ not in method.downlink]:
         raise BadInput(
             f"transform={settings.transform.name} encodes differences to what a client received, and method "
             f"{method.name} does not send {', '.join(unsent)} down"
         )
-    return Codec([make_extension("transform", stage) for stage in settings.transform.up])
+    up, down = (
+        [make_extension("transform", stage) for stage in stages]
+        for stages in (settings.transform.up, settings.transform.down)
+    )
+    return Codec(up, down, settings.transform.seeded_start)
 
 
 def make_extension(group: str, node: dict[str, Any], *arguments: Any) -> Any:
@@ -272,6 +277,11 @@ def make_module(settings: CellConfig, classes: int) -> tuple[DDPM, SliceMap]:
     Raises:
         BadInput: the model cannot be made as asked, or a parameter is in no slice or in two.
     """
+    if settings.model.exchange_ema and settings.model.ema_decay is None:
+        raise BadInput(
+            "model.exchange_ema=true exchanges a moving average, and there is none: set model.ema_decay to a "
+            "number between 0 and 1, or leave model.exchange_ema out"
+        )
     seed_everything(derive_seed(settings.seed, "model"), verbose=False)
     schedule = instantiate(settings.model.schedule)
     check_sampler(settings.evaluation.sampler, settings.evaluation.steps, schedule)
@@ -301,12 +311,17 @@ def make_module(settings: CellConfig, classes: int) -> tuple[DDPM, SliceMap]:
             settings.optimizer.model_dump(by_alias=True, exclude={"warmup", "decay"}), _partial_=True
         ),
         slices=slices,
-        ema_decay=settings.model.ema_decay,
+        ema_decay=None if _averages_rounds(settings) else settings.model.ema_decay,
         exchange_ema=settings.model.exchange_ema,
         snr_gamma=settings.model.snr_gamma,
         label_dropout=settings.model.label_dropout if settings.model.conditional else None,
     )
     return module, SliceMap.build(module.slices, module.state_dict(), module.private)
+
+
+def _averages_rounds(settings: CellConfig) -> bool:
+    """Whether a moving average is the server's, over rounds; clients keep one over steps otherwise."""
+    return settings.method.evaluate == "global" and not settings.model.exchange_ema
 
 
 def precision(settings: CellConfig) -> str:

@@ -69,7 +69,7 @@ def run_cell(settings: CellConfig) -> None:
         run = Run(folder, components, server, record, log, bars, stop)
         run.federate()
         _save_model(folder / "model", server, components.module)
-        result["state_sha256"] = state_sha256(server.theta)
+        result["state_sha256"] = state_sha256(server.evaluated)
         log.pictures(settings.rounds, partition=folder / "partition.png")
     parts = [] if result["train_loss"] is None else [f"loss {result['train_loss']:.4f}"]
     parts += [f"FID {result['fid']['value']:.1f}"] if result["fid"] else []

@@ -102,5 +102,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, kept: State) -> None:
     state: dict[int, State] = {}
     for name, tensor in kept.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        state.setdefault(int(index), {})[key] = tensor.clone()  # which the optimizer writes to
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
