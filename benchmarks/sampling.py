@@ -71,7 +71,7 @@ def main() -> None:
         module.to(DEVICE).load_state_dict(cell.state(given.client))
     else:
         _, settings = composed("logger=none")
-        module, name = make_module(settings)[0].to(DEVICE), "the untrained tiny UNet"
+        module, name = make_module(settings, 10)[0].to(DEVICE), "the untrained tiny UNet"
 
     rows = []
     for sampler, steps in QUICK if given.quick else GRID:

@@ -29,6 +29,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Sparse(BaseModel):
+    """A section with optional keys: where one has its default, it is in no dump, and in no cell's id."""
+
+    @model_serializer(mode="wrap")
+    def without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {name: f.default for name, f in type(self).model_fields.items() if not f.is_required()}
+        return {key: value for key, value in dump(self).items() if value != defaults.get(key, ...)}
+
+
 class DataConfig(Section):
     """The data set: its facts, how it is loaded and batched."""
 
@@ -58,7 +67,7 @@ class PartitionConfig(Section):
     deal: Target
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, Sparse):
     """The client model and its slice map."""
 
     name: str
@@ -68,15 +77,21 @@ class ModelConfig(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     exchange_ema: bool
     slices: Annotated[dict[str, list[str]], Field(min_length=1)]
+    snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    conditional: bool = False
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    label_slice: str | None = None
 
 
-class OptimizerConfig(BaseModel):
-    """The optimizer, made anew at each local update; further keys go to its class."""
+class OptimizerConfig(Sparse):
+    """The optimizer, made anew at each local update, and its rate over rounds; more keys go to its class."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, populate_by_name=True)
 
     target: Annotated[str, Field(alias="_target_")]
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    warmup: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["cosine"] | None = None
 
 
 class TrainerConfig(BaseModel):
@@ -100,18 +115,13 @@ class ExtensionConfig(BaseModel):
     target: Annotated[str, Field(alias="_target_")]
 
 
-class TransformConfig(Section):
+class TransformConfig(Section, Sparse):
     """How what crosses is encoded, stage by stage, and whether the first model crosses at all."""
 
     name: str
     up: list[Target] = []
     down: list[Target] = []
     seeded_start: bool = False
-
-    @model_serializer(mode="wrap")
-    def _chosen(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is not chosen is absent, and then absent from a cell's id."""
-        return {key: value for key, value in dump(self).items() if value}
 
 
 class FederationConfig(Section):
@@ -120,7 +130,7 @@ class FederationConfig(Section):
     dropout: Probability
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(Section, Sparse):
     """How images are sampled from the trained models, and scored."""
 
     every: Whole | None
@@ -135,6 +145,7 @@ class EvaluationConfig(Section):
     weights: str | None
     weights_name: str | None
     cache: str
+    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 class CellConfig(Section):

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedlight.config import CellConfig, validate
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment.build import CHECKPOINT, make_algorithm, make_module, make_server
-from fedlight.experiment.evaluate import draw
+from fedlight.experiment.evaluate import draw, even_labels
 from fedlight.experiment.targets import check_targets
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
@@ -20,6 +20,7 @@ from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
 from fedlight.runs.identity import read_result
+from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput, Damaged
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,12 +28,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """What a completed cell left: its settings, an empty model and the states to load into it."""
+    """What a completed cell left: settings, an empty model, states to load into it, the number of classes."""
 
     folder: Path
     settings: CellConfig
     module: DDPM
     server: Server
+    classes: int
 
     def state(self, client: int | None) -> State:
         """The state_dict of a client's own model, or of the global one where `client` is None.
@@ -63,9 +65,26 @@ class FinishedCell:
             raise BadInput(f"{error}; run the cell again for the model of client {client}") from error
         return {**self.server.global_state(), **kept.get("model", {})}
 
-    def draw(self, client: int | None, images: int, seed: int) -> Tensor:
-        """Images of a model, uint8, shape (images, channels, height, width), by the cell's own sampler."""
-        return draw(self.module, DEVICE, self.state(client), self.settings, images, seed)
+    def draw(self, client: int | None, images: int, seed: int, label: int | None = None) -> Tensor:
+        """Images of a model, uint8, shape (images, channels, height, width), by the cell's own sampler.
+
+        Args:
+            client: whose own model to draw from; None for the global one.
+            images: how many.
+            seed: decides the images.
+            label: of every image of a conditional model; None for each label in turn.
+
+        Raises:
+            BadInput: there is no such model, or it knows no such label.
+        """
+        labels = even_labels(self.settings, images, self.classes)
+        if label is not None:
+            if labels is None:
+                raise BadInput(f"{self.folder.name}: its model knows no labels; leave out --label")
+            if not 0 <= label < self.classes:
+                raise BadInput(f"{self.folder.name}: labels are 0 to {self.classes - 1}, got {label}")
+            labels = torch.full_like(labels, label)
+        return draw(self.module, DEVICE, self.state(client), self.settings, images, seed, labels)
 
 
 def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
@@ -89,12 +108,13 @@ def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
         except BadInput as error:
             raise BadInput(f"{folder}: {error}; --trust lets it, so know where the cell is from") from error
     settings = validate(OmegaConf.create(config))
-    module, slices = make_module(settings)
+    classes = len({label for _, label, _ in CellFiles(folder).partition})
+    module, slices = make_module(settings, classes)
     server = make_server(folder.name, settings, module, slices, make_algorithm(settings), Codec())
     server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, mends=False))
     if server.round != settings.rounds:
         raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
-    return FinishedCell(folder, settings, module, server)
+    return FinishedCell(folder, settings, module, server, classes)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class ClientSetup:
         data: the data module of a client, by its number; it has `num_examples`.
         make_trainer: a fresh Trainer for one local update, from its callbacks.
         evaluate: draws from a model and scores it.
+        rate: the factor of the optimizer's learning rate in a round.
         first: the first state_dict; the cell's seed decides it.
     """
 
@@ -50,6 +51,7 @@ class ClientSetup:
     data: Callable[[int], Any]
     make_trainer: Callable[[list[Any]], Trainer]
     evaluate: Evaluate
+    rate: Callable[[int], float] = lambda round_: 1.0
     first: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     kept_optimizer = memory.get("optimizer", {}) if setup.method.keep_optimizer else None
 
     seed_everything(derive_seed(setup.seed, "client", round_, client), verbose=False)
-    federator = Federator(client, round_, state, kept_optimizer)
+    federator = Federator(client, round_, state, kept_optimizer, setup.rate(round_))
     data = setup.data(client)
     added = setup.algorithm.callbacks(federated, extras, own)
     setup.make_trainer([federator, *added]).fit(setup.module, datamodule=data)
