@@ -163,7 +163,7 @@ def test_a_deposed_holder_is_told_and_leaves_its_successor_alone(
         take_over(cell, elsewhere)
         held.check(every=60)  # it looked a moment ago
         with pytest.raises(
-            Held, match="cell: taken over by process 7 on other, since .*; this process stops"
+            Held, match=r"cell: taken over by process 7 on other, since .*; this process stops"
         ):
             held.check()
         os.utime(cell / lock.HOLDER, (1, 1))
@@ -240,7 +240,8 @@ def test_a_signature_that_cannot_be_read_is_waited_out(tmp_path: Path) -> None:
     path.touch()
     assert lock._sign(tmp_path, b"{}") is None
     os.utime(path, (1, 1))
-    assert (file := lock._sign(tmp_path, b"{}")) is not None
+    file = lock._sign(tmp_path, b"{}")
+    assert file is not None
     os.close(file)
 
 
