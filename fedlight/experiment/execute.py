@@ -26,7 +26,7 @@ from fedlight.loggers.metrics import CellLog
 from fedlight.loggers.progress import ProgressBars
 from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
 from fedlight.runs.csv_files import write_partition
-from fedlight.runs.identity import SCHEMA, cell_folder, is_done, masked, write_config
+from fedlight.runs.identity import SCHEMA, cell_folder, is_done, write_config
 from fedlight.runs.record import Record
 from fedlight.runtime.errors import BadInput, MemoryLost
 from fedlight.runtime.files import remove_temporaries
@@ -34,6 +34,7 @@ from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.lock import BEAT, Hold
 from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.memory import no_garbage
+from fedlight.runtime.secret import masked
 from fedlight.runtime.signals import Stop, stoppable
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")
@@ -77,9 +78,9 @@ def run_cell(settings: CellConfig, held: Hold) -> None:
         run.federate()
         held.check()
         _save_model(folder / "model", server, components.module)
-        result["state_sha256"] = state_sha256(server.theta)
         models = [path for path in sorted((folder / "model").rglob("*")) if path.is_file()]
         write_checksums(folder, [*models, *last_versions(folder / CHECKPOINT)])
+        result["state_sha256"] = state_sha256(server.evaluated)
         log.pictures(settings.rounds, partition=folder / "partition.png")
     parts = [] if result["train_loss"] is None else [f"loss {result['train_loss']:.4f}"]
     parts += [f"FID {result['fid']['value']:.1f}"] if result["fid"] else []

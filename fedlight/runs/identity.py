@@ -69,16 +69,6 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
         temporary.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def masked(node: Any, key: str = "") -> Any:
-    """The configuration with the values of keys that name a secret blotted out."""
-    if isinstance(node, dict):
-        return {name: masked(value, str(name)) for name, value in node.items()}
-    if isinstance(node, list):
-        return [masked(value, key) for value in node]
-    secret = re.search(r"(^|_)(api_?key|token|secret|password)$", key, re.IGNORECASE)
-    return "***" if secret and node is not None else node
-
-
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Writes `result.json`, the last file of a cell."""
     with atomic(folder / "result.json") as temporary:

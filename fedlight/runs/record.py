@@ -9,6 +9,7 @@ from typing import Any
 
 from fedlight.runs.csv_files import LEDGER_COLUMNS, ROUND_COLUMNS, CsvFile
 from fedlight.runs.identity import write_result
+from fedlight.runtime.secret import redacted
 
 
 class Record:
@@ -80,7 +81,7 @@ class Record:
             self.result["status"] = "completed"
         except BaseException as error:
             self.result["status"] = "failed" if isinstance(error, Exception) else "interrupted"
-            self.result["error"] = str(error) or type(error).__name__
+            self.result["error"] = redacted(str(error)) or type(error).__name__
             with suppress(OSError):  # the disk may be what failed, or the hold
                 self._close()
             raise
