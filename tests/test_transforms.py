@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from control import Control
 from torch import Tensor
 from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
 
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
 from fedlight.federation.codec import DELTA, Chain, Codec
-from fedlight.federation.messages import Broadcast, Payload, State, Update, from_bytes, to_bytes
+from fedlight.federation.messages import EXTRAS, Broadcast, Payload, State, Update, from_bytes, to_bytes
 from fedlight.federation.method import Method
 from fedlight.federation.packing import join, pack_bits, split, unpack_bits
 from fedlight.federation.rounds import federate
@@ -494,7 +495,7 @@ def weight(message: Broadcast | Update) -> list[tuple[int, int, str, str, int, i
     crossed = from_bytes(to_bytes(message))
     direction = "down" if isinstance(message, Broadcast) else "up"
     sizes = {
-        name: sum(len(tensor.view(torch.uint8).numpy().tobytes()) for tensor in tensors.values())
+        name: sum(len(tensor.numpy().tobytes()) for tensor in tensors.values())
         for name, tensors in ((name, payload.tensors) for name, payload in crossed.payloads.items())
     }
     params = {name: payload.params for name, payload in crossed.payloads.items()}
@@ -555,6 +556,15 @@ def test_the_ledger_is_the_wire_for_every_chain_at_any_order(
     assert sorted(server.ledger.rows()) == sorted(crossed)
     assert 0 < len({row[:2] for row in crossed if row[2] == "up"}) < 12
     assert server.ledger.bytes == sum(row[5] for row in crossed)
+
+
+def test_what_an_algorithm_adds_crosses_as_it_is(tmp_path: Path) -> None:
+    codec = Codec(STAGES["int4"], STAGES["int4"], seeded_start=True)
+    server, crossed = weighed(tmp_path, toy_setup(PARTIAL, Control(0.5), codec, epochs=1))
+    extras = [row for row in server.ledger.rows() if row[3] == EXTRAS]
+    assert {(row[4], row[5]) for row in extras} == {(1, 4)}
+    assert {row[2] for row in extras} == {"down", "up"}
+    assert sorted(server.ledger.rows()) == sorted(crossed)
 
 
 @pytest.mark.slow
