@@ -8,20 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
-from dotenv import find_dotenv, load_dotenv
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.data.folder_name import folder_name
+from fedlight.data.data_name import data_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
-from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged
+from fedlight.runtime.environment import load_environment
+from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged, Held
+from fedlight.runtime.files import explain
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
+from fedlight.runtime.secret import move_to_environment, redacted
 from fedlight.runtime.signals import EXIT, Interrupted
 
 PACKAGE = Path(__file__).parent
@@ -37,7 +39,8 @@ def main() -> None:
 
 def command_line(work: Callable[[DictConfig], None]) -> int:
     """Composes the configuration that the command line asks for and works on it; returns the exit status."""
-    load_dotenv(find_dotenv(usecwd=True))
+    load_environment()
+    sys.argv[1:] = move_to_environment(sys.argv[1:], os.environ)
     register_resolvers()
     debug = DEBUG in os.environ
     os.environ[DEBUG] = "1"  # Hydra raises, and the errors are printed here
@@ -51,7 +54,8 @@ def command_line(work: Callable[[DictConfig], None]) -> int:
 def register_resolvers() -> None:
     """Makes known to OmegaConf what `configs/` refers to."""
     OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
-    OmegaConf.register_new_resolver("fedlight.folder_name", folder_name, replace=True)
+    data_name.cache_clear()  # files may have changed since an earlier command of this process
+    OmegaConf.register_new_resolver("fedlight.data_name", data_name, replace=True)
     OmegaConf.register_new_resolver("fedlight.weights_name", weights_name, replace=True)
 
 
@@ -72,7 +76,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
         except Exception as error:  # a fault of fedlight, not of its use
             if debug or HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
-            traceback.print_exc()
+            print(redacted(traceback.format_exc()), file=sys.stderr)
             raise CellFailed(1) from error
 
     try:
@@ -105,11 +109,11 @@ def check_and_run(config: DictConfig) -> None:
     if is_done(folder):
         print(f"{folder.name}: done already, in {folder}")
         return
-    with hold(folder):
+    with hold(folder) as held:
         with no_garbage():
             from fedlight.experiment.execute import run_cell
 
-        run_cell(settings)
+        run_cell(settings, held)
 
 
 def _end_workers() -> None:
@@ -123,8 +127,11 @@ def print_error(error: Exception) -> int:
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, BadInput | Damaged | Diverged):
         cause = cause.__cause__
-    message = str(cause).split("Config search path")[0]
-    print(f"fedlight: error: {' '.join(message.split())}", file=sys.stderr)
+    if isinstance(cause, OSError) and not isinstance(cause, Held):
+        message = explain(cause)
+    else:
+        message = str(cause).split("Config search path")[0]
+    print(f"fedlight: error: {redacted(' '.join(message.split()))}", file=sys.stderr)
     bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
     return 1 if isinstance(cause, Damaged | Diverged | OSError) and not bad_input else 2
 

@@ -147,11 +147,11 @@ BAD = {
     "slice missing": lambda server: {"own.weight": torch.zeros(300, 100), "own.bias": torch.zeros(5)},
     "shape": lambda server: {**random_values(server, 9), "own.bias": torch.zeros(1)},
     "dtype": lambda server: {**random_values(server, 9), "own.bias": torch.zeros(5).double()},
-    "name": lambda server: {**random_values(server, 9), "own.more": torch.zeros(5)},
 }
 CLIPPED = {
     "large": lambda server: {name: torch.full_like(t, 1e30) for name, t in server.theta.items()},
     "all in one tensor": lambda server: {**server.theta, "own.bias": torch.full((5,), -1e6)},
+    "more than asked": lambda server: {**random_values(server, 9), "own.more": torch.full((5,), 1e6)},
     "small": lambda server: random_values(server, 9, 1e-6),
 }
 
@@ -403,6 +403,7 @@ def test_fresh_noise_counts_what_is_done_again(command: Callable[..., int], tmp_
         (["method=LOCAL"], "CENTRAL and LOCAL have none"),
         (["method=USPLIT"], "a deal of slices shows who takes part"),
         (["model.ema_decay=0.9", "model.exchange_ema=true"], "n_averaged holds whole numbers"),
+        (["algorithm=fednova"], "an algorithm that tells beforehand"),
         (["privacy.clip=inf"], "a finite privacy.clip"),
         (["privacy.noise_at=clients", "transform=topk"], "where a transform encodes updates"),
         (["privacy.clip_quantile=0.5"], "noise below 0.5 for an adaptive clip"),

@@ -99,7 +99,14 @@ def toy_server(setup: ClientSetup, clients: int = 2, fraction: float = 1.0, drop
     privacy = setup.privacy
     participation = Participation(clients, fraction, dropout, setup.seed, poisson=privacy is not None)
     return Server(
-        "toy", setup.method, setup.slices, first, participation, setup.algorithm, setup.codec, privacy
+        "toy",
+        setup.method,
+        setup.slices,
+        first,
+        participation,
+        setup.algorithm,
+        setup.codec,
+        privacy=privacy,
     )
 
 

@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import ModelMixin
 from hydra.errors import HydraException
@@ -16,12 +17,13 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities import registry
 from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData
 from fedlight.data.dataset import Dataset, Images
-from fedlight.data.partition import Indices, pool
+from fedlight.data.partition import Indices, count_labels, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.evaluation.evaluator import Evaluator
@@ -37,6 +39,7 @@ from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation, cohort_size
 from fedlight.federation.federator import on_cpu
+from fedlight.federation.learning_rate import rate
 from fedlight.federation.method import Method
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
@@ -74,6 +77,11 @@ class Components:
     device: torch.device
     evaluator: Evaluator | None
 
+    @property
+    def room(self) -> int:
+        """How many clients may train, or batches be denoised, at once in the cell."""
+        return worker_room(self.settings, self.device)
+
     def site(
         self, folder: Path, callbacks: Sequence[Callback] = (), on_step: Callable[[], None] = lambda: None
     ) -> Site:
@@ -85,6 +93,8 @@ class Components:
             on_step: called after every denoising step, and may end the cell.
         """
         pixels = self.dataset.train.pixels.to(self.device)
+        conditional = self.settings.model.conditional
+        labels = torch.from_numpy(self.dataset.train.labels).to(self.device) if conditional else None
         shares = [pool(self.shares)] if self.method.pool else self.shares
 
         def evaluate(
@@ -93,6 +103,7 @@ class Components:
             drawn = draw_and_score(self, state, round_, client, on_step)
             return drawn.metrics, drawn.to_groups()
 
+        optimizer = self.settings.optimizer
         setup = ClientSetup(
             seed=self.settings.seed,
             module=self.module,
@@ -100,9 +111,12 @@ class Components:
             method=self.method,
             algorithm=self.algorithm,
             codec=self.codec,
-            data=lambda client: ClientData(pixels, shares[client], self.settings.data.batch_size),
+            data=lambda client: ClientData(pixels, shares[client], self.settings.data.batch_size, labels),
             make_trainer=lambda own: self.make_trainer(callbacks=[*own, *callbacks]),
             evaluate=evaluate,
+            rate=partial(
+                rate, rounds=self.settings.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"
+            ),
             privacy=make_mechanism(self.settings),
         )
         return Site(folder.name, setup, folder / CHECKPOINT)
@@ -114,7 +128,7 @@ class Components:
         settings = self.settings
         cohort = cohort_size(settings.clients, settings.fraction)
         make_site = SiteMaker(settings, folder.absolute())
-        around = Surroundings(here, make_site, cohort, worker_room(settings, self.device), done, check)
+        around = Surroundings(here, make_site, cohort, self.room, done, check)
         if self.method.pool or settings.rounds == 0:
             return Inline(around)
         if settings.transport is None:
@@ -156,16 +170,18 @@ def build(settings: CellConfig) -> Components:
     except TypeError as error:
         raise BadInput(f"partition: {error}") from error
 
-    module, slices = make_module(settings)
+    module, slices = make_module(settings, len(dataset.classes))
     method = settings.method.resolve(slices.names)
     settings = with_noise(settings)
-    check_privacy(settings, method, slices, module.state_dict())
     make_trainer = _trainer_factory(settings)
     try:
         device = make_trainer().strategy.root_device
         module.configure_optimizers()
         with torch.no_grad():
-            predicted = module.unet(torch.zeros(1, *shape), 0).sample
+            condition = (
+                {"class_labels": torch.zeros(1, dtype=torch.int64)} if settings.model.conditional else {}
+            )
+            predicted = module.unet(torch.zeros(1, *shape), 0, **condition).sample
     except Exception as error:  # each library has errors of its own
         raise BadInput(f"model, optimizer or trainer: {error}") from error
     if predicted.shape != (1, *shape):
@@ -173,8 +189,12 @@ def build(settings: CellConfig) -> Components:
     if settings.trainer.compile:
         module.unet.compile()
     algorithm = make_algorithm(settings)
+    check_privacy(settings, method, algorithm, slices.select(method.uplink, module.state_dict()))
     codec = make_codec(settings, method)
-    evaluator = make_evaluator(settings, whole, dataset, device) if settings.evaluation.samples else None
+    parts = [pool(shares)] if method.pool else shares
+    held = count_labels(dataset.train.labels, parts, len(dataset.classes)) > 0
+    scored = settings.evaluation.samples > 0
+    evaluator = make_evaluator(settings, whole, dataset, held, device) if scored else None
     return Components(
         settings, dataset, shares, module, slices, method, algorithm, codec, make_trainer, device, evaluator
     )
@@ -201,7 +221,8 @@ def make_server(
     )
     privacy = make_mechanism(settings, checkpoint)
     method, initial = settings.method.resolve(slices.names), on_cpu(module.state_dict())
-    return Server(cell, method, slices, initial, participation, algorithm, codec, privacy)
+    decay = settings.model.ema_decay if _averages_rounds(settings) else None
+    return Server(cell, method, slices, initial, participation, algorithm, codec, decay, privacy)
 
 
 def make_algorithm(settings: CellConfig) -> FedAvg:
@@ -215,19 +236,23 @@ def make_algorithm(settings: CellConfig) -> FedAvg:
 
 
 def make_codec(settings: CellConfig, method: Method) -> Codec:
-    """What encodes the uplink; without a transform, values cross as they are.
+    """What encodes the slices; without a transform, and inside CENTRAL, values cross as they are.
 
     Raises:
         BadInput: a client would report the delta of a slice that it does not receive.
     """
-    if settings.transform is None:
+    if settings.transform is None or method.pool:
         return Codec()
     if unsent := [slice_ for slice_ in method.uplink if slice_ not in method.downlink]:
         raise BadInput(
             f"transform={settings.transform.name} encodes differences to what a client received, and method "
             f"{method.name} does not send {', '.join(unsent)} down"
         )
-    return Codec([make_extension("transform", stage) for stage in settings.transform.up])
+    up, down = (
+        [make_extension("transform", stage) for stage in stages]
+        for stages in (settings.transform.up, settings.transform.down)
+    )
+    return Codec(up, down, settings.transform.seeded_start)
 
 
 def make_extension(group: str, node: dict[str, Any], *arguments: Any) -> Any:
@@ -264,29 +289,61 @@ def load_data(settings: CellConfig) -> Dataset:
     return dataset
 
 
-def make_module(settings: CellConfig) -> tuple[DDPM, SliceMap]:
+def make_module(settings: CellConfig, classes: int) -> tuple[DDPM, SliceMap]:
     """The client model with its first weights, which the cell's seed decides, and its slice map.
+
+    Args:
+        settings: of the cell.
+        classes: of the data; a conditional model has a label for each, and one more for none.
 
     Raises:
         BadInput: the model cannot be made as asked, or a parameter is in no slice or in two.
     """
+    if settings.model.exchange_ema and settings.model.ema_decay is None:
+        raise BadInput(
+            "model.exchange_ema=true exchanges a moving average, and there is none: set model.ema_decay to a "
+            "number between 0 and 1, or leave model.exchange_ema out"
+        )
     seed_everything(derive_seed(settings.seed, "model"), verbose=False)
     schedule = instantiate(settings.model.schedule)
     check_sampler(settings.evaluation.sampler, settings.evaluation.steps, schedule)
-    unet = instantiate(settings.model.unet, _convert_="all")
+    slices, labels = settings.model.slices, {}
+    if settings.model.conditional:
+        if classes < 2:
+            raise BadInput(
+                "model.conditional=true needs labels, and all images of the data set are of one class"
+            )
+        chosen = settings.model.label_slice or next(iter(slices))
+        if chosen not in slices:
+            raise BadInput(f"model.label_slice must be one of {', '.join(slices)}, got {chosen}")
+        slices, labels = (
+            {**slices, chosen: [*slices[chosen], "class_embedding"]},
+            {"num_class_embeds": classes + 1},
+        )
+    elif settings.evaluation.guidance != 1:
+        raise BadInput(f"evaluation.guidance={settings.evaluation.guidance} needs model.conditional=true")
+    unet = instantiate(settings.model.unet, _convert_="all", **labels)
     if not isinstance(unet, ModelMixin):
         raise BadInput(f"model.unet must be a diffusers model (ModelMixin), got {type(unet).__name__}")
     module = DDPM(
         unet,
         schedule,
         loss=settings.model.loss,
-        optimizer=instantiate(settings.optimizer.model_dump(by_alias=True), _partial_=True),
-        slices=settings.model.slices,
-        ema_decay=settings.model.ema_decay,
+        optimizer=instantiate(
+            settings.optimizer.model_dump(by_alias=True, exclude={"warmup", "decay"}), _partial_=True
+        ),
+        slices=slices,
+        ema_decay=None if _averages_rounds(settings) else settings.model.ema_decay,
         exchange_ema=settings.model.exchange_ema,
+        snr_gamma=settings.model.snr_gamma,
+        label_dropout=settings.model.label_dropout if settings.model.conditional else None,
     )
-    slices = SliceMap.build(module.slices, module.state_dict(), module.private)
-    return module, slices
+    return module, SliceMap.build(module.slices, module.state_dict(), module.private)
+
+
+def _averages_rounds(settings: CellConfig) -> bool:
+    """Whether a moving average is the server's, over rounds; clients keep one over steps otherwise."""
+    return settings.method.evaluate == "global" and not settings.model.exchange_ema
 
 
 def precision(settings: CellConfig) -> str:
@@ -306,33 +363,35 @@ def worker_room(settings: CellConfig, device: torch.device) -> int:
     return settings.trainer.workers or max(1, room)
 
 
-def make_evaluator(settings: CellConfig, whole: Dataset, dataset: Dataset, device: torch.device) -> Evaluator:
+def make_evaluator(
+    settings: CellConfig, whole: Dataset, dataset: Dataset, held: NDArray[np.bool_], device: torch.device
+) -> Evaluator:
     """The evaluator of the cell's images: extractor and reference, from the cache or made now.
 
     Args:
         settings: of the cell.
         whole: all images, which the classifier learns from.
         dataset: what is compared with; its training images are those of the federation.
+        held: whether a client has training images of a class, shape (clients, classes).
         device: to extract features on.
 
     Raises:
         BadInput: the extractor does not fit the data, its weights are missing, or images are too few.
     """
     asked = settings.evaluation
-    pixels = {"train": dataset.train.pixels, "test": dataset.test.pixels}
-    check_budget(asked.samples, len(pixels[asked.reference]), asked.reference, asked.extractor)
-    if asked.memorisation and len(dataset.test) < 2:
-        raise BadInput("evaluation.memorisation compares with test images, and there is only one of them")
+    splits = {"train": dataset.train, "test": dataset.test}
+    check_budget(asked.samples, len(splits[asked.reference]), asked.reference, asked.extractor)
     extractor = make_extractor(settings, whole, device)
     references = {
-        split: make_reference(pixels[split], extractor, asked.cache)
-        for split in pixels
+        split: make_reference(images.pixels, extractor, asked.cache)
+        for split, images in splits.items()
         if split == asked.reference or asked.memorisation
     }
-    if not asked.memorisation:
-        return Evaluator(extractor, references[asked.reference])
-    copies = CopyCheck(references["train"].features.values, references["test"].features.values)
-    return Evaluator(extractor, references[asked.reference], copies)
+    copies = None
+    if asked.memorisation:
+        copies = CopyCheck(references["train"].features.values, references["test"].features.values)
+    labels = torch.from_numpy(splits[asked.reference].labels)
+    return Evaluator(extractor, references[asked.reference], labels, held, copies)
 
 
 def make_extractor(settings: CellConfig, whole: Dataset, device: torch.device) -> Extractor:

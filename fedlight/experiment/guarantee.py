@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from fedlight.config import CellConfig
+from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.mechanism import COUNT_NOISE, GaussianMechanism
 from fedlight.federation.messages import State
 from fedlight.federation.method import Method
 from fedlight.federation.noise import SecretNoise, SeededNoise
-from fedlight.federation.slices import SliceMap
 from fedlight.privacy.account import Account, calibrate
 from fedlight.runtime.errors import BadInput
 
@@ -83,14 +83,14 @@ def make_mechanism(settings: CellConfig, checkpoint: Path | None = None) -> Gaus
     )
 
 
-def check_privacy(settings: CellConfig, method: Method, slices: SliceMap, state: State) -> None:
+def check_privacy(settings: CellConfig, method: Method, algorithm: FedAvg, theta: State) -> None:
     """Refuses what would break the promise.
 
     Args:
         settings: of the cell.
         method: resolved over the slices.
-        slices: the slice map.
-        state: the model's first state_dict.
+        algorithm: of the cell.
+        theta: the first global model, as far as clients report it.
 
     Raises:
         BadInput: client-level privacy does not go with something else that was asked for.
@@ -99,7 +99,8 @@ def check_privacy(settings: CellConfig, method: Method, slices: SliceMap, state:
     if asked is None:
         return
     unsent = [slice_ for slice_ in method.uplink if slice_ not in method.downlink]
-    whole = [name for name, t in slices.select(method.uplink, state).items() if not t.is_floating_point()]
+    whole = [name for name, tensor in theta.items() if not tensor.is_floating_point()]
+    silent = type(algorithm).report is not FedAvg.report and not algorithm.extras_like(theta)
     at_clients, adaptive = asked.noise_at == "clients", asked.clip_quantile is not None
     most = 2 * COUNT_NOISE * settings.fraction * settings.clients  # noise that leaves the count its share
     reasons = {
@@ -107,6 +108,7 @@ def check_privacy(settings: CellConfig, method: Method, slices: SliceMap, state:
         "a method whose clients all report the same: a deal of slices shows who takes part": method.split,
         f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
         f"floating tensors: {', '.join(whole)} holds whole numbers, which noise cannot hide": whole,
+        "an algorithm that tells beforehand what clients report beside the slices": silent,
         "a finite privacy.clip, or privacy.noise=0": asked.noise and asked.clip == float("inf"),
         "privacy.noise_at=server where a transform encodes updates": at_clients and settings.transform,
         "privacy.noise_at=server for an adaptive clip": at_clients and adaptive,

@@ -19,10 +19,11 @@ class WeightedMean:
     back, whatever the sequence of updates. A larger one, such as a table of indices, must be the same in all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, like: Mapping[str, Tensor] | None = None) -> None:
+        """`like` holds tensors of the dtypes of the means; another mean has that of its first update."""
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._dtypes = {name: tensor.dtype for name, tensor in (like or {}).items()}
 
     def add(self, values: Mapping[str, Tensor], weight: float) -> None:
         """Adds the tensors of one client with its weight, such as n_k.
@@ -35,7 +36,7 @@ class WeightedMean:
                 floating = tensor.is_floating_point()
                 self._sums[name] = tensor.double().mul_(weight) if floating else tensor.clone()
                 self._weights[name] = weight
-                self._dtypes[name] = tensor.dtype
+                self._dtypes.setdefault(name, tensor.dtype)
             elif tensor.is_floating_point():
                 self._sums[name].add_(tensor, alpha=weight)
                 self._weights[name] += weight
@@ -52,9 +53,15 @@ class WeightedMean:
         for name, tensor in tensors.items():
             self._sums[name] = self._sums[name] + tensor
 
-    def result(self) -> dict[str, Tensor]:
-        """The means, each in the dtype of its updates; a name that no client reported is absent."""
+    def result(self, whole: float | None = None) -> dict[str, Tensor]:
+        """The means; a name that no client reported is absent.
+
+        Args:
+            whole: the weight of all clients; those that did not report a name count in its mean with 0.
+        """
         return {
-            name: (total / self._weights[name]).to(self._dtypes[name]) if total.is_floating_point() else total
+            name: (total / (whole or self._weights[name])).to(self._dtypes[name])
+            if total.is_floating_point()
+            else total
             for name, total in self._sums.items()
         }

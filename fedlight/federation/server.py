@@ -5,11 +5,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fedlight.federation.aggregate import WeightedMean
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation, Task
+from fedlight.federation.downlink import Downlink
 from fedlight.federation.ledger import Entry, Ledger
 from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, State, Update
@@ -47,13 +50,17 @@ class Server:
         initial: the first state_dict, on the CPU.
         participation: who takes part.
         algorithm: how the global model steps.
-        codec: how updates are decoded.
+        codec: how slices are encoded.
+        average_decay: decay a round of the exponential moving average of the global model that is evaluated
+            in its place; None for no average.
         privacy: how updates are clipped and noised; None where they are not.
 
     Attributes:
         round: rounds completed.
         theta: the global model, all slices.
+        average: its moving average over rounds; empty where there is none, and before the first report.
         met: client: the round in which it last took part.
+        trained: the clients that have reported; one that always dropped out is not among them.
         ledger: what crossed so far.
     """
 
@@ -66,6 +73,7 @@ class Server:
         participation: Participation,
         algorithm: FedAvg,
         codec: Codec,
+        average_decay: float | None = None,
         privacy: GaussianMechanism | None = None,
     ) -> None:
         self.cell = cell
@@ -74,18 +82,23 @@ class Server:
         self.participation = participation
         self._algorithm = algorithm
         self._codec = codec
+        self._average_decay = average_decay
         self._privacy = privacy
         self._initial = initial
+        self._downlink = Downlink(method, slices, initial, codec, participation.seed)
         self.begin()
 
     def begin(self) -> None:
         """Puts the server before its first round."""
         self.round = 0
         self.theta: State = self.slices.select(self.slices.names, self._initial)
+        self.average: State = {}
         self.state = self._algorithm.init(self._federated())
         self._private: State = self._privacy.init() if self._privacy else {}
         self.met: dict[int, int] = {}
+        self.trained: set[int] = set()
         self.ledger = Ledger()
+        self._downlink.begin()
         self._open([])
 
     @property
@@ -97,10 +110,14 @@ class Server:
         """The number of scalars in each slice."""
         return {slice_: Payload.plain(self._slice(slice_)).params for slice_ in self.slices.names}
 
+    @property
+    def evaluated(self) -> State:
+        """The global model that images are drawn from, all slices: its moving average where there is one."""
+        return self.theta | self.average
+
     def global_state(self) -> State:
-        """The whole state_dict of the global model, what belongs to no slice at its first value."""
-        evaluated = self._algorithm.evaluated(self._federated(), self.state)
-        return {**{name: self._initial[name] for name in self.slices.private}, **self.theta, **evaluated}
+        """The whole state_dict to evaluate, what belongs to no slice at its first value."""
+        return {name: self._initial[name] for name in self.slices.private} | self.evaluated
 
     def evaluations(self, clients: Iterable[int], draw: bool) -> Iterator[Evaluation]:
         """The requests to clients to evaluate their own models."""
@@ -114,12 +131,12 @@ class Server:
         cohort, tasks = self.participation.draw(self.method, self.round + 1)
         self._cohort = cohort
         self._open(tasks)
+        self._downlink.open(self.round + 1, self.theta)
         met = dict(self.met)
         self.met.update({task.client: task.round for task in tasks})
         for task in tasks:
             previous = met.get(task.client, 0)
-            slices = self.method.downlink if previous else self.slices.names
-            payloads = {slice_: Payload.plain(self._slice(slice_)) for slice_ in slices}
+            payloads = self._downlink.payloads(previous)
             if extras := self._algorithm.broadcast(self.state):
                 payloads[EXTRAS] = Payload.plain(extras)
             if not self.method.pool:  # the server trains by itself: nothing crosses
@@ -152,9 +169,10 @@ class Server:
             )
         if self._losses or self._privacy:
             theta, self.state = self._algorithm.step(
-                self._federated(), self._mean.result(), self._extras.result(), self.state
+                self._federated(), self._mean.result(), self._merged_extras(), self.state
             )
-            self.theta.update({name: tensor.to(self.theta[name].dtype) for name, tensor in theta.items()})
+            self.theta.update(theta)
+            self._update_average()
         self.round += 1
         known = {client: (n, loss) for client, (n, loss) in self._losses.items() if loss is not None}
         total = sum(num_examples for num_examples, _ in known.values())
@@ -171,8 +189,15 @@ class Server:
     def save(self, checkpoint: ServerCheckpoint, history: dict[str, Any]) -> None:
         """Stores all that a restart needs after a round; with it the round is done."""
         ledger = {"ledger": self.ledger.rows(), "visits": self.ledger.visits}
-        header = {"met": sorted(self.met.items()), **ledger, "history": history}
-        groups = {"theta": self.theta, "algorithm": self.state, "privacy": self._private}
+        who = {"met": sorted(self.met.items()), "trained": sorted(self.trained)}
+        header = {**who, **ledger, "history": history}
+        own = {
+            "theta": self.theta,
+            "average": self.average,
+            "algorithm": self.state,
+            "privacy": self._private,
+        }
+        groups = own | self._downlink.state()
         checkpoint.write(self.round, header, groups)
 
     def resume(self, checkpoint: ServerCheckpoint, before: int | None = None) -> dict[str, Any] | None:
@@ -188,7 +213,10 @@ class Server:
         for round_, header, groups in checkpoint.read():
             if before is None or round_ < before:
                 self.round, self.met = round_, dict(header["met"])
-                self.theta, self.state = groups["theta"], groups.get("algorithm", {})
+                self.trained = set(header.get("trained", self.met))
+                self.theta, self.average = groups["theta"], groups.get("average", {})
+                self.state = groups.get("algorithm", {})
+                self._downlink.restore(groups)
                 self._private = groups.get("privacy", {})
                 self.ledger.restore(header["ledger"], header["visits"])
                 history: dict[str, Any] = header["history"]
@@ -201,7 +229,7 @@ class Server:
         self._waiting: dict[int, Update] = {}
         self._losses: dict[int, tuple[int, float | None]] = {}
         self._fitting: list[bool] = []
-        self._mean, self._extras = WeightedMean(), WeightedMean()
+        self._mean, self._extras = WeightedMean(self._federated()), WeightedMean(self._extras_like())
         self.ledger.discard_round()
 
     def _add(self, update: Update) -> None:
@@ -221,8 +249,9 @@ class Server:
                 return
             self._fitting.append(fits)
             weight = 1
-        self._extras.add(extras, 1)
+        self._extras.add(extras, weight)
         self._mean.add(values, weight)
+        self.trained.add(update.client)
         self._losses[update.client] = update.num_examples, update.loss
 
     def _check(self, update: Update) -> None:
@@ -237,11 +266,25 @@ class Server:
         values: State = {}
         for slice_, payload in update.payloads.items():
             if slice_ != EXTRAS:
-                values |= self._codec.decode(payload, self._slice(slice_))
+                trained = self._codec.decode(payload, self._downlink.held(slice_))
+                values |= self._downlink.uploaded(slice_, trained, self.theta)
         return values, update.payloads[EXTRAS].tensors if EXTRAS in update.payloads else {}
 
     def _extras_like(self) -> State:
         return self._algorithm.extras_like(self._federated())
+
+    def _merged_extras(self) -> State:
+        clients = 1 if self.method.pool else self.participation.clients
+        return self._extras.result(clients if self._algorithm.absent_is_zero else None)
+
+    def _update_average(self) -> None:
+        """average = decay * average + (1 - decay) * theta, from the first round's theta on."""
+        if self._average_decay is None:
+            return
+        for name, tensor in self.theta.items():
+            if name in self.average and tensor.is_floating_point():
+                tensor = torch.lerp(self.average[name], tensor, 1 - self._average_decay)
+            self.average[name] = tensor
 
     def _slice(self, slice_: str) -> State:
         return self.slices.select([slice_], self.theta)

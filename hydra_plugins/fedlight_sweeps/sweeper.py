@@ -1,24 +1,35 @@
 """The grid of a sweep, planned before its first cell starts."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.runs.identity import cell_folder, is_done, masked
+from fedlight.runs.identity import cell_folder, is_done
 from fedlight.runs.plan import Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import this_process
+from fedlight.runtime.secret import masked, move_to_environment
 
 
 class PlanningSweeper(BasicSweeper):
     """Hydra's own grid; every cell is composed once and planned, and those that are done are left out."""
 
     launch: Launch | None = None
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs the grid; what Hydra writes of the configuration to `multirun.yaml` holds no secret."""
+        self.config = OmegaConf.create(masked(OmegaConf.to_container(self.config)))
+        return super().sweep(arguments)
+
+    def _parse_config(self) -> list[str]:
+        return move_to_environment(super()._parse_config(), os.environ)
 
     def get_job_batch(self) -> Sequence[Sequence[str]]:
         """The next cells to run; one with a bad configuration is among them, so that its error is shown."""
