@@ -110,7 +110,9 @@ class Outbox:
             path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return [path for path in self._folder.iterdir() if FILE.fullmatch(path.name) and path.is_file()]
+        return [
+            path for path in self._folder.glob("*.updates") if FILE.fullmatch(path.name) and path.is_file()
+        ]
 
 
 def _records(path: Path) -> dict[int, Receipt]:
