@@ -76,6 +76,11 @@ class Components:
     device: torch.device
     evaluator: Evaluator | None
 
+    @property
+    def room(self) -> int:
+        """How many clients may train, or batches be denoised, at once in the cell."""
+        return worker_room(self.settings, self.device)
+
     def site(
         self, folder: Path, callbacks: Sequence[Callback] = (), on_step: Callable[[], None] = lambda: None
     ) -> Site:
@@ -121,7 +126,7 @@ class Components:
         settings = self.settings
         cohort = cohort_size(settings.clients, settings.fraction)
         make_site = SiteMaker(settings, folder.absolute())
-        around = Surroundings(here, make_site, cohort, worker_room(settings, self.device), done, check)
+        around = Surroundings(here, make_site, cohort, self.room, done, check)
         if self.method.pool or settings.rounds == 0:
             return Inline(around)
         if settings.transport is None:
@@ -411,5 +416,10 @@ def _trainer_factory(settings: CellConfig) -> Callable[..., Trainer]:
         raise BadInput(
             "trainer.gradient_clip_val in mixed precision needs an optimizer that is not fused: add "
             "optimizer.fused=false"
+        )
+    if fused and settings.algorithm and asked["precision"] == "16-mixed":
+        raise BadInput(
+            "algorithm in 16-mixed precision needs an optimizer that is not fused, which hides the scale of "
+            "gradients: add optimizer.fused=false"
         )
     return partial(Trainer, **asked, **decided)
