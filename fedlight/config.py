@@ -1,12 +1,15 @@
 """The schema of a cell's configuration: every key, its type and what is allowed."""
 
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedlight.federation.method import Method
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, first_cause
 
 Whole = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -163,11 +166,32 @@ def validate(config: DictConfig) -> CellConfig:
         raise BadInput("; ".join(_explain(e) for e in error.errors())) from error
 
 
+def describe(error: BaseException) -> str:
+    """What is wrong, in one line, and the key that was meant where one is misspelled."""
+    error = first_cause(error)
+    message = " ".join(str(error).split("Config search path")[0].split()) or type(error).__name__
+    unknown = re.search(r"is not in struct full_key: (\S+)", message)
+    return _unknown(unknown[1]) if unknown else message
+
+
 def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     message = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "extra_forbidden":
-        return f"{key} is not a key of the configuration"
+        return _unknown(key)
     if error["type"] == "missing":
         return f"{key}: {message}"
     return f"{key}: {message}, got {error['input']!r}"
+
+
+def _unknown(key: str) -> str:
+    close = get_close_matches(key, _keys(CellConfig), n=1)
+    return f"{key} is not a key of the configuration" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of the schema."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")

@@ -19,7 +19,7 @@ from fedlight.data.folder_name import folder_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
-from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged
+from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged, first_cause
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.signals import EXIT, Interrupted
@@ -39,6 +39,7 @@ def command_line(work: Callable[[DictConfig], None]) -> int:
     """Composes the configuration that the command line asks for and works on it; returns the exit status."""
     load_dotenv(find_dotenv(usecwd=True))
     register_resolvers()
+    sys.argv[1:] = hydra_arguments(sys.argv[1:])
     debug = DEBUG in os.environ
     os.environ[DEBUG] = "1"  # Hydra raises, and the errors are printed here
     try:
@@ -46,6 +47,13 @@ def command_line(work: Callable[[DictConfig], None]) -> int:
     finally:
         if not debug:
             del os.environ[DEBUG]
+
+
+def hydra_arguments(typed: list[str]) -> list[str]:
+    """The command line as Hydra takes it: flags before overrides, `--dry` as the key that it stands for."""
+    keys = [argument for argument in typed if argument[0] != "-" and ("=" in argument or argument[0] == "~")]
+    flags = [argument for argument in typed if argument not in keys and argument != "--dry"]
+    return [*flags, *keys, *(["hydra.sweeper.dry=true"] if "--dry" in typed else [])]
 
 
 def register_resolvers() -> None:
@@ -100,7 +108,14 @@ def check_and_run(config: DictConfig) -> None:
     """Runs the cell; the configuration is checked before the heavy libraries are loaded."""
     from fedlight.config import validate
 
+    asked = DictConfig(HydraConfig.get())
+    refuse_grid(asked)
     settings = validate(config)
+    if OmegaConf.select(asked, "sweeper.dry"):
+        from fedlight.experiment.estimate import print_plan
+
+        print_plan([settings])
+        return
     folder = cell_folder(settings)
     if is_done(folder):
         print(f"{folder.name}: done already, in {folder}")
@@ -112,6 +127,18 @@ def check_and_run(config: DictConfig) -> None:
         run_cell(settings)
 
 
+def refuse_grid(asked: DictConfig) -> None:
+    """Raises BadInput where one cell is asked for and the configuration names a grid of several."""
+    chosen = {override.lstrip("+").partition("=")[0] for override in asked.overrides.task}
+    open_keys = [key for key in OmegaConf.select(asked, "sweeper.params") or () if key not in chosen]
+    if asked.mode == RunMode.RUN and open_keys:
+        grid = f"sweeps={asked.runtime.choices.get('sweeps') or '...'}"
+        raise BadInput(
+            f"{grid} is a grid of several cells: add -m to run them all, or choose one by "
+            f"{' '.join(f'{key}=...' for key in open_keys)}"
+        )
+
+
 def _end_workers() -> None:
     """Ends the processes that trained clients, if there were any; loads nothing."""
     if processes := sys.modules.get("fedlight.federation.transport.processes"):
@@ -120,11 +147,10 @@ def _end_workers() -> None:
 
 def print_error(error: Exception) -> int:
     """Prints an error as one line on stderr; returns the exit status that it means."""
-    cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, BadInput | Damaged | Diverged):
-        cause = cause.__cause__
-    message = str(cause).split("Config search path")[0]
-    print(f"fedlight: error: {' '.join(message.split())}", file=sys.stderr)
+    from fedlight.config import describe
+
+    print(f"fedlight: error: {describe(error)}", file=sys.stderr)
+    cause = first_cause(error)
     bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
     return 1 if isinstance(cause, Damaged | Diverged | OSError) and not bad_input else 2
 

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fedlight.data.partition import Indices, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.evaluation.evaluator import Evaluator
-from fedlight.evaluation.extractor import Extractor, make_classifier, make_inception
+from fedlight.evaluation.extractor import Extractor, check_classifier, make_classifier, make_inception
 from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
@@ -146,6 +146,48 @@ def build(settings: CellConfig) -> Components:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(settings.trainer.threads or CORES)
     whole = load_data(settings)
+    components = assemble(settings, whole)
+    if not settings.evaluation.samples:
+        return components
+    return replace(components, evaluator=make_evaluator(settings, whole, components))
+
+
+_loaded: tuple[str, Dataset] | None = None  # by `check` last, and the configuration of it
+
+
+def check(settings: CellConfig, elsewhere: bool) -> Components | None:
+    """Builds a cell as a trial, all but what its scores need: nothing is written or trained.
+
+    Args:
+        settings: of the cell.
+        elsewhere: the cell will run on another machine, which may have data and devices that this one lacks.
+
+    Returns:
+        What was built; None where its data are not here.
+
+    Raises:
+        BadInput: some component cannot be made as asked, or they do not fit each other.
+    """
+    global _loaded
+    if elsewhere:
+        trainer = settings.trainer.model_copy(update={"accelerator": "cpu"})
+        settings = settings.model_copy(update={"trainer": trainer})
+    asked = settings.data.model_dump_json()
+    if _loaded is None or _loaded[0] != asked:
+        try:
+            _loaded = asked, load_data(settings)
+        except BadInput:
+            if elsewhere:
+                return None
+            raise
+    components = assemble(settings, _loaded[1])
+    if settings.evaluation.samples:
+        check_evaluation(settings, components.dataset)
+    return components
+
+
+def assemble(settings: CellConfig, whole: Dataset) -> Components:
+    """What a cell is built of, but its evaluator."""
     dataset = Dataset(whole.train.first(settings.data.limit), whole.test, whole.classes)
     shape = settings.data.shape
     deal = instantiate(settings.partition.deal, _partial_=True)
@@ -170,9 +212,8 @@ def build(settings: CellConfig) -> Components:
         module.unet.compile()
     algorithm = make_algorithm(settings)
     codec = make_codec(settings, method)
-    evaluator = make_evaluator(settings, whole, dataset, device) if settings.evaluation.samples else None
     return Components(
-        settings, dataset, shares, module, slices, method, algorithm, codec, make_trainer, device, evaluator
+        settings, dataset, shares, module, slices, method, algorithm, codec, make_trainer, device, None
     )
 
 
@@ -289,24 +330,32 @@ def worker_room(settings: CellConfig, device: torch.device) -> int:
     return settings.trainer.workers or max(1, room)
 
 
-def make_evaluator(settings: CellConfig, whole: Dataset, dataset: Dataset, device: torch.device) -> Evaluator:
+def check_evaluation(settings: CellConfig, dataset: Dataset) -> None:
+    """Raises BadInput where the extractor does not fit the data, or images are too few."""
+    asked = settings.evaluation
+    reference = dataset.train if asked.reference == "train" else dataset.test
+    check_budget(asked.samples, len(reference), asked.reference, asked.extractor)
+    if asked.memorisation and len(dataset.test) < 2:
+        raise BadInput("evaluation.memorisation compares with test images, and there is only one of them")
+    if asked.extractor == "classifier":
+        check_classifier(len(dataset.classes), settings.data.image_size)
+
+
+def make_evaluator(settings: CellConfig, whole: Dataset, components: Components) -> Evaluator:
     """The evaluator of the cell's images: extractor and reference, from the cache or made now.
 
     Args:
         settings: of the cell.
         whole: all images, which the classifier learns from.
-        dataset: what is compared with; its training images are those of the federation.
-        device: to extract features on.
+        components: of the cell; its training images, not all of them, are what is compared with.
 
     Raises:
         BadInput: the extractor does not fit the data, its weights are missing, or images are too few.
     """
-    asked = settings.evaluation
+    asked, dataset = settings.evaluation, components.dataset
+    check_evaluation(settings, dataset)
     pixels = {"train": dataset.train.pixels, "test": dataset.test.pixels}
-    check_budget(asked.samples, len(pixels[asked.reference]), asked.reference, asked.extractor)
-    if asked.memorisation and len(dataset.test) < 2:
-        raise BadInput("evaluation.memorisation compares with test images, and there is only one of them")
-    extractor = make_extractor(settings, whole, device)
+    extractor = make_extractor(settings, whole, components.device)
     references = {
         split: make_reference(pixels[split], extractor, asked.cache)
         for split in pixels

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedlight.runs.plan import PlannedCell, read_launches
+from fedlight.runs.plan import PLAN, PlannedCell, read_launches
 from fedlight.runs.reader import CELL_FILES, CellFiles
 from fedlight.runtime.lock import AT_WORK, is_alive, read_holder
 from fedlight.runtime.slurm_jobs import job_states
@@ -98,6 +98,14 @@ def read_sweep(sweep: Path) -> list[SweepCell]:
         if plan.job is None
     }
     return [read_cell(sweep / cell, planned.get(cell), queue, launched.get(cell)) for cell in cells]
+
+
+def sweeps_in(folder: Path) -> list[Path]:
+    """The sweeps in a folder of sweeps; none where it is a sweep itself."""
+    if (folder / PLAN).is_dir():
+        return []
+    inside = sorted(folder.glob("[!.]*/"))
+    return [path for path in inside if (path / PLAN).is_dir() or any(path.glob("[!.]*/result.json"))]
 
 
 def read_cell(

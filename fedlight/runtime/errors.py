@@ -31,3 +31,10 @@ class CellFailed(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that began it, or the first of ours on the way there."""
+    while error.__cause__ is not None and not isinstance(error, BadInput | Damaged | Diverged):
+        error = error.__cause__
+    return error
