@@ -1,18 +1,22 @@
-"""python -m fedlight.sample and python -m fedlight.prepare."""
+"""python -m fedlight.sample, fedlight.export and fedlight.prepare."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, Cell, invoke
+from conftest import SLICE_PREFIXES, SMALL, Cell, invoke
 from PIL import Image
+from safetensors.torch import load_file
 
-from fedlight import prepare, sample
+from fedlight import export, prepare, sample
 from fedlight.evaluation import classifier
 from fedlight.experiment.finished import open_cell
+from fedlight.federation.site import client_memory
 
 MakeCell = Callable[..., Cell]
 
@@ -88,6 +92,51 @@ def test_a_folder_without_a_completed_cell_is_told(
         capfd.readouterr()
         assert invoke(str(place), main=sample.main) == 2
         assert capfd.readouterr().err.endswith(message)
+
+
+# ---- export
+
+WITHOUT_FEDLIGHT = """
+import sys
+sys.modules["fedlight"] = None  # importing it fails
+from diffusers import DDPMPipeline
+from safetensors.torch import save_file
+pipeline = DDPMPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+save_file(pipeline.unet.state_dict(), sys.argv[2])
+assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
+"""
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_the_client_s_own_and_loads_where_fedlight_is_not(
+    cell: MakeCell, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cell("method=UDEC", "clients=2")
+    assert not (made.folder / "model").exists()
+    before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
+    assert invoke(str(made.folder), "--client=1", "--out=out", main=export.main) == 0
+    assert 'DDPMPipeline.from_pretrained("out", trust_remote_code=True)' in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()} == before
+
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    typed = [sys.executable, "-c", WITHOUT_FEDLIGHT, "out", "loaded.safetensors"]
+    subprocess.run(typed, cwd=tmp_path, check=True)
+    loaded = load_file(tmp_path / "loaded.safetensors")
+    memory = client_memory(made.folder / "checkpoint", made.folder.name).read(1, 2)["model"]
+    private = [name for name in loaded if not name.startswith(SLICE_PREFIXES["decoder"])]
+    assert {f"unet.{name}" for name in private} == memory.keys()
+    assert all(torch.equal(loaded[name], memory[f"unet.{name}"]) for name in private)
+    assert invoke(str(made.folder), "--client=0", "--out=out", main=export.main) == 2
+    assert "out is there already" in capsys.readouterr().err
+
+
+def test_only_what_is_trained_is_exported(
+    cell: MakeCell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = cell("method=UDEC", "clients=2", "rounds=0")
+    assert invoke(str(made.folder), "--out=out", main=export.main) == 2
+    assert "choose one with --client 0 to 1" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
 # ---- prepare

@@ -8,14 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
 from fedlight.config import CellConfig
 from fedlight.data.partition import count_labels
-from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_server, precision
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
+from fedlight.experiment.pretrained import save_pipeline
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.cohort import cohort_size
 from fedlight.federation.ledger import Entry
@@ -68,7 +67,9 @@ def run_cell(settings: CellConfig) -> None:
         record.on_close = log.finish
         run = Run(folder, components, server, record, log, bars, stop)
         run.federate()
-        _save_model(folder / "model", server, components.module)
+        if server.method.evaluate == "global":
+            components.module.load_state_dict(server.global_state())
+            save_pipeline(folder / "model", components.module)
         result["state_sha256"] = state_sha256(server.theta)
         log.pictures(settings.rounds, partition=folder / "partition.png")
     parts = [] if result["train_loss"] is None else [f"loss {result['train_loss']:.4f}"]
@@ -234,12 +235,3 @@ def _blank_result(cell: str, settings: CellConfig, server: Server) -> dict[str, 
         "machine": describe_machine() | {"precision": precision(settings)},
         "error": None,
     }
-
-
-def _save_model(folder: Path, server: Server, module: DDPM) -> None:
-    """Saves the global model in the layout of diffusers' `from_pretrained`."""
-    from diffusers import DDPMPipeline  # brings all of diffusers' models, a second or two
-
-    module.load_state_dict(server.global_state())
-    unet = module.denoiser.to(memory_format=torch.contiguous_format)
-    DDPMPipeline(unet, module.schedule).save_pretrained(folder)
