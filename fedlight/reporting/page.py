@@ -65,7 +65,7 @@ def write_report(sweeps: list[Path], folder: Path) -> list[SweepCell]:
         chapters, tiles = [], gallery.TILES
         for comparison in comparisons:
             prefix = f"{comparison.key}_" if len(comparisons) > 1 else ""
-            chapter = _chapter(comparison, folder, prefix, tiles)
+            chapter = _chapter(comparison, cells, folder, prefix, tiles)
             tiles -= sum(len(row.tiles) for row in chapter.gallery)
             chapters.append(chapter)
         html = _template().render(
@@ -109,11 +109,13 @@ def read_cells(sweeps: list[Path]) -> list[SweepCell]:
     return list(cells.values())
 
 
-def _chapter(comparison: Comparison, folder: Path, prefix: str, tiles: int) -> Chapter:
+def _chapter(
+    comparison: Comparison, everywhere: list[SweepCell], folder: Path, prefix: str, tiles: int
+) -> Chapter:
     tables = summaries(comparison, prefix)
     if (published := paper.beside_paper(comparison, prefix)) is not None:
         tables.append(published)
-    cells = by_cell(comparison.cells, prefix)
+    cells = by_cell(comparison.cells, prefix, everywhere)
     for table in (*tables, cells):
         table.write(folder)
     plots = figures.plots(comparison, prefix)

@@ -38,6 +38,7 @@ class SweepCell:
         job: the SLURM job that runs it or last was to, or None.
         heartbeat: last sign of life of the process at work on it, in seconds since 1970, or None.
         error: why it is interrupted, failed or corrupt, or None.
+        typed: the configuration keys that the command of its sweep set or swept.
     """
 
     files: CellFiles
@@ -47,6 +48,7 @@ class SweepCell:
     job: str | None
     heartbeat: float | None
     error: str | None
+    typed: frozenset[str] = frozenset()
 
     @property
     def cell(self) -> str:
@@ -149,7 +151,8 @@ def read_cell(
         state, error = FAILED, message
     else:
         state = MISSING
-    return SweepCell(files, state, rounds, eta, job, heartbeat, error if state in UNFINISHED else None)
+    typed = frozenset(o.lstrip("+~").partition("=")[0] for o in (plan.overrides if plan else ()))
+    return SweepCell(files, state, rounds, eta, job, heartbeat, error if state in UNFINISHED else None, typed)
 
 
 def _job_error(sweep: Path, job: str) -> str | None:
