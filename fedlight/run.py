@@ -19,7 +19,7 @@ from fedlight.data.folder_name import folder_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
-from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged, first_cause
+from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged, ExtensionFailed, first_cause
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.signals import EXIT, Interrupted
@@ -28,6 +28,8 @@ PACKAGE = Path(__file__).parent
 SETTINGS = PACKAGE / "settings"  # where a wheel carries the folders configs and sweeps
 ROOT = SETTINGS if SETTINGS.is_dir() else PACKAGE.parent
 DEBUG = "HYDRA_FULL_ERROR"
+TOLD = (BadInput, Damaged, Diverged, ExtensionFailed, HydraException, OmegaConfBaseException, OSError)
+"""Errors that are told in one line; others are faults of fedlight, not of its use."""
 
 
 def main() -> None:
@@ -71,13 +73,13 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
         nonlocal status
         try:
             work(config)
-        except (BadInput, Damaged, Diverged, HydraException, OmegaConfBaseException, OSError) as error:
+        except TOLD as error:
             if debug:
                 raise
             status = print_error(error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise CellFailed(status) from None
-        except Exception as error:  # a fault of fedlight, not of its use
+        except Exception as error:
             if debug or HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
             traceback.print_exc()
@@ -152,7 +154,7 @@ def print_error(error: Exception) -> int:
     print(f"fedlight: error: {describe(error)}", file=sys.stderr)
     cause = first_cause(error)
     bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
-    return 1 if isinstance(cause, Damaged | Diverged | OSError) and not bad_input else 2
+    return 1 if isinstance(cause, Damaged | Diverged | ExtensionFailed | OSError) and not bad_input else 2
 
 
 if __name__ == "__main__":

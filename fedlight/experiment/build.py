@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities import registry
@@ -31,6 +30,7 @@ from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
 from fedlight.experiment.evaluate import draw_and_score
+from fedlight.experiment.extensions import make_extension
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
@@ -44,7 +44,7 @@ from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.processes import Processes
 from fedlight.federation.transport.transport import Surroundings, Transport
 from fedlight.runtime.cores import CORES
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, told
 from fedlight.runtime.memory import keep_freed_memory
 from fedlight.runtime.precision import FULL, best_precision
 from fedlight.runtime.seeds import derive_seed
@@ -189,7 +189,6 @@ def check(settings: CellConfig, elsewhere: bool) -> Components | None:
 def assemble(settings: CellConfig, whole: Dataset) -> Components:
     """What a cell is built of, but its evaluator."""
     dataset = Dataset(whole.train.first(settings.data.limit), whole.test, whole.classes)
-    shape = settings.data.shape
     deal = instantiate(settings.partition.deal, _partial_=True)
     try:
         shares = deal(dataset.train.labels, settings.clients)
@@ -202,12 +201,9 @@ def assemble(settings: CellConfig, whole: Dataset) -> Components:
     try:
         device = make_trainer().strategy.root_device
         module.configure_optimizers()
-        with torch.no_grad():
-            predicted = module.unet(torch.zeros(1, *shape), 0).sample
     except Exception as error:  # each library has errors of its own
-        raise BadInput(f"model, optimizer or trainer: {error}") from error
-    if predicted.shape != (1, *shape):
-        raise BadInput(f"model.unet predicts {tuple(predicted.shape[1:])} for images of {shape}")
+        raise BadInput(f"optimizer or trainer: {error or type(error).__name__}") from error
+    _try_unet(settings, module)
     if settings.trainer.compile:
         module.unet.compile()
     algorithm = make_algorithm(settings)
@@ -215,6 +211,25 @@ def assemble(settings: CellConfig, whole: Dataset) -> Components:
     return Components(
         settings, dataset, shares, module, slices, method, algorithm, codec, make_trainer, device, None
     )
+
+
+def _try_unet(settings: CellConfig, module: DDPM) -> None:
+    """Raises BadInput where the UNet does not predict a noise of the shape and type of an image."""
+    x_t = torch.zeros(1, *settings.data.shape)
+    backbone = f"model.unet {settings.model.unet.get('_target_')}"
+    try:
+        with torch.no_grad():
+            predicted = module.unet(x_t, 0).sample
+        found = predicted.dtype, tuple(predicted.shape[1:])
+    except BadInput:
+        raise
+    except Exception as error:  # it may be a user's own
+        call = f"unet(x_t, t).sample with x_t of {x_t.dtype} and shape (n, {settings.data.shape})"
+        raise BadInput(f"{backbone}, called as {call}: {told(error)}") from error
+    if found != (x_t.dtype, settings.data.shape):
+        raise BadInput(
+            f"{backbone} predicts {found[1]} of {found[0]} for images of {settings.data.shape} of {x_t.dtype}"
+        )
 
 
 def make_server(
@@ -254,31 +269,16 @@ def make_codec(settings: CellConfig, method: Method) -> Codec:
     return Codec([make_extension("transform", stage) for stage in settings.transform.up])
 
 
-def make_extension(group: str, node: dict[str, Any], *arguments: Any) -> Any:
-    """Makes what `_target_` of a node names, which may be a user's own; its `name` is for people.
-
-    Raises:
-        BadInput: it cannot be made.
-    """
-    node = {key: value for key, value in node.items() if key != "name"}
-    try:
-        return instantiate(node, *arguments)
-    except HydraException as error:
-        if isinstance(error.__cause__, BadInput):
-            raise error.__cause__ from None
-        raise BadInput(f"{group}: {error.__cause__ or error}") from error
-
-
 def load_data(settings: CellConfig) -> Dataset:
     """The whole data set, whatever `data.limit` says.
 
     Raises:
         BadInput: it cannot be had, or its images are not of the shape that the configuration says.
     """
-    try:
-        dataset: Dataset = instantiate(settings.data.source)
-    except OSError as error:
-        raise BadInput(f"data: {error}") from error
+    source = settings.data.source
+    dataset = make_extension("data", source)
+    if not isinstance(dataset, Dataset):
+        raise BadInput(f"data {source['_target_']} must return a Dataset, got {type(dataset).__name__}")
     shape = settings.data.shape
     if tuple(dataset.train.pixels.shape[1:]) != shape:
         raise BadInput(
@@ -297,7 +297,7 @@ def make_module(settings: CellConfig) -> tuple[DDPM, SliceMap]:
     seed_everything(derive_seed(settings.seed, "model"), verbose=False)
     schedule = instantiate(settings.model.schedule)
     check_sampler(settings.evaluation.sampler, settings.evaluation.steps, schedule)
-    unet = instantiate(settings.model.unet, _convert_="all")
+    unet = make_extension("model.unet", settings.model.unet, _convert_="all")
     if not isinstance(unet, ModelMixin):
         raise BadInput(f"model.unet must be a diffusers model (ModelMixin), got {type(unet).__name__}")
     module = DDPM(

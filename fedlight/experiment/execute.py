@@ -14,6 +14,7 @@ from fedlight.config import CellConfig
 from fedlight.data.partition import count_labels
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_server, precision
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
+from fedlight.experiment.extensions import blamed
 from fedlight.experiment.pretrained import save_pipeline
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.cohort import cohort_size
@@ -26,7 +27,7 @@ from fedlight.loggers.progress import ProgressBars
 from fedlight.runs.csv_files import write_partition
 from fedlight.runs.identity import SCHEMA, cell_folder, is_done, masked, write_config
 from fedlight.runs.record import Record
-from fedlight.runtime.errors import BadInput, MemoryLost
+from fedlight.runtime.errors import BadInput, Damaged, Diverged, ExtensionFailed, MemoryLost
 from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.machine import describe_machine
@@ -66,7 +67,14 @@ def run_cell(settings: CellConfig) -> None:
             log = CellLog(settings.logger, folder, settings.name, cell, plain)
         record.on_close = log.finish
         run = Run(folder, components, server, record, log, bars, stop)
-        run.federate()
+        try:
+            run.federate()
+        except (BadInput, Damaged, Diverged, OSError):
+            raise
+        except Exception as error:
+            if message := blamed(error, settings):
+                raise ExtensionFailed(message) from error
+            raise
         if server.method.evaluate == "global":
             components.module.load_state_dict(server.global_state())
             save_pipeline(folder / "model", components.module)

@@ -15,6 +15,7 @@ from fedlight.federation.ledger import Entry, Ledger
 from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
+from fedlight.runtime.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class Server:
             theta, self.state = self._algorithm.step(
                 self._federated(), self._mean.result(), self._extras.result(), self.state
             )
+            self._check_step(theta)
             self.theta.update(theta)
         self.round += 1
         total = sum(num_examples for num_examples, _ in self._losses.values())
@@ -192,6 +194,16 @@ class Server:
                 values |= self._codec.decode(payload, self._slice(slice_))
         self._mean.add(values, self._algorithm.weight(update.num_examples))
         self._losses[update.client] = update.num_examples, update.loss
+
+    def _check_step(self, theta: State) -> None:
+        """Raises BadInput where the algorithm's step returned what is no part of the global model."""
+        for name, tensor in theta.items():
+            held = self.theta.get(name)
+            expected = None if held is None else (held.dtype, tuple(held.shape))
+            if (found := (tensor.dtype, tuple(tensor.shape))) != expected:
+                wanted = "which is no part of the global model" if held is None else f"expected {expected}"
+                who = f"{type(self._algorithm).__module__}.{type(self._algorithm).__qualname__}"
+                raise BadInput(f"algorithm {who}: step returned {found} for {name}, {wanted}")
 
     def _slice(self, slice_: str) -> State:
         return self.slices.select([slice_], self.theta)
