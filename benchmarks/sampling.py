@@ -24,8 +24,8 @@ from fedlight.experiment.build import load_data, make_extractor, make_module
 from fedlight.experiment.finished import DEVICE, open_cell
 
 GRID = [
-    *(("ddpm", steps) for steps in (1000, 200, 100, 50)),
-    *(("sde-dpm-solver++", steps) for steps in (5, 10, 20, 50, 100, 200)),
+    *(("ddpm", steps) for steps in (1000, 200, 100, 50, 20, 10)),
+    *(("sde-dpm-solver++", steps) for steps in (5, 10, 20, 50, 200, 1000)),
     *(("ddim", steps) for steps in (10, 20, 50, 100)),
     *(("dpm-solver++", steps) for steps in (10, 20, 50)),
 ]
@@ -71,7 +71,7 @@ def main() -> None:
         module.to(DEVICE).load_state_dict(cell.state(given.client))
     else:
         _, settings = composed("logger=none")
-        module, name = make_module(settings)[0].to(DEVICE), "the untrained tiny UNet"
+        module, name = make_module(settings, 10)[0].to(DEVICE), "the untrained tiny UNet"
 
     rows = []
     for sampler, steps in QUICK if given.quick else GRID:

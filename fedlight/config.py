@@ -6,10 +6,20 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from fedlight.federation.method import Method
-from fedlight.runtime.errors import BadInput, first_cause
+from fedlight.runtime.errors import BadInput, Held, first_cause
+from fedlight.runtime.files import explain
+from fedlight.runtime.secret import masked, redacted
 
 Whole = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -21,6 +31,15 @@ class Section(BaseModel):
     """A part of the configuration; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Sparse(BaseModel):
+    """A section with optional keys: where one has its default, it is in no dump, and in no cell's id."""
+
+    @model_serializer(mode="wrap")
+    def without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {name: f.default for name, f in type(self).model_fields.items() if not f.is_required()}
+        return {key: value for key, value in dump(self).items() if value != defaults.get(key, ...)}
 
 
 class DataConfig(Section):
@@ -52,25 +71,31 @@ class PartitionConfig(Section):
     deal: Target
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, Sparse):
     """The client model and its slice map."""
 
     name: str
     unet: Target
     schedule: Target
     loss: str
-    ema_decay: float | None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     exchange_ema: bool
     slices: Annotated[dict[str, list[str]], Field(min_length=1)]
+    snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    conditional: bool = False
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    label_slice: str | None = None
 
 
-class OptimizerConfig(BaseModel):
-    """The optimizer, made anew at each local update; further keys go to its class."""
+class OptimizerConfig(Sparse):
+    """The optimizer, made anew at each local update, and its rate over rounds; more keys go to its class."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, populate_by_name=True)
 
     target: Annotated[str, Field(alias="_target_")]
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    warmup: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["cosine"] | None = None
 
 
 class TrainerConfig(BaseModel):
@@ -94,11 +119,13 @@ class ExtensionConfig(BaseModel):
     target: Annotated[str, Field(alias="_target_")]
 
 
-class TransformConfig(Section):
-    """How what clients report is encoded, stage by stage."""
+class TransformConfig(Section, Sparse):
+    """How what crosses is encoded, stage by stage, and whether the first model crosses at all."""
 
     name: str
-    up: Annotated[list[Target], Field(min_length=1)]
+    up: list[Target] = []
+    down: list[Target] = []
+    seeded_start: bool = False
 
 
 class FederationConfig(Section):
@@ -107,7 +134,7 @@ class FederationConfig(Section):
     dropout: Probability
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(Section, Sparse):
     """How images are sampled from the trained models, and scored."""
 
     every: Whole | None
@@ -122,6 +149,7 @@ class EvaluationConfig(Section):
     weights: str | None
     weights_name: str | None
     cache: str
+    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 class CellConfig(Section):
@@ -147,6 +175,12 @@ class CellConfig(Section):
     transform: TransformConfig | None = None
     transport: ExtensionConfig | None = None
 
+    @field_validator("transform", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """`transform=none` is an empty group, and no group is chosen."""
+        return value or None
+
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON knows it; a group that is not chosen is absent."""
         dumped = self.model_dump(mode="json", by_alias=True)
@@ -169,7 +203,8 @@ def validate(config: DictConfig) -> CellConfig:
 def describe(error: BaseException) -> str:
     """What is wrong, in one line, and the key that was meant where one is misspelled."""
     error = first_cause(error)
-    message = " ".join(str(error).split("Config search path")[0].split()) or type(error).__name__
+    told = explain(error) if type(error) is not Held and isinstance(error, OSError) else str(error)
+    message = redacted(" ".join(told.split("Config search path")[0].split())) or type(error).__name__
     unknown = re.search(r"is not in struct full_key: (\S+)", message)
     return _unknown(unknown[1]) if unknown else message
 
@@ -181,7 +216,7 @@ def _explain(error: Any) -> str:
         return _unknown(key)
     if error["type"] == "missing":
         return f"{key}: {message}"
-    return f"{key}: {message}, got {error['input']!r}"
+    return f"{key}: {message}, got {masked(error['input'], key)!r}"
 
 
 def _unknown(key: str) -> str:

@@ -7,15 +7,14 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from dotenv import find_dotenv, load_dotenv
-
 from fedlight.loggers.wandb_mode import wandb_mode
+from fedlight.runtime.environment import load_environment
 from fedlight.runtime.errors import BadInput
 
 
 def main() -> None:
     """Exits with 0, or with 2 where the service refuses."""
-    load_dotenv(find_dotenv(usecwd=True))
+    load_environment()
     parser = argparse.ArgumentParser(
         prog="python -m fedlight.dashboard",
         description="Builds a workspace and a report of a project's cells on Weights & Biases: quality "

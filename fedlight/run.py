@@ -8,20 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
-from dotenv import find_dotenv, load_dotenv
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.data.folder_name import folder_name
+from fedlight.data.data_name import data_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
+from fedlight.runtime.environment import load_environment
 from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged, ExtensionFailed, first_cause
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
+from fedlight.runtime.secret import move_to_environment, redacted
 from fedlight.runtime.signals import EXIT, Interrupted
 
 PACKAGE = Path(__file__).parent
@@ -39,7 +40,8 @@ def main() -> None:
 
 def command_line(work: Callable[[DictConfig], None]) -> int:
     """Composes the configuration that the command line asks for and works on it; returns the exit status."""
-    load_dotenv(find_dotenv(usecwd=True))
+    load_environment()
+    sys.argv[1:] = move_to_environment(sys.argv[1:], os.environ)
     register_resolvers()
     sys.argv[1:] = hydra_arguments(sys.argv[1:])
     debug = DEBUG in os.environ
@@ -61,7 +63,8 @@ def hydra_arguments(typed: list[str]) -> list[str]:
 def register_resolvers() -> None:
     """Makes known to OmegaConf what `configs/` refers to."""
     OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
-    OmegaConf.register_new_resolver("fedlight.folder_name", folder_name, replace=True)
+    data_name.cache_clear()  # files may have changed since an earlier command of this process
+    OmegaConf.register_new_resolver("fedlight.data_name", data_name, replace=True)
     OmegaConf.register_new_resolver("fedlight.weights_name", weights_name, replace=True)
 
 
@@ -82,7 +85,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
         except Exception as error:
             if debug or HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
-            traceback.print_exc()
+            print(redacted(traceback.format_exc()), file=sys.stderr)
             raise CellFailed(1) from error
 
     try:
@@ -122,11 +125,11 @@ def check_and_run(config: DictConfig) -> None:
     if is_done(folder):
         print(f"{folder.name}: done already, in {folder}")
         return
-    with hold(folder):
+    with hold(folder) as held:
         with no_garbage():
             from fedlight.experiment.execute import run_cell
 
-        run_cell(settings)
+        run_cell(settings, held)
 
 
 def refuse_grid(asked: DictConfig) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from dotenv import find_dotenv, load_dotenv
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -33,6 +32,7 @@ from fedlight.runs.status import (
     read_sweep,
     sweeps_in,
 )
+from fedlight.runtime.environment import load_environment
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import is_alive
 from fedlight.runtime.slurm_jobs import cancel as cancel_jobs
@@ -45,7 +45,7 @@ WATCH = 5.0  # seconds between two looks
 
 def main() -> None:
     """Exits with 0, with 1 where something asked for did not succeed, with 2 for bad input."""
-    load_dotenv(find_dotenv(usecwd=True))
+    load_environment()
     parser = argparse.ArgumentParser(prog="python -m fedlight.sweeps", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sweep = argparse.ArgumentParser(add_help=False)

@@ -68,75 +68,17 @@ def test_fedprox_leaves_private_slices_alone() -> None:
 
 
 @pytest.mark.parametrize("method", ["FULL", "UDEC"])
-def test_fedprox_without_its_term_is_fedavg_bit_for_bit(cell: MakeCell, method: str) -> None:
+@pytest.mark.parametrize(("name", "key"), [("fedprox", "mu"), ("fedavgm", "momentum")])
+def test_an_algorithm_without_its_term_is_fedavg_bit_for_bit(
+    cell: MakeCell, method: str, name: str, key: str
+) -> None:
     arguments = (f"method={method}", "clients=3", "partition=label_skew")
     plain = cell(*arguments)
-    none, some = (cell(*arguments, "algorithm=fedprox", f"algorithm.mu={mu}") for mu in (0.0, 0.1))
+    none, some = (cell(*arguments, f"algorithm={name}", f"algorithm.{key}={value}") for value in (0.0, 0.1))
     keys = ("state_sha256", "client_sha256", "train_loss")
     assert [none.result[key] for key in keys] == [plain.result[key] for key in keys]
     assert none.folder.name != plain.folder.name
     assert some.result["state_sha256"] != plain.result["state_sha256"]
-
-
-def test_topk_sends_the_largest_and_keeps_the_rest() -> None:
-    rng = np.random.default_rng(0)
-    delta = {"a": torch.tensor([[0.1, -3.0, 0.2], [2.0, 0.0, -0.3]]), "b": torch.tensor(0.5)}
-    stage = TopK(1 / 3)
-    sent = stage.encode(delta, rng)
-    assert sent["a.values"].tolist() == [-3.0, 2.0]
-    assert sent["a.positions"].tolist() == [1, 3]
-    assert (sent["a.positions"].dtype, sent["b.values"].tolist()) == (torch.int32, [0.5])
-    decoded = stage.decode(sent, delta)
-    assert decoded["a"].tolist() == [[0.0, -3.0, 0.0], [2.0, 0.0, 0.0]]
-    assert decoded["b"].shape == ()
-    like = stage.sent_like(delta)
-    assert {n: (t.shape, t.dtype) for n, t in like.items()} == {
-        n: (t.shape, t.dtype) for n, t in sent.items()
-    }
-
-
-def test_what_an_encoding_loses_is_added_to_the_next_delta() -> None:
-    """Over the rounds the sum of what arrives is the sum of what was meant, up to what is still owed."""
-    codec, rng = Codec([TopK(0.25)]), np.random.default_rng(0)
-    generator = torch.Generator().manual_seed(1)
-    held = {"w": torch.zeros(8), "n": torch.tensor(3)}
-    meant, arrived, errors = torch.zeros(8), torch.zeros(8), {}
-    for _ in range(20):
-        moved = torch.randn(8, generator=generator)
-        payload, errors = codec.encode({"w": moved, "n": torch.tensor(4)}, held, errors, rng)
-        assert payload.params == 9
-        assert payload.bytes == 2 * (4 + 4) + 8
-        values = codec.decode(payload, held)
-        assert values["n"] == 4
-        meant, arrived = meant + moved, arrived + values["w"]
-    torch.testing.assert_close(arrived + errors["w"], meant)
-    assert errors["w"].norm() < 10
-
-
-def test_a_chain_of_stages_is_undone_in_reverse() -> None:
-    codec, rng = Codec([TopK(0.5), TopK(0.5)]), np.random.default_rng(0)
-    held = {"w": torch.zeros(8)}
-    payload, errors = codec.encode({"w": torch.arange(8.0)}, held, {}, rng)
-    arrived = codec.decode(payload, held)["w"]
-    assert torch.equal(arrived + errors["w"], torch.arange(8.0))
-    assert (arrived != 0).sum() == 2
-
-
-def test_topk_converges_with_its_memory_and_stalls_without(tmp_path: Path) -> None:
-    """Every client's least squares have one solution; a tenth of the entries is sent."""
-
-    class Forgetful(Codec):
-        def encode(self, values, received, errors, rng):
-            return super().encode(values, received, {}, rng)
-
-    exact = run(tmp_path / "exact", rounds=60, epochs=1).theta
-    kept = run(tmp_path / "kept", rounds=60, epochs=1, codec=Codec([TopK(0.1)])).theta
-    forgotten = run(tmp_path / "forgotten", rounds=60, epochs=1, codec=Forgetful([TopK(0.1)])).theta
-
-    def distance(theta):
-        return sum((theta[name] - exact[name]).square().sum() for name in exact)
-
-    assert distance(kept) < 0.5 * distance(forgotten)
 
 
 @pytest.mark.slow
@@ -227,7 +169,19 @@ def test_server_momentum_by_hand(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["algorithm=fedprox", "algorithm.mu=-1"], "algorithm.mu must be 0 or more, got -1"),
+        (
+            ["algorithm=fedavgm", "algorithm.momentum=1.5"],
+            "algorithm.momentum must be 0 or more and below 1, got 1.5",
+        ),
+        (["algorithm=fedavgm", "algorithm.lr=0"], "algorithm.lr must be above 0, got 0"),
+        (["algorithm=fedadam", "algorithm.tau=0"], "algorithm.tau must be above 0, got 0"),
+        (
+            ["algorithm=fedyogi", "algorithm.beta2=1"],
+            "algorithm.beta2 must be 0 or more and below 1, got 1",
+        ),
         (["transform=topk", "transform.up.0.share=0"], "share of topk must be above 0 and at most 1, got 0"),
+        (["transform=int8", "transform.up.0.bits=3"], "bits of quantisation must be 2, 4 or 8, got 3"),
+        (["transform=lowrank", "transform.down.0.rank=0"], "rank of lowrank must be 1 or more, got 0"),
         (["+algorithm.name=x", "+algorithm._target_=nowhere.Nothing"], "nowhere"),
         (
             ["+algorithm.name=x", "+algorithm._target_=builtins.dict"],

@@ -47,7 +47,7 @@ CASES = {
     ),
     "backbone of other channels": (
         ["model=unet2d", "model.unet.out_channels=3"],
-        r"predicts \(3, 8, 8\) for images of \(1, 8, 8\)",
+        r"predicts \(3, 8, 8\) of torch.float32 for images of \(1, 8, 8\)",
     ),
     "backbone that cannot be saved": (
         ["model.unet._target_=torch.nn.Identity"],
@@ -72,7 +72,37 @@ CASES = {
         "partition.classes must be a whole number, got null",
     ),
     "infinite learning rate": (["optimizer.lr=inf"], "optimizer.lr: .* finite"),
-    "other prediction": (["+model.schedule.prediction_type=v_prediction"], "prediction_type epsilon"),
+    "other prediction": (
+        ["+model.schedule.prediction_type=sample"],
+        "prediction_type epsilon or v_prediction",
+    ),
+    "weights of no signal": (["model.snr_gamma=0"], "model.snr_gamma: .* greater than 0, got 0"),
+    "warm-up below nothing": (
+        ["optimizer.warmup=-1"],
+        "optimizer.warmup: .* greater than or equal to 0, got -1",
+    ),
+    "unknown decay": (["optimizer.decay=line"], "optimizer.decay: input should be 'cosine', got 'line'"),
+    "labels without a chance": (
+        ["model.conditional=true", "model.label_dropout=1"],
+        "model.label_dropout: .* less than 1, got 1",
+    ),
+    "labels of no slice": (
+        ["model.conditional=true", "model.label_slice=head"],
+        "model.label_slice must be one of encoder, bottleneck, decoder, got head",
+    ),
+    "guidance below nothing": (
+        ["evaluation.guidance=-1"],
+        "evaluation.guidance: .* greater than or equal to 0, got -1",
+    ),
+    "guidance without labels": (
+        ["evaluation.guidance=2"],
+        "evaluation.guidance=2.0 needs model.conditional=true",
+    ),
+    "decay of one": (["model.ema_decay=1.0"], "model.ema_decay: .* less than 1, got 1.0"),
+    "exchange of no average": (
+        ["model.exchange_ema=true"],
+        "model.exchange_ema=true exchanges a moving average, and there is none: set model.ema_decay",
+    ),
     "no block": (["model.unet.blocks=0"], "must be at least 1, got 0"),
     "name that is a parent": (["name=.."], "name: .* match pattern"),
     "no partition": (["~partition"], "^fedlight: error: partition: field required$"),

@@ -16,7 +16,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from wandb_file import history_of, read_wandb
 
-from fedlight.runs.identity import masked
+from fedlight.runtime.secret import masked
 
 MakeCell = Callable[..., Cell]
 

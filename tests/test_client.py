@@ -5,15 +5,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning import Callback
 from torch.optim import Adam
 from toy import FULL, PARTIAL, ToyData, inline, toy_server, toy_setup, toy_site
 
+from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.client import Memory, evaluate, local_update
 from fedlight.federation.codec import Codec
-from fedlight.federation.messages import Broadcast, Update, from_bytes, pack, to_bytes, unpack
+from fedlight.federation.messages import Broadcast, State, Update, from_bytes, pack, to_bytes, unpack
 from fedlight.federation.rounds import federate
 from fedlight.federation.transforms.topk import TopK
 from fedlight.runtime.errors import Damaged, MemoryLost
@@ -111,6 +114,47 @@ def test_a_kept_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
     _, anew = local_update(second, {**memory, "optimizer": {}}, setup)
     assert anew["optimizer"]["0.step"] == 1
     assert not torch.equal(anew["model"]["own.weight"], later["model"]["own.weight"])
+
+
+def test_an_algorithm_is_told_what_came_down_and_what_the_client_remembers(tmp_path: Path) -> None:
+    seen: dict[str, object] = {}
+
+    class Observed(FedAvg):
+        keeps_memory = True
+
+        def broadcast(self, state: State) -> State:
+            return {"sent": torch.tensor([2.0])}
+
+        def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
+            seen["callbacks"] = {
+                name: set(part)
+                for name, part in [("received", received), ("extras", extras), ("memory", memory)]
+            }
+            return []
+
+        def report(self, received: State, trained: State, extras: State, memory: State, steps: int) -> Any:
+            seen["report"] = {
+                name: set(part)
+                for name, part in [("received", received), ("extras", extras), ("memory", memory)]
+            }
+            seen["moved"] = any(not torch.equal(received[name], trained[name]) for name in received)
+            seen["same names"] = set(received) == set(trained)
+            seen["steps"] = steps
+            return {}, {"kept": extras["sent"] + memory.get("kept", 0)}
+
+    setup = toy_setup(PARTIAL, algorithm=Observed(), epochs=3)
+    first, second = broadcasts_of(setup, 2, tmp_path)
+    _, memory = local_update(first, {}, setup)
+    assert seen["callbacks"] == seen["report"]
+    assert seen["report"]["memory"] == set()  # type: ignore[index]
+    _, memory = local_update(second, memory, setup)
+    shared = {"shared.weight", "shared.bias"}
+    assert seen["callbacks"] == {"received": shared, "extras": {"sent"}, "memory": {"kept"}}
+    assert seen["report"] == seen["callbacks"]
+    assert seen["moved"]
+    assert seen["same names"]
+    assert seen["steps"] == 3  # two rows are one batch
+    assert memory["algorithm"]["kept"] == 4
 
 
 def test_a_client_that_drops_out_keeps_what_it_received_and_reports_nothing(tmp_path: Path) -> None:

@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from fedlight.data import celeba, cifar10, decoded, digits, fmnist, image_folder
+from fedlight.config import validate
+from fedlight.data import celeba, cifar10, data_name, decoded, digits, fmnist, image_folder
+from fedlight.run import ROOT, register_resolvers
+from fedlight.runs.identity import cell_folder
 from fedlight.runtime.errors import BadInput
 
 BLUE, GREEN, RED = (0, 0, 255), (0, 255, 0), (255, 0, 0)
@@ -712,3 +716,116 @@ def test_a_folder_that_was_not_given_is_asked_for(
     assert "set data.root=FOLDER" in told
     assert len(told.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+# ---- identity
+
+
+def named(kind: str, root: Path | None, cache: Path) -> str:
+    """As a command would name the data."""
+    data_name.data_name.cache_clear()
+    return data_name.data_name(kind, None if root is None else str(root), str(cache))
+
+
+def test_other_images_of_the_same_names_and_sizes_are_another_cell(
+    command: Callable[..., int], tmp_path: Path
+) -> None:
+    pictures, cache = tmp_path / "bitmaps", f"data.cache={tmp_path / 'cache'}"
+    for label in "ab":
+        write_images(pictures / label, range(6), ".bmp")
+    assert prepare(command, f"data.root={pictures}", cache) == 0
+    for path in pictures.rglob("*.bmp"):
+        size = path.stat().st_size
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+        assert path.stat().st_size == size
+    assert prepare(command, f"data.root={pictures}", cache) == 0
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/default/*/result.json")]
+    assert len({result["data"] for result in results}) == len({result["cell"] for result in results}) == 2
+
+
+def test_files_are_hashed_once_and_again_where_they_changed(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    content = data_name._content
+    monkeypatch.setattr(data_name, "_content", lambda path: read.append(path.name) or content(path))
+    first = named("image_folder", pictures, tmp_path / "cache")
+    everything = len(read)
+    assert everything == len([path for path in pictures.rglob("*") if path.is_file()])
+    assert named("image_folder", pictures, tmp_path / "cache") == first
+    assert len(read) == everything
+    changed = next(pictures.rglob("*.png"))
+    before = changed.stat()
+    body = changed.read_bytes()
+    changed.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert named("image_folder", pictures, tmp_path / "cache") != first
+    assert read[everything:] == [changed.name]
+    (tmp_path / "blocked").touch()  # no cache can be kept there
+    assert named("image_folder", pictures, tmp_path / "blocked") == named(
+        "image_folder", pictures, tmp_path / "cache"
+    )
+
+
+def test_known_data_are_recognised_by_their_files(idx_folder: Path, tmp_path: Path) -> None:
+    other = named("fmnist", idx_folder, tmp_path)
+    assert other.startswith("fmnist_")
+    path = idx_folder / "t10k-labels-idx1-ubyte"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    changed = named("fmnist", idx_folder, tmp_path)
+    assert changed not in (other, "fmnist")
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert named("fmnist", idx_folder, tmp_path).startswith("fmnist_")
+    path.with_name(f"{path.name}.gz").unlink()
+    assert named("fmnist", idx_folder, tmp_path) == "fmnist"  # it is told what is missing
+    (tmp_path / "cifar").mkdir()
+    write_cifar10(tmp_path / "cifar")
+    assert named("cifar10", tmp_path / "cifar", tmp_path).startswith("cifar10_")
+    assert named("cifar10", None, tmp_path / "empty") == "cifar10"
+    assert named("celeba", None, tmp_path / "empty") == "celeba"
+
+
+def test_other_faces_of_another_list_are_other_data(celeba_root: Path, tmp_path: Path) -> None:
+    first = named("celeba", celeba_root, tmp_path / "cache")
+    assert first.startswith("celeba_")
+    image = next((celeba_root / "celeba").rglob("*.jpg"))
+    image.write_bytes(image.read_bytes() + b"0")
+    assert named("celeba", celeba_root, tmp_path / "cache") != first
+
+
+@pytest.mark.usefixtures("fmnist")
+def test_fashion_mnist_keeps_its_name_wherever_it_lies_zipped_or_not(tmp_path: Path) -> None:
+    (tmp_path / "moved").mkdir()
+    for path in fmnist.DEBIAN.glob("*.gz"):
+        (tmp_path / "moved" / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    assert named("fmnist", tmp_path / "moved", tmp_path) == named("fmnist", None, tmp_path) == "fmnist"
+
+
+def test_what_is_known_of_the_data_is_what_torchvision_knows() -> None:
+    from torchvision.datasets import CIFAR10, CelebA
+
+    cifar10_files = dict([*CIFAR10.train_list, *CIFAR10.test_list])
+    cifar10_files[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+    assert data_name.KNOWN["cifar10"] == cifar10_files
+    faces = {name: md5 for _, md5, name in CelebA.file_list}
+    assert data_name.KNOWN["celeba"].items() <= faces.items()
+
+
+@pytest.mark.parametrize(
+    ("data", "cell"),
+    [
+        ("digits", "FULL-K5-digits-iid-tiny-R4-E8-s2023-fcba4e4b"),
+        ("fmnist", "FULL-K5-fmnist-iid-tiny-R4-E8-s2023-6b75dce2"),
+        ("cifar10", "FULL-K5-cifar10-iid-tiny-R4-E8-s2023-d78fdb78"),
+        ("celeba", "FULL-K5-celeba-iid-tiny-R4-E8-s2023-7d1fdb5f"),
+    ],
+)
+def test_a_cell_of_known_data_keeps_its_id(data: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_resolvers()
+    for name in ("FMNIST", "CIFAR10", "CELEBA"):
+        monkeypatch.delenv(f"FEDLIGHT_{name}", raising=False)
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("config", [f"data={data}"])
+    assert cell_folder(validate(config)).name == cell

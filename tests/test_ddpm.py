@@ -127,7 +127,9 @@ def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("asked", [{"prediction_type": "sample"}, {"num_train_timesteps": 0}])
 def test_a_schedule_without_noise_to_predict_or_without_a_step_is_refused(asked: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"prediction_type epsilon and at least one time step, got"):
+    with pytest.raises(
+        ValueError, match=r"prediction_type epsilon or v_prediction and at least one time step, got"
+    ):
         make_model(schedule=DDPMScheduler(**asked))
 
 

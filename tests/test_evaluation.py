@@ -4,6 +4,7 @@ import csv
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Cell
@@ -13,8 +14,11 @@ from fedlight.data import digits
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import score
+from fedlight.experiment.evaluate import scored_clients
 from fedlight.experiment.finished import open_cell
-from fedlight.runtime.seeds import derive_seed
+from fedlight.reporting.summaries import by_cell
+from fedlight.runs.status import read_sweep
+from fedlight.runtime.seeds import derive_seed, stream
 
 MakeCell = Callable[..., Cell]
 
@@ -99,6 +103,40 @@ def test_of_many_clients_the_same_few_are_scored_in_every_round(cell: MakeCell) 
         rows = list(csv.DictReader(file))
     scored = [{key for key, value in row.items() if key.startswith("client_fid/") and value} for row in rows]
     assert scored == [{f"client_fid/{client}" for client in fid["clients"]}] * 3
+
+
+@pytest.mark.usefixtures("digits_classifier")
+def test_clients_that_never_trained_are_not_scored(cell: MakeCell) -> None:
+    asked = ["method=UDEC", "clients=6", "fraction=0.34", "evaluation.every=1", "evaluation.clients=3"]
+    made = cell(*asked, *SCORED, "federation.dropout=0.3", "rounds=4", "logger=csv", "seed=9")
+    reported: list[set[int]] = []
+    for round_ in range(1, 5):
+        rows = [row for row in made.rows("ledger.csv") if int(row["round"]) == round_]
+        before = reported[-1] if reported else set()
+        reported.append(before | {int(row["client"]) for row in rows if row["direction"] == "up"})
+    met = {int(row["client"]) for row in made.rows("ledger.csv")}
+    assert reported[-1] < met < set(range(6))  # some only dropped out, some were never drawn
+    fid = made.result["fid"]
+    assert set(fid["clients"]) <= reported[-1]
+    assert len(fid["clients"]) == min(3, len(reported[-1]))
+    assert fid["trained_clients"] == len(reported[-1])
+    assert fid["value"] == pytest.approx(statistics.mean(fid["per_client"]))
+    for row, trained in zip(made.rows("metrics/metrics.csv"), reported, strict=True):
+        scored = {
+            int(key.split("/")[1]) for key, value in row.items() if key.startswith("client_fid/") and value
+        }
+        assert scored <= (trained or set(range(6)))
+        assert len(scored) == min(3, len(trained) or 6)
+    (line,) = by_cell(read_sweep(made.folder.parent)).data
+    assert line["scored_clients"] == len(fid["clients"])
+
+
+@pytest.mark.parametrize("clients", [3, "all"])
+def test_who_is_scored_where_all_have_trained_is_who_was_scored_ever_since(clients: int | str) -> None:
+    settings = SimpleNamespace(seed=2023, clients=10, evaluation=SimpleNamespace(clients=clients))
+    drawn = sorted(stream(2023, "evaluation").choice(10, 3, replace=False).tolist())
+    expected = drawn if clients == 3 else list(range(10))
+    assert scored_clients(settings, set(range(10))) == scored_clients(settings, set()) == expected
 
 
 def test_images_can_be_compared_with_those_that_the_federation_trained_on(

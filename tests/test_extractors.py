@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,9 +287,9 @@ def test_weights_are_found_by_path_then_in_the_cache_then_in_torch_hub_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    own, cached, hub = (
-        tmp_path / name for name in ("own.pth", weights.FILE, f"torch/hub/checkpoints/{weights.FILE}")
-    )
+    empty = f"weights-{hashlib.sha256(b'').hexdigest()[:8]}.pth"
+    own, cached, hub = (tmp_path / name for name in ("own.pth", empty, f"torch/hub/checkpoints/{empty}"))
+    monkeypatch.setattr(weights, "FILE", hub.name)
     hub.parent.mkdir(parents=True)
     for place, given in ((hub, None), (cached, None), (own, str(own))):
         place.touch()
@@ -302,6 +303,48 @@ def test_weights_are_downloaded_to_the_cache_once(tmp_path: Path, monkeypatch: p
         assert path.read_bytes() == b"the weights"
         assert path.parent == tmp_path / "cache"
         (tmp_path / "server").joinpath(weights.FILE).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("where", ["cache", "torch/hub/checkpoints"])
+def test_a_truncated_download_is_removed_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    whole = b"the weights"
+    serve(whole, tmp_path, monkeypatch, hashlib.sha256(whole).hexdigest()[:8])
+    (tmp_path / where).mkdir(parents=True)
+    (tmp_path / where / weights.FILE).write_bytes(whole[:5])
+    assert weights.find_weights(None, str(tmp_path / "cache")).read_bytes() == whole
+    assert (tmp_path / "cache" / weights.FILE).read_bytes() == whole
+
+
+def test_a_download_that_breaks_off_is_tried_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, tries = b"the weights", []
+    serve(whole[:5], tmp_path, monkeypatch, hashlib.sha256(whole).hexdigest()[:8])
+    fetch = torch.hub.download_url_to_file
+
+    def flaky(*arguments: Any, **options: Any) -> None:
+        tries.append(1)
+        if len(tries) == 4:
+            (tmp_path / "server" / weights.FILE).write_bytes(whole)
+        fetch(*arguments, **options)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", flaky)
+    with pytest.raises(BadInput, match=r"could not be downloaded \(invalid hash value [^\n]+$"):
+        weights.find_weights(None, str(tmp_path / "cache"))
+    assert len(tries) == 2
+    assert not (tmp_path / "cache" / weights.FILE).exists()
+    assert weights.find_weights(None, str(tmp_path / "cache")).read_bytes() == whole
+    assert len(tries) == 4
+
+
+def test_the_name_of_the_weights_is_torch_fidelity_s_and_promises_their_hash() -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    assert URL_INCEPTION_V3.endswith(f"/{weights.FILE}")
+    whole = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # the published SHA-256
+    assert whole.startswith(weights._promised())
 
 
 def serve(content: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch, digest: str) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SMALL
@@ -119,11 +120,129 @@ def test_another_node_counts_by_its_last_sign_of_life(elsewhere: Holder, tmp_pat
     long_ago = time.time() - lock.SILENCE - 1
     os.utime(cell / lock.HOLDER, (long_ago, long_ago))
     with hold(cell):
-        assert read_holder(cell)[0] == replace(this_process(), since=read_holder(cell)[0].since)
+        found = read_holder(cell)[0]
+        assert found == replace(this_process(), since=found.since, token=found.token)
 
 
-def test_this_node_before_it_was_started_again_is_dead(elsewhere: Holder) -> None:
-    assert not is_alive(replace(elsewhere, host=socket.gethostname()), silent=0)
+def test_a_node_of_the_same_name_is_another_node(elsewhere: Holder) -> None:
+    namesake = replace(elsewhere, host=socket.gethostname())
+    assert is_alive(namesake, silent=0)
+    assert not is_alive(namesake, silent=lock.SILENCE)
+
+
+@pytest.mark.parametrize("ahead", [120.0, -120.0])
+def test_a_sign_of_life_is_judged_by_the_clock_of_the_file_system(
+    ahead: float, elsewhere: Holder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cell").mkdir()
+    signed = tmp_path / "cell" / lock.HOLDER
+    signed.write_text(json.dumps(asdict(elsewhere)))
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + ahead)
+    with pytest.raises(Held), hold(tmp_path / "cell"):
+        pass
+    long_ago = right() - lock.SILENCE - 1
+    os.utime(signed, (long_ago, long_ago))
+    with hold(tmp_path / "cell"):
+        pass
+
+
+def take_over(cell: Path, successor: Holder) -> None:
+    """What another node does that takes the holder for dead: its lock reaches not so far."""
+    (cell / lock.HOLDER).unlink()
+    (cell / lock.HOLDER).write_text(json.dumps(asdict(replace(successor, token="another"))))
+
+
+def test_a_deposed_holder_is_told_and_leaves_its_successor_alone(
+    elsewhere: Holder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    cell = tmp_path / "cell"
+    with hold(cell) as held:
+        held.check()
+        take_over(cell, elsewhere)
+        held.check(every=60)  # it looked a moment ago
+        with pytest.raises(
+            Held, match=r"cell: taken over by process 7 on other, since .*; this process stops"
+        ):
+            held.check()
+        os.utime(cell / lock.HOLDER, (1, 1))
+        time.sleep(0.2)
+        assert read_holder(cell)[1] == 1
+    assert read_holder(cell)[0].token == "another"
+    assert (cell / lock.LOCK).exists()
+
+
+def test_a_deposed_cell_stores_nothing_more_and_says_so_in_one_line(
+    command: Callable[..., int],
+    elsewhere: Holder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from fedlight.federation.server import Server
+
+    close = Server.close_round
+
+    def deposed(server: Server) -> Any:
+        (cell,) = tmp_path.glob("runs/default/*")
+        if server.round == 1:
+            take_over(cell, elsewhere)
+        return close(server)
+
+    monkeypatch.setattr(Server, "close_round", deposed)
+    assert command(*SMALL, "rounds=3") == 1
+    (cell,) = tmp_path.glob("runs/default/*")
+    assert [path.name[:12] for path in cell.glob("checkpoint/server-*")] == ["server-r0001"]
+    assert not (cell / "result.json").exists()
+    assert read_holder(cell)[0].token == "another"
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"fedlight: error: {cell.name}: taken over by process 7 on other")
+
+
+def test_a_cell_is_held_without_hard_links(
+    elsewhere: Holder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*paths: Any, **named: Any) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    cell = tmp_path / "cell"
+    with hold(cell):
+        assert read_holder(cell)[0].pid == os.getpid()
+    cell.mkdir()
+    (cell / lock.HOLDER).write_text(json.dumps(asdict(elsewhere)))
+    os.utime(cell / lock.HOLDER, (1, 1))
+    with hold(cell):
+        assert [path.name for path in sorted(cell.iterdir())] == [lock.HOLDER, lock.LOCK]
+
+
+def test_of_two_nodes_without_locks_that_find_a_dead_holder_one_follows(
+    elsewhere: Holder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looks at the dead holder, and acts when the first has signed."""
+    path = tmp_path / lock.HOLDER
+    path.write_text(json.dumps(asdict(elsewhere)))
+    os.utime(path, (1, 1))
+    old, look = lock._look(path), lock._look
+    first = lock._sign(tmp_path, json.dumps(asdict(replace(elsewhere, token="first"))).encode())
+    assert first is not None
+    late = [old]
+    monkeypatch.setattr(lock, "_look", lambda path: late.pop() if late else look(path))
+    assert lock._sign(tmp_path, json.dumps(asdict(replace(elsewhere, token="second"))).encode()) is None
+    os.close(first)
+    assert read_holder(tmp_path)[0].token == "first"
+    assert [path.name for path in tmp_path.iterdir()] == [lock.HOLDER]
+
+
+def test_a_signature_that_cannot_be_read_is_waited_out(tmp_path: Path) -> None:
+    path = tmp_path / lock.HOLDER
+    path.touch()
+    assert lock._sign(tmp_path, b"{}") is None
+    os.utime(path, (1, 1))
+    file = lock._sign(tmp_path, b"{}")
+    assert file is not None
+    os.close(file)
 
 
 def test_a_process_number_used_again_is_another_process() -> None:

@@ -1,5 +1,6 @@
 """The memorisation check: copies of training images are recognised, unseen images are not suspected."""
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from fedlight.data import digits
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.memorisation import CopyCheck, Memorisation
 from fedlight.experiment.finished import open_cell
+from fedlight.runtime.errors import BadInput
 from fedlight.runtime.seeds import derive_seed
 
 DIGITS = digits.load()
@@ -27,9 +29,52 @@ def test_ratios_are_those_of_a_computation_by_hand() -> None:
     assert found.unseen == pytest.approx([1 / 4, 5 / 4])  # each against the other test image
 
 
-def test_an_image_that_is_in_both_sets_is_no_copy() -> None:
-    found = CopyCheck(train=column(0, 3), test=column(3, 9))(column(3))
-    assert found.generated == pytest.approx([1])
+def test_an_image_that_is_in_both_sets_counts_as_a_training_image() -> None:
+    found = CopyCheck(train=column(0, 3), test=column(3, 9, 12))(column(3, 9))
+    assert found.generated[0] == 0
+    assert np.isfinite(found.generated).all()
+    assert found.generated[1] > 1000  # a copy of a test image
+    assert found.unseen == pytest.approx([6 / 3, 9 / 3])
+    assert found.duplicates.tolist() == [1, 0, 0]
+
+
+def test_duplicates_inside_a_set_are_counted_and_the_test_set_s_left_out() -> None:
+    found = CopyCheck(train=column(0, 10, 10, 10), test=column(1, 5, 5, 1, 5))(column(4))
+    assert found.unseen == pytest.approx([1 / 4, 5 / 4])
+    assert found.duplicates.tolist() == [0, 3, 2]
+    told = found.summary()
+    assert told.pop("duplicates") == {"test_in_train": 0, "test": 3, "train": 2}
+    assert told == pytest.approx({"ratio": 4, "ratio_unseen": 0.75, "suspect": 0})
+
+
+@pytest.mark.parametrize("test", [(3, 3), (0, 3), (0, 10), (3,)])
+def test_a_test_set_of_which_less_than_two_images_are_left_is_told(test: tuple[float, ...]) -> None:
+    with pytest.raises(BadInput, match=r"memorisation compares with test images .* only [01] of them"):
+        CopyCheck(train=column(0, 10), test=column(*test))
+
+
+@pytest.mark.parametrize("where", ["both", "within", "neither"])
+def test_duplicates_change_neither_what_is_suspect_nor_the_numbers(
+    digits_classifier: Extractor, where: str
+) -> None:
+    train, test = DIGITS.train.pixels[:1100], DIGITS.test.pixels
+    if where == "both":
+        train = torch.cat([train, test[:8]])  # 2 % of the test images
+    if where == "within":
+        test = torch.cat([test, test[:8].repeat(3, 1, 1, 1)])
+    check = CopyCheck(digits_classifier(train).values, digits_classifier(test).values)
+    copies = check(digits_classifier(train).values)
+    honest = check(digits_classifier(DIGITS.train.pixels[1100:]).values)
+    for found in (copies, honest):
+        assert np.isfinite(found.generated).all()
+        assert np.isfinite(found.unseen).all()
+        json.dumps(found.summary(), allow_nan=False)
+    assert copies.summary()["suspect"] == 1
+    assert honest.summary()["suspect"] < 0.03
+    assert len(copies.unseen) == 360 - 8 * (where == "both")
+    told = {"both": (8, 0), "within": (0, 24), "neither": (0, 0)}[where]
+    duplicates = copies.summary()["duplicates"]
+    assert (duplicates["test_in_train"], duplicates["test"]) == told
 
 
 def test_models_are_joined_into_one_check() -> None:
@@ -69,7 +114,9 @@ def test_a_cell_that_is_asked_for_it_draws_and_reports_it(
     near, far = (torch.cdist(drawn, known).min(dim=1).values for known in (train, test))
     among = torch.cdist(test, test).fill_diagonal_(torch.inf).min(dim=1).values
     unseen = torch.cdist(test, train).min(dim=1).values / among
-    assert made.result["fid"]["memorisation"] == pytest.approx(
+    told = made.result["fid"]["memorisation"]
+    assert told.pop("duplicates") == {"test_in_train": 0, "test": 0, "train": 0}
+    assert told == pytest.approx(
         {
             "ratio": np.median(near / far),
             "ratio_unseen": np.median(unseen),
@@ -82,5 +129,6 @@ def test_a_cell_that_is_asked_for_it_draws_and_reports_it(
 
 def test_suspect_is_what_lies_nearer_than_99_of_100_unseen_images() -> None:
     unseen = np.arange(1, 101) / 10  # 0.1, 0.2, ... 10
-    found = Memorisation(np.array([0.01, 0.05, 3, 4, 9]), unseen).summary()
+    found = Memorisation(np.array([0.01, 0.05, 3, 4, 9]), unseen, np.zeros(3, np.int64)).summary()
+    del found["duplicates"]
     assert found == pytest.approx({"ratio": 3, "ratio_unseen": 5.05, "suspect": 2 / 5})

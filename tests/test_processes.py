@@ -76,8 +76,18 @@ def outcome(cell: Cell) -> tuple[Any, ...]:
     [
         ["method=UDEC", "clients=4", "evaluation.samples=100"],
         ["method=USPLIT", "clients=5", "federation.dropout=0.3", "rounds=3"],
+        [
+            "transform=int4",
+            "method=ULATDEC",
+            "clients=5",
+            "fraction=0.6",
+            "federation.dropout=0.2",
+            "rounds=3",
+        ],
         ["method=FULL", "clients=6", "fraction=0.5", "model.ema_decay=0.9", "rounds=3"],
         ["method=LOCAL", "clients=3", "partition=label_skew"],
+        ["algorithm=scaffold", "method=ULATDEC", "clients=4", "fraction=0.5", "rounds=3"],
+        ["algorithm=localadam", "method=USPLIT", "clients=4", "rounds=3"],
     ],
     ids=lambda arguments: arguments[0],
 )

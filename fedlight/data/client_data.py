@@ -1,6 +1,7 @@
 """What one client sees: a LightningDataModule over its own images."""
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import torch
 from lightning import LightningDataModule
@@ -10,19 +11,24 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fedlight.data.partition import Indices
 
+Batch: TypeAlias = Tensor | tuple[Tensor, Tensor]
+"""Images, or images and labels."""
 
-class Rows(TorchDataset[Tensor]):
+
+class Rows(TorchDataset[Batch]):
     """The images of one client; an item is a whole batch, taken by its positions in one gather."""
 
-    def __init__(self, pixels: Tensor, indices: Indices) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor | None, indices: Indices) -> None:
         self.pixels = pixels
+        self.labels = labels
         self.indices = torch.from_numpy(indices).sort().values
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, positions: Tensor) -> Tensor:
-        return self.pixels[self.indices[positions]]
+    def __getitem__(self, positions: Tensor) -> Batch:
+        rows = self.indices[positions]
+        return self.pixels[rows] if self.labels is None else (self.pixels[rows], self.labels[rows])
 
 
 class ShuffledBatches(Sampler[Tensor]):
@@ -46,11 +52,14 @@ class ClientData(LightningDataModule):
         pixels: of the whole training set, uint8, shape (n, channels, height, width).
         indices: of the client's images; their order does not matter.
         batch_size: images a batch.
+        labels: of the whole training set, int64, shape (n,); None where the model takes none.
     """
 
-    def __init__(self, pixels: Tensor, indices: Indices, batch_size: int) -> None:
+    def __init__(
+        self, pixels: Tensor, indices: Indices, batch_size: int, labels: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.rows = Rows(pixels, indices)
+        self.rows = Rows(pixels, labels, indices)
         self.batch_size = batch_size
 
     @property
@@ -58,10 +67,13 @@ class ClientData(LightningDataModule):
         """n_k, the number of the client's images."""
         return len(self.rows)
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
+    def train_dataloader(self) -> DataLoader[Batch]:
         batches = ShuffledBatches(len(self.rows), self.batch_size)
         return DataLoader(self.rows, sampler=batches, batch_size=None)
 
-    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scales bytes to [-1, 1], float32, on the training device."""
-        return batch.float().div_(127.5).sub_(1)
+        if isinstance(batch, Tensor):
+            return batch.float().div_(127.5).sub_(1)
+        pixels, labels = batch
+        return pixels.float().div_(127.5).sub_(1), labels

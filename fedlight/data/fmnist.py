@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedlight.data.data_name import DEBIAN
 from fedlight.data.dataset import Dataset, Images
 from fedlight.data.download import download
 from fedlight.runtime.errors import BadInput
@@ -15,7 +16,6 @@ from fedlight.runtime.errors import BadInput
 ADVICE = (
     "install the Debian package dataset-fashion-mnist, or set data.root to a folder with the four IDX files"
 )
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = (
     *("T-shirt", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),

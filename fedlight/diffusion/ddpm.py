@@ -12,9 +12,12 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import Self
 
+from fedlight.diffusion.sampling import no_label
 from fedlight.runtime.errors import BadInput
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+VELOCITY = "v_prediction"
+PREDICTIONS = ("epsilon", VELOCITY)  # as diffusers names them
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "huber": F.smooth_l1_loss,
     "mse": F.mse_loss,
 }
@@ -23,16 +26,24 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class DDPM(LightningModule):
     """Learns to predict the noise in an image (FedDiffuse, section 3; DDPM, algorithm 1).
 
-    A batch is a float tensor of images in [-1, 1], shape (n, channels, height, width).
+    Where the schedule has `prediction_type` v_prediction, it learns the velocity sqrt(alpha_bar) eps -
+    sqrt(1 - alpha_bar) x_0 instead (arXiv 2202.00512).
+
+    A batch is a float tensor of images in [-1, 1], shape (n, channels, height, width); for a conditional
+    model, images and labels, int64, shape (n,).
 
     Args:
-        unet: predicts the noise, called as `unet(x_t, t).sample`.
+        unet: predicts the noise or the velocity, called as `unet(x_t, t).sample`.
         schedule: the noise schedule; its betas give alpha_bar, and its length T.
-        loss: between true and predicted noise, `huber` (smooth L1, beta = 1) or `mse`.
+        loss: between truth and prediction, `huber` (smooth L1, beta = 1) or `mse`.
         optimizer: makes the optimizer from the parameters, anew at every fit.
         slices: name of each slice -> prefixes of the UNet's parameter names.
         ema_decay: decay a step of an exponential moving average of the UNet, or None for no average.
         exchange_ema: whether the average belongs to the slices, and so travels with them.
+        snr_gamma: bound of the signal-to-noise ratio of min-SNR weighting (arXiv 2303.09556), above 0; None
+            weighs all time steps alike.
+        label_dropout: probability that an image's label is replaced by the UNet's last one, which stands for
+            no label (classifier-free guidance, arXiv 2207.12598); None for a model without labels.
 
     Attributes:
         slices: name of each slice -> prefixes of this module's state_dict names.
@@ -51,20 +62,24 @@ class DDPM(LightningModule):
         slices: Mapping[str, Sequence[str]],
         ema_decay: float | None = None,
         exchange_ema: bool = False,
+        snr_gamma: float | None = None,
+        label_dropout: float | None = None,
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
             raise BadInput(f"model.loss must be one of {', '.join(LOSSES)}, got {loss}")
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise BadInput(f"model.ema_decay must lie between 0 and 1, got {ema_decay}")
-        if schedule.config.prediction_type != "epsilon" or schedule.config.num_train_timesteps < 1:
+        if schedule.config.prediction_type not in PREDICTIONS or schedule.config.num_train_timesteps < 1:
             raise BadInput(
-                "model.schedule must have prediction_type epsilon and at least one time step, got "
-                f"{schedule.config.prediction_type} and {schedule.config.num_train_timesteps}"
+                f"model.schedule must have prediction_type {' or '.join(PREDICTIONS)} and at least one time "
+                f"step, got {schedule.config.prediction_type} and {schedule.config.num_train_timesteps}"
             )
         self.unet = unet.to(memory_format=torch.channels_last)
         self.schedule = schedule
         self.loss = LOSSES[loss]
+        self.snr_gamma = snr_gamma
+        self.label_dropout = label_dropout
         self.optimizer = optimizer
         self.ema: AveragedModel | None = None
         if ema_decay is not None:
@@ -77,14 +92,30 @@ class DDPM(LightningModule):
             next(iter(self.slices.values())).append("ema.n_averaged")
             self.private = ()
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Returns the mean loss between the noise and its prediction at uniform time steps."""
-        t = torch.randint(self.schedule.config.num_train_timesteps, batch.shape[:1], device=self.device)
-        eps = torch.randn_like(batch)
-        x_t = self.schedule.add_noise(batch, eps, t)  # sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
-        return self.loss(self.unet(x_t, t).sample, eps)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns the mean loss between truth and prediction at uniform time steps."""
+        if self.label_dropout is None:
+            x_0, condition = batch, {}
+        else:
+            x_0, condition = batch[0], {"class_labels": self._some_dropped(batch[1], self.label_dropout)}
+        t = torch.randint(self.schedule.config.num_train_timesteps, x_0.shape[:1], device=self.device)
+        eps = torch.randn_like(x_0)
+        x_t = self.schedule.add_noise(x_0, eps, t)  # sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
+        predicted = self.unet(x_t, t, **condition).sample
+        velocity = self.schedule.config.prediction_type == VELOCITY
+        truth = self.schedule.get_velocity(x_0, eps, t) if velocity else eps
+        if self.snr_gamma is None:
+            return self.loss(predicted, truth)
+        alpha_bar = self.schedule.alphas_cumprod.to(self.device)[t]
+        snr = alpha_bar / (1 - alpha_bar)
+        weight = snr.clamp(max=self.snr_gamma) / (snr + 1 if velocity else snr)
+        return (weight * self.loss(predicted, truth, reduction="none").flatten(1).mean(dim=1)).mean()
 
-    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
+    def _some_dropped(self, labels: Tensor, share: float) -> Tensor:
+        dropped = torch.rand(labels.shape, device=self.device) < share
+        return labels.masked_fill(dropped, no_label(self.unet))
+
+    def on_train_batch_end(self, outputs: object, batch: Any, batch_idx: int) -> None:
         if self.ema is not None:
             self.ema.update_parameters(self.unet)
 

@@ -53,18 +53,23 @@ def sample(
     sampler: str,
     steps: int,
     seed: int,
+    labels: Tensor | None = None,
+    guidance: float = 1.0,
     batch_size: int = BATCH,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Draws images.
 
     Args:
-        unet: predicts the noise, called as `unet(x_t, t).sample`; left in the mode it came in.
+        unet: predicts what the schedule's `prediction_type` says, called as `unet(x_t, t).sample`; left in
+            the mode it came in.
         schedule: the noise schedule of training.
         shape: (images, channels, height, width).
         sampler: one of SAMPLERS.
         steps: denoising steps, a divisor of T.
         seed: decides the images, on whatever device.
+        labels: what is asked of a conditional UNet, int64, shape (images,).
+        guidance: scale of classifier-free guidance; 1 for none.
         batch_size: images denoised at once.
         on_step: called after each denoising step of each batch.
 
@@ -72,17 +77,21 @@ def sample(
         The images, uint8 in 0..255, on the CPU, of the given shape.
     """
     check_sampler(sampler, steps, schedule)
-    scheduler = SAMPLERS[sampler](schedule.config, timestep_spacing="trailing")
+    velocity = schedule.config.prediction_type == "v_prediction"
+    scheduler = SAMPLERS[sampler](schedule.config, timestep_spacing="trailing", prediction_type="epsilon")
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     training = unet.training
     unet.eval()
     images = []
-    for noise in torch.randn(shape, generator=generator).split(batch_size):
+    for number, noise in enumerate(torch.randn(shape, generator=generator).split(batch_size)):
         x_t = noise.to(device)
+        asked = None if labels is None else labels[number * batch_size :][: len(noise)].to(device)
         scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:
-            eps = _clip(unet(x_t, t).sample, x_t, schedule.alphas_cumprod[t])
+            eps = _noise(
+                _predict(unet, x_t, t, asked, guidance), x_t, schedule.alphas_cumprod[t], velocity=velocity
+            )
             x_t = scheduler.step(eps, t, x_t, generator=generator).prev_sample
             on_step()
         images.append(x_t.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu())
@@ -90,7 +99,26 @@ def sample(
     return torch.cat(images)
 
 
-def _clip(eps: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+def no_label(unet: Any) -> int:
+    """What stands for no label: the last one of a conditional UNet."""
+    return unet.config.num_class_embeds - 1
+
+
+def _predict(unet: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, guidance: float) -> Tensor:
+    """The prediction, and beyond it by classifier-free guidance (arXiv 2207.12598; scale 1 + w)."""
+    if labels is None:
+        return unet(x_t, t).sample
+    if guidance == 1:
+        return unet(x_t, t, class_labels=labels).sample
+    both = torch.cat((labels, torch.full_like(labels, no_label(unet))))
+    given, without = unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
+    return without + guidance * (given - without)
+
+
+def _noise(predicted: Tensor, x_t: Tensor, alpha_bar: Tensor, *, velocity: bool) -> Tensor:
     """The noise that leads to the predicted image clipped to [-1, 1], so that x_t keeps its noise level."""
-    x_0 = ((x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()).clamp(-1, 1)
-    return (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+    if velocity:
+        x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * predicted
+    else:
+        x_0 = (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
+    return (x_t - alpha_bar.sqrt() * x_0.clamp(-1, 1)) / (1 - alpha_bar).sqrt()

@@ -164,6 +164,7 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
         blocks: blocks of each stage.
         heads: attention heads.
         head_width: channels of one attention head.
+        num_class_embeds: labels that the prediction may depend on, the last one for no label; None for none.
 
     Raises:
         ValueError: the image size cannot be halved often enough, or `dim` is unusable.
@@ -179,6 +180,7 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
         blocks: int = 2,
         heads: int = 4,
         head_width: int = 32,
+        num_class_embeds: int | None = None,
     ) -> None:
         super().__init__()
         if dim < 4 or dim % 2:
@@ -218,15 +220,21 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
             double = nn.ConvTranspose2d(d_in, d_in, 4, stride=2, padding=1)
             self.ups.append(stage(2 * d_out, d_in, double))
         self.head = Head(widths[0], in_channels)
+        self.class_embedding = nn.Embedding(num_class_embeds, time_width) if num_class_embeds else None
 
     def forward(
-        self, sample: Tensor, timestep: Tensor | float | int, return_dict: bool = True
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
     ) -> Prediction | tuple[Tensor]:
         """Predicts the noise.
 
         Args:
             sample: noisy images x_t, float, shape (n, channels, size, size).
             timestep: t in 0..T-1, one for all images or one an image, shape () or (n,).
+            class_labels: int64 in 0..num_class_embeds-1, shape (n,); needed where there are any.
             return_dict: wrap the prediction as diffusers' pipelines expect it.
 
         Returns:
@@ -234,6 +242,8 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
         """
         t = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         time = self.time_mlp(sinusoids(t, self.config.dim).to(sample.dtype))
+        if self.class_embedding is not None:
+            time = time + self.class_embedding(class_labels)
         x = self.init_conv(sample)
         skips = []
         for down in self.downs:

@@ -47,9 +47,6 @@ def score(generated: Features, reference: Reference) -> dict[str, float]:
         `inception_score`: from the extractor's logits (arXiv 1606.03498), 1..classes, higher is better.
     """
     real = reference.features
-    fid = fid_statistics_to_metric(
-        _statistics(Moments.of(generated.values)), _statistics(reference.moments), verbose=False
-    )
     subset = min(KID_LARGEST_SUBSET, len(generated.values) // 2, len(real.values) // 2)
     kid = kid_features_to_metric(
         generated.values.double(),
@@ -62,12 +59,18 @@ def score(generated: Features, reference: Reference) -> dict[str, float]:
         generated.values, real.values, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
     )
     return {
-        "fid": fid[KEY_METRIC_FID],
+        "fid": frechet(Moments.of(generated.values), reference.moments),
         "kid": kid[KEY_METRIC_KID_MEAN],
         "precision": manifolds[KEY_METRIC_PRECISION],
         "recall": manifolds[KEY_METRIC_RECALL],
         "inception_score": isc_features_to_metric(generated.logits)[KEY_METRIC_ISC_MEAN],
     }
+
+
+def frechet(generated: Moments, real: Moments) -> float:
+    """FID, the Fréchet distance of two Gaussians (arXiv 1706.08500)."""
+    found = fid_statistics_to_metric(_statistics(generated), _statistics(real), verbose=False)
+    return found[KEY_METRIC_FID]
 
 
 def _statistics(moments: Moments) -> dict[str, object]:

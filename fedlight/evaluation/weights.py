@@ -22,7 +22,8 @@ def find_weights(path: str | None, cache: str) -> Path:
     """The file of Inception's weights in torch-fidelity's layout (`inception-v3-compat`).
 
     Args:
-        path: of a file of the user's own, or None: fedlight's cache, the cache of torch.hub, a download.
+        path: of a file of the user's own, or None: fedlight's cache, the cache of torch.hub, a download,
+            where a file counts if its SHA-256 begins as its name says; else it is downloaded.
         cache: fedlight's cache folder, where downloads go.
 
     Raises:
@@ -36,23 +37,35 @@ def find_weights(path: str | None, cache: str) -> Path:
         return Path(path)
     own = Path(cache) / FILE
     for place in (own, Path(torch.hub.get_dir()) / "checkpoints" / FILE):
-        if place.is_file():
+        if _is_whole(place):
             return place
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     def download(temporary: Path) -> None:
-        try:
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(temporary), progress=False)
-        except Exception as error:  # urllib, sockets and torch.hub have errors of their own
-            raise BadInput(
-                f"evaluation.extractor=inception needs {own}, which could not be downloaded ({error}): run "
-                "python -m fedlight.prepare evaluation.extractor=inception where there is internet, or fetch "
-                f"{URL_INCEPTION_V3} and set evaluation.weights=FILE"
-            ) from error
+        for _ in range(2):
+            try:
+                torch.hub.download_url_to_file(URL_INCEPTION_V3, str(temporary), _promised(), progress=False)
+                return
+            except Exception as error:  # urllib, sockets and torch.hub have errors of their own
+                reason = " ".join(str(error).split())
+        raise BadInput(
+            f"evaluation.extractor=inception needs {own}, which could not be downloaded ({reason}): run "
+            "python -m fedlight.prepare evaluation.extractor=inception where there is internet, or fetch "
+            f"{URL_INCEPTION_V3} and set evaluation.weights=FILE"
+        )
 
-    def present(place: Path) -> Path:
-        if not place.is_file():
+    def whole(place: Path) -> Path:
+        if not _is_whole(place):
             raise FileNotFoundError(place)
         return place
 
-    return made_once(own, present, download)
+    return made_once(own, whole, download)
+
+
+def _promised() -> str:
+    """How the SHA-256 of the file begins, as its name says."""
+    return FILE.rpartition("-")[2].partition(".")[0]
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(_promised())

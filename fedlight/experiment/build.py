@@ -20,7 +20,7 @@ from torch import Tensor
 from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData
 from fedlight.data.dataset import Dataset, Images
-from fedlight.data.partition import Indices, pool
+from fedlight.data.partition import Indices, count_labels, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.evaluation.evaluator import Evaluator
@@ -36,6 +36,7 @@ from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation, cohort_size
 from fedlight.federation.federator import on_cpu
+from fedlight.federation.learning_rate import rate
 from fedlight.federation.method import Method
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
@@ -84,6 +85,8 @@ class Components:
             on_step: called after every denoising step, and may end the cell.
         """
         pixels = self.dataset.train.pixels.to(self.device)
+        conditional = self.settings.model.conditional
+        labels = torch.from_numpy(self.dataset.train.labels).to(self.device) if conditional else None
         shares = [pool(self.shares)] if self.method.pool else self.shares
 
         def evaluate(
@@ -92,6 +95,7 @@ class Components:
             drawn = draw_and_score(self, state, round_, client, on_step)
             return drawn.metrics, drawn.to_groups()
 
+        optimizer = self.settings.optimizer
         setup = ClientSetup(
             seed=self.settings.seed,
             module=self.module,
@@ -99,9 +103,12 @@ class Components:
             method=self.method,
             algorithm=self.algorithm,
             codec=self.codec,
-            data=lambda client: ClientData(pixels, shares[client], self.settings.data.batch_size),
+            data=lambda client: ClientData(pixels, shares[client], self.settings.data.batch_size, labels),
             make_trainer=lambda own: self.make_trainer(callbacks=[*own, *callbacks]),
             evaluate=evaluate,
+            rate=partial(
+                rate, rounds=self.settings.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"
+            ),
         )
         return Site(folder.name, setup, folder / CHECKPOINT)
 
@@ -195,7 +202,7 @@ def assemble(settings: CellConfig, whole: Dataset) -> Components:
     except TypeError as error:
         raise BadInput(f"partition: {error}") from error
 
-    module, slices = make_module(settings)
+    module, slices = make_module(settings, len(dataset.classes))
     method = settings.method.resolve(slices.names)
     make_trainer = _trainer_factory(settings)
     try:
@@ -216,10 +223,11 @@ def assemble(settings: CellConfig, whole: Dataset) -> Components:
 def _try_unet(settings: CellConfig, module: DDPM) -> None:
     """Raises BadInput where the UNet does not predict a noise of the shape and type of an image."""
     x_t = torch.zeros(1, *settings.data.shape)
+    labels = {"class_labels": torch.zeros(1, dtype=torch.int64)} if settings.model.conditional else {}
     backbone = f"model.unet {settings.model.unet.get('_target_')}"
     try:
         with torch.no_grad():
-            predicted = module.unet(x_t, 0).sample
+            predicted = module.unet(x_t, 0, **labels).sample
         found = predicted.dtype, tuple(predicted.shape[1:])
     except BadInput:
         raise
@@ -240,7 +248,8 @@ def make_server(
         settings.clients, settings.fraction, settings.federation.dropout, settings.seed
     )
     method, initial = settings.method.resolve(slices.names), on_cpu(module.state_dict())
-    return Server(cell, method, slices, initial, participation, algorithm, codec)
+    decay = settings.model.ema_decay if _averages_rounds(settings) else None
+    return Server(cell, method, slices, initial, participation, algorithm, codec, decay)
 
 
 def make_algorithm(settings: CellConfig) -> FedAvg:
@@ -254,19 +263,23 @@ def make_algorithm(settings: CellConfig) -> FedAvg:
 
 
 def make_codec(settings: CellConfig, method: Method) -> Codec:
-    """What encodes the uplink; without a transform, values cross as they are.
+    """What encodes the slices; without a transform, and inside CENTRAL, values cross as they are.
 
     Raises:
         BadInput: a client would report the delta of a slice that it does not receive.
     """
-    if settings.transform is None:
+    if settings.transform is None or method.pool:
         return Codec()
     if unsent := [slice_ for slice_ in method.uplink if slice_ not in method.downlink]:
         raise BadInput(
             f"transform={settings.transform.name} encodes differences to what a client received, and method "
             f"{method.name} does not send {', '.join(unsent)} down"
         )
-    return Codec([make_extension("transform", stage) for stage in settings.transform.up])
+    up, down = (
+        [make_extension("transform", stage) for stage in stages]
+        for stages in (settings.transform.up, settings.transform.down)
+    )
+    return Codec(up, down, settings.transform.seeded_start)
 
 
 def load_data(settings: CellConfig) -> Dataset:
@@ -288,29 +301,61 @@ def load_data(settings: CellConfig) -> Dataset:
     return dataset
 
 
-def make_module(settings: CellConfig) -> tuple[DDPM, SliceMap]:
+def make_module(settings: CellConfig, classes: int) -> tuple[DDPM, SliceMap]:
     """The client model with its first weights, which the cell's seed decides, and its slice map.
+
+    Args:
+        settings: of the cell.
+        classes: of the data; a conditional model has a label for each, and one more for none.
 
     Raises:
         BadInput: the model cannot be made as asked, or a parameter is in no slice or in two.
     """
+    if settings.model.exchange_ema and settings.model.ema_decay is None:
+        raise BadInput(
+            "model.exchange_ema=true exchanges a moving average, and there is none: set model.ema_decay to a "
+            "number between 0 and 1, or leave model.exchange_ema out"
+        )
     seed_everything(derive_seed(settings.seed, "model"), verbose=False)
     schedule = instantiate(settings.model.schedule)
     check_sampler(settings.evaluation.sampler, settings.evaluation.steps, schedule)
-    unet = make_extension("model.unet", settings.model.unet, _convert_="all")
+    slices, labels = settings.model.slices, {}
+    if settings.model.conditional:
+        if classes < 2:
+            raise BadInput(
+                "model.conditional=true needs labels, and all images of the data set are of one class"
+            )
+        chosen = settings.model.label_slice or next(iter(slices))
+        if chosen not in slices:
+            raise BadInput(f"model.label_slice must be one of {', '.join(slices)}, got {chosen}")
+        slices, labels = (
+            {**slices, chosen: [*slices[chosen], "class_embedding"]},
+            {"num_class_embeds": classes + 1},
+        )
+    elif settings.evaluation.guidance != 1:
+        raise BadInput(f"evaluation.guidance={settings.evaluation.guidance} needs model.conditional=true")
+    unet = make_extension("model.unet", settings.model.unet, _convert_="all", **labels)
     if not isinstance(unet, ModelMixin):
         raise BadInput(f"model.unet must be a diffusers model (ModelMixin), got {type(unet).__name__}")
     module = DDPM(
         unet,
         schedule,
         loss=settings.model.loss,
-        optimizer=instantiate(settings.optimizer.model_dump(by_alias=True), _partial_=True),
-        slices=settings.model.slices,
-        ema_decay=settings.model.ema_decay,
+        optimizer=instantiate(
+            settings.optimizer.model_dump(by_alias=True, exclude={"warmup", "decay"}), _partial_=True
+        ),
+        slices=slices,
+        ema_decay=None if _averages_rounds(settings) else settings.model.ema_decay,
         exchange_ema=settings.model.exchange_ema,
+        snr_gamma=settings.model.snr_gamma,
+        label_dropout=settings.model.label_dropout if settings.model.conditional else None,
     )
-    slices = SliceMap.build(module.slices, module.state_dict(), module.private)
-    return module, slices
+    return module, SliceMap.build(module.slices, module.state_dict(), module.private)
+
+
+def _averages_rounds(settings: CellConfig) -> bool:
+    """Whether a moving average is the server's, over rounds; clients keep one over steps otherwise."""
+    return settings.method.evaluate == "global" and not settings.model.exchange_ema
 
 
 def precision(settings: CellConfig) -> str:
@@ -335,8 +380,6 @@ def check_evaluation(settings: CellConfig, dataset: Dataset) -> None:
     asked = settings.evaluation
     reference = dataset.train if asked.reference == "train" else dataset.test
     check_budget(asked.samples, len(reference), asked.reference, asked.extractor)
-    if asked.memorisation and len(dataset.test) < 2:
-        raise BadInput("evaluation.memorisation compares with test images, and there is only one of them")
     if asked.extractor == "classifier":
         check_classifier(len(dataset.classes), settings.data.image_size)
 
@@ -354,17 +397,20 @@ def make_evaluator(settings: CellConfig, whole: Dataset, components: Components)
     """
     asked, dataset = settings.evaluation, components.dataset
     check_evaluation(settings, dataset)
-    pixels = {"train": dataset.train.pixels, "test": dataset.test.pixels}
+    splits = {"train": dataset.train, "test": dataset.test}
     extractor = make_extractor(settings, whole, components.device)
+    shares = [pool(components.shares)] if components.method.pool else components.shares
+    held = count_labels(dataset.train.labels, shares, len(dataset.classes)) > 0
     references = {
-        split: make_reference(pixels[split], extractor, asked.cache)
-        for split in pixels
+        split: make_reference(images.pixels, extractor, asked.cache)
+        for split, images in splits.items()
         if split == asked.reference or asked.memorisation
     }
-    if not asked.memorisation:
-        return Evaluator(extractor, references[asked.reference])
-    copies = CopyCheck(references["train"].features.values, references["test"].features.values)
-    return Evaluator(extractor, references[asked.reference], copies)
+    copies = None
+    if asked.memorisation:
+        copies = CopyCheck(references["train"].features.values, references["test"].features.values)
+    labels = torch.from_numpy(splits[asked.reference].labels)
+    return Evaluator(extractor, references[asked.reference], labels, held, copies)
 
 
 def make_extractor(settings: CellConfig, whole: Dataset, device: torch.device) -> Extractor:

@@ -27,7 +27,8 @@ class Estimate:
 
     Attributes:
         steps: of all clients' optimizers.
-        bytes: that cross, both ways; without what an algorithm's clients report beside the slices.
+        bytes: that cross, both ways, of random deltas where they are encoded; without what an algorithm's
+            clients report beside the slices.
         seconds: on this machine, by the time of one step.
     """
 
@@ -44,10 +45,13 @@ def estimate(components: Components) -> Estimate:
     )
     shares = [sum(map(len, components.shares))] if method.pool else [len(own) for own in components.shares]
     batches = [-(-images // settings.data.batch_size) for images in shares]
-    rng = np.random.default_rng(0)
-    zero = {name: torch.zeros_like(tensor) for name, tensor in components.module.state_dict().items()}
-    parts = {name: components.slices.select([name], zero) for name in method.uplink}
-    sent = {name: components.codec.encode(part, part, {}, rng)[0] for name, part in parts.items()}
+    chance, state = torch.Generator().manual_seed(0), components.module.state_dict()
+    delta = {name: torch.randn(tensor.shape, generator=chance) for name, tensor in state.items()}
+    sent = {}
+    for name in method.uplink:
+        part = components.slices.select([name], delta)
+        zero = {key: torch.zeros_like(tensor) for key, tensor in part.items()}
+        sent[name], _ = components.codec.encode(part, zero, {}, np.random.default_rng(0), name)
     steps = 0
     for _ in range(settings.rounds):
         for message in server.broadcasts():
@@ -98,7 +102,7 @@ def _seconds(components: Components, steps: int, largest: int) -> float:
     same = settings.model_dump_json(include={"model", "data", "optimizer", "trainer"})
     step = _step_seconds(same, components, batch) / batch
     at_once = min(worker_room(settings, components.device), cohort_size(settings.clients, settings.fraction))
-    models = len(scored_clients(settings)) if components.method.evaluate == "clients" else 1
+    models = len(scored_clients(settings, frozenset())) if components.method.evaluate == "clients" else 1
     due = sum(is_due(round_, settings) for round_ in range(1, settings.rounds + 1))
     forwards = models * due * settings.evaluation.samples * settings.evaluation.steps
     return (steps * settings.data.batch_size * step + forwards * step / 3) / at_once

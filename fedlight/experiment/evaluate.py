@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -27,6 +27,8 @@ from fedlight.runtime.seeds import derive_seed, stream
 if TYPE_CHECKING:
     from fedlight.experiment.build import Components
 
+METRICS = ("kid", "precision", "recall", "inception_score")  # beside FID, of every extractor
+GROUPS = {"coverage": ("share", "entropy"), "label_accuracy": ("all", "held", "unseen")}  # of the classifier
 GRID_CLIENTS = 10  # rows of a sample grid where every client's own model is evaluated
 
 
@@ -97,7 +99,7 @@ def evaluate_models(
     images = _images(settings)
     if not images:
         return None
-    models: list[int | None] = list(scored_clients(settings)) if per_client else [None]
+    models: list[int | None] = list(scored_clients(settings, server.trained)) if per_client else [None]
     if components.evaluator is None:
         models = models[:GRID_CLIENTS]
     steps = sampling_steps(images, settings.evaluation.steps)
@@ -127,10 +129,12 @@ def evaluate_models(
     checks = [model.memorisation for model in drawn if model.memorisation]
     check = Memorisation.joined(checks) if checks else None
     if check:
-        pictures.memorisation_histogram(folder / "memorisation.png", *check, folder.name)
+        pictures.memorisation_histogram(
+            folder / "memorisation.png", check.generated, check.unseen, folder.name
+        )
     if components.evaluator is None:
         return None
-    return _entry(metrics, models, check, components.evaluator.extractor, settings)
+    return _entry(metrics, models, check, components.evaluator.extractor, settings, len(server.trained))
 
 
 def draw_and_score(
@@ -139,11 +143,17 @@ def draw_and_score(
     """Draws images from one model and scores them; `client` is None for the global one."""
     settings = components.settings
     seed = derive_seed(settings.seed, "sample", round_, client or 0)
-    images = draw(components.module, components.device, state, settings, _images(settings), seed, on_step)
+    labels = even_labels(settings, _images(settings), len(components.dataset.classes))
+    images = draw(
+        components.module, components.device, state, settings, _images(settings), seed, labels, on_step
+    )
     grid = images[: _shown(settings)].clone()
     if components.evaluator is None:
         return Drawn(grid, {}, None)
-    return Drawn(grid, *components.evaluator(images[: settings.evaluation.samples]))
+    scored = settings.evaluation.samples
+    return Drawn(
+        grid, *components.evaluator(images[:scored], client, labels if labels is None else labels[:scored])
+    )
 
 
 def _shown(settings: CellConfig) -> int:
@@ -170,9 +180,13 @@ def draw(
     settings: CellConfig,
     images: int,
     seed: int,
+    labels: Tensor | None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Images of the model with the given state_dict, uint8, shape (images, channels, height, width)."""
+    """Images of the model with the given state_dict, uint8, shape (images, channels, height, width).
+
+    `labels` are asked of a conditional model, int64, shape (images,); None of another.
+    """
     module.to(device).load_state_dict(state)
     drawn = sample(
         module.denoiser,
@@ -181,19 +195,31 @@ def draw(
         sampler=settings.evaluation.sampler,
         steps=settings.evaluation.steps,
         seed=seed,
+        labels=labels,
+        guidance=settings.evaluation.guidance,
         on_step=on_step,
     )
     module.cpu()
     return drawn
 
 
-def scored_clients(settings: CellConfig) -> list[int]:
-    """The clients whose models are evaluated: `evaluation.clients` of them, the same in every round."""
+def even_labels(settings: CellConfig, images: int, classes: int) -> Tensor | None:
+    """Labels to ask of a conditional model, 0, 1, ... and again, each as often; None of another model."""
+    return torch.arange(images) % classes if settings.model.conditional else None
+
+
+def scored_clients(settings: CellConfig, trained: Set[int]) -> list[int]:
+    """The clients whose models are evaluated: `evaluation.clients` of those that have trained.
+
+    They are the same in every round, where they have all trained before. Where nobody has, every client
+    counts: all hold their first weights.
+    """
     wanted, clients = settings.evaluation.clients, settings.clients
-    if wanted == "all" or wanted >= clients:
-        return list(range(clients))
-    chosen = stream(settings.seed, "evaluation").choice(clients, wanted, replace=False)
-    return sorted(chosen.tolist())
+    number = clients if wanted == "all" else min(wanted, clients)
+    draw = stream(settings.seed, "evaluation")
+    first = draw.choice(clients, number, replace=False).tolist()
+    then = draw.permutation(sorted(set(range(clients)).difference(first))).tolist()
+    return sorted([client for client in (*first, *then) if not trained or client in trained][:number])
 
 
 def _entry(
@@ -202,27 +228,38 @@ def _entry(
     check: Memorisation | None,
     extractor: Extractor,
     settings: CellConfig,
+    trained: int,
 ) -> dict[str, Any]:
-    """The `fid` entry of `result.json`; every metric but `per_client` is a mean over the models."""
+    """The `fid` entry of `result.json`: means over the models that have the metric, None without one."""
     asked = settings.evaluation
     fids = [found["fid"] for found in metrics]
     clients = [client for client in models if client is not None]
-    further = {
-        name: float(np.mean([found[name] for found in metrics])) for name in metrics[0] if name != "fid"
+    means = {
+        name: float(np.mean([found[name] for found in metrics if name in found]))
+        for name in dict.fromkeys(name for found in metrics for name in found)
     }
+    grouped = {
+        group: {name: means.get(f"{group}.{name}") for name in names}
+        for group, names in GROUPS.items()
+        if f"{group}.{names[0]}" in means
+    }
+    own = {"value": means.get("own_fid"), "per_client": [found.get("own_fid") for found in metrics]}
     return {
         "extractor": extractor.name,
         "scope": "clients" if clients else "global",
-        "value": float(np.mean(fids)),
+        "value": means["fid"],
         "std": float(np.std(fids, ddof=1)) if len(fids) > 1 else None,
         "per_client": fids if clients else None,
         "clients": clients or None,
+        "trained_clients": trained if clients else None,
         "extractor_accuracy": extractor.accuracy,
         "extractor_sha256": extractor.sha256,
         "samples": asked.samples,
         "sampler": asked.sampler,
         "steps": asked.steps,
         "reference": asked.reference,
-        **further,
+        **{name: means[name] for name in METRICS},
+        **grouped,
+        "own": own if clients else None,
         "memorisation": check.summary() if check else None,
     }

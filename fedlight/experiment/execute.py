@@ -16,7 +16,7 @@ from fedlight.experiment.build import CHECKPOINT, Components, build, make_server
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
 from fedlight.experiment.extensions import blamed
 from fedlight.experiment.pretrained import save_pipeline
-from fedlight.federation.checkpoint import ServerCheckpoint
+from fedlight.federation.checkpoint import ServerCheckpoint, last_versions
 from fedlight.federation.cohort import cohort_size
 from fedlight.federation.ledger import Entry
 from fedlight.federation.rounds import Round, federate
@@ -24,26 +24,34 @@ from fedlight.federation.server import Server
 from fedlight.loggers import pictures
 from fedlight.loggers.metrics import CellLog
 from fedlight.loggers.progress import ProgressBars
+from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
 from fedlight.runs.csv_files import write_partition
-from fedlight.runs.identity import SCHEMA, cell_folder, is_done, masked, write_config
+from fedlight.runs.identity import SCHEMA, cell_folder, is_done, write_config
 from fedlight.runs.record import Record
 from fedlight.runtime.errors import BadInput, Damaged, Diverged, ExtensionFailed, MemoryLost
 from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
+from fedlight.runtime.lock import BEAT, Hold
 from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.memory import no_garbage
+from fedlight.runtime.secret import masked
 from fedlight.runtime.signals import Stop, stoppable
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")
 FEW_CLIENTS = 20  # whose losses are logged one by one
 
 
-def run_cell(settings: CellConfig) -> None:
+def run_cell(settings: CellConfig, held: Hold) -> None:
     """Runs the cell that the configuration describes, or skips it where it is done.
+
+    Args:
+        settings: of the cell.
+        held: its folder, which this process holds.
 
     Raises:
         BadInput: the cell cannot be run as asked; nothing was written.
         Diverged: a client's loss left the finite numbers; `result.json` says so.
+        Held: another process took the folder over.
     """
     folder = cell_folder(settings)
     cell = folder.name
@@ -59,14 +67,14 @@ def run_cell(settings: CellConfig) -> None:
     server = make_server(
         cell, settings, components.module, components.slices, components.algorithm, components.codec
     )
-    record = Record(folder, _blank_result(cell, settings, server))
+    record = Record(folder, _blank_result(cell, settings, server), held.check)
     result = record.result
     bars = ProgressBars(cell, settings.rounds, cohort_size(settings.clients, settings.fraction))
     with stoppable() as stop, record.closing(), bars:
         with no_garbage():
             log = CellLog(settings.logger, folder, settings.name, cell, plain)
         record.on_close = log.finish
-        run = Run(folder, components, server, record, log, bars, stop)
+        run = Run(folder, components, server, record, log, bars, stop, held)
         try:
             run.federate()
         except (BadInput, Damaged, Diverged, OSError):
@@ -75,10 +83,13 @@ def run_cell(settings: CellConfig) -> None:
             if message := blamed(error, settings):
                 raise ExtensionFailed(message) from error
             raise
+        held.check()
         if server.method.evaluate == "global":
             components.module.load_state_dict(server.global_state())
             save_pipeline(folder / "model", components.module)
-        result["state_sha256"] = state_sha256(server.theta)
+        models = [path for path in sorted((folder / "model").rglob("*")) if path.is_file()]
+        write_checksums(folder, [*models, *last_versions(folder / CHECKPOINT)])
+        result["state_sha256"] = state_sha256(server.evaluated)
         log.pictures(settings.rounds, partition=folder / "partition.png")
     parts = [] if result["train_loss"] is None else [f"loss {result['train_loss']:.4f}"]
     parts += [f"FID {result['fid']['value']:.1f}"] if result["fid"] else []
@@ -97,9 +108,10 @@ class Run:
     log: CellLog
     bars: ProgressBars
     stop: Stop
+    held: Hold
 
     def __post_init__(self) -> None:
-        self.settings, check = self.components.settings, self.stop.check
+        self.settings, check = self.components.settings, self._check
         self.checkpoint = ServerCheckpoint(self.folder / CHECKPOINT, self.folder.name)
         halt = LambdaCallback(on_train_batch_end=lambda *_: check())
         self.here = self.components.site(self.folder, [self.bars, halt], check)
@@ -145,6 +157,7 @@ class Run:
         self.record.tick()
         noted = _noted(done, self.server, fid, self.settings)
         history = {"rounds": [*self.record.rounds, noted], "seconds": self.record.result["seconds"]}
+        self.held.check()
         self.server.save(self.checkpoint, history)
         self._note(noted, done.outcome.exchange)
         self.bars.end_round(noted["row"]["train_loss"])
@@ -159,7 +172,7 @@ class Run:
     def _evaluate(self) -> dict[str, Any] | None:
         begun = time.perf_counter()
         fid = evaluate_models(
-            self.folder, self.server, self.transport, self.components, self.bars, self.stop.check
+            self.folder, self.server, self.transport, self.components, self.bars, self._check
         )
         self.record.spend(evaluation=time.perf_counter() - begun)
         return fid
@@ -169,6 +182,11 @@ class Run:
             clients = range(self.settings.clients)
             answers = self.transport.evaluate(self.server.evaluations(clients, draw=False))
             self.record.result["client_sha256"] = [scores.sha256 for scores in answers]
+
+    def _check(self) -> None:
+        """Ends the cell where it is to end."""
+        self.stop.check()
+        self.held.check(every=BEAT)
 
     def _checkpoint_seconds(self) -> float:
         return self.checkpoint.watch.take() + self.here.take_seconds()
@@ -209,7 +227,10 @@ def _make_folder(folder: Path) -> None:
     try:
         for inner in ("samples", CHECKPOINT):
             (folder / inner).mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").unlink(missing_ok=True)
+        if lost := lost_file(folder):
+            print(f"fedlight: {lost} is missing or damaged; it is made again", file=sys.stderr)
+        for name in (CHECKSUMS, "result.json"):
+            (folder / name).unlink(missing_ok=True)
         remove_temporaries(folder)
     except OSError as error:
         raise BadInput(f"output: cannot write to {folder}: {error.strerror}") from error

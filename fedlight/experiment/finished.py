@@ -2,21 +2,25 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from fedlight.config import CellConfig, validate
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment.build import CHECKPOINT, make_algorithm, make_module, make_server
-from fedlight.experiment.evaluate import draw
+from fedlight.experiment.evaluate import draw, even_labels
+from fedlight.experiment.targets import check_targets
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
 from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
 from fedlight.runs.identity import read_result
+from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput, Damaged
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,12 +28,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """What a completed cell left: its settings, an empty model and the states to load into it."""
+    """What a completed cell left: settings, an empty model, states to load into it, the number of classes."""
 
     folder: Path
     settings: CellConfig
     module: DDPM
     server: Server
+    classes: int
 
     def state(self, client: int | None) -> State:
         """The state_dict of a client's own model, or of the global one where `client` is None.
@@ -53,33 +58,70 @@ class FinishedCell:
         if not 0 <= client < clients:
             raise BadInput(f"{self.folder.name}: clients are 0 to {clients - 1}, got {client}")
         round_ = self.server.met.get(client, 0)
-        memory = client_memory(self.folder / CHECKPOINT, self.folder.name)
+        memory = client_memory(self.folder / CHECKPOINT, self.folder.name, mends=False)
         try:
             kept = memory.read(client, round_) if round_ else {}
         except Damaged as error:
-            raise BadInput(f"{error}; the model of client {client} is lost") from error
+            raise BadInput(f"{error}; run the cell again for the model of client {client}") from error
         return {**self.server.global_state(), **kept.get("model", {})}
 
-    def draw(self, client: int | None, images: int, seed: int) -> Tensor:
-        """Images of a model, uint8, shape (images, channels, height, width), by the cell's own sampler."""
-        return draw(self.module, DEVICE, self.state(client), self.settings, images, seed)
+    def draw(self, client: int | None, images: int, seed: int, label: int | None = None) -> Tensor:
+        """Images of a model, uint8, shape (images, channels, height, width), by the cell's own sampler.
+
+        Args:
+            client: whose own model to draw from; None for the global one.
+            images: how many.
+            seed: decides the images.
+            label: of every image of a conditional model; None for each label in turn.
+
+        Raises:
+            BadInput: there is no such model, or it knows no such label.
+        """
+        labels = even_labels(self.settings, images, self.classes)
+        if label is not None:
+            if labels is None:
+                raise BadInput(f"{self.folder.name}: its model knows no labels; leave out --label")
+            if not 0 <= label < self.classes:
+                raise BadInput(f"{self.folder.name}: labels are 0 to {self.classes - 1}, got {label}")
+            labels = torch.full_like(labels, label)
+        return draw(self.module, DEVICE, self.state(client), self.settings, images, seed, labels)
 
 
-def open_cell(folder: Path) -> FinishedCell:
+def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
     """Opens the cell in a folder such as `runs/demo/<cell>`.
 
+    Args:
+        folder: of the cell, which may come from somebody else.
+        trust: whether its configuration may run whatever code it names.
+
     Raises:
-        BadInput: no cell is there, or it is not completed.
+        BadInput: no cell is there, it is not completed, or it is not trusted and would run other code than
+            that of fedlight, diffusers and torch.
     """
     status = (read_result(folder) or {}).get("status")
     if status != "completed":
         raise BadInput(f"{folder} holds no completed cell" + (f": it is {status}" if status else ""))
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
-    settings = validate(config)
-    module, slices = make_module(settings)
+    config = _read_config(folder / "config.yaml")
+    if not trust:
+        try:
+            check_targets(config)
+        except BadInput as error:
+            raise BadInput(f"{folder}: {error}; --trust lets it, so know where the cell is from") from error
+    settings = validate(OmegaConf.create(config))
+    classes = len({label for _, label, _ in CellFiles(folder).partition})
+    module, slices = make_module(settings, classes)
     server = make_server(folder.name, settings, module, slices, make_algorithm(settings), Codec())
-    server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name))
+    server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, mends=False))
     if server.round != settings.rounds:
-        raise BadInput(f"{folder}: the checkpoint is damaged; its models are lost but for {folder / 'model'}")
-    return FinishedCell(folder, settings, module, server)
+        raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
+    return FinishedCell(folder, settings, module, server, classes)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise BadInput(f"{path} holds no configuration")
+    return config

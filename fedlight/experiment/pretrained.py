@@ -20,6 +20,8 @@ def save_pipeline(folder: Path, module: DDPM) -> None:
 
     denoiser = module.denoiser.to(memory_format=torch.contiguous_format)
     DDPMPipeline(denoiser, module.schedule).save_pretrained(folder)
+    for path in folder.rglob("*.safetensors"):  # for the user alone, whatever the umask says
+        path.chmod((folder / "model_index.json").stat().st_mode)
 
 
 def add_code(folder: Path) -> str:

@@ -47,9 +47,15 @@ class WeightedMean:
                     "it floating, or keep its slice out of method.uplink"
                 )
 
-    def result(self) -> dict[str, Tensor]:
-        """The means, each in the dtype of its updates; a name that no client reported is absent."""
+    def result(self, whole: float | None = None) -> dict[str, Tensor]:
+        """The means, each in the dtype of its updates; a name that no client reported is absent.
+
+        Args:
+            whole: the weight of all clients; those that did not report a name count in its mean with 0.
+        """
         return {
-            name: (total / self._weights[name]).to(self._dtypes[name]) if total.is_floating_point() else total
+            name: (total / (whole or self._weights[name])).to(self._dtypes[name])
+            if total.is_floating_point()
+            else total
             for name, total in self._sums.items()
         }

@@ -1,9 +1,11 @@
 """What a restart needs: the server's checkpoint, and each client's memory.
 
 Neither side reads the files of the other. Every file has the form of a message and is written whole; its name
-ends in the hash of its bytes, so that damage is noticed. Files that are not ours are left alone.
+ends in the hash of its bytes, so that damage is noticed. A run sets a damaged file aside as `NAME.damaged`;
+whoever only reads (`mends=False`) leaves it as it is. Files that are not ours are left alone.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Any
 
 from fedlight.federation.messages import State, fingerprint, pack, unpack
 from fedlight.runtime.errors import Damaged
-from fedlight.runtime.files import atomic
+from fedlight.runtime.files import atomic, naming
 from fedlight.runtime.stopwatch import Stopwatch
 
 VERSION = re.compile(r"(?:server-)?r(\d+)-([0-9a-f]{16})\.safetensors")
@@ -25,20 +27,23 @@ class ServerCheckpoint:
     Args:
         folder: of the checkpoint.
         cell: whose federation it is; files of another are not taken.
+        mends: whether damaged files are told of and set aside.
     """
 
-    def __init__(self, folder: Path, cell: str) -> None:
+    def __init__(self, folder: Path, cell: str, mends: bool = True) -> None:
         self._folder = folder
         self._cell = cell
+        self._mends = mends
         self.watch = Stopwatch()
 
     def read(self) -> Iterator[tuple[int, dict[str, Any], dict[str, State]]]:
-        """Round, header and tensors of each whole checkpoint, the last first; names the damaged ones."""
+        """Round, header and tensors of each whole checkpoint, the last first."""
         for round_, path in sorted(_versions(self._folder, "server-").items(), reverse=True):
             try:
-                header, groups = _read(path, self._cell, self.watch)
+                header, groups = _read(path, self._cell, self.watch, self._mends)
             except Damaged as error:
-                print(f"fedlight: checkpoint: {error}; going back a round", file=sys.stderr)
+                if self._mends:
+                    print(f"fedlight: checkpoint: {error}; going back a round", file=sys.stderr)
                 continue
             yield round_, header, groups
 
@@ -57,11 +62,13 @@ class ClientMemory:
     Args:
         folder: holds a folder for each client that keeps anything.
         cell: whose federation it is.
+        mends: whether damaged files are set aside.
     """
 
-    def __init__(self, folder: Path, cell: str) -> None:
+    def __init__(self, folder: Path, cell: str, mends: bool = True) -> None:
         self._folder = folder
         self._cell = cell
+        self._mends = mends
         self.watch = Stopwatch()
 
     def read(self, client: int, round_: int, hash_: str = "") -> dict[str, State]:
@@ -73,7 +80,7 @@ class ClientMemory:
         path = _versions(self._place(client)).get(round_)
         if path is None or not path.stem.endswith(hash_):
             raise Damaged(f"{self._place(client) / f'r{round_:04d}-{hash_}'} is missing")
-        return _read(path, self._cell, self.watch)[1]
+        return _read(path, self._cell, self.watch, self._mends)[1]
 
     def write(self, client: int, round_: int, memory: dict[str, State]) -> str:
         """Stores what a client keeps after a round, and removes what is too old; returns the hash."""
@@ -88,27 +95,44 @@ class ClientMemory:
         return self._folder / f"{client:06d}"
 
 
+def last_versions(folder: Path) -> list[Path]:
+    """The last file of the server, and of each client, in a checkpoint's folder that can be seen."""
+    parents = [Path(parent) for parent, _, _ in os.walk(folder)]
+    return [max(found.items())[1] for parent in sorted(parents) if (found := _versions(parent))]
+
+
 def _versions(folder: Path, prefix: str = "") -> dict[int, Path]:
     """Our files in a folder, by round."""
-    found: dict[int, Path] = {}
+    return dict(_ours(folder, prefix))
+
+
+def _ours(folder: Path, prefix: str) -> Iterator[tuple[int, Path]]:
+    """Round and path of each of our files in a folder, which may be missing."""
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
-            if path.name.startswith(prefix) and (match := VERSION.fullmatch(path.name)):
-                found[int(match[1])] = path
-    return found
+            match = VERSION.fullmatch(path.name)
+            if match and path.name.startswith(prefix) and path.is_file():
+                yield int(match[1]), path
 
 
-def _read(path: Path, cell: str, watch: Stopwatch) -> tuple[dict[str, Any], dict[str, State]]:
+def _read(path: Path, cell: str, watch: Stopwatch, mends: bool) -> tuple[dict[str, Any], dict[str, State]]:
     with watch:
         try:
-            content = path.read_bytes()
+            with naming(path):
+                content = path.read_bytes()
         except FileNotFoundError as error:
             raise Damaged(f"{path} is missing") from error
-        if not path.stem.endswith(fingerprint(content)):
-            raise Damaged(f"{path} is damaged")
-        header, groups = unpack(content)
-    if header["cell"] != cell:
-        raise Damaged(f"{path} belongs to another cell")
+        try:
+            if not path.stem.endswith(fingerprint(content)):
+                raise Damaged(f"{path} is damaged")
+            header, groups = unpack(content)
+            if header["cell"] != cell:
+                raise Damaged(f"{path} belongs to another cell")
+        except Damaged:
+            if mends:
+                with suppress(FileNotFoundError):
+                    path.rename(path.with_name(f"{path.name}.damaged"))
+            raise
     return header, groups
 
 
@@ -121,13 +145,13 @@ def _write(
         path = folder / f"{stem}-{hash_}.safetensors"
         with atomic(path) as temporary:
             temporary.write_bytes(content)
-        for other in folder.glob(f"{stem}-*.safetensors"):
+        for _, other in list(_ours(folder, f"{stem}-")):
             if other != path:
                 other.unlink(missing_ok=True)
     return hash_
 
 
 def _remove(folder: Path, prefix: str, obsolete: Any) -> None:
-    for version, path in _versions(folder, prefix).items():
+    for version, path in list(_ours(folder, prefix)):
         if obsolete(version):
             path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """A client: its local update is a pure function of a broadcast, its memory and its data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -17,7 +17,8 @@ from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed, stream
 
 Memory: TypeAlias = dict[str, State]
-"""What a client keeps between rounds: `model` (private), `optimizer`, `algorithm`, `errors` (of encoding)."""
+"""What a client keeps between rounds: `model` (private), `optimizer`, `algorithm`, `errors` (of encoding),
+`reference` (the slices as they came down, where later ones come as deltas to them)."""
 
 Evaluate: TypeAlias = Callable[[State, int, int], tuple[dict[str, float], dict[str, State]]]
 """Draws images from a model and scores them: (state_dict, round, client) -> metrics, tensors to show."""
@@ -37,6 +38,8 @@ class ClientSetup:
         data: the data module of a client, by its number; it has `num_examples`.
         make_trainer: a fresh Trainer for one local update, from its callbacks.
         evaluate: draws from a model and scores it.
+        rate: the factor of the optimizer's learning rate in a round.
+        first: the first state_dict; the cell's seed decides it.
     """
 
     seed: int
@@ -48,12 +51,11 @@ class ClientSetup:
     data: Callable[[int], Any]
     make_trainer: Callable[[list[Any]], Trainer]
     evaluate: Evaluate
+    rate: Callable[[int], float] = lambda round_: 1.0
+    first: State = field(init=False)
 
-    @cached_property
-    def first(self) -> State:
-        """The first values of what is in no slice; the cell's seed decides them."""
-        state = on_cpu(self.module.state_dict())
-        return {name: state[name] for name in self.slices.private}
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first", on_cpu(self.module.state_dict()))
 
     @cached_property
     def private(self) -> tuple[str, ...]:
@@ -64,8 +66,8 @@ class ClientSetup:
     @property
     def keeps_memory(self) -> bool:
         """Whether clients carry anything over from round to round."""
-        needed = self.private or self.method.keep_optimizer or self.codec.up or self.algorithm.keeps_memory
-        return bool(needed)
+        encodes = self.codec.up or self.codec.down
+        return bool(self.private or self.method.keep_optimizer or encodes or self.algorithm.keeps_memory)
 
 
 def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tuple[Update | None, Memory]:
@@ -82,19 +84,23 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     Raises:
         Diverged: the loss or the weights left the finite numbers.
     """
-    received = _merge(broadcast.payloads)
-    state = {**setup.first, **memory.get("model", {}), **received}
+    state = {**setup.first, **memory.get("model", {}), **memory.get("reference", {})}
+    for slice_, payload in broadcast.payloads.items():
+        if slice_ != EXTRAS:
+            state |= setup.codec.down.values(payload, setup.slices.select([slice_], state))
+    federated = setup.slices.select(setup.method.downlink, state)
+    reference = federated if setup.codec.down else {}
     if broadcast.drops_out:
-        return None, {**memory, "model": {name: state[name] for name in setup.private}}
+        model = {name: state[name] for name in setup.private}
+        return None, {**memory, "model": model, "reference": reference}
 
     round_, client = broadcast.round, broadcast.client
-    federated = setup.slices.select(setup.method.downlink, state)
     extras = broadcast.payloads[EXTRAS].tensors if EXTRAS in broadcast.payloads else {}
     own = memory.get("algorithm", {})
     kept_optimizer = memory.get("optimizer", {}) if setup.method.keep_optimizer else None
 
     seed_everything(derive_seed(setup.seed, "client", round_, client), verbose=False)
-    federator = Federator(client, round_, state, kept_optimizer)
+    federator = Federator(client, round_, state, kept_optimizer, setup.rate(round_))
     data = setup.data(client)
     added = setup.algorithm.callbacks(federated, extras, own)
     setup.make_trainer([federator, *added]).fit(setup.module, datamodule=data)
@@ -105,16 +111,18 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
         values = setup.slices.select([slice_], trained)
         lost = {name: errors[name] for name in values if name in errors}
         rng = stream(setup.seed, "uplink", round_, client, slice_)
-        payloads[slice_], lost = setup.codec.encode(values, state, lost, rng)
+        whose = f"slice {slice_} of client {client} in round {round_}"
+        payloads[slice_], lost = setup.codec.encode(values, state, lost, rng, whose)
         errors |= lost
-    names = federated.keys()
-    reported, own = setup.algorithm.report(
-        federated, {name: trained[name] for name in names}, extras, own, federator.steps
-    )
+    own = own | {name: tensor for callback in added for name, tensor in callback.state_dict().items()}
+    reporting = [slice_ for slice_ in setup.method.downlink if slice_ in broadcast.uplink]
+    sent, after = (setup.slices.select(reporting, values) for values in (state, trained))
+    reported, own = setup.algorithm.report(sent, after, extras, own, federator.steps)
     if reported:
         payloads[EXTRAS] = Payload.plain(reported)
     model = {name: trained[name] for name in setup.private}
-    kept = {"model": model, "optimizer": federator.kept_optimizer, "algorithm": own, "errors": errors}
+    kept = {"model": model, "reference": reference, "optimizer": federator.kept_optimizer}
+    kept |= {"algorithm": own, "errors": errors}
     update = Update(broadcast.cell, round_, client, data.num_examples, federator.loss, payloads)
     return update, kept
 
@@ -128,5 +136,5 @@ def evaluate(request: Evaluation, memory: Memory, setup: ClientSetup) -> Scores:
 
 
 def _merge(payloads: dict[str, Payload]) -> State:
-    """The tensors of all slices; what comes down is not encoded."""
+    """The tensors of all slices."""
     return {n: t for name, payload in payloads.items() if name != EXTRAS for n, t in payload.tensors.items()}

@@ -1,15 +1,21 @@
 """How slices become payloads and back: as values, or as deltas encoded by a chain of transforms."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fedlight.federation.messages import Payload, State
+from fedlight.federation.packing import join, split
+from fedlight.runtime.errors import BadInput, Diverged
+
+DELTA = "delta/"  # begins the name of an encoded delta in a payload; what follows names its round
 
 
 class Transform(Protocol):
-    """One stage of a chain; it sees the floating-point tensors of one slice of one client."""
+    """One stage of a chain; it sees the floating-point tensors of one slice. Whole numbers pass it by."""
 
     def encode(self, delta: State, rng: np.random.Generator) -> State:
         """The tensors to send in place of `delta`; draws come from `rng` alone."""
@@ -21,22 +27,118 @@ class Transform(Protocol):
         """Tensors of the names, shapes and dtypes that `encode` gives for such a delta."""
 
 
-class Codec:
-    """Encodes what a client reports and decodes it at the server.
+class Coder(Protocol):
+    """A last stage of a chain, on bytes."""
 
-    Without transforms the values themselves cross. With them the difference to the values that the client
-    received crosses, encoded stage by stage; what the encoding lost stays with the client and is added to its
-    next delta (error feedback, arXiv 1901.09847). Integer tensors always cross as they are.
+    def compress(self, content: bytes) -> bytes:
+        """The bytes to send in place of `content`."""
+
+    def decompress(self, content: bytes, size: int) -> bytes:
+        """The inverse; `size` is how many bytes are expected."""
+
+
+class Chain:
+    """Transforms, first to last, and perhaps a coder after them.
+
+    Args:
+        stages: of the chain; without any, values cross as they are.
+
+    Raises:
+        BadInput: a coder is not the last stage.
+    """
+
+    def __init__(self, stages: Sequence[Any] = ()) -> None:
+        coders = [number for number, stage in enumerate(stages) if hasattr(stage, "compress")]
+        if coders and coders[0] < len(stages) - 1:
+            raise BadInput("transform: entropy coding must be the last stage")
+        self._coder: Coder | None = stages[-1] if coders else None
+        self._stages: list[Transform] = list(stages[:-1] if coders else stages)
+
+    def __bool__(self) -> bool:
+        return bool(self._stages or self._coder)
+
+    def encode(self, delta: State, rng: np.random.Generator, whose: str) -> Tensor:
+        """The bytes of a floating delta, encoded, uint8.
+
+        Args:
+            delta: by name.
+            rng: the only source of randomness.
+            whose: delta it is, for messages, such as `slice decoder of client 3`.
+
+        Raises:
+            Diverged: the delta is not finite.
+        """
+        if not all(tensor.isfinite().all() for tensor in delta.values()):
+            raise Diverged(f"{whose} left the finite numbers and cannot be encoded")
+        sent = delta
+        for stage in self._stages:
+            sent = {**_whole(sent), **stage.encode(_floating(sent), rng)}
+        content = join({name: sent[name] for name in self._shapes(delta)[-1]})
+        if self._coder is None:
+            return content
+        return _tensor(self._coder.compress(content.numpy().tobytes()))
+
+    def decode(self, content: Tensor, like: State) -> State:
+        """The delta that the bytes stand for; the tensors of `like` have its names, shapes and dtypes.
+
+        Raises:
+            Damaged: they stand for no such delta.
+        """
+        *shapes, last = self._shapes(like)
+        if self._coder is not None:
+            size = sum(tensor.nbytes for tensor in last.values())
+            content = _tensor(self._coder.decompress(content.numpy().tobytes(), size))
+        sent = split(content, last)
+        for stage, shape in zip(reversed(self._stages), reversed(shapes), strict=True):
+            kept = {name: sent[name] for name in _whole(shape)}
+            sent = {**kept, **stage.decode(sent, _floating(shape))}
+        return sent
+
+    def values(self, payload: Payload, held: State) -> State:
+        """The values of a slice from a payload: as they are, or as deltas to what the receiver knows.
+
+        Args:
+            payload: as it arrived.
+            held: the values that its deltas are added to, in the sequence of their rounds.
+        """
+        floating = _floating(held)
+        plain = {name: tensor for name, tensor in payload.tensors.items() if not name.startswith(DELTA)}
+        if plain.keys() == held.keys():
+            return plain
+        values = dict(floating)
+        for name in sorted(payload.tensors.keys() - plain.keys()):
+            delta = self.decode(payload.tensors[name], floating)
+            values = {key: value + delta[key] for key, value in values.items()}
+        return {name: values[name] if name in values else plain[name] for name in held}
+
+    def _shapes(self, like: State) -> list[State]:
+        """Tensors as they are before the first stage, after it, and so on to the last."""
+        shapes = [like]
+        for stage in self._stages:
+            shapes.append({**_whole(shapes[-1]), **stage.sent_like(_floating(shapes[-1]))})
+        return shapes
+
+
+class Codec:
+    """Encodes what a client reports and decodes it at the server; and names the chain of the downlink.
+
+    Without a chain the values themselves cross. With it the difference to the values that the client
+    received crosses; what the encoding lost stays with the client and is added to its next delta (error
+    feedback, arXiv 1901.09847). Integer tensors always cross as they are.
 
     Args:
         up: the stages of the uplink, first to last.
+        down: those of the downlink.
+        seeded_start: clients make the first model from the seed, and nothing of it crosses.
     """
 
-    def __init__(self, up: Sequence[Transform] = ()) -> None:
-        self.up = tuple(up)
+    def __init__(self, up: Sequence[Any] = (), down: Sequence[Any] = (), seeded_start: bool = False) -> None:
+        self.up = Chain(up)
+        self.down = Chain(down)
+        self.seeded_start = seeded_start
 
     def encode(
-        self, values: State, received: State, errors: State, rng: np.random.Generator
+        self, values: State, received: State, errors: State, rng: np.random.Generator, whose: str
     ) -> tuple[Payload, State]:
         """Encodes a slice at the client.
 
@@ -45,42 +147,45 @@ class Codec:
             received: the same tensors as they were received in this round.
             errors: what earlier encodings of this slice lost, by name; absent names lost nothing.
             rng: the only source of randomness.
+            whose: slice it is, for messages.
 
         Returns:
             The payload, and the new errors.
+
+        Raises:
+            Diverged: the delta is not finite.
         """
-        params = Payload.plain(values).params
         if not self.up:
-            return Payload(values, params), {}
-        counters = {name: value for name, value in values.items() if not value.is_floating_point()}
-        delta = {name: values[name] - received[name] for name in values if name not in counters}
+            return Payload.plain(values), {}
+        delta = difference(values, received)
         delta |= {name: delta[name] + error for name, error in errors.items()}
-        sent = delta
-        for stage in self.up:
-            sent = stage.encode(sent, rng)
-        arriving = self._decode(sent, delta)
+        content = self.up.encode(delta, rng, whose)
+        arriving = self.up.decode(content, delta)
         lost = {name: delta[name] - arriving[name] for name in delta}
-        return Payload({**sent, **counters}, params), lost
+        return as_payload(values, {DELTA: content}), lost
 
-    def decode(self, payload: Payload, held: State) -> State:
-        """The trained values of a slice at the server.
+    def decode(self, payload: Payload, received: State) -> State:
+        """The trained values of a slice at the server, which sent `received` in this round."""
+        return self.up.values(payload, received)
 
-        Args:
-            payload: as it arrived.
-            held: the same tensors as the server sent them in this round.
-        """
-        if not self.up:
-            return payload.tensors
-        floating = {name: tensor for name, tensor in held.items() if tensor.is_floating_point()}
-        counters = {name: payload.tensors[name] for name in held if name not in floating}
-        sent = {name: tensor for name, tensor in payload.tensors.items() if name not in counters}
-        delta = self._decode(sent, floating)
-        return {name: counters[name] if name in counters else held[name] + delta[name] for name in held}
 
-    def _decode(self, sent: State, like: State) -> State:
-        shapes = [like]
-        for stage in self.up[:-1]:
-            shapes.append(stage.sent_like(shapes[-1]))
-        for stage, shape in zip(reversed(self.up), reversed(shapes), strict=True):
-            sent = stage.decode(sent, shape)
-        return sent
+def difference(values: State, held: State) -> State:
+    """What is to be added to `held`, floating tensors only."""
+    return {name: value - held[name] for name, value in _floating(values).items()}
+
+
+def as_payload(values: State, deltas: State) -> Payload:
+    """The payload of encoded deltas that lead to `values`; whole numbers cross as they are."""
+    return Payload({**deltas, **_whole(values)}, Payload.plain(values).params)
+
+
+def _floating(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+def _whole(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if not tensor.is_floating_point()}
+
+
+def _tensor(content: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(bytearray(content), np.uint8))

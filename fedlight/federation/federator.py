@@ -21,6 +21,7 @@ class Federator(Callback):
         client, round_: for messages.
         state: the whole state_dict to train from: the received slices over the private ones.
         optimizer: the optimizer's tensors to go on with; None for one made anew.
+        rate: factor of the optimizer's learning rate.
 
     Attributes:
         trained: the state_dict after the fit, on the CPU.
@@ -29,11 +30,14 @@ class Federator(Callback):
         steps: optimizer steps of the fit.
     """
 
-    def __init__(self, client: int, round_: int, state: State, optimizer: State | None) -> None:
+    def __init__(
+        self, client: int, round_: int, state: State, optimizer: State | None, rate: float = 1.0
+    ) -> None:
         self._who = f"client {client}"
         self._round = round_
         self._state = state
         self._optimizer = optimizer
+        self._rate = rate
         self.kept_optimizer: State = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,6 +45,8 @@ class Federator(Callback):
         pl_module.load_state_dict(self._state, strict=True)
         if self._optimizer:
             restore_optimizer(trainer.optimizers[0], self._optimizer)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] *= self._rate
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._loss = torch.zeros((), device=pl_module.device)
@@ -96,5 +102,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, kept: State) -> None:
     state: dict[int, State] = {}
     for name, tensor in kept.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        state.setdefault(int(index), {})[key] = tensor.clone()  # which the optimizer writes to
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

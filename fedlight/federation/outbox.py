@@ -10,12 +10,14 @@ import os
 import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from fedlight.federation.messages import fingerprint
 from fedlight.runtime.errors import Damaged
+from fedlight.runtime.files import naming
 from fedlight.runtime.stopwatch import Stopwatch
 
 FILE = re.compile(r"r(\d+)-[0-9a-f]{32}\.updates")
@@ -44,7 +46,7 @@ class Receipt:
         Raises:
             Damaged: they are not what was written.
         """
-        with self.path.open("rb") as file:
+        with naming(self.path), self.path.open("rb") as file:
             file.seek(self.offset)
             content = file.read(self.length)
         if fingerprint(content) != self.hash:
@@ -76,7 +78,8 @@ class Outbox:
             self._round, self._found, self._own = round_, {}, f"r{round_:04d}-{uuid4().hex}.updates"
             for path in self._files():
                 if path.name.startswith(f"r{round_:04d}-"):
-                    self._found |= _records(path)
+                    with suppress(FileNotFoundError):  # another process has just removed it
+                        self._found |= _records(path)
                 else:
                     path.unlink(missing_ok=True)
 
@@ -90,7 +93,7 @@ class Outbox:
             hash_ = fingerprint(update)
             head = {"client": client, "hash": hash_, "length": len(update), "memory": memory}
             path = self._folder / self._own
-            with path.open("ab") as file:
+            with naming(path), path.open("ab") as file:
                 file.write(json.dumps(head).encode() + b"\n")
                 offset = file.tell()
                 file.write(update)
@@ -107,14 +110,14 @@ class Outbox:
             path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return [path for path in self._folder.glob("r*.updates") if FILE.fullmatch(path.name)]
+        return [path for path in self._folder.iterdir() if FILE.fullmatch(path.name) and path.is_file()]
 
 
 def _records(path: Path) -> dict[int, Receipt]:
     """The whole updates in a file, by client; what follows a damaged one is not read."""
     found: dict[int, Receipt] = {}
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         try:
             while file.tell() < size or not size:
                 head = json.loads(file.readline())

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedlight.federation.aggregate import WeightedMean
@@ -11,6 +12,7 @@ from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation, Task
+from fedlight.federation.downlink import Downlink
 from fedlight.federation.ledger import Entry, Ledger
 from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
@@ -45,12 +47,16 @@ class Server:
         initial: the first state_dict, on the CPU.
         participation: who takes part.
         algorithm: how the global model steps.
-        codec: how updates are decoded.
+        codec: how slices are encoded.
+        average_decay: decay a round of the exponential moving average of the global model that is evaluated
+            in its place; None for no average.
 
     Attributes:
         round: rounds completed.
         theta: the global model, all slices.
+        average: its moving average over rounds; empty where there is none, and before the first report.
         met: client: the round in which it last took part.
+        trained: the clients that have reported; one that always dropped out is not among them.
         ledger: what crossed so far.
     """
 
@@ -63,6 +69,7 @@ class Server:
         participation: Participation,
         algorithm: FedAvg,
         codec: Codec,
+        average_decay: float | None = None,
     ) -> None:
         self.cell = cell
         self.method = method
@@ -70,16 +77,21 @@ class Server:
         self.participation = participation
         self._algorithm = algorithm
         self._codec = codec
+        self._average_decay = average_decay
         self._initial = initial
+        self._downlink = Downlink(method, slices, initial, codec, participation.seed)
         self.begin()
 
     def begin(self) -> None:
         """Puts the server before its first round."""
         self.round = 0
         self.theta: State = self.slices.select(self.slices.names, self._initial)
+        self.average: State = {}
         self.state = self._algorithm.init(self._federated())
         self.met: dict[int, int] = {}
+        self.trained: set[int] = set()
         self.ledger = Ledger()
+        self._downlink.begin()
         self._open([])
 
     @property
@@ -91,10 +103,14 @@ class Server:
         """The number of scalars in each slice."""
         return {slice_: Payload.plain(self._slice(slice_)).params for slice_ in self.slices.names}
 
+    @property
+    def evaluated(self) -> State:
+        """The global model that images are drawn from, all slices: its moving average where there is one."""
+        return self.theta | self.average
+
     def global_state(self) -> State:
-        """The whole state_dict of the global model, what belongs to no slice at its first value."""
-        evaluated = self._algorithm.evaluated(self._federated(), self.state)
-        return {**{name: self._initial[name] for name in self.slices.private}, **self.theta, **evaluated}
+        """The whole state_dict to evaluate, what belongs to no slice at its first value."""
+        return {name: self._initial[name] for name in self.slices.private} | self.evaluated
 
     def evaluations(self, clients: Iterable[int], draw: bool) -> Iterator[Evaluation]:
         """The requests to clients to evaluate their own models."""
@@ -108,12 +124,12 @@ class Server:
         cohort, tasks = self.participation.draw(self.method, self.round + 1)
         self._cohort = cohort
         self._open(tasks)
+        self._downlink.open(self.round + 1, self.theta)
         met = dict(self.met)
         self.met.update({task.client: task.round for task in tasks})
         for task in tasks:
             previous = met.get(task.client, 0)
-            slices = self.method.downlink if previous else self.slices.names
-            payloads = {slice_: Payload.plain(self._slice(slice_)) for slice_ in slices}
+            payloads = self._downlink.payloads(previous)
             if extras := self._algorithm.broadcast(self.state):
                 payloads[EXTRAS] = Payload.plain(extras)
             if not self.method.pool:  # the server trains by itself: nothing crosses
@@ -136,10 +152,11 @@ class Server:
             self._add(self._waiting.pop(client))
         if self._losses:
             theta, self.state = self._algorithm.step(
-                self._federated(), self._mean.result(), self._extras.result(), self.state
+                self._federated(), self._mean.result(), self._merged_extras(), self.state
             )
             self._check_step(theta)
             self.theta.update(theta)
+            self._update_average()
         self.round += 1
         total = sum(num_examples for num_examples, _ in self._losses.values())
         weighted = sum(num_examples * loss for num_examples, loss in self._losses.values())
@@ -154,8 +171,11 @@ class Server:
     def save(self, checkpoint: ServerCheckpoint, history: dict[str, Any]) -> None:
         """Stores all that a restart needs after a round; with it the round is done."""
         ledger = {"ledger": self.ledger.rows(), "visits": self.ledger.visits}
-        header = {"met": sorted(self.met.items()), **ledger, "history": history}
-        checkpoint.write(self.round, header, {"theta": self.theta, "algorithm": self.state})
+        who = {"met": sorted(self.met.items()), "trained": sorted(self.trained)}
+        header = {**who, **ledger, "history": history}
+        own = {"theta": self.theta, "average": self.average, "algorithm": self.state}
+        groups = own | self._downlink.state()
+        checkpoint.write(self.round, header, groups)
 
     def resume(self, checkpoint: ServerCheckpoint, before: int | None = None) -> dict[str, Any] | None:
         """Puts the server after the last round that was stored, or before the first.
@@ -170,7 +190,10 @@ class Server:
         for round_, header, groups in checkpoint.read():
             if before is None or round_ < before:
                 self.round, self.met = round_, dict(header["met"])
-                self.theta, self.state = groups["theta"], groups.get("algorithm", {})
+                self.trained = set(header.get("trained", self.met))
+                self.theta, self.average = groups["theta"], groups.get("average", {})
+                self.state = groups.get("algorithm", {})
+                self._downlink.restore(groups)
                 self.ledger.restore(header["ledger"], header["visits"])
                 history: dict[str, Any] = header["history"]
                 return history
@@ -187,12 +210,15 @@ class Server:
     def _add(self, update: Update) -> None:
         """Decodes an update and adds it to the mean."""
         values: dict[str, Tensor] = {}
+        weight = self._algorithm.weight(update.num_examples)
         for slice_, payload in update.payloads.items():
             if slice_ == EXTRAS:
-                self._extras.add(payload.tensors, 1)
+                self._extras.add(payload.tensors, weight)
             else:
-                values |= self._codec.decode(payload, self._slice(slice_))
-        self._mean.add(values, self._algorithm.weight(update.num_examples))
+                trained = self._codec.decode(payload, self._downlink.held(slice_))
+                values |= self._downlink.uploaded(slice_, trained, self.theta)
+        self._mean.add(values, weight)
+        self.trained.add(update.client)
         self._losses[update.client] = update.num_examples, update.loss
 
     def _check_step(self, theta: State) -> None:
@@ -204,6 +230,19 @@ class Server:
                 wanted = "which is no part of the global model" if held is None else f"expected {expected}"
                 who = f"{type(self._algorithm).__module__}.{type(self._algorithm).__qualname__}"
                 raise BadInput(f"algorithm {who}: step returned {found} for {name}, {wanted}")
+
+    def _merged_extras(self) -> State:
+        clients = 1 if self.method.pool else self.participation.clients
+        return self._extras.result(clients if self._algorithm.absent_is_zero else None)
+
+    def _update_average(self) -> None:
+        """average = decay * average + (1 - decay) * theta, from the first round's theta on."""
+        if self._average_decay is None:
+            return
+        for name, tensor in self.theta.items():
+            if name in self.average and tensor.is_floating_point():
+                tensor = torch.lerp(self.average[name], tensor, 1 - self._average_decay)
+            self.average[name] = tensor
 
     def _slice(self, slice_: str) -> State:
         return self.slices.select([slice_], self.theta)

@@ -11,9 +11,9 @@ from fedlight.federation.outbox import Outbox, Receipt
 from fedlight.runtime.errors import Damaged, MemoryLost
 
 
-def client_memory(folder: Path, cell: str) -> ClientMemory:
+def client_memory(folder: Path, cell: str, mends: bool = True) -> ClientMemory:
     """The memory of the clients of a site."""
-    return ClientMemory(folder / "clients", cell)
+    return ClientMemory(folder / "clients", cell, mends)
 
 
 class Site:

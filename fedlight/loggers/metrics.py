@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from fedlight.loggers.wandb_mode import wandb_mode
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.secret import redacted
 
 PATIENCE = {"init_timeout": 30.0, "finish_timeout": 60.0}  # seconds that W&B may take at either end
 
@@ -167,7 +168,7 @@ def _reset() -> None:
 
 
 def _mention(message: str) -> None:
-    print(f"fedlight: {' '.join(message.split())}", file=sys.stderr)
+    print(f"fedlight: {redacted(' '.join(message.split()))}", file=sys.stderr)
 
 
 @cache

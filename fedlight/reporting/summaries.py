@@ -21,11 +21,22 @@ class Quantity(NamedTuple):
     text: Callable[[float], str]
 
 
+def _score(head: str, key: str, name: str, text: Callable[[float], str]) -> Quantity:
+    return Quantity(head, key, lambda result: result.quality(name), text)
+
+
 SCORES = (
-    Quantity("KID", "kid", lambda result: result.quality("kid"), numbers.score),
-    Quantity("precision", "precision", lambda result: result.quality("precision"), numbers.share),
-    Quantity("recall", "recall", lambda result: result.quality("recall"), numbers.share),
-    Quantity("IS", "inception_score", lambda result: result.quality("inception_score"), numbers.score),
+    _score("own FID", "own_fid", "own.value", numbers.score),
+    _score("KID", "kid", "kid", numbers.score),
+    _score("precision", "precision", "precision", numbers.share),
+    _score("recall", "recall", "recall", numbers.share),
+    Quantity("scored", "scored_clients", lambda result: result.scored_clients, numbers.count),
+    _score("IS", "inception_score", "inception_score", numbers.score),
+    _score("coverage", "coverage", "coverage.share", numbers.share),
+    _score("entropy", "coverage_entropy", "coverage.entropy", numbers.score),
+    _score("labels", "label_accuracy", "label_accuracy.all", numbers.share),
+    _score("held", "label_accuracy_held", "label_accuracy.held", numbers.share),
+    _score("unseen", "label_accuracy_unseen", "label_accuracy.unseen", numbers.share),
 )
 COSTS = (
     Quantity("parameters", "params", lambda result: result.exchange.params_total, numbers.count),
@@ -97,7 +108,11 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
     return ReportTable(
         f"{prefix}table",
         "Methods in full",
-        "Means over seeds. Exchange counts both ways, all rounds and clients; vs FULL: what FULL "
+        "Means over seeds. own FID: against real images of the classes that a client holds. coverage: share "
+        "of the classes that turn up among the generated images; entropy of their distribution, in nats. "
+        "labels: share of images with the label that was asked for, of all classes, of those that a client "
+        "held, of those that it has never seen. "
+        "Exchange counts both ways, all rounds and clients; vs FULL: what FULL "
         "exchanges with the same participants and reports.",
         [*heads, "method", *fid_heads, *(q.head for q in quantities), "status"],
         {*numeric, "FID", *(q.head for q in quantities)},

@@ -17,7 +17,7 @@ from fedlight.runs.plan import PLAN
 SETTINGS = ("data.name", "partition.name", "model.name", "rounds", "epochs", "fraction", "seed")
 """Configuration keys whose value stands in the title where all cells share it."""
 
-HIDDEN = {"sweep", "cell", "status", "KID", "precision", "recall", "IS", "exchanged"}
+HIDDEN = {"sweep", "cell", "status", "KID", "precision", "recall", "IS", "entropy", "exchanged"}
 WIDTH = 240  # at most, in a file or a pipe, in characters
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from fedlight.runtime.files import atomic
+from fedlight.runs.checksums import lost_file
+from fedlight.runtime.files import atomic, naming
 
 SCHEMA = 1
 NEUTRAL_GROUPS = ("name", "output", "logger", "transport")
@@ -52,8 +53,8 @@ def cell_folder(settings: Any) -> Path:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the cell of this folder is completed."""
-    return (read_result(folder) or {}).get("status") == "completed"
+    """Whether the cell of this folder is completed, and what it must still hold is whole."""
+    return (read_result(folder) or {}).get("status") == "completed" and lost_file(folder) is None
 
 
 def _without_neutral(node: Any) -> Any:
@@ -68,16 +69,6 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
         temporary.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def masked(node: Any, key: str = "") -> Any:
-    """The configuration with the values of keys that name a secret blotted out."""
-    if isinstance(node, dict):
-        return {name: masked(value, str(name)) for name, value in node.items()}
-    if isinstance(node, list):
-        return [masked(value, key) for value in node]
-    secret = re.search(r"(^|_)(api_?key|token|secret|password)$", key, re.IGNORECASE)
-    return "***" if secret and node is not None else node
-
-
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Writes `result.json`, the last file of a cell."""
     with atomic(folder / "result.json") as temporary:
@@ -85,9 +76,11 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The cell's result, or None where there is none that can be read."""
+    """The cell's result, or None where there is none, or none that can be understood."""
+    path = folder / "result.json"
     try:
-        result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+        with naming(path):
+            result = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return result if isinstance(result, dict) else None

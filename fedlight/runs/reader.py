@@ -28,6 +28,28 @@ class ExchangeTotals(BaseModel):
     reduction: float | None = None
 
 
+class Coverage(BaseModel):
+    """The share, 0..1, of the classes that turn up among generated images, and their entropy in nats."""
+
+    share: float
+    entropy: float
+
+
+class LabelAccuracy(BaseModel):
+    """Shares, 0..1, of images with the label asked for: of all classes, of held and of never seen ones."""
+
+    all: float
+    held: float | None = None
+    unseen: float | None = None
+
+
+class OwnQuality(BaseModel):
+    """FID of clients' models against real images of the classes that each client holds; lower is better."""
+
+    value: float | None
+    per_client: list[float | None]
+
+
 class ImageQuality(BaseModel):
     """Image quality as one extractor sees it; lower `value` (FID) and `kid` are better."""
 
@@ -43,6 +65,9 @@ class ImageQuality(BaseModel):
     precision: float | None = None
     recall: float | None = None
     inception_score: float | None = None
+    coverage: Coverage | None = None
+    own: OwnQuality | None = None
+    label_accuracy: LabelAccuracy | None = None
 
 
 class Result(BaseModel):
@@ -63,8 +88,16 @@ class Result(BaseModel):
     error: str | None = None
 
     def quality(self, name: str) -> float | None:
-        """A number of the image quality, None where the cell was not evaluated."""
-        return getattr(self.fid, name) if self.fid else None
+        """A number of the image quality, such as `kid` or `coverage.share`; None where the cell has none."""
+        found: Any = self.fid
+        for part in name.split("."):
+            found = getattr(found, part) if found else None
+        return found
+
+    @property
+    def scored_clients(self) -> int | None:
+        """How many clients' models were scored, None where it was not theirs."""
+        return len(self.fid.clients) if self.fid and self.fid.clients else None
 
 
 class CellFiles:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedlight.runs.csv_files import LEDGER_COLUMNS, ROUND_COLUMNS, CsvFile
 from fedlight.runs.identity import write_result
+from fedlight.runtime.secret import redacted
 
 
 class Record:
@@ -17,6 +18,7 @@ class Record:
     Args:
         folder: of the cell.
         result: `result.json` before the first round.
+        check: raises where the folder is this process's no more; then nothing is written.
 
     Attributes:
         result: as it stands.
@@ -25,9 +27,10 @@ class Record:
         on_close: is given the result before it is written.
     """
 
-    def __init__(self, folder: Path, result: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, result: dict[str, Any], check: Callable[[], None]) -> None:
         self.folder = folder
         self.result = result
+        self._check = check
         self.rounds: list[dict[str, Any]] = []
         self.found = _count_rows(folder / "rounds.csv")
         self.on_close: Callable[[dict[str, Any]], None] = lambda result: None
@@ -78,13 +81,14 @@ class Record:
             self.result["status"] = "completed"
         except BaseException as error:
             self.result["status"] = "failed" if isinstance(error, Exception) else "interrupted"
-            self.result["error"] = str(error) or type(error).__name__
-            with suppress(OSError):  # the disk may be what failed
+            self.result["error"] = redacted(str(error)) or type(error).__name__
+            with suppress(OSError):  # the disk may be what failed, or the hold
                 self._close()
             raise
         self._close()
 
     def _close(self) -> None:
+        self._check()
         self.tick()
         seconds = self.result["seconds"]
         self.result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}

@@ -1,7 +1,6 @@
 """The state of each cell of a sweep, from the plan, the cells' folders and SLURM's queue."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +9,7 @@ from typing import Any
 
 from fedlight.runs.plan import PLAN, PlannedCell, read_launches
 from fedlight.runs.reader import CELL_FILES, CellFiles
-from fedlight.runtime.lock import AT_WORK, is_alive, read_holder
+from fedlight.runtime.lock import AT_WORK, file_clock, is_alive, read_holder
 from fedlight.runtime.slurm_jobs import job_states
 
 DONE = "done"  # its result says completed
@@ -128,14 +127,15 @@ def read_cell(
     rounds = result.rounds if result else plan.rounds if plan else files.config.get("rounds")
     heartbeat = eta = None
     known = read_holder(folder)
+    now = file_clock(folder.parent) if known else 0.0  # beside the cell: its folder is only read
 
     if status == "completed":
         state = DONE
-    elif known is not None and is_alive(known[0], time.time() - known[1], queue):
+    elif known is not None and is_alive(known[0], now - known[1], queue):
         state, job, heartbeat = RUNNING, known[0].job, known[1]
         if files.rounds and rounds is not None:
             seconds = sum(row.get("seconds") or 0.0 for row in files.rounds)
-            since = time.time() - files.modified("rounds.csv")
+            since = now - files.modified("rounds.csv")
             eta = max(0.0, (rounds - len(files.rounds)) * seconds / len(files.rounds) - since)
     elif job in queue:
         state = RUNNING if queue[str(job)] in AT_WORK else QUEUED

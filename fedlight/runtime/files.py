@@ -1,35 +1,67 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and what to do where one cannot be read or written."""
 
+import errno
 import os
-import tempfile
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 TEMPORARY = ".tmp-"
+OURS = re.compile(rf"{re.escape(TEMPORARY)}.*[0-9a-f]{{32}}\b.*")
+REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room in your quota",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs, which have too many files open",
+    errno.EIO: "the disk, or the way to it, fails: have it looked at",
+    errno.ESTALE: "the network's file system lost it: mount it again",
+}
+
+
+def explain(error: OSError) -> str:
+    """Which path failed, why, and what to do, as far as the system says it."""
+    told = error.strerror or str(error)
+    if error.filename is not None:
+        told = f"{error.filename}: {told}"
+    if remedy := REMEDIES.get(error.errno or 0):
+        told = f"{told}; {remedy}, and type the same command again"
+    return told
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors inside name the path, as those of an open file do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is written there replaces `path` on success."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f"{TEMPORARY}{path.stem}-{uuid4().hex}{path.suffix}")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        _flush(path.parent)
+        with naming(path):
+            temporary.touch(exist_ok=False)  # with the user's umask
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_temporaries(folder: Path) -> None:
     """Removes what processes that were killed left half-written in a folder and those below it."""
-    for path in folder.rglob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+    for parent, _, names in os.walk(folder):
+        for name in filter(OURS.fullmatch, names):
+            Path(parent, name).unlink(missing_ok=True)
 
 
 def _flush(folder: Path) -> None:

@@ -1,21 +1,27 @@
-"""One process a cell: a process holds the folder it works in, and others learn which one does."""
+"""One process a cell: a process holds the folder it works in, and others learn which one does.
+
+The kernel's lock decides where it reaches; where it does not, a signed file, which its holder touches as a
+sign of life. That may err, so a holder looks whether the file is still its own before it stores anything.
+"""
 
 import errno
 import fcntl
 import json
 import os
+import secrets
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from fedlight.runtime import slurm_jobs
 from fedlight.runtime.errors import BadInput, Held
+from fedlight.runtime.files import TEMPORARY
 
 LOCK = ".lock"  # locked by the kernel while its holder lives
 HOLDER = ".holder.json"  # who that is, for people and for nodes that do not see the kernel's lock
@@ -32,7 +38,7 @@ class Holder:
     """A process, described so that others can find out whether it lives.
 
     Attributes:
-        host: its node.
+        host: its node's name, for people; several nodes may have one name.
         boot: names the time between two starts of that node; empty where there is no /proc.
         namespace: names the set of processes in which `pid` counts, one for each container.
         pid: its number.
@@ -40,6 +46,7 @@ class Holder:
         job: of SLURM, or None.
         restart: how often SLURM had started that job again.
         since: local time in ISO 8601.
+        token: random, new each time a folder is held.
     """
 
     host: str
@@ -50,6 +57,7 @@ class Holder:
     job: str | None
     restart: int
     since: str
+    token: str = ""
 
     def __str__(self) -> str:
         job = f", SLURM job {self.job}" if self.job else ""
@@ -81,8 +89,6 @@ def is_alive(holder: Holder, silent: float, jobs: Mapping[str, str] | None = Non
     here = this_process()
     if holder.boot and (holder.boot, holder.namespace) == (here.boot, here.namespace):
         return _started(holder.pid) == holder.started
-    if holder.host == here.host and holder.boot != here.boot:
-        return False
     if holder.job is not None:
         if holder.job == here.job and holder.restart < here.restart:
             return False
@@ -97,15 +103,48 @@ def is_alive(holder: Holder, silent: float, jobs: Mapping[str, str] | None = Non
 
 def read_holder(folder: Path) -> tuple[Holder, float] | None:
     """Who holds a folder, or held it when it died, and the time of its last sign of life."""
+    with suppress(OSError):
+        found = _look(folder / HOLDER)
+        if found is not None and (holder := _parse(found[0])) is not None:
+            return holder, found[1]
+    return None
+
+
+def file_clock(folder: Path) -> float:
+    """Now, by the clock of a folder's file system; by this node's where nothing can be written there."""
     try:
-        path = folder / HOLDER
-        return Holder(**json.loads(path.read_text())), path.stat().st_mtime
-    except (OSError, ValueError, TypeError):
-        return None
+        with tempfile.TemporaryFile(dir=folder, prefix=TEMPORARY) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+class Hold:
+    """A folder that this process holds, as long as nobody takes it for dead."""
+
+    def __init__(self, folder: Path, signed: bytes) -> None:
+        self._folder = folder
+        self._signed = signed
+        self._checked = time.monotonic()
+
+    def check(self, every: float = 0.0) -> None:
+        """Raises Held where another process has taken the folder over; looks again after `every` seconds."""
+        if time.monotonic() - self._checked < every:
+            return
+        self._checked = time.monotonic()
+        if not self.is_mine():
+            known = read_holder(self._folder)
+            by = known[0] if known else "nobody knows whom"
+            raise Held(f"{self._folder.name}: taken over by {by}; this process stops and stores nothing more")
+
+    def is_mine(self) -> bool:
+        """Whether the folder is still signed by this process."""
+        found = _look(self._folder / HOLDER)
+        return found is not None and found[0] == self._signed
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path) -> Iterator[Hold]:
     """Holds a folder for this process alone, on every node that sees it, and makes it if need be.
 
     A folder that is left empty is removed, with what was made above it.
@@ -118,39 +157,46 @@ def hold(folder: Path) -> Iterator[None]:
         BadInput: nothing can be written there.
     """
     made = [folder, *(path for path in folder.parents if not path.exists())]
+    signed = json.dumps(asdict(replace(this_process(), token=secrets.token_hex(16)))).encode()
     try:
-        handle = _take(folder)
+        locked, file = _take(folder, signed)
     except OSError as error:
         _remove(made)
         if isinstance(error, Held):
             raise
         raise BadInput(f"output: cannot write to {folder}: {error.strerror}") from error
     ended = threading.Event()
-    threading.Thread(target=_show_life, args=(folder / HOLDER, ended), daemon=True).start()
+    life = threading.Thread(target=_show_life, args=(file, ended), daemon=True)
+    life.start()
+    held = Hold(folder, signed)
     try:
-        yield
+        yield held
     finally:
         ended.set()
-        with suppress(OSError):
-            (folder / HOLDER).unlink()
-            (folder / LOCK).unlink()
-        os.close(handle)
+        life.join()
+        if held.is_mine():
+            with suppress(OSError):
+                (folder / HOLDER).unlink()
+                (folder / LOCK).unlink()
+        os.close(file)
+        os.close(locked)
         _remove(made)
 
 
-def _take(folder: Path) -> int:
-    """Becomes the holder; returns the descriptor of the locked file."""
+def _take(folder: Path, signed: bytes) -> tuple[int, int]:
+    """Becomes the holder; returns the descriptors of the locked file and of the signed one."""
     deadline = time.monotonic() + PATIENCE
     while True:
         with suppress(FileNotFoundError):  # the holder before removed the folder under our hands
             folder.mkdir(parents=True, exist_ok=True)
-            handle = _lock(folder / LOCK)
-            if handle is not None:
-                if _sign(folder):
-                    return handle
-                os.close(handle)
+            locked = _lock(folder / LOCK)
+            if locked is not None:
+                file = _sign(folder, signed)
+                if file is not None:
+                    return locked, file
+                os.close(locked)
         known = read_holder(folder)
-        if known is not None and (time.monotonic() > deadline or _lives(known)):
+        if known and (time.monotonic() > deadline or is_alive(known[0], file_clock(folder) - known[1])):
             raise Held(f"{folder.name}: at work already: {known[0]}")
         if time.monotonic() > deadline:
             raise Held(f"{folder.name}: at work already: {folder / LOCK} is locked")
@@ -159,7 +205,7 @@ def _take(folder: Path) -> int:
 
 def _lock(path: Path) -> int | None:
     """Locks a file; returns its descriptor, or None where another process has it locked."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -174,36 +220,55 @@ def _lock(path: Path) -> int | None:
     return handle
 
 
-def _sign(folder: Path) -> bool:
-    """Writes who holds the folder, in one step that fails where a living holder is written already."""
-    path, known = folder / HOLDER, read_holder(folder)
-    if known is not None and _lives(known):
-        return False
-    with tempfile.TemporaryDirectory(dir=folder, prefix=HOLDER) as scratch:
-        mine, theirs = Path(scratch, "mine"), Path(scratch, HOLDER)
-        mine.write_text(json.dumps(asdict(this_process())))
+def _sign(folder: Path, signed: bytes) -> int | None:
+    """Writes who holds the folder; returns the file's descriptor, or None where a living holder did."""
+    path, known = folder / HOLDER, _look(folder / HOLDER)
+    if known is not None:
+        if _lives(folder, *known):
+            return None
+        aside = folder / f"{TEMPORARY}{secrets.token_hex(16)}"
         with suppress(FileNotFoundError):
-            path.rename(theirs)
-        try:
-            found = read_holder(Path(scratch))
-            if found is not None and found[0] != (known and known[0]):  # another node was faster
-                os.link(theirs, path)
-                return False
-            os.link(mine, path)
-        except FileExistsError:
-            return False
-    return True
+            path.rename(aside)  # of several processes one takes the dead holder's away
+            found = _look(aside)
+            if found is not None and found[0] != known[0]:  # another was faster, and has signed
+                aside.rename(path)
+                return None
+            aside.unlink()
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return None
+    os.write(file, signed)
+    return file
 
 
-def _lives(known: tuple[Holder, float]) -> bool:
-    holder, seen = known
-    return is_alive(holder, time.time() - seen)
+def _look(path: Path) -> tuple[bytes, float] | None:
+    """What a signed file holds and when it was touched, or None where there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(), os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
 
 
-def _show_life(path: Path, ended: threading.Event) -> None:
+def _parse(signed: bytes) -> Holder | None:
+    try:
+        return Holder(**json.loads(signed))
+    except (ValueError, TypeError):
+        return None
+
+
+def _lives(folder: Path, signed: bytes, touched: float) -> bool:
+    """Whether the holder lives; one whose signature cannot be read, perhaps not yet, if it is new."""
+    silent, holder = file_clock(folder) - touched, _parse(signed)
+    return silent < SILENCE if holder is None else is_alive(holder, silent)
+
+
+def _show_life(file: int, ended: threading.Event) -> None:
+    """Touches one's own file, by its descriptor: whatever bears its name now may be a successor's."""
     while not ended.wait(BEAT):
         with suppress(OSError):
-            os.utime(path)
+            os.utime(file)
 
 
 def _remove(folders: list[Path]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+from omegaconf import OmegaConf
 
 from fedlight.runs.plan import PlannedCell, read_launch
 from fedlight.runs.status import DONE, read_cell
@@ -83,10 +84,11 @@ class SlurmArrayLauncher(SlurmLauncher):
         """What was typed for Hydra itself and a single cell needs as well."""
         assert self.config is not None
         sources = self.config.hydra.runtime.config_sources
+        typed: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra)  # references stay references
         folders = [source.path for source in sources if source.provider == "command-line"]
         overrides = [
             override
-            for override in self.config.hydra.overrides.hydra
+            for override in typed
             if not override.lstrip("+~").startswith(("hydra.mode", "hydra/launcher", "hydra.launcher"))
         ]
         return [*(flag for folder in folders for flag in ("--config-dir", folder)), *overrides]

@@ -1,5 +1,6 @@
 """The grid of a sweep, checked and planned as a whole before its first cell starts."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.config import CellConfig, describe, validate
-from fedlight.runs.identity import cell_folder, is_done, masked
+from fedlight.runs.identity import cell_folder, is_done
 from fedlight.runs.plan import Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import this_process
+from fedlight.runtime.secret import masked, move_to_environment
 
 Cells = dict[Path, tuple[list[str], CellConfig]]
 """Of each cell, by its folder, the overrides and the settings."""
@@ -37,6 +39,9 @@ class PlanningSweeper(BasicSweeper):
     ) -> None:
         super().__init__(max_batch_size, dict(params or {}))
         self.dry = dry
+
+    def _parse_config(self) -> list[str]:
+        return move_to_environment(super()._parse_config(), os.environ)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Runs the cells of the grid that are not done.

@@ -15,9 +15,11 @@ class FedAvg:
 
     Attributes:
         keeps_memory: whether clients carry something from round to round for this algorithm.
+        absent_is_zero: whether a client that does not report an extra counts in its mean, with 0.
     """
 
     keeps_memory = False
+    absent_is_zero = False
 
     def init(self, theta: State) -> State:
         """The server's own state before the first round; `theta` is the first global model."""
@@ -28,7 +30,10 @@ class FedAvg:
         return {}
 
     def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
-        """What is added to the client's Trainer; the names of `received` are those of its state_dict."""
+        """What is added to the client's Trainer; the names of `received` are those of its state_dict.
+
+        What `report` is to know of the fit are tensors in the `state_dict()` of a callback.
+        """
         return []
 
     def report(
@@ -37,10 +42,11 @@ class FedAvg:
         """The extras that a client reports, floating, since the server takes their mean; and its new memory.
 
         Args:
-            received: the slices as they were received.
+            received: the slices that the client reports, as they were received.
             trained: the same after the local epochs.
             extras: what `broadcast` sent.
-            memory: what this client kept in its last round; empty in its first.
+            memory: what this client kept in its last round, nothing in its first; and what its `callbacks`
+                hold.
             steps: optimizer steps of this local update.
         """
         return {}, memory
@@ -55,11 +61,7 @@ class FedAvg:
         Args:
             theta: the global model before the round.
             mean: the weighted mean of the updates; a tensor that nobody reported is absent.
-            extras: the plain mean of what clients reported beside the slices.
+            extras: the mean, with the same weights, of what clients reported beside the slices.
             state: the server's own.
         """
         return mean, state
-
-    def evaluated(self, theta: State, state: State) -> State:
-        """The global model that images are drawn from."""
-        return theta

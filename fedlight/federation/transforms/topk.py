@@ -4,13 +4,18 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedlight.federation.messages import State
+from fedlight.federation.packing import pack_bits, packed_size, unpack_bits
 from fedlight.runtime.errors import BadInput
 
 
 class TopK:
-    """Sends of each tensor the k entries of largest magnitude, as values and int32 positions.
+    """Sends of each tensor the k entries of largest magnitude: their values, and where they are.
+
+    Where they are is a list of positions in the smallest whole type that fits, or a bit for each entry of
+    the tensor where that is smaller. What arrives is exact, and nothing that is left out is larger.
 
     Args:
         share: k over the size of the tensor, in (0, 1]; k is rounded up.
@@ -28,23 +33,42 @@ class TopK:
         sent: State = {}
         for name, tensor in delta.items():
             flat = tensor.flatten()
-            largest = flat.abs().topk(self._count(flat.numel()), sorted=False).indices.sort().values
+            where = self._where(len(flat))
+            largest = flat.abs().topk(self._count(len(flat)), sorted=False).indices.sort().values
             sent[f"{name}.values"] = flat[largest]
-            sent[f"{name}.positions"] = largest.int()
+            if where.dtype is torch.bool:
+                sent[f"{name}.mask"] = pack_bits(where.index_fill(0, largest, True).to(torch.uint8), 1)
+            else:
+                sent[f"{name}.positions"] = largest.to(where.dtype)
         return sent
 
     def decode(self, sent: State, like: State) -> State:
-        return {
-            name: torch.zeros(tensor.numel(), dtype=tensor.dtype)
-            .scatter_(0, sent[f"{name}.positions"].long(), sent[f"{name}.values"])
-            .view(tensor.shape)
-            for name, tensor in like.items()
-        }
+        delta: State = {}
+        for name, tensor in like.items():
+            if (mask := sent.get(f"{name}.mask")) is not None:
+                largest = unpack_bits(mask, 1, tensor.numel()).nonzero()[:, 0]
+            else:
+                largest = sent[f"{name}.positions"].long()
+            flat = torch.zeros(tensor.numel(), dtype=tensor.dtype)
+            delta[name] = flat.scatter_(0, largest, sent[f"{name}.values"]).view(tensor.shape)
+        return delta
 
     def sent_like(self, like: State) -> State:
-        counts = {name: self._count(tensor.numel()) for name, tensor in like.items()}
-        values = {f"{name}.values": torch.zeros(k, dtype=like[name].dtype) for name, k in counts.items()}
-        return values | {f"{name}.positions": torch.zeros(k, dtype=torch.int) for name, k in counts.items()}
+        sent: State = {}
+        for name, tensor in like.items():
+            size, where = tensor.numel(), self._where(tensor.numel())
+            sent[f"{name}.values"] = torch.zeros(self._count(size), dtype=tensor.dtype)
+            if where.dtype is torch.bool:
+                sent[f"{name}.mask"] = torch.zeros(packed_size(size, 1), dtype=torch.uint8)
+            else:
+                sent[f"{name}.positions"] = where
+        return sent
 
     def _count(self, size: int) -> int:
         return math.ceil(self.share * size)
+
+    def _where(self, size: int) -> Tensor:
+        """The smaller way to say where k of `size` entries are: positions, or a bool for each entry."""
+        dtype = torch.uint8 if size <= 2**8 else torch.uint16 if size <= 2**16 else torch.int32
+        positions = torch.zeros(self._count(size), dtype=dtype)
+        return positions if positions.nbytes <= packed_size(size, 1) else torch.zeros(size, dtype=torch.bool)

@@ -2,17 +2,15 @@
 
 import gc
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import active_children
 from typing import Any
 
-from loky import get_reusable_executor, process_executor
+from loky import get_reusable_executor
 from loky.process_executor import BrokenProcessPool
 
 from fedlight.federation.messages import (
@@ -27,13 +25,12 @@ from fedlight.federation.messages import (
 from fedlight.federation.outbox import Receipt
 from fedlight.federation.site import Site
 from fedlight.federation.transport.transport import Surroundings
+from fedlight.federation.transport.worker import LOOK, begin
 
 AHEAD = 2  # tasks of a worker at once: one under way, one that it need not wait for
-LOOK = 0.2  # seconds between two looks at signals and at the parent process
 IDLE = 600  # seconds without work after which loky ends a worker
 LOSSES = 3  # of workers in one cell, after which this process goes on alone
 LOST = "fedlight: a process that trains clients was killed, perhaps for its memory; its task is done again"
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # for the main process, which ends its workers
 
 
 @dataclass(frozen=True)
@@ -113,9 +110,13 @@ class Processes:
         try:
             return _executor(self._workers).submit(_act, self._around.make_site, act)
         except BrokenProcessPool:  # killed while it was idle
+            end_workers()
             return _executor(self._workers).submit(_act, self._around.make_site, act)
 
     def _note_loss(self) -> None:
+        """Ends what is left of the pool: loky may leave a worker that it had just started."""
+        end_workers()
+        self._around.check()  # a signal to the whole group ends workers, too
         print(LOST, file=sys.stderr)
         self._losses += 1
         if self._losses == LOSSES:
@@ -132,7 +133,7 @@ _workers: Any = None  # loky's executor, while there is one
 
 def _executor(workers: int) -> Any:
     global _workers
-    _workers = get_reusable_executor(workers, timeout=IDLE, initializer=_begin, initargs=(os.getpid(),))
+    _workers = get_reusable_executor(workers, timeout=IDLE, initializer=begin, initargs=(os.getpid(),))
     return _workers
 
 
@@ -142,24 +143,13 @@ def end_workers() -> None:
     if _workers is not None:
         _workers.shutdown(wait=True, kill_workers=True)
         _workers = None
+        for process in active_children():
+            if "Loky" in type(process).__name__:
+                process.kill()
+                process.join()
 
 
 _site: tuple[Callable[[], Site], Site] | None = None  # of the cell that this worker worked for last
-
-
-def _begin(parent: int) -> None:
-    """The first thing that a worker does."""
-    gc.disable()  # libraries leave no garbage while they load, and looking for it takes a second
-    process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")  # a model is no leak: loky would end the worker
-    for name in SIGNALS:
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(LOOK)
-    os._exit(1)
 
 
 def _act(make_site: Callable[[], Site], act: Callable[[Site], Any]) -> Any:

@@ -1,0 +1,43 @@
+"""FedNova (arXiv 2007.07481): clients count by direction, whatever the number of their steps."""
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.messages import State
+
+
+class FedNova(FedAvg):
+    """Clients report the mean of their steps in place of the sum, and the server takes many of them at once.
+
+    Client k reports theta + (theta_k - theta) / tau_k after tau_k steps; the new global model is
+    theta + tau * (mean - theta), where tau is the mean of tau_k with weights n_k (equation 7 for plain SGD:
+    every step counts 1, and so it does here under other optimizers). Where all take as many steps it is
+    FedAvg up to rounding. The number of steps crosses as one more scalar.
+    """
+
+    def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
+        return [NormalizedUpdate(received)]
+
+    def report(
+        self, received: State, trained: State, extras: State, memory: State, steps: int
+    ) -> tuple[State, State]:
+        return {"steps": torch.tensor(float(steps))} if received else {}, memory
+
+    def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
+        floating = [name for name, tensor in mean.items() if tensor.is_floating_point()]
+        moved = {name: theta[name] + extras["steps"] * (mean[name] - theta[name]) for name in floating}
+        return {**mean, **moved}, state
+
+
+class NormalizedUpdate(Callback):
+    """Divides what a fit changed in the received slices by its number of steps."""
+
+    def __init__(self, received: State) -> None:
+        self._received = received
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state = pl_module.state_dict()
+        for name, start in self._received.items():
+            if start.is_floating_point():
+                state[name].copy_(torch.lerp(start.to(state[name]), state[name], 1 / trainer.global_step))

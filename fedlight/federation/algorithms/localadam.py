@@ -1,0 +1,63 @@
+"""Local Adam (arXiv 2409.13155): the optimizer's moments are averaged with the model."""
+
+from itertools import chain
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.federator import optimizer_state, restore_optimizer
+from fedlight.federation.messages import State
+
+
+class LocalAdam(FedAvg):
+    """Clients begin each local update with the mean of the moments that clients ended with.
+
+    The moments of the federated slices cross beside them, as do the optimizer's step counts; those of
+    private slices are made anew, or kept where the method keeps them. It works with every optimizer that
+    has its state in tensors, one set a parameter.
+    """
+
+    def broadcast(self, state: State) -> State:
+        return state
+
+    def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
+        return [OptimizerState(received, extras)]
+
+    def report(
+        self, received: State, trained: State, extras: State, memory: State, steps: int
+    ) -> tuple[State, State]:
+        return {key: tensor for key, tensor in memory.items() if key.split("/")[1] in received}, {}
+
+    def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
+        return mean, {**state, **extras}
+
+
+class OptimizerState(Callback):
+    """Puts tensors `<key>/<parameter's name>` into the optimizer's state, and takes them after the fit."""
+
+    def __init__(self, received: State, begin: State) -> None:
+        self._received = received
+        self._begin = begin
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        (optimizer,) = trainer.optimizers
+        names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+        parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+        self._names = [names[id(parameter)] for parameter in parameters]
+        shared = {}
+        for entry, tensor in self._begin.items():
+            key, name = entry.split("/")
+            shared[f"{self._names.index(name)}.{key}"] = tensor
+        restore_optimizer(optimizer, optimizer_state(optimizer) | shared)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._found = {}
+        for entry, tensor in optimizer_state(trainer.optimizers[0]).items():
+            index, key = entry.split(".", 1)
+            name = self._names[int(index)]
+            if name in self._received:
+                self._found[f"{key}/{name}"] = tensor.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._found

@@ -1,0 +1,107 @@
+"""The downlink: the slices as clients hold them, and what each client needs to hold them so."""
+
+from fedlight.federation.codec import DELTA, Codec, as_payload, difference
+from fedlight.federation.messages import Payload, State
+from fedlight.federation.method import Method
+from fedlight.federation.slices import SliceMap
+from fedlight.runtime.seeds import stream
+
+
+class Downlink:
+    """What the server sends of the global model.
+
+    Without a chain the values cross. With it the server keeps the reference: the downlink slices as the
+    clients of the last round decoded them. In each round the encoded difference between the global model and
+    the reference crosses, and is added to the reference by both sides; so what an encoding lost is part of
+    the next difference (error feedback), and in the server's state. A client that was away gets every
+    difference that it missed, or the values of the reference where these are fewer bytes.
+
+    Args:
+        method: resolved over the slices.
+        slices: the slice map of the model.
+        initial: the first state_dict, which a client has by itself where `codec.seeded_start`.
+        codec: has the chain.
+        seed: of the federation.
+    """
+
+    def __init__(self, method: Method, slices: SliceMap, initial: State, codec: Codec, seed: int) -> None:
+        self._method = method
+        self._slices = slices
+        self._initial = initial
+        self._codec = codec
+        self._seed = seed
+        self.begin()
+
+    def begin(self) -> None:
+        """Puts it before the first round."""
+        self._reference = self._slices.select(self._slices.names, self._initial)
+        self._deltas: State = {}  # `slice/delta/round`: encoded
+        self._round = 0
+
+    def open(self, round_: int, theta: State) -> None:
+        """Brings the reference nearer to the global model, for the clients of this round."""
+        self._round = round_
+        if not self._codec.down:
+            self._reference = dict(theta)
+        elif round_ > 1:
+            for slice_ in self._method.downlink:
+                self._encode(slice_, self._slices.select([slice_], theta))
+
+    def payloads(self, previous: int) -> dict[str, Payload]:
+        """What a client of this round gets, which last took part in the round `previous`, 0 for never."""
+        seeded = self._codec.seeded_start and not previous
+        slices = self._method.downlink if previous or seeded else self._slices.names
+        if seeded and self._round == 1:
+            return {}
+        return {slice_: self._payload(slice_, previous or int(seeded)) for slice_ in slices}
+
+    def held(self, slice_: str) -> State:
+        """A slice as the clients of this round hold it."""
+        return self._slices.select([slice_], self._reference)
+
+    def uploaded(self, slice_: str, values: State, theta: State) -> State:
+        """What a client's trained values are for the mean: its own change, added to the global model."""
+        if not self._codec.down:
+            return values
+        change = difference(values, self.held(slice_))
+        return {**values, **{name: theta[name] + delta for name, delta in change.items()}}
+
+    def state(self) -> dict[str, State]:
+        """For the checkpoint."""
+        return {"reference": self._reference, "deltas": self._deltas} if self._codec.down else {}
+
+    def restore(self, groups: dict[str, State]) -> None:
+        """The inverse of `state`."""
+        self.begin()
+        if self._codec.down:
+            self._reference, self._deltas = groups["reference"], groups.get("deltas", {})
+
+    def _encode(self, slice_: str, values: State) -> None:
+        chain, held = self._codec.down, self.held(slice_)
+        rng = stream(self._seed, "downlink", self._round, slice_)
+        content = chain.encode(
+            difference(values, held), rng, f"slice {slice_} of the server in round {self._round}"
+        )
+        name = f"{DELTA}{self._round:06d}"
+        self._reference |= chain.values(as_payload(values, {name: content}), held)
+        self._deltas[f"{slice_}/{name}"] = content
+        missed = self._missed(slice_, 0)
+        while sum(map(len, missed.values())) >= Payload.plain(held).bytes:  # the values are cheaper
+            oldest = min(missed)
+            del missed[oldest], self._deltas[f"{slice_}/{oldest}"]
+
+    def _payload(self, slice_: str, version: int) -> Payload:
+        """A slice for a client whose reference is of the round `version`, 0 for none."""
+        held = self.held(slice_)
+        missed = self._missed(slice_, version)
+        if version and len(missed) == self._round - version:
+            return as_payload(held, missed)
+        return Payload.plain(held)
+
+    def _missed(self, slice_: str, version: int) -> State:
+        """The encoded deltas of a slice after the round `version`."""
+        begin = f"{slice_}/"
+        found = {
+            name.removeprefix(begin): delta for name, delta in self._deltas.items() if name.startswith(begin)
+        }
+        return {name: delta for name, delta in found.items() if int(name.removeprefix(DELTA)) > version}

@@ -1,0 +1,283 @@
+"""Damage, stray files and failing disks: what is lost is made again, and nothing else is touched."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, Cell, invoke
+
+from fedlight import dashboard, report, sample, sweeps
+from fedlight.experiment import execute
+from fedlight.federation.outbox import Outbox
+from fedlight.federation.site import Site
+from fedlight.runtime.files import atomic, remove_temporaries
+
+MakeCell = Callable[..., Cell]
+UDEC = ["method=UDEC", "clients=3", "trainer.workers=1"]
+
+
+def snapshot(folder: Path) -> dict[str, Any]:
+    """Every path below a folder with its bytes and the time of its last change."""
+    return {
+        str(path.relative_to(folder.parent)): (
+            path.lstat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else None,
+        )
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def last(folder: Path, pattern: str) -> Path:
+    return max(folder.glob(pattern))
+
+
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The client of each local update."""
+    begun: list[int] = []
+    update = Site.update
+
+    def counted(site: Site, broadcast: Any) -> Any:
+        begun.append(broadcast.client)
+        return update(site, broadcast)
+
+    monkeypatch.setattr(Site, "update", counted)
+    return begun
+
+
+def outcome(cell: Cell) -> Any:
+    result = cell.result
+    tables = [cell.rows("ledger.csv"), [{**row, "seconds": ""} for row in cell.rows("rounds.csv")]]
+    return result["status"], result["state_sha256"], result["client_sha256"], tables
+
+
+def run_again(cell: Cell) -> int:
+    """The same cell by its own configuration."""
+    config = [f"name={cell.folder.parent.name}", *UDEC]
+    return invoke(*SMALL, *config)
+
+
+STRAYS = ("notes.txt", "r0001-backup.safetensors", "server-r0002-backup.safetensors", ".tmp-mine", "000000")
+FOLDERS = (".tmp-folder", "r0009-0123456789abcdef.safetensors", f"r0002-{'0' * 32}.updates")
+
+
+def test_what_a_person_keeps_in_a_checkpoint_is_left_alone(cell: MakeCell) -> None:
+    made = cell(*UDEC)
+    quiet, checkpoint = outcome(made), made.folder / "checkpoint"
+    kept = []
+    for folder in [checkpoint, *(path for path in checkpoint.rglob("*") if path.is_dir())]:
+        for name in STRAYS:
+            if not (folder / name).exists():
+                (folder / name).write_text(name)
+                kept.append(folder / name)
+        for name in FOLDERS:
+            (folder / name).mkdir()
+            kept.append(folder / name)
+        (folder / "dangling").symlink_to("nowhere")
+        kept.append(folder / "dangling")
+    last(checkpoint, "server-r0002-????????????????.safetensors").unlink()
+    (made.folder / "result.json").unlink()
+    assert run_again(made) == 0
+    assert outcome(made) == quiet
+    assert [path for path in kept if not (path.is_symlink() or path.exists())] == []
+    assert all(path.read_text() == path.name for path in kept if path.name in STRAYS)
+
+
+def test_what_another_writer_has_just_removed_is_not_missed(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "updates")
+    gone = tmp_path / "updates" / f"r0001-{'0' * 32}.updates"
+    outbox._files = lambda: [gone, gone.with_name(f"r0000-{'0' * 32}.updates")]  # type: ignore[method-assign]
+    outbox.open_round(1)
+    assert outbox.find(0) is None
+    outbox.clear()
+
+
+def test_temporaries_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    with atomic(tmp_path / "inner" / "a.csv") as temporary:
+        copy = temporary.rename(temporary.with_suffix(".txt"))
+        temporary.touch()
+    remove_temporaries(tmp_path)
+    assert not copy.exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["inner", "a.csv"]
+
+
+FAILURES = {
+    errno.EIO: "the disk, or the way to it, fails: have it looked at",
+    errno.ESTALE: "the network's file system lost it: mount it again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOSPC: "make room there",
+}
+
+
+@pytest.mark.parametrize("number", FAILURES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("whose", ["server-r0002-*", "clients/000001/r0002-*", "result.json"])
+def test_a_failing_disk_is_no_damage(
+    cell: MakeCell,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    number: int,
+    whose: str,
+) -> None:
+    made = cell(*UDEC)
+    quiet, checkpoint = outcome(made), made.folder / "checkpoint"
+    if whose == "result.json":
+        failing = made.folder / whose
+    else:
+        failing = last(checkpoint, whose)
+        (made.folder / "result.json").unlink()
+    before, read = snapshot(checkpoint), {name: getattr(Path, name) for name in ("read_bytes", "read_text")}
+    capfd.readouterr()
+
+    with monkeypatch.context() as patch:
+        for name, act in read.items():
+
+            def fails(path: Path, *given: Any, act: Any = act, **named: Any) -> Any:
+                if path.name == failing.name:
+                    raise OSError(number, os.strerror(number))  # as of an open file: without its name
+                return act(path, *given, **named)
+
+            patch.setattr(Path, name, fails)
+        assert run_again(made) == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("fedlight: error")]
+    where = failing.relative_to(Path.cwd())
+    again = "and type the same command again"
+    assert lines == [f"fedlight: error: {where}: {os.strerror(number)}; {FAILURES[number]}, {again}"]
+    assert snapshot(checkpoint) == before
+    assert run_again(made) == 0
+    assert outcome(made) == quiet
+
+
+def test_a_full_disk_is_named_where_a_file_was_to_be_written(
+    cell: MakeCell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(AssertionError):
+            cell(*UDEC)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("fedlight: error")]
+    assert "/checkpoint/clients/000000/r0001-" in line
+    assert line.endswith("No space left on device; make room there, and type the same command again")
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o077, 0o600, 0o700), (0o022, 0o644, 0o755)])
+def test_files_have_the_umask_of_the_user(cell: MakeCell, umask: int, file: int, folder: int) -> None:
+    before = os.umask(umask)
+    try:
+        made = cell(*UDEC, "evaluation.grid=1")
+    finally:
+        os.umask(before)
+    modes = {
+        (path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in [made.folder, *made.folder.rglob("*")]
+    }
+    assert modes == {(False, file), (True, folder)}
+
+
+def test_reading_never_writes(
+    cell: MakeCell, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cell(*UDEC, "evaluation.grid=2")
+    damaged = last(made.folder, "checkpoint/clients/000000/r0002-*")
+    flip(damaged)
+    before = snapshot(made.folder)
+    here, sweep = made.folder.relative_to(tmp_path), made.folder.parent
+
+    def drawn(client: int) -> int:
+        return invoke(str(here), "--client", str(client), "--images", "1", "--out", "a.png", main=sample.main)
+
+    assert drawn(1) == 0
+    capfd.readouterr()
+    assert drawn(0) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    where = damaged.relative_to(tmp_path)
+    assert line == f"fedlight: error: {where} is damaged; run the cell again for the model of client 0"
+    assert invoke(str(sweep), "--out", "page", main=report.main) == 0
+    assert invoke("status", str(sweep), main=sweeps.main) == 0
+    assert invoke("--entity", "e", "--out", "d.json", main=dashboard.main) == 0
+    assert snapshot(made.folder) == before
+
+    server = last(made.folder, "checkpoint/server-r0002-*")
+    flip(server)
+    before = snapshot(made.folder)
+    capfd.readouterr()
+    assert drawn(1) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == f"fedlight: error: {here / 'checkpoint'} is damaged; run the cell again for its models"
+    assert snapshot(made.folder) == before
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+@pytest.mark.parametrize(
+    ("what", "trained"),
+    [
+        ("model/unet/diffusion_pytorch_model.safetensors", 0),
+        ("model/model_index.json", 0),
+        ("checkpoint/server-r0002-*", 3),
+        ("checkpoint/clients/000001/r0002-*", 3),
+    ],
+)
+def test_what_a_finished_cell_lost_is_made_again(
+    cell: MakeCell,
+    capfd: pytest.CaptureFixture[str],
+    updates: list[int],
+    damage: Callable[[Path], None],
+    what: str,
+    trained: int,
+) -> None:
+    made = cell(*UDEC)
+    quiet, (lost,) = outcome(made), made.folder.glob(what)
+    content, where = lost.read_bytes(), lost.relative_to(Path.cwd())
+    damage(lost)
+    updates.clear()
+    capfd.readouterr()
+    assert run_again(made) == 0
+    assert f"{where} is missing or damaged; it is made again" in capfd.readouterr().err
+    assert len(updates) == trained
+    assert outcome(made) == quiet
+    if "server" not in what:  # whose header holds seconds
+        assert lost.read_bytes() == content
+    aside = lost.with_name(f"{lost.name}.damaged")
+    assert aside.exists() == (damage is flip and what.startswith("checkpoint"))
+    assert run_again(made) == 0
+    assert "done already" in capfd.readouterr().out
+    assert len(updates) == trained
+
+
+def test_a_finished_cell_without_its_model_or_checkpoint_is_run_again(
+    cell: MakeCell, updates: list[int]
+) -> None:
+    import shutil
+
+    made = cell(*UDEC)
+    quiet = outcome(made)
+    updates.clear()
+    shutil.rmtree(made.folder / "model")
+    assert run_again(made) == 0
+    assert (made.folder / "model" / "model_index.json").exists()
+    assert not updates
+    shutil.rmtree(made.folder / "checkpoint")
+    assert run_again(made) == 0
+    assert outcome(made) == quiet
+    assert len(updates) == 6
+
+
+def test_a_finished_cell_of_an_earlier_version_is_done(
+    cell: MakeCell, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = cell(*UDEC)
+    (made.folder / execute.CHECKSUMS).unlink()
+    assert run_again(made) == 0
+    assert "done already" in capfd.readouterr().out
