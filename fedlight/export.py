@@ -9,16 +9,6 @@ from fedlight.runtime.errors import BadInput
 
 def main() -> None:
     """Exits with 0, or with 2 for bad input."""
-    arguments = make_parser().parse_args()
-    try:
-        export(arguments.cell, arguments.client, arguments.out)
-    except (BadInput, OSError) as error:
-        print(f"fedlight: error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m fedlight.export",
         description="Writes a model of a finished cell for diffusers, with the code of its UNet beside the "
@@ -27,23 +17,32 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("cell", type=Path, help="the cell's folder, runs/NAME/CELL")
     parser.add_argument("--client", type=int, help="the client's own model; without it, the federated one")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    return parser
+    parser.add_argument(
+        "--trust", action="store_true", help="run whatever code the cell's configuration names"
+    )
+    arguments = parser.parse_args()
+    try:
+        export(arguments.cell, arguments.client, arguments.out, arguments.trust)
+    except (BadInput, OSError) as error:
+        print(f"fedlight: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
-def export(folder: Path, client: int | None, out: Path) -> None:
+def export(folder: Path, client: int | None, out: Path, trust: bool) -> None:
     """Writes a model of a finished cell.
 
     Args:
         folder: of the cell.
         client: whose own model, or None for the federated one.
         out: the folder to write.
+        trust: whether the cell's configuration may run whatever code it names.
 
     Raises:
         BadInput: no finished cell, no such model, or `out` is taken.
     """
     from fedlight.experiment.finished import open_cell
 
-    cell = open_cell(folder)
+    cell = open_cell(folder, trust)
     state = cell.state(client)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out: {out} is there already, and not empty")

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.data.data_name import data_name
 from fedlight.evaluation.weights import weights_name
+from fedlight.manual import manual
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
 from fedlight.runtime.environment import load_environment
@@ -62,6 +63,7 @@ def hydra_arguments(typed: list[str]) -> list[str]:
 
 def register_resolvers() -> None:
     """Makes known to OmegaConf what `configs/` refers to."""
+    OmegaConf.register_new_resolver("fedlight.manual", lambda: manual(ROOT).replace("$", "$$"), replace=True)
     OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
     data_name.cache_clear()  # files may have changed since an earlier command of this process
     OmegaConf.register_new_resolver("fedlight.data_name", data_name, replace=True)

@@ -1,6 +1,7 @@
 """python -m fedlight.sample, fedlight.export and fedlight.prepare."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,16 +10,64 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import SLICE_PREFIXES, SMALL, Cell, invoke
 from PIL import Image
 from safetensors.torch import load_file
 
 from fedlight import export, prepare, sample
+from fedlight.__main__ import main as fedlight_main
 from fedlight.evaluation import classifier
 from fedlight.experiment.finished import open_cell
 from fedlight.federation.site import client_memory
 
 MakeCell = Callable[..., Cell]
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+# ---- fedlight VERB
+
+
+def test_a_verb_of_the_command_is_the_module_of_that_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert invoke("run", "clients=0", main=fedlight_main) == 2
+    assert "clients: input should be greater" in capfd.readouterr().err
+    assert invoke("sweeps", "status", "nowhere", main=fedlight_main) == 2
+    assert "nowhere is no folder" in capfd.readouterr().err
+    assert invoke("ru", main=fedlight_main) == 2
+    assert "unknown verb ru; there are run, sweeps" in capfd.readouterr().err
+
+
+def test_the_shell_completes_verbs_keys_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("completion", main=fedlight_main) == 0
+    script = capsys.readouterr().out
+
+    def complete(line: str) -> set[str]:
+        typed = line.split(" ")
+        ask = f"COMP_LINE={line!r}; COMP_POINT={len(line)}; COMP_CWORD={len(typed) - 1}; COMP_WORDS=({line})"
+        ask += '; _fedlight; printf "%s\\n" "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    assert complete("fedlight s") == {"sweeps", "sample"}
+    assert complete("fedlight run partition=la") == {"label_skew"}
+    assert complete("fedlight run -m evaluation.st") == {"evaluation.steps="}
+    assert complete("fedlight run sweeps=de") == {"demo"}
+
+
+def test_help_says_what_every_key_means_and_what_may_be_chosen(capfd: pytest.CaptureFixture[str]) -> None:
+    assert invoke("--help") == 0
+    told = capfd.readouterr().out
+    for group in ("evaluation", "trainer", "method", "data", "partition", "optimizer"):
+        files = (CONFIGS / group).glob("*.yaml")
+        keys = {key for file in files for key in yaml.safe_load(file.read_text())}
+        for key in keys - {"name", "source", "deal", "_target_", "fused"}:
+            assert re.search(rf"^  {group}\.{key} +\S", told, re.MULTILINE), key
+    for group, choice in (("sweeps", "demo"), ("hydra/launcher", "slurm"), ("method", "UDEC")):
+        section = told.partition(f"\n{group}=...")[2].partition("\n\n")[0]
+        assert re.search(rf"^ +{choice} +\S", section, re.MULTILINE), group
 
 
 # ---- sample
@@ -37,6 +86,20 @@ def test_images_of_the_federated_model_come_as_a_grid_or_each_in_a_file(
     assert [file.name for file in files] == [f"{number:05d}.png" for number in range(5)]
     found = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files]))
     assert torch.equal(found, open_cell(made.folder).draw(None, 5, seed=0)[:, 0])
+
+    assert invoke(folder, "--images=5", "--scale=8", "--out=large", main=sample.main) == 0
+    assert invoke(folder, "--images=5", "--scale=3", "--animate", main=sample.main) == 0
+    large = np.asarray(Image.open(tmp_path / "large" / "00004.png"))
+    assert (large == np.kron(found[4].numpy(), np.ones((8, 8), np.uint8))).all()
+    with Image.open(tmp_path / "grid.gif") as film:
+        assert (film.n_frames, film.size) == (
+            2,
+            (3 * (3 * 8 + 2), 3 * (2 * 8 + 1)),
+        )  # two steps; 3 x 2 images
+        film.seek(1)
+        corner = np.asarray(film.convert("L"))[1 : 3 * 8 : 3, 1 : 3 * 8 : 3]
+    assert (corner == found[0].numpy()).all()
+    assert invoke(folder, "--animate", "--out=film.png", main=sample.main) == 2
 
 
 def test_each_client_draws_from_its_own_model_and_the_seed_decides(cell: MakeCell, tmp_path: Path) -> None:

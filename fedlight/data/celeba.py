@@ -32,7 +32,8 @@ def load(
     """
     folder = Path(cache if root is None else root) / FOLDER
     if root is None:
-        download(folder, _fetch, "CelebA", f"set data.root to a folder that holds {FOLDER}")
+        advice = f"pip install 'fedlight[celeba]' for gdown, or set data.root to a folder that holds {FOLDER}"
+        download(folder, _fetch, "CelebA", advice)
     elif not folder.is_dir():
         raise BadInput(f"data.root: no folder {FOLDER} in {root}")
     attributes = tuple(attributes or ())

@@ -57,6 +57,7 @@ def sample(
     guidance: float = 1.0,
     batch_size: int = BATCH,
     on_step: Callable[[], None] = lambda: None,
+    on_frame: Callable[[Tensor], None] = lambda frame: None,
 ) -> Tensor:
     """Draws images.
 
@@ -72,6 +73,7 @@ def sample(
         guidance: scale of classifier-free guidance; 1 for none.
         batch_size: images denoised at once.
         on_step: called after each denoising step of each batch.
+        on_frame: is given the images of the batch as they are after that step, uint8, on the CPU.
 
     Returns:
         The images, uint8 in 0..255, on the CPU, of the given shape.
@@ -94,7 +96,8 @@ def sample(
             )
             x_t = scheduler.step(eps, t, x_t, generator=generator).prev_sample
             on_step()
-        images.append(x_t.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu())
+            on_frame(_to_bytes(x_t))
+        images.append(_to_bytes(x_t))
     unet.train(training)
     return torch.cat(images)
 
@@ -122,3 +125,8 @@ def _noise(predicted: Tensor, x_t: Tensor, alpha_bar: Tensor, *, velocity: bool)
     else:
         x_0 = (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
     return (x_t - alpha_bar.sqrt() * x_0.clamp(-1, 1)) / (1 - alpha_bar).sqrt()
+
+
+def _to_bytes(x: Tensor) -> Tensor:
+    """Floats in [-1, 1] to bytes, on the CPU."""
+    return x.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()

@@ -182,6 +182,7 @@ def draw(
     seed: int,
     labels: Tensor | None,
     on_step: Callable[[], None] = lambda: None,
+    on_frame: Callable[[Tensor], None] = lambda frame: None,
 ) -> Tensor:
     """Images of the model with the given state_dict, uint8, shape (images, channels, height, width).
 
@@ -198,6 +199,7 @@ def draw(
         labels=labels,
         guidance=settings.evaluation.guidance,
         on_step=on_step,
+        on_frame=on_frame,
     )
     module.cpu()
     return drawn
