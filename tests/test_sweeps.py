@@ -274,6 +274,26 @@ def test_a_grid_is_a_cell_that_can_be_run(command: Command, tmp_path: Path, name
 
 
 @pytest.mark.slow
+def test_a_search_goes_on_where_it_was_stopped_and_asks_for_the_same_cells(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.metric=train_loss", *TINY, "clients=2"]
+    asked += ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "method=FULL,UDEC"]
+
+    def search(name: str, trials: int) -> dict[str, float]:
+        assert command(*asked, f"name={name}", f"hydra.sweeper.n_trials={trials}") == 0
+        results = (json.loads(path.read_text()) for path in tmp_path.glob(f"runs/{name}/*/result.json"))
+        return {result["cell"]: result["train_loss"] for result in results}
+
+    found = search("whole", 4)
+    assert len(found) == 4
+    assert f"best of 4: train_loss {min(found.values()):.4g} with optimizer.lr=" in capsys.readouterr().out
+    assert len(search("parts", 2)) == 2
+    assert search("parts", 4) == found
+    assert capsys.readouterr().out.count("done already") == 2
+
+
+@pytest.mark.slow
 def test_smoke_runs_every_method(command: Command, tmp_path: Path) -> None:
     assert command("-m", "sweeps=smoke", "logger=none", "evaluation.grid=0") == 0
     methods = {path.name.split("-")[0] for path in tmp_path.glob("runs/smoke/[A-Z]*")}

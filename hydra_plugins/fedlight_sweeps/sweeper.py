@@ -39,6 +39,7 @@ class PlanningSweeper(BasicSweeper):
     ) -> None:
         super().__init__(max_batch_size, dict(params or {}))
         self.dry = dry
+        self.places: dict[tuple[str, ...], Path] = {}  # the folder of the cell with these overrides
 
     def _parse_config(self) -> list[str]:
         return move_to_environment(super()._parse_config(), os.environ)
@@ -82,7 +83,7 @@ class PlanningSweeper(BasicSweeper):
                 with open_dict(config):
                     del config["hydra"]
                 settings = validate(config)
-                folder = cell_folder(settings)
+                folder = self.places[tuple(overrides)] = cell_folder(settings)
                 if folder not in cells and not is_done(folder):
                     from fedlight.experiment.build import check
 
@@ -99,22 +100,23 @@ class PlanningSweeper(BasicSweeper):
             raise BadInput(f"{count}{'; '.join(named)}")
         return cells
 
-    def plan(self, cells: Cells) -> list[list[str]]:
-        """Writes the plan; returns the overrides of the cells that are to be launched."""
+    def plan(self, cells: Cells, earlier: Cells | None = None) -> list[list[str]]:
+        """Writes the plan, with cells of earlier batches; returns the overrides of those to be launched."""
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
         jobs = last_jobs(sweep)
         launch = Launch(sys.argv[1:], str(Path.cwd()), this_process())
         pending = []
-        for folder, (overrides, settings) in cells.items():
+        for folder, (overrides, settings) in {**(earlier or {}), **cells}.items():
             config = flat(masked(settings.plain()))
             job = jobs.get(folder.name)
             launch.cells[folder.name] = PlannedCell(overrides, settings.rounds, job, config)
+        launch.write(sweep)
+        for folder, (overrides, _) in cells.items():
             if is_done(folder):
                 print(f"{folder.name}: done already, in {folder}")
             else:
                 pending.append(overrides)
-        launch.write(sweep)
         return pending
 
     def launch(self, batch: Sequence[list[str]], first: int) -> Sequence[JobReturn]:
