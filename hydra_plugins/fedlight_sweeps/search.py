@@ -61,7 +61,7 @@ class OptunaSweeper(PlanningSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        fixed = [override.input_line for override in overrides if not override.is_sweep_override()]
+        fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         space = {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(seed=self.seed)
@@ -106,6 +106,6 @@ def _distribution(override: Override) -> Any:
     if not isinstance(values, IntervalSweep):
         return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
     low, high, log = values.start, values.end, "log" in values.tags
-    if isinstance(low, int) and isinstance(high, int):
-        return distributions.IntDistribution(low, high, log)
-    return distributions.FloatDistribution(float(low or 0), float(high or 0), log)
+    whole = {type(low), type(high)} == {int}
+    make = distributions.IntDistribution if whole else distributions.FloatDistribution
+    return make(low, high, log)  # type: ignore[arg-type]  # Hydra's parser gives numbers
