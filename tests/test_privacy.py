@@ -113,7 +113,18 @@ def test_the_loss_of_a_round_is_weighted_by_data_size(cell: MakeCell, wire: Wire
     assert made.result["train_loss"] == pytest.approx((counts * losses).sum() / counts.sum(), rel=1e-12)
 
 
-@pytest.mark.parametrize("transform", [(), ("transform=topk",)], ids=["values", "topk"])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        (),
+        ("transform=topk",),
+        *(
+            pytest.param((f"transform={name}",), marks=pytest.mark.slow)
+            for name in ("int4", "lowrank", "best")
+        ),
+    ],
+    ids=lambda transform: "".join(transform) or "values",
+)
 @pytest.mark.parametrize("method", ["FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL"])
 def test_the_ledger_is_the_wire(cell: MakeCell, wire: Wire, method: str, transform: tuple[str, ...]) -> None:
     """Every payload is weighed as the bytes of its tensors, at the moment at which its message crosses."""
@@ -136,6 +147,6 @@ def test_the_ledger_is_the_wire(cell: MakeCell, wire: Wire, method: str, transfo
     assert exchange["params_total"] == sum(int(row[4]) for row in crossed)
     up = [row for row in crossed if row[2] == "up"]
     if transform and up:
-        assert sum(int(row[5]) for row in up) < 0.25 * 4 * exchange["params_up"]
-    else:
+        assert sum(int(row[5]) for row in up) < 0.3 * 4 * exchange["params_up"]
+    elif method != "LOCAL" or not transform:
         assert exchange["bytes_total"] == 4 * exchange["params_total"]

@@ -163,10 +163,21 @@ def test_a_client_that_diverges_in_a_worker_ends_the_cell(
     assert "loss of client 0 became nan in round 1" in capfd.readouterr().err
 
 
+def begun(folder: Path) -> subprocess.Popen[str]:
+    """A cell in a process and a session of its own that has just started a worker."""
+    command = [sys.executable, "-m", "fedlight.run", *LONG]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not workers_of(process.pid):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
 def started(folder: Path) -> subprocess.Popen[str]:
     """A cell in a process of its own that has its first round behind it and a worker beside it."""
-    command = [sys.executable, "-m", "fedlight.run", *LONG]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    process = begun(folder)
     deadline = time.monotonic() + 120
     while not list(folder.glob("runs/long/*/checkpoint/server-r0001-*")):
         assert process.poll() is None
@@ -264,14 +275,50 @@ def test_a_signal_ends_the_cell_and_its_workers(tmp_path: Path, quiet: tuple[Any
     assert ended_well(tmp_path) == quiet
 
 
+def members(session: int) -> dict[int, str]:
+    """The processes of a session that are no zombies, and their command lines."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, *fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == session and state not in "ZX":
+                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return found
+
+
 @pytest.mark.slow
-def test_workers_end_with_the_process_that_started_them(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
-    process = started(tmp_path)
-    workers = workers_of(process.pid)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
-        assert time.monotonic() < deadline
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("early", [True, False], ids=["as the workers begin", "in the second round"])
+def test_nothing_is_left_of_a_cell_that_was_killed(
+    tmp_path: Path, quiet: tuple[Any, ...], number: signal.Signals, early: bool
+) -> None:
+    process = begun(tmp_path) if early else started(tmp_path)
+    process.send_signal(number)
+    process.wait(timeout=60)
+    ended = time.monotonic()
+    while left := members(process.pid):
+        assert time.monotonic() - ended < 5, left
         time.sleep(0.05)
     assert ended_well(tmp_path) == quiet
+
+
+def test_an_idle_worker_obeys_a_signal_that_ends_it() -> None:
+    executor = processes._executor(1)
+    worker = executor.submit(os.getpid).result()
+    os.kill(worker, signal.SIGTERM)
+    asked = time.monotonic()
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() - asked < 5
+        time.sleep(0.05)
+    processes.end_workers()
+
+
+def test_a_worker_that_loky_lost_sight_of_ends_with_the_others() -> None:
+    executor = processes._executor(2)
+    worker = executor.submit(os.getpid).result()
+    assert worker in workers_of(os.getpid())
+    executor._processes.clear()
+    processes.end_workers()
+    assert not workers_of(os.getpid())

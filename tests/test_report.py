@@ -16,11 +16,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from plausible import METHODS, read_result, write_cell, write_grid
 
 from fedlight import report
+from fedlight.reporting.figures import frontier
 from fedlight.reporting.terminal import print_summary
 from fedlight.runs.plan import Launch, PlannedCell
 from fedlight.runs.reader import flat
@@ -378,6 +380,23 @@ def test_every_figure_comes_as_png_pdf_and_csv(sweep: Path) -> None:
     for figure in figures:
         assert (out / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
         assert rows(out / f"{figure}.csv")
+
+
+def test_transforms_share_a_panel_of_quality_against_exchange(sweep: Path) -> None:
+    """And its frontier is what nothing beats for as few bytes."""
+    for method, name in product(("FULL", "UDEC"), (None, "int8", "sign")):
+        sections = {"transform": {"name": name, "up": [{"_target_": name}]}} if name else {}
+        for rate in (0.1, 0.2):
+            write_cell(sweep, method, sections={**sections, "optimizer": {"lr": rate}})
+    run_report(sweep)
+    found = rows(sweep / "report" / "quality_exchange.csv")
+    assert {row["panel"] for row in found} == {"iid, optimizer.lr=0.1", "iid, optimizer.lr=0.2"}
+    assert {row["transform"] for row in found} == {"none", "int8", "sign"}
+    assert len(found) == 12
+    points = pd.DataFrame({"bytes": [5, 1, 3, 3, 9, 7], "fid": [2.0, 8.0, 4.0, 3.0, 2.0, 1.0]})
+    kept = [list(point) for point in points.to_numpy().tolist()]
+    beaten = [p for p in kept if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in kept)]
+    assert frontier(points).to_numpy().tolist() == sorted(p for p in kept if p not in beaten)
 
 
 @pytest.mark.slow

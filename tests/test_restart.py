@@ -167,7 +167,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str,
 
     def run(method: str) -> dict[str, Any]:
         if method not in known:
-            runner = Runner(tmp_path_factory.mktemp("quiet") / method, f"method={method}")
+            runner = Runner(tmp_path_factory.mktemp("quiet") / method, *f"method={method}".split())
             assert runner.run() == 0, runner.err
             known[method] = {"outcome": outcome(runner.cell), "instants": runner.instants}
             assert sum(runner.updates.values()) == UPDATES
@@ -187,18 +187,18 @@ def kill_points(instants: list[str], seed: int) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["UDEC", "USPLIT"])
+@pytest.mark.parametrize("method", ["UDEC", "USPLIT", "ULATDEC transform=best"])
 def test_a_cell_killed_at_any_instant_ends_the_same(
     method: str, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
 ) -> None:
     expected = quiet(method)
     instants = expected["instants"]
     named = {kind.split(maxsplit=1)[1] for kind in instants}
-    keeps = {"ClientMemory.write"} if method == "UDEC" else set()
+    keeps = set() if method == "USPLIT" else {"ClientMemory.write"}
     assert named == {f"{owner.__name__}.{name}" for owner, name in INSTANTS} - {"ClientMemory.write"} | keeps
     for point in kill_points(instants, SEED):
         print(f"{method}: killed at instant {point} of {len(instants)}, {instants[point]}")
-        runner = Runner(tmp_path / f"kill{point}", f"method={method}")
+        runner = Runner(tmp_path / f"kill{point}", *f"method={method}".split())
         assert runner.run(kill_at=point) == -signal.SIGKILL
         assert runner.run() == 0, runner.err
         assert outcome(runner.cell) == expected["outcome"]

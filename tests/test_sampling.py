@@ -82,6 +82,47 @@ def test_sampling_leaves_the_global_random_numbers_alone(sampler: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_images_are_the_same_whatever_the_number_of_workers(sampler: str) -> None:
+    alone, *others = (
+        sample(
+            tiny_unet(),
+            SCHEDULE,
+            (13, 1, 8, 8),
+            sampler=sampler,
+            steps=5,
+            seed=1,
+            batch_size=4,
+            workers=workers,
+        )
+        for workers in (1, 2, 3)
+    )
+    assert all(torch.equal(images, alone) for images in others)
+
+
+def test_an_error_of_a_step_ends_the_sampling_by_many_workers() -> None:
+    told: list[int] = []
+
+    def stop() -> None:
+        told.append(1)
+        raise KeyboardInterrupt
+
+    unet, schedule, _ = oracle()
+    with pytest.raises(KeyboardInterrupt):
+        sample(
+            unet,
+            schedule,
+            (64, 3, 8, 8),
+            sampler="ddim",
+            steps=5,
+            seed=0,
+            batch_size=1,
+            workers=2,
+            on_step=stop,
+        )
+    assert len(told) < 64
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpm-solver++"])
 def test_a_deterministic_sampler_draws_the_same_images_in_batches_of_any_size(sampler: str) -> None:
     whole, split = (

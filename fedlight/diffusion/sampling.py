@@ -1,7 +1,10 @@
 """Sampling: images from noise through a trained UNet, by diffusers' schedulers."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 import torch
@@ -56,8 +59,9 @@ def sample(
     labels: Tensor | None = None,
     guidance: float = 1.0,
     batch_size: int = BATCH,
+    workers: int = 1,
     on_step: Callable[[], None] = lambda: None,
-    on_frame: Callable[[Tensor], None] = lambda frame: None,
+    on_frame: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Draws images.
 
@@ -72,32 +76,56 @@ def sample(
         labels: what is asked of a conditional UNet, int64, shape (images,).
         guidance: scale of classifier-free guidance; 1 for none.
         batch_size: images denoised at once.
-        on_step: called after each denoising step of each batch.
-        on_frame: is given the images of the batch as they are after that step, uint8, on the CPU.
+        workers: Python threads that denoise a batch each; the images do not depend on it.
+        on_step: called after each denoising step of each batch, by one thread at a time.
+        on_frame: is given the images of the batch as they then are, uint8, on the CPU.
 
     Returns:
         The images, uint8 in 0..255, on the CPU, of the given shape.
     """
     check_sampler(sampler, steps, schedule)
     velocity = schedule.config.prediction_type == "v_prediction"
-    scheduler = SAMPLERS[sampler](schedule.config, timestep_spacing="trailing", prediction_type="epsilon")
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)
+    noises = torch.randn(shape, generator=generator).split(batch_size)
+    asked = [None] * len(noises) if labels is None else labels.to(device).split(batch_size)
+    telling = Lock()
+
+    def make_scheduler() -> Any:
+        made = SAMPLERS[sampler](schedule.config, timestep_spacing="trailing", prediction_type="epsilon")
+        made.set_timesteps(steps)
+        return made
+
+    def after(drawn: torch.Generator, noise: Tensor) -> torch.Generator:
+        """The generator as a batch leaves it: what a sampler draws does not depend on the UNet."""
+        scheduler, drawn, still = make_scheduler(), drawn.clone_state(), torch.zeros_like(noise)
+        for t in scheduler.timesteps:
+            scheduler.step(still, t, still, generator=drawn)
+        return drawn
+
+    @torch.no_grad()  # of this thread
+    def denoise(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        scheduler, x_t = make_scheduler(), noise.to(device)
+        for t in scheduler.timesteps:
+            predicted = _predict(unet, x_t, t, labels, guidance)
+            eps = _noise(predicted, x_t, schedule.alphas_cumprod[t], velocity=velocity)
+            x_t = scheduler.step(eps, t, x_t, generator=generator).prev_sample
+            with telling:
+                on_step()
+                if on_frame is not None:
+                    on_frame(_to_bytes(x_t))
+        return _to_bytes(x_t)
+
     training = unet.training
     unet.eval()
-    images = []
-    for number, noise in enumerate(torch.randn(shape, generator=generator).split(batch_size)):
-        x_t = noise.to(device)
-        asked = None if labels is None else labels[number * batch_size :][: len(noise)].to(device)
-        scheduler.set_timesteps(steps)
-        for t in scheduler.timesteps:
-            eps = _noise(
-                _predict(unet, x_t, t, asked, guidance), x_t, schedule.alphas_cumprod[t], velocity=velocity
-            )
-            x_t = scheduler.step(eps, t, x_t, generator=generator).prev_sample
-            on_step()
-            on_frame(_to_bytes(x_t))
-        images.append(_to_bytes(x_t))
+    if workers == 1:
+        images = list(map(denoise, noises, asked, [generator] * len(noises)))
+    else:
+        generators = list(accumulate(noises[:-1], after, initial=generator))
+        with ThreadPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+        ) as pool:
+            images = list(pool.map(denoise, noises, asked, generators))
     unet.train(training)
     return torch.cat(images)
 

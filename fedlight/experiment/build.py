@@ -74,6 +74,11 @@ class Components:
     device: torch.device
     evaluator: Evaluator | None
 
+    @property
+    def room(self) -> int:
+        """How many clients may train, or batches be denoised, at once in the cell."""
+        return worker_room(self.settings, self.device)
+
     def site(
         self, folder: Path, callbacks: Sequence[Callback] = (), on_step: Callable[[], None] = lambda: None
     ) -> Site:
@@ -119,7 +124,7 @@ class Components:
         settings = self.settings
         cohort = cohort_size(settings.clients, settings.fraction)
         make_site = SiteMaker(settings, folder.absolute())
-        around = Surroundings(here, make_site, cohort, worker_room(settings, self.device), done, check)
+        around = Surroundings(here, make_site, cohort, self.room, done, check)
         if self.method.pool or settings.rounds == 0:
             return Inline(around)
         if settings.transport is None:

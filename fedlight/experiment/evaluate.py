@@ -144,8 +144,17 @@ def draw_and_score(
     settings = components.settings
     seed = derive_seed(settings.seed, "sample", round_, client or 0)
     labels = even_labels(settings, _images(settings), len(components.dataset.classes))
+    workers = 1 if settings.trainer.compile or client is not None else components.room  # clients: processes
     images = draw(
-        components.module, components.device, state, settings, _images(settings), seed, labels, on_step
+        components.module,
+        components.device,
+        state,
+        settings,
+        _images(settings),
+        seed,
+        labels,
+        workers,
+        on_step,
     )
     grid = images[: _shown(settings)].clone()
     if components.evaluator is None:
@@ -181,12 +190,14 @@ def draw(
     images: int,
     seed: int,
     labels: Tensor | None,
+    workers: int = 1,
     on_step: Callable[[], None] = lambda: None,
-    on_frame: Callable[[Tensor], None] = lambda frame: None,
+    on_frame: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Images of the model with the given state_dict, uint8, shape (images, channels, height, width).
 
-    `labels` are asked of a conditional model, int64, shape (images,); None of another.
+    `labels` are asked of a conditional model, int64, shape (images,); None of another. The images do not
+    depend on `workers`, the threads that denoise a batch each.
     """
     module.to(device).load_state_dict(state)
     drawn = sample(
@@ -198,6 +209,7 @@ def draw(
         seed=seed,
         labels=labels,
         guidance=settings.evaluation.guidance,
+        workers=workers,
         on_step=on_step,
         on_frame=on_frame,
     )

@@ -72,7 +72,7 @@ class FinishedCell:
         images: int,
         seed: int,
         label: int | None = None,
-        on_frame: Callable[[Tensor], None] = lambda frame: None,
+        on_frame: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Images of a model, uint8, shape (images, channels, height, width), by the cell's own sampler.
 

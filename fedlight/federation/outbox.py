@@ -110,7 +110,8 @@ class Outbox:
             path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return [path for path in self._folder.iterdir() if FILE.fullmatch(path.name) and path.is_file()]
+        found = self._folder.iterdir() if self._folder.is_dir() else ()  # no message, no folder
+        return [path for path in found if FILE.fullmatch(path.name) and path.is_file()]
 
 
 def _records(path: Path) -> dict[int, Receipt]:

@@ -182,7 +182,7 @@ def _comparison(data: str, extractor: str | None, cells: list[SweepCell]) -> Com
     for cell in cells:
         config = cell.files.config
         values = {key: config.get(key) for key in keys}
-        setting = ", ".join(f"{key}={numbers.plain(value)}" for key, value in values.items())
+        setting = in_words(values)
         settings[setting] = values
         place = Place(setting, config["partition.name"], int(config["clients"]))
         method = config["method.name"]
@@ -202,6 +202,11 @@ def _comparison(data: str, extractor: str | None, cells: list[SweepCell]) -> Com
                 shared = pooled[0].cells if pooled else []
                 groups[place, method] = Group(place, method, shared, everywhere=bool(pooled))
     return Comparison(data, extractor, cells, settings, groups)
+
+
+def in_words(values: dict[str, Any]) -> str:
+    """A setting, such as `optimizer.lr=0.01`."""
+    return ", ".join(f"{key}={numbers.plain(value)}" for key, value in values.items())
 
 
 def varying_keys(cells: Iterable[SweepCell], others: Collection[str]) -> list[str]:

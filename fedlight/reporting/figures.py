@@ -2,18 +2,20 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
-from fedlight.reporting.comparison import Comparison
+from fedlight.reporting.comparison import Comparison, in_words
 from fedlight.reporting.plots import INK, Plot
 
 WIDE = 40  # labels; more are not named at the axis
 ALIKE = 0.03  # of their mean, by which curves differ that a reader cannot tell apart
 LONG = 14  # characters of a label at the axis
+TRANSFORM = "transform.name"  # beside methods it is what decides how many bytes cross
 BAND = "Mean over seeds; the band is their standard deviation."
 
 
@@ -54,8 +56,9 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
     """The paper's question: how good are the images for what was exchanged?"""
     rows = [
         {
-            "panel": place.panel,
+            "panel": place._replace(setting=in_words(_but_transform(settings))).panel,
             "method": group.method,
+            "transform": settings.get(TRANSFORM) or "none",
             "clients": place.clients,
             "bytes": group.mean(lambda result: result.exchange.bytes_total),
             "fid": group.fid,
@@ -63,22 +66,26 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
             "fid_std_over": group.spread[1],
         }
         for place in comparison.places
+        for settings in [comparison.settings[place.setting]]
         for group in comparison.in_place(place)
         if group.fid is not None
     ]
+    columns = ["panel", "method", "transform", "clients", "bytes", "fid", "fid_std", "fid_std_over"]
     return Plot(
         f"{prefix}quality_exchange",
         "Quality against exchange",
-        "One curve a method, through its client counts (the number at each point). Lower left is better: "
-        "good images for few bytes. Bars: standard deviation over seeds or clients. Dashed: nothing crosses.",
-        pd.DataFrame(rows, columns=["panel", "method", "clients", "bytes", "fid", "fid_std", "fid_std_over"]),
+        "One curve a method and transform, through its client counts (the number at each point). Lower left "
+        "is better: good images for few bytes; nothing lies below the dotted frontier. Bars: standard "
+        "deviation over seeds or clients. Dashed: nothing crosses.",
+        pd.DataFrame(rows, columns=columns),
         partial(_draw_quality, palette=comparison.palette),
         comparison.palette,
     )
 
 
 def _draw_quality(axis: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> None:
-    for method, group in rows.groupby("method", sort=False):
+    several = rows["transform"].nunique() > 1
+    for (method, transform), group in rows.groupby(["method", "transform"], sort=False):
         colour, points = palette[str(method)], group[group["bytes"] > 0].sort_values("clients")
         if points.empty:
             axis.axhline(group["fid"].iloc[0], color=colour, linestyle="--")
@@ -88,11 +95,24 @@ def _draw_quality(axis: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> No
             points["bytes"], points["fid"], spread, color=colour, marker="o", elinewidth=1, capsize=2
         )
         for x, y, clients in zip(points["bytes"], points["fid"], points["clients"], strict=True):
-            axis.annotate(str(clients), (x, y), (4, 4), textcoords="offset points", fontsize=7, color=INK)
+            label = f"{transform} {clients}" if several else str(clients)
+            axis.annotate(label, (x, y), (4, 4), textcoords="offset points", fontsize=7, color=INK)
+    ends = frontier(rows[rows["bytes"] > 0])
+    axis.step(ends["bytes"], ends["fid"], where="post", color=INK, linestyle=":", linewidth=1, marker="")
     _scale_bytes(axis)
     axis.set_xlabel("exchanged, both ways (bytes)")
     axis.set_ylabel("FID")
     axis.set_ylim(bottom=0)
+
+
+def frontier(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are better than all that cost no more bytes, by bytes."""
+    sorted_ = rows.sort_values(["bytes", "fid"])
+    return sorted_[sorted_["fid"] < sorted_["fid"].cummin().shift(fill_value=np.inf)]
+
+
+def _but_transform(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != TRANSFORM}
 
 
 def budget(comparison: Comparison, prefix: str) -> Plot:

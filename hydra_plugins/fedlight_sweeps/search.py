@@ -108,4 +108,4 @@ def _distribution(override: Override) -> Any:
     low, high, log = values.start, values.end, "log" in values.tags
     whole = {type(low), type(high)} == {int}
     make = distributions.IntDistribution if whole else distributions.FloatDistribution
-    return make(low, high, log)  # type: ignore[arg-type]  # Hydra's parser gives numbers
+    return make(low, high, log)

@@ -22,7 +22,7 @@ class LocalAdam(FedAvg):
         return state
 
     def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
-        return [OptimizerState(received, extras)]
+        return [OptimizerState(extras)]
 
     def report(
         self, received: State, trained: State, extras: State, memory: State, steps: int
@@ -36,8 +36,7 @@ class LocalAdam(FedAvg):
 class OptimizerState(Callback):
     """Puts tensors `<key>/<parameter's name>` into the optimizer's state, and takes them after the fit."""
 
-    def __init__(self, received: State, begin: State) -> None:
-        self._received = received
+    def __init__(self, begin: State) -> None:
         self._begin = begin
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,9 +54,7 @@ class OptimizerState(Callback):
         self._found = {}
         for entry, tensor in optimizer_state(trainer.optimizers[0]).items():
             index, key = entry.split(".", 1)
-            name = self._names[int(index)]
-            if name in self._received:
-                self._found[f"{key}/{name}"] = tensor.clone()
+            self._found[f"{key}/{self._names[int(index)]}"] = tensor.clone()
 
     def state_dict(self) -> dict[str, Any]:
         return self._found

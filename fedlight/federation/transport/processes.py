@@ -2,9 +2,11 @@
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children
@@ -144,8 +146,9 @@ def end_workers() -> None:
         _workers.shutdown(wait=True, kill_workers=True)
         _workers = None
         for process in active_children():
-            if "Loky" in type(process).__name__:
-                process.kill()
+            if "Loky" in type(process).__name__ and process.pid:  # whose own kill is missing
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
                 process.join()
 
 
