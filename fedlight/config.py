@@ -53,7 +53,13 @@ class DataConfig(Section):
     root: str | None = None
     cache: str | None = None
     attributes: list[str] | None = None
+    skip_unreadable: bool = False
     source: Target
+
+    @model_serializer(mode="wrap")
+    def without_skipping(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The key is absent where it is off, as it was before it was a key."""
+        return {key: value for key, value in dump(self).items() if key != "skip_unreadable" or value}
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -44,7 +44,7 @@ def load(
     if unlabelled:
         raise BadInput(f"data.root: {folder}/list_attr_celeba.txt lacks {unlabelled[0]}; fetch it again")
     files = [folder / "img_align_celeba" / name for name in names]
-    pixels = decode("celeba", files, cache, image_size, channels)
+    pixels, _ = decode("celeba", files, cache, image_size, channels)
     labels = np.array([label_of[name] for name in names], np.int64)
     train = len(parts[TRAIN])
     return Dataset(

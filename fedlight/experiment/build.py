@@ -294,7 +294,8 @@ def load_data(settings: CellConfig) -> Dataset:
         BadInput: it cannot be had, or its images are not of the shape that the configuration says.
     """
     source = settings.data.source
-    dataset = make_extension("data", source)
+    more = {"skip_unreadable": True} if settings.data.skip_unreadable else {}
+    dataset = make_extension("data", source, **more)
     if not isinstance(dataset, Dataset):
         raise BadInput(f"data {source['_target_']} must return a Dataset, got {type(dataset).__name__}")
     shape = settings.data.shape
