@@ -55,6 +55,10 @@ CASES = {
     ),
     "accelerator that is not there": (["trainer.accelerator=tpu"], "torch_xla|TPU"),
     "trainer argument of the federation": (["+trainer.devices=2"], "trainer.devices cannot be set"),
+    "correcting scaled gradients": (
+        ["trainer.precision=16-mixed", "algorithm=scaffold"],
+        "algorithm in 16-mixed precision .* add optimizer.fused=false",
+    ),
     "clipping a fused optimizer": (
         ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"],
         "add optimizer.fused=false",

@@ -459,4 +459,9 @@ def _trainer_factory(settings: CellConfig) -> Callable[..., Trainer]:
             "trainer.gradient_clip_val in mixed precision needs an optimizer that is not fused: add "
             "optimizer.fused=false"
         )
+    if fused and settings.algorithm and asked["precision"] == "16-mixed":
+        raise BadInput(
+            "algorithm in 16-mixed precision needs an optimizer that is not fused, which hides the scale of "
+            "gradients: add optimizer.fused=false"
+        )
     return partial(Trainer, **asked, **decided)
