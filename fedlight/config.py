@@ -1,5 +1,8 @@
 """The schema of a cell's configuration: every key, its type and what is allowed."""
 
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,8 +17,9 @@ from pydantic import (
 )
 
 from fedlight.federation.method import Method
-from fedlight.runtime.errors import BadInput
-from fedlight.runtime.secret import masked
+from fedlight.runtime.errors import BadInput, Held, first_cause
+from fedlight.runtime.files import explain
+from fedlight.runtime.secret import masked, redacted
 
 Whole = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -49,7 +53,13 @@ class DataConfig(Section):
     root: str | None = None
     cache: str | None = None
     attributes: list[str] | None = None
+    skip_unreadable: bool = False
     source: Target
+
+    @model_serializer(mode="wrap")
+    def without_skipping(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The key is absent where it is off, as it was before it was a key."""
+        return {key: value for key, value in dump(self).items() if key != "skip_unreadable" or value}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -211,11 +221,33 @@ def validate(config: DictConfig) -> CellConfig:
         raise BadInput("; ".join(_explain(e) for e in error.errors())) from error
 
 
+def describe(error: BaseException) -> str:
+    """What is wrong, in one line, and the key that was meant where one is misspelled."""
+    error = first_cause(error)
+    told = explain(error) if type(error) is not Held and isinstance(error, OSError) else str(error)
+    message = redacted(" ".join(told.split("Config search path")[0].split())) or type(error).__name__
+    unknown = re.search(r"is not in struct full_key: (\S+)", message)
+    return _unknown(unknown[1]) if unknown else message
+
+
 def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     message = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "extra_forbidden":
-        return f"{key} is not a key of the configuration"
+        return _unknown(key)
     if error["type"] == "missing":
         return f"{key}: {message}"
     return f"{key}: {message}, got {masked(error['input'], key)!r}"
+
+
+def _unknown(key: str) -> str:
+    close = get_close_matches(key, _keys(CellConfig), n=1)
+    return f"{key} is not a key of the configuration" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of the schema."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")

@@ -18,8 +18,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fedlight.dashboard",
         description="Builds a workspace and a report of a project's cells on Weights & Biases: quality "
-        "against exchange, curves over rounds, the spread over clients, samples, the table of cells. Without "
-        "a key, or with --out, their specification is written to a file and nothing is sent.",
+        "against exchange, curves over rounds, the spread over clients, samples, the table of cells. With "
+        "--out their specification is written to a file and nothing is sent.",
     )
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="default: WANDB_ENTITY")
     parser.add_argument(
@@ -32,17 +32,21 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.entity:
         refuse("--entity is needed: the team or user that owns the project; or set WANDB_ENTITY")
+    if not arguments.out and wandb_mode() != "online":
+        refuse(
+            "W&B: no key, or WANDB_MODE says offline: set WANDB_API_KEY or type wandb login; or --out FILE "
+            "writes the specification and sends nothing"
+        )
 
     from fedlight.loggers.wandb_panels import build, publish, specification
 
     workspace, report = build(arguments.entity, arguments.project, arguments.sweep)
-    if arguments.out or wandb_mode() != "online":
-        path = arguments.out or Path("dashboard.json")
+    if arguments.out:
         try:
-            path.write_text(json.dumps(specification(workspace, report), indent=2) + "\n")
+            arguments.out.write_text(json.dumps(specification(workspace, report), indent=2) + "\n")
         except OSError as error:
-            refuse(f"--out: cannot write to {path}: {error.strerror}")
-        print(f"dashboard: not sent; specification in {path}")
+            refuse(f"--out: cannot write to {arguments.out}: {error.strerror}")
+        print(f"dashboard: not sent; specification in {arguments.out}")
         return
     try:
         urls = publish(workspace, report)

@@ -16,11 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.data.data_name import data_name
 from fedlight.evaluation.weights import weights_name
+from fedlight.manual import manual
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
 from fedlight.runtime.environment import load_environment
-from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged, Held
-from fedlight.runtime.files import explain
+from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged, ExtensionFailed, first_cause
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.secret import move_to_environment, redacted
@@ -30,6 +30,8 @@ PACKAGE = Path(__file__).parent
 SETTINGS = PACKAGE / "settings"  # where a wheel carries the folders configs and sweeps
 ROOT = SETTINGS if SETTINGS.is_dir() else PACKAGE.parent
 DEBUG = "HYDRA_FULL_ERROR"
+TOLD = (BadInput, Damaged, Diverged, ExtensionFailed, HydraException, OmegaConfBaseException, OSError)
+"""Errors that are told in one line; others are faults of fedlight, not of its use."""
 
 
 def main() -> None:
@@ -42,6 +44,7 @@ def command_line(work: Callable[[DictConfig], None]) -> int:
     load_environment()
     sys.argv[1:] = move_to_environment(sys.argv[1:], os.environ)
     register_resolvers()
+    sys.argv[1:] = hydra_arguments(sys.argv[1:])
     debug = DEBUG in os.environ
     os.environ[DEBUG] = "1"  # Hydra raises, and the errors are printed here
     try:
@@ -51,8 +54,16 @@ def command_line(work: Callable[[DictConfig], None]) -> int:
             del os.environ[DEBUG]
 
 
+def hydra_arguments(typed: list[str]) -> list[str]:
+    """The command line as Hydra takes it: flags before overrides, `--dry` as the key that it stands for."""
+    keys = [argument for argument in typed if argument[0] != "-" and ("=" in argument or argument[0] == "~")]
+    flags = [argument for argument in typed if argument not in keys and argument != "--dry"]
+    return [*flags, *keys, *(["hydra.sweeper.dry=true"] if "--dry" in typed else [])]
+
+
 def register_resolvers() -> None:
     """Makes known to OmegaConf what `configs/` refers to."""
+    OmegaConf.register_new_resolver("fedlight.manual", lambda: manual(ROOT).replace("$", "$$"), replace=True)
     OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
     data_name.cache_clear()  # files may have changed since an earlier command of this process
     OmegaConf.register_new_resolver("fedlight.data_name", data_name, replace=True)
@@ -67,13 +78,13 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
         nonlocal status
         try:
             work(config)
-        except (BadInput, Damaged, Diverged, HydraException, OmegaConfBaseException, OSError) as error:
+        except TOLD as error:
             if debug:
                 raise
             status = print_error(error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise CellFailed(status) from None
-        except Exception as error:  # a fault of fedlight, not of its use
+        except Exception as error:
             if debug or HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
             print(redacted(traceback.format_exc()), file=sys.stderr)
@@ -104,7 +115,14 @@ def check_and_run(config: DictConfig) -> None:
     """Runs the cell; the configuration is checked before the heavy libraries are loaded."""
     from fedlight.config import validate
 
+    asked = DictConfig(HydraConfig.get())
+    refuse_grid(asked)
     settings = validate(config)
+    if OmegaConf.select(asked, "sweeper.dry"):
+        from fedlight.experiment.estimate import print_plan
+
+        print_plan([settings])
+        return
     folder = cell_folder(settings)
     if is_done(folder):
         print(f"{folder.name}: done already, in {folder}")
@@ -116,6 +134,18 @@ def check_and_run(config: DictConfig) -> None:
         run_cell(settings, held)
 
 
+def refuse_grid(asked: DictConfig) -> None:
+    """Raises BadInput where one cell is asked for and the configuration names a grid of several."""
+    chosen = {override.lstrip("+").partition("=")[0] for override in asked.overrides.task}
+    open_keys = [key for key in OmegaConf.select(asked, "sweeper.params") or () if key not in chosen]
+    if asked.mode == RunMode.RUN and open_keys:
+        grid = f"sweeps={asked.runtime.choices.get('sweeps') or '...'}"
+        raise BadInput(
+            f"{grid} is a grid of several cells: add -m to run them all, or choose one by "
+            f"{' '.join(f'{key}=...' for key in open_keys)}"
+        )
+
+
 def _end_workers() -> None:
     """Ends the processes that trained clients, if there were any; loads nothing."""
     if processes := sys.modules.get("fedlight.federation.transport.processes"):
@@ -124,16 +154,12 @@ def _end_workers() -> None:
 
 def print_error(error: Exception) -> int:
     """Prints an error as one line on stderr; returns the exit status that it means."""
-    cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, BadInput | Damaged | Diverged):
-        cause = cause.__cause__
-    if isinstance(cause, OSError) and not isinstance(cause, Held):
-        message = explain(cause)
-    else:
-        message = str(cause).split("Config search path")[0]
-    print(f"fedlight: error: {redacted(' '.join(message.split()))}", file=sys.stderr)
+    from fedlight.config import describe
+
+    print(f"fedlight: error: {describe(error)}", file=sys.stderr)
+    cause = first_cause(error)
     bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
-    return 1 if isinstance(cause, Damaged | Diverged | OSError) and not bad_input else 2
+    return 1 if isinstance(cause, Damaged | Diverged | ExtensionFailed | OSError) and not bad_input else 2
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """Images from a finished cell: python -m fedlight.sample runs/NAME/CELL [--client K] [--label L] ..."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedlight.runtime.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def main() -> None:
@@ -19,32 +25,46 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=64, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides the images (default: %(default)s)")
+    parser.add_argument("--scale", type=int, help="enlarges every pixel to a square of so many")
+    parser.add_argument("--animate", action="store_true", help="the denoising, as a GIF")
     parser.add_argument(
-        "--out", type=Path, default=Path("grid.png"), help="a PNG for a grid, or a folder for a PNG an image"
+        "--out",
+        type=Path,
+        help="a PNG for a grid (default: grid.png), a folder for a PNG an image, or a GIF (grid.gif)",
     )
     parser.add_argument(
         "--trust", action="store_true", help="run whatever code the cell's configuration names"
     )
     asked = parser.parse_args()
     try:
-        draw_images(asked.cell, asked.client, asked.label, asked.images, asked.seed, asked.out, asked.trust)
+        draw_images(**vars(asked))
     except (BadInput, OSError) as error:
         print(f"fedlight: error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 def draw_images(
-    folder: Path, client: int | None, label: int | None, images: int, seed: int, out: Path, trust: bool
+    cell: Path,
+    client: int | None,
+    label: int | None,
+    images: int,
+    seed: int,
+    scale: int | None,
+    animate: bool,
+    out: Path | None,
+    trust: bool,
 ) -> None:
     """Draws images from a finished cell's model, with the sampler of its configuration.
 
     Args:
-        folder: of the cell.
+        cell: its folder.
         client: whose own model to draw from, or None for the federated one.
         label: of all images of a conditional model, or None for each in turn.
         images: how many, 1 or more.
         seed: decides the images.
-        out: a path that ends in .png for one picture of all, else a folder for a PNG each.
+        scale: the side of the square that each pixel becomes, 1 or more; None for 1, and a titled grid.
+        animate: whether to write the denoising of the images as a GIF.
+        out: a path that ends in .png for one picture of all, or in .gif, else a folder for a PNG each.
         trust: whether the cell's configuration may run whatever code it names.
 
     Raises:
@@ -53,21 +73,33 @@ def draw_images(
     """
     if images < 1:
         raise BadInput(f"--images must be 1 or more, got {images}")
+    if scale is not None and scale < 1:
+        raise BadInput(f"--scale must be 1 or more, got {scale}")
+    out = out or Path("grid.gif" if animate else "grid.png")
+    if animate != (out.suffix.lower() == ".gif"):
+        raise BadInput(f"--animate and an --out that ends in .gif belong together, got {out}")
+    from fedlight.diffusion.sampling import BATCH
     from fedlight.experiment.finished import open_cell
     from fedlight.loggers import pictures
 
-    cell = open_cell(folder, trust)
-    drawn = cell.draw(client, images, seed, label)
-    if out.suffix.lower() == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
+    if animate and images > BATCH:
+        raise BadInput(f"--animate takes at most {BATCH} images, got {images}")
+    frames: list[Tensor] = []
+    opened = open_cell(cell, trust)
+    drawn = opened.draw(client, images, seed, label, frames.append if animate else None)
+    (out.parent if out.suffix else out).mkdir(parents=True, exist_ok=True)
+    if animate:
+        pictures.animation(out, frames, scale or 1)
+    elif out.suffix.lower() == ".png" and scale:
+        pictures.pixel_grid(out, drawn, scale)
+    elif out.suffix.lower() == ".png":
         whose = "federated model" if client is None else f"client {client}"
-        pictures.sample_grid(out, [("", drawn)], f"{cell.folder.name}, {whose}")
-        print(f"{images} images in {out}")
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(drawn):
-        pictures.single_image(out / f"{number:05d}.png", image)
-    print(f"{images} images in {out}{'' if out.name == '' else '/'}")
+        pictures.sample_grid(out, [("", drawn)], f"{opened.folder.name}, {whose}")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(drawn):
+            pictures.single_image(out / f"{number:05d}.png", image, scale or 1)
+    print(f"{images} images in {out}{'/' if out.is_dir() and out.name else ''}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fedlight.runs.plan import PLAN, Launch, read_launches
+from fedlight.runs.plan import Launch, read_launches
 from fedlight.runs.status import (
     CORRUPT,
     DONE,
@@ -30,6 +30,7 @@ from fedlight.runs.status import (
     UNFINISHED,
     SweepCell,
     read_sweep,
+    sweeps_in,
 )
 from fedlight.runtime.environment import load_environment
 from fedlight.runtime.errors import BadInput
@@ -63,6 +64,8 @@ def main() -> None:
 
     arguments = parser.parse_args()
     try:
+        if arguments.command == "status" and (inside := sweeps_in(arguments.sweep)):
+            sys.exit(list_sweeps(inside))
         cells = _cells(arguments.sweep)
         if arguments.command == "status":
             code = status(arguments.sweep, cells, as_json=arguments.json, watch=arguments.watch)
@@ -85,10 +88,17 @@ def _cells(sweep: Path) -> list[SweepCell]:
         raise BadInput(f"{sweep} is no folder; a sweep lives in OUTPUT/NAME, such as runs/demo")
     cells = read_sweep(sweep)
     if not cells:
-        inside = [path.name for path in sorted(sweep.glob("[!.]*/")) if (path / PLAN).is_dir()]
-        hint = f"; the sweeps in it: {', '.join(inside)}" if inside else ""
+        inside = ", ".join(path.name for path in sweeps_in(sweep))
+        hint = f"; the sweeps in it: {inside}" if inside else ""
         raise BadInput(f"{sweep} is no sweep: it holds neither a plan nor a cell{hint}")
     return cells
+
+
+def list_sweeps(sweeps: Sequence[Path]) -> int:
+    """Prints a line for each sweep."""
+    for sweep in sweeps:
+        print(_summary(sweep, read_sweep(sweep)))
+    return 0
 
 
 def status(sweep: Path, cells: list[SweepCell], as_json: bool = False, watch: bool = False) -> int:
@@ -109,6 +119,9 @@ def status(sweep: Path, cells: list[SweepCell], as_json: bool = False, watch: bo
 def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str]) -> int:
     """Runs the commands again that planned the unfinished cells."""
     unfinished = {cell.cell for cell in cells if cell.state in UNFINISHED}
+    if not unfinished:
+        print(f"nothing to retry; {_summary(sweep, cells)}")
+        return 0
     launches: list[Launch] = []
     for launch in reversed(read_launches(sweep)):
         if unfinished & launch.cells.keys():
@@ -173,9 +186,12 @@ def _sent(run: Path) -> bool:
     return run.with_name(f"{run.name}.synced").exists()
 
 
-def _view(sweep: Path, cells: list[SweepCell]) -> Group:
+def _summary(sweep: Path, cells: Sequence[SweepCell]) -> str:
     counts = Counter(cell.state for cell in cells)
-    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return f"{sweep}: {len(cells)} cells: {', '.join(f'{count} {state}' for state, count in counts.items())}"
+
+
+def _view(sweep: Path, cells: list[SweepCell]) -> Group:
     table = Table()
     table.add_column("cell", overflow="fold")
     table.add_column("state")
@@ -194,7 +210,7 @@ def _view(sweep: Path, cells: list[SweepCell]) -> Group:
             "" if cell.heartbeat is None else f"{datetime.fromtimestamp(cell.heartbeat):%H:%M:%S}",
             escape(cell.error or ""),
         )
-    return Group(Text(f"{sweep}: {len(cells)} cells: {summary}"), table)
+    return Group(Text(_summary(sweep, cells)), table)
 
 
 if __name__ == "__main__":

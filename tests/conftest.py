@@ -31,6 +31,7 @@ from fedlight.data.dataset import Dataset
 from fedlight.data.fmnist import DEBIAN
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.evaluation.extractor import Extractor, make_classifier
+from fedlight.experiment.finished import open_cell
 from fedlight.federation.messages import Broadcast, Update, from_bytes, to_bytes
 from fedlight.federation.server import Server
 from fedlight.federation.slices import SliceMap
@@ -69,8 +70,11 @@ class Cell:
 
     @property
     def model(self) -> dict[str, Tensor]:
-        """The federated UNet's tensors, as `from_pretrained` reads them."""
-        return DDPMPipeline.from_pretrained(self.folder / "model").unet.state_dict()
+        """The global UNet's tensors, as `from_pretrained` reads them where it is what was trained."""
+        if (self.folder / "model").is_dir():
+            return DDPMPipeline.from_pretrained(self.folder / "model").unet.state_dict()
+        state = open_cell(self.folder).server.global_state()
+        return {name.removeprefix("unet."): tensor for name, tensor in state.items() if name[:5] == "unet."}
 
 
 def configured(path: Path, image_size: int, channels: int = 1) -> tuple[DDPM, SliceMap]:

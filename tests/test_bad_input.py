@@ -21,6 +21,15 @@ CASES = {
     "half a client": (["clients=2.5"], "clients: .* valid integer, got 2.5"),
     "clients in words": (["clients=many"], "clients: .* valid integer, got 'many'"),
     "more clients than images": (["clients=1438"], "clients must be at most 1437"),
+    "misspelled key": (["trainer.thread=2"], "trainer.thread is not a key .* did you mean trainer.threads"),
+    "misspelled key of a group": (["methd=FULL"], "methd is not a key .* did you mean method"),
+    "misspelled new key": (["+dta.limit=1"], "dta is not a key .* did you mean data"),
+    "grid without -m": (["sweeps=demo"], "sweeps=demo is a grid .* add -m .* method=... clients=..."),
+    "part of a grid without -m": (["sweeps=demo", "method=FULL"], "or choose one by clients=..."),
+    "folder of a sweep": (
+        ["-m", "hydra.sweep.dir=x", "clients=2"],
+        "hydra.sweep.dir cannot .* set output or",
+    ),
     "no epoch": (["epochs=0"], "epochs: .* greater than or equal to 1"),
     "rounds below nothing": (["rounds=-1"], "rounds: .* greater than or equal to 0"),
     "nobody takes part": (["fraction=0"], "fraction: .* greater than 0"),
@@ -38,7 +47,7 @@ CASES = {
     ),
     "backbone of other channels": (
         ["model=unet2d", "model.unet.out_channels=3"],
-        r"predicts \(3, 8, 8\) for images of \(1, 8, 8\)",
+        r"predicts \(3, 8, 8\) of torch.float32 for images of \(1, 8, 8\)",
     ),
     "backbone that cannot be saved": (
         ["model.unet._target_=torch.nn.Identity"],
@@ -46,6 +55,10 @@ CASES = {
     ),
     "accelerator that is not there": (["trainer.accelerator=tpu"], "torch_xla|TPU"),
     "trainer argument of the federation": (["+trainer.devices=2"], "trainer.devices cannot be set"),
+    "correcting scaled gradients": (
+        ["trainer.precision=16-mixed", "algorithm=scaffold"],
+        "algorithm in 16-mixed precision .* add optimizer.fused=false",
+    ),
     "clipping a fused optimizer": (
         ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"],
         "add optimizer.fused=false",
@@ -161,10 +174,10 @@ CASES = {
     "dropout above one": (["federation.dropout=1.1"], "federation.dropout: .* less than or equal to 1"),
     "seed below nothing": (["seed=-1"], "seed: .* greater than or equal to 0"),
     "name that is a path": (["name=../up"], "name: .* match pattern"),
-    "typo in a key": (["client=5"], "Key 'client' is not in "),
-    "typo in a nested key": (["optimizer.rate=5"], "Key 'rate' is not in .*optimizer.rate"),
+    "typo in a key": (["client=5"], "client is not a key .*; did you mean clients"),
+    "typo in a nested key": (["optimizer.rate=5"], "optimizer.rate is not a key of the configuration"),
     "unknown key added": (["+colour=red"], "colour is not a key of the configuration"),
-    "grid without -m": (["clients=2,5"], "add --multirun"),
+    "values of a grid without -m": (["clients=2,5"], "add --multirun"),
     "no syntax at all": (["clients=[2"], "input .\\[2"),
 }
 
@@ -272,13 +285,21 @@ def test_a_damaged_data_file_is_named(
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
-def test_bad_cells_of_a_sweep_do_not_stop_the_good_ones(
+def test_a_sweep_is_refused_as_a_whole_with_every_bad_cell_named(
     command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["rounds=0", "logger=none", "evaluation.grid=0", "evaluation.samples=0"]
-    assert command("-m", "clients=0,2", *small) == 2
-    assert "clients: input should be greater than or equal to 1, got 0" in capfd.readouterr().err
-    assert len(list(tmp_path.glob("runs/default/*/result.json"))) == 1
+    asked = ["-m", "clients=2,0,1438", "method=FULL,FULLL", "rounds=0", "logger=none", "evaluation.samples=0"]
+    assert command(*asked) == 2
+    found = re.findall(r"\[([^]]*)\] ([^;]*)", capfd.readouterr().err)
+    messages = dict(found)
+    assert messages.keys() == {
+        *(f"clients={clients} method=FULL" for clients in (0, 1438)),
+        *(f"clients={clients} method=FULLL" for clients in (2, 0, 1438)),
+    }
+    assert "got 0" in messages["clients=0 method=FULL"]
+    assert "at most 1437" in messages["clients=1438 method=FULL"]
+    assert "method/FULLL" in messages["clients=2 method=FULLL"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("bad", ["clients=0,-1", "method=FULL,FULLL"])

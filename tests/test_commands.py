@@ -1,20 +1,73 @@
-"""python -m fedlight.sample and python -m fedlight.prepare."""
+"""python -m fedlight.sample, fedlight.export and fedlight.prepare."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, Cell, invoke
+import yaml
+from conftest import SLICE_PREFIXES, SMALL, Cell, invoke
 from PIL import Image
+from safetensors.torch import load_file
 
-from fedlight import prepare, sample
+from fedlight import export, prepare, sample
+from fedlight.__main__ import main as fedlight_main
 from fedlight.evaluation import classifier
 from fedlight.experiment.finished import open_cell
+from fedlight.federation.site import client_memory
 
 MakeCell = Callable[..., Cell]
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+# ---- fedlight VERB
+
+
+def test_a_verb_of_the_command_is_the_module_of_that_name(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert invoke("run", "clients=0", main=fedlight_main) == 2
+    assert "clients: input should be greater" in capfd.readouterr().err
+    assert invoke("sweeps", "status", "nowhere", main=fedlight_main) == 2
+    assert "nowhere is no folder" in capfd.readouterr().err
+    assert invoke("ru", main=fedlight_main) == 2
+    assert "unknown verb ru; there are run, sweeps" in capfd.readouterr().err
+
+
+def test_the_shell_completes_verbs_keys_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("completion", main=fedlight_main) == 0
+    script = capsys.readouterr().out
+
+    def complete(line: str) -> set[str]:
+        typed = line.split(" ")
+        ask = f"COMP_LINE={line!r}; COMP_POINT={len(line)}; COMP_CWORD={len(typed) - 1}; COMP_WORDS=({line})"
+        ask += '; _fedlight; printf "%s\\n" "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    assert complete("fedlight s") == {"sweeps", "sample"}
+    assert complete("fedlight run partition=la") == {"label_skew"}
+    assert complete("fedlight run -m evaluation.st") == {"evaluation.steps="}
+    assert complete("fedlight run sweeps=de") == {"demo"}
+
+
+def test_help_says_what_every_key_means_and_what_may_be_chosen(capfd: pytest.CaptureFixture[str]) -> None:
+    assert invoke("--help") == 0
+    told = capfd.readouterr().out
+    for group in ("evaluation", "trainer", "method", "data", "partition", "optimizer"):
+        files = (CONFIGS / group).glob("*.yaml")
+        keys = {key for file in files for key in yaml.safe_load(file.read_text())}
+        for key in keys - {"name", "source", "deal", "_target_", "fused"}:
+            assert re.search(rf"^  {group}\.{key} +\S", told, re.MULTILINE), key
+    for group, choice in (("sweeps", "demo"), ("hydra/launcher", "slurm"), ("method", "UDEC")):
+        section = told.partition(f"\n{group}=...")[2].partition("\n\n")[0]
+        assert re.search(rf"^ +{choice} +\S", section, re.MULTILINE), group
 
 
 # ---- sample
@@ -33,6 +86,20 @@ def test_images_of_the_federated_model_come_as_a_grid_or_each_in_a_file(
     assert [file.name for file in files] == [f"{number:05d}.png" for number in range(5)]
     found = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files]))
     assert torch.equal(found, open_cell(made.folder).draw(None, 5, seed=0)[:, 0])
+
+    assert invoke(folder, "--images=5", "--scale=8", "--out=large", main=sample.main) == 0
+    assert invoke(folder, "--images=5", "--scale=3", "--animate", main=sample.main) == 0
+    large = np.asarray(Image.open(tmp_path / "large" / "00004.png"))
+    assert (large == np.kron(found[4].numpy(), np.ones((8, 8), np.uint8))).all()
+    with Image.open(tmp_path / "grid.gif") as film:
+        assert (film.n_frames, film.size) == (
+            2,
+            (3 * (3 * 8 + 2), 3 * (2 * 8 + 1)),
+        )  # two steps; 3 x 2 images
+        film.seek(1)
+        corner = np.asarray(film.convert("L"))[1 : 3 * 8 : 3, 1 : 3 * 8 : 3]
+    assert (corner == found[0].numpy()).all()
+    assert invoke(folder, "--animate", "--out=film.png", main=sample.main) == 2
 
 
 def test_each_client_draws_from_its_own_model_and_the_seed_decides(cell: MakeCell, tmp_path: Path) -> None:
@@ -88,6 +155,51 @@ def test_a_folder_without_a_completed_cell_is_told(
         capfd.readouterr()
         assert invoke(str(place), main=sample.main) == 2
         assert capfd.readouterr().err.endswith(message)
+
+
+# ---- export
+
+WITHOUT_FEDLIGHT = """
+import sys
+sys.modules["fedlight"] = None  # importing it fails
+from diffusers import DDPMPipeline
+from safetensors.torch import save_file
+pipeline = DDPMPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+save_file(pipeline.unet.state_dict(), sys.argv[2])
+assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
+"""
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_the_client_s_own_and_loads_where_fedlight_is_not(
+    cell: MakeCell, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cell("method=UDEC", "clients=2")
+    assert not (made.folder / "model").exists()
+    before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
+    assert invoke(str(made.folder), "--client=1", "--out=out", main=export.main) == 0
+    assert 'DDPMPipeline.from_pretrained("out", trust_remote_code=True)' in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()} == before
+
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    typed = [sys.executable, "-c", WITHOUT_FEDLIGHT, "out", "loaded.safetensors"]
+    subprocess.run(typed, cwd=tmp_path, check=True)
+    loaded = load_file(tmp_path / "loaded.safetensors")
+    memory = client_memory(made.folder / "checkpoint", made.folder.name).read(1, 2)["model"]
+    private = [name for name in loaded if not name.startswith(SLICE_PREFIXES["decoder"])]
+    assert {f"unet.{name}" for name in private} == memory.keys()
+    assert all(torch.equal(loaded[name], memory[f"unet.{name}"]) for name in private)
+    assert invoke(str(made.folder), "--client=0", "--out=out", main=export.main) == 2
+    assert "out is there already" in capsys.readouterr().err
+
+
+def test_only_what_is_trained_is_exported(
+    cell: MakeCell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = cell("method=UDEC", "clients=2", "rounds=0")
+    assert invoke(str(made.folder), "--out=out", main=export.main) == 2
+    assert "choose one with --client 0 to 1" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
 # ---- prepare

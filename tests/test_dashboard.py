@@ -57,19 +57,11 @@ def test_the_specification_passes_the_library_s_own_validation(specification: di
         assert tables == ["cells"]
 
 
-def test_without_a_key_the_specification_goes_to_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run_dashboard(monkeypatch, "--entity", "team") == 0
-    assert "not sent; specification in dashboard.json" in capsys.readouterr().out
-    assert json.loads((tmp_path / "dashboard.json").read_text()).keys() == {"workspace", "report"}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--entity is needed"),
+        (["--entity", "team"], "no key, or WANDB_MODE says offline"),
         (["--entity", "team", "--out", "no/such/folder/file"], "--out: cannot write to no/such"),
     ],
 )
@@ -85,3 +77,4 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     assert run_dashboard(monkeypatch, *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+    assert list(tmp_path.iterdir()) == []

@@ -358,7 +358,7 @@ def test_attributes_that_are_not_four_known_ones_are_told(
 
 def test_other_attributes_need_no_new_decoding(celeba_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_celeba(celeba_root)
-    monkeypatch.setattr(decoded, "_read", None)
+    monkeypatch.setattr(decoded, "_try_read", None)
     after = load_celeba(celeba_root, list(ATTRIBUTES[:4]))
     assert torch.equal(before.train.pixels, after.train.pixels)
     assert after.train.labels.tolist() == [0b0010, 0b0101]
@@ -380,7 +380,7 @@ def test_other_attributes_need_no_new_decoding(celeba_root: Path, monkeypatch: p
         ("list_eval_partition.txt", "000001.jpg 0\n000002.jpg 7\n", "broken at '000002.jpg 7'"),
         ("list_eval_partition.txt", "000001.jpg 0\n000002.jpg 1\n", "must name images to train on"),
         ("img_align_celeba/000002.jpg", None, "000002.jpg cannot be read"),
-        ("img_align_celeba/000002.jpg", "no image", "000002.jpg cannot be read as an image"),
+        ("img_align_celeba/000002.jpg", "no image", "000002.jpg \\("),
     ],
 )
 def test_a_broken_celeba_file_is_named(celeba_root: Path, name: str, content: str | None, told: str) -> None:
@@ -397,7 +397,10 @@ def test_a_failed_download_of_celeba_says_what_to_do(tmp_path: Path, monkeypatch
         raise RuntimeError("the quota is used up")
 
     monkeypatch.setattr("torchvision.datasets.CelebA", fail)
-    with pytest.raises(BadInput, match=r"CelebA .* \(the quota is used up\): set data\.root"):
+    with pytest.raises(
+        BadInput,
+        match=r"CelebA .* \(the quota is used up\): pip install .*fedlight\[celeba\].* or set data\.root",
+    ):
         celeba.load(None, str(tmp_path), 64, 3, CHOSEN)
 
 
@@ -539,21 +542,49 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
 
 
-def sixteen_bits(path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(path)
+def floats(path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(path, "TIFF")
 
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda path: path.write_bytes(b""), lambda path: path.write_text("%!PS-Adobe"), truncated, sixteen_bits],
+    [lambda path: path.write_bytes(b""), lambda path: path.write_text("%!PS-Adobe"), truncated, floats],
 )
 def test_an_image_that_cannot_be_read_is_named_and_nothing_is_cached(
     pictures: Path, damage: Callable[[Path], object]
 ) -> None:
     damage(pictures / "b" / "107.png")
-    with pytest.raises(BadInput, match=r"b/107\.png cannot be read as an image"):
+    with pytest.raises(BadInput, match=r"1 of \d+ files cannot be read .*b/107\.png \("):
         load_folder(pictures)
     assert not list(pictures.parent.glob("cache/**/*.npy"))
+
+
+def test_images_of_sixteen_bits_are_read_by_their_upper_eight(pictures: Path) -> None:
+    before = load_folder(pictures)
+    for path in pictures.rglob("*.png"):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        Image.fromarray(grey * 256 + 77).save(path)
+        assert Image.open(path).mode.startswith("I")
+    after = load_folder(pictures)
+    assert torch.equal(after.train.pixels, before.train.pixels)
+    assert torch.equal(after.test.pixels, before.test.pixels)
+
+
+def test_files_that_cannot_be_read_are_all_named_or_left_out(pictures: Path) -> None:
+    whole = load_folder(pictures)
+    shown = sorted([*greys(whole.train), *greys(whole.test)])
+    broken = [pictures / "b" / "107.png", *sorted((pictures / "a").glob("*.png"))[:1]]
+    lost = [int(np.asarray(Image.open(path).convert("L"))[0, 0]) for path in broken]
+    for path in broken:
+        path.write_bytes(b"")
+    with pytest.raises(BadInput) as refusal:
+        load_folder(pictures)
+    assert all(str(path) in str(refusal.value) for path in broken)
+    for _ in range(2):  # decoded, and from the cache
+        left = image_folder.load(str(pictures), str(pictures.parent / "cache"), 4, 1, skip_unreadable=True)
+        assert sorted([*greys(left.train), *greys(left.test), *lost]) == shown
+    with pytest.raises(BadInput, match="2 of"):
+        load_folder(pictures)
 
 
 def test_a_folder_without_images_is_told(pictures: Path, tmp_path: Path) -> None:
@@ -597,7 +628,7 @@ def test_decoded_images_are_mapped_and_never_written_to(pictures: Path) -> None:
 
 def test_images_are_decoded_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_folder(pictures)
-    monkeypatch.setattr(decoded, "_read", None)
+    monkeypatch.setattr(decoded, "_try_read", None)
     second = load_folder(pictures)
     assert torch.equal(first.train.pixels, second.train.pixels)
     assert torch.equal(first.test.pixels, second.test.pixels)

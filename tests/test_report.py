@@ -282,6 +282,23 @@ def test_every_swept_key_is_a_column_by_which_cells_differ(
 
 
 @pytest.mark.slow
+def test_a_swept_key_is_a_column_though_another_one_goes_with_it(sweep: Path) -> None:
+    cells = {}
+    for rate, epochs, data in ((0.1, 2, "digits"), (0.01, 5, "digits"), (0.1, 2, "fmnist")):
+        made = write_cell(sweep, data=data, sections={"optimizer": {"lr": rate}, "epochs": epochs})
+        typed = [f"optimizer.lr={rate}", f"epochs={epochs}", f"data={data}"]
+        cells[made.name] = PlannedCell(typed, rounds=2)
+    Launch(["-m"], str(sweep), this_process(), cells).write(sweep)
+    run_report(sweep)
+    report = sweep / "report"
+    for name, count in (("digits_classifier", 2), ("fmnist_classifier", 1)):
+        lines = rows(report / f"{name}_cells.csv")
+        assert len({(line["optimizer.lr"], line["epochs"], line["data"]) for line in lines}) == count
+    lines = rows(report / "digits_classifier_table.csv")
+    assert {(line["optimizer.lr"], line["epochs"]) for line in lines} == {("0.1", "2"), ("0.01", "5")}
+
+
+@pytest.mark.slow
 def test_settings_are_sorted_by_their_numbers(sweep: Path) -> None:
     for epochs in (10, 2, 5):
         write_cell(sweep, sections={"epochs": epochs})

@@ -167,7 +167,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str,
 
     def run(method: str) -> dict[str, Any]:
         if method not in known:
-            runner = Runner(tmp_path_factory.mktemp("quiet") / method, *f"method={method}".split())
+            runner = Runner(tmp_path_factory.mktemp("quiet") / "cell", *f"method={method}".split())
             assert runner.run() == 0, runner.err
             known[method] = {"outcome": outcome(runner.cell), "instants": runner.instants}
             assert sum(runner.updates.values()) == UPDATES
@@ -187,7 +187,7 @@ def kill_points(instants: list[str], seed: int) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["UDEC", "USPLIT", "ULATDEC transform=best"])
+@pytest.mark.parametrize("method", ["UDEC", "USPLIT", "ULATDEC transform=best"], ids=str.lower)
 def test_a_cell_killed_at_any_instant_ends_the_same(
     method: str, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
 ) -> None:

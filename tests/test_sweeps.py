@@ -19,6 +19,7 @@ from joblib import Parallel, delayed
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from fedlight import sweeps
+from fedlight.reporting.numbers import data_volume
 from fedlight.runs.plan import Launch, PlannedCell
 from fedlight.runtime.lock import HOLDER, this_process
 from hydra_plugins.fedlight_sweeps.local import OnOneGPU
@@ -143,10 +144,13 @@ def test_a_folder_that_is_no_sweep_is_refused(
     assert call(command, str(tmp_path / "nowhere")) == 2
     assert re.fullmatch(r"fedlight: error: \S+ is no folder; .*\n", capsys.readouterr().err)
     Launch([], "", DEAD, {"cell": PlannedCell([], rounds=5)}).write(tmp_path / "demo")
-    assert call(command, str(tmp_path)) == 2
-    assert re.fullmatch(
-        r"fedlight: error: \S+ is no sweep: .*; the sweeps in it: demo\n", capsys.readouterr().err
-    )
+    if command == "status":
+        assert call(command, str(tmp_path)) == 0
+        assert capsys.readouterr().out == f"{tmp_path / 'demo'}: 1 cells: 1 missing\n"
+    else:
+        assert call(command, str(tmp_path)) == 2
+        refusal = r"fedlight: error: \S+ is no sweep: .*; the sweeps in it: demo\n"
+        assert re.fullmatch(refusal, capsys.readouterr().err)
 
 
 SWEEP = ["-m", "method=FULL,UDEC", "clients=2", "name=grid"]
@@ -171,6 +175,8 @@ def test_retry_runs_what_is_not_done_and_nothing_else(
     assert done.stat().st_mtime_ns == written
     assert json.loads(broken.read_text())["state_sha256"] == results[broken]["state_sha256"]
     assert {cell["state"] for cell in states(Path("runs/grid"), capsys).values()} == {"done"}
+    assert call("retry", "runs/grid") == 0
+    assert capsys.readouterr().out == "nothing to retry; runs/grid: 2 cells: 2 done\n"
 
 
 def test_cells_that_are_done_are_not_launched_again(
@@ -182,6 +188,25 @@ def test_cells_that_are_done_are_not_launched_again(
     out = capsys.readouterr().out
     assert out.count("done already") == 2
     assert "Launching 2 jobs" in out
+
+
+def test_a_dry_run_counts_what_the_cells_then_exchange_and_runs_nothing(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ["method=USPLIT,UDEC", "-m", "name=grid", *TINY, "rounds=2", "clients=3", "fraction=0.7"]
+    assert command("--dry", *grid) == 0
+    assert list(tmp_path.iterdir()) == []
+    told = capsys.readouterr().out
+    assert command(*grid) == 0
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/grid/*/result.json")]
+    assert len(results) == 2
+    for result in results:
+        volume = data_volume(result["exchange"]["bytes_total"])
+        # two of three clients a round, each with a batch of 13 or 14 images
+        assert re.search(rf"{result['cell']} +. missing . +4 . +{volume}", told), told
+    capsys.readouterr()
+    assert command("--dry", *grid) == 0
+    assert "2 cells, 2 done\n" in capsys.readouterr().out
 
 
 def test_a_cell_that_a_grid_names_twice_is_run_once(
@@ -242,8 +267,30 @@ def test_a_grid_has_the_cells_that_it_promises(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(GRIDS))
 def test_a_grid_is_a_cell_that_can_be_run(command: Command, tmp_path: Path, name: str) -> None:
     small = ["rounds=0", "logger=none", "evaluation.grid=0", "data=digits", "model=tiny"]
-    assert command(f"sweeps={name}", *small) == 0
+    params = yaml.safe_load(GRIDS[name].read_text())["hydra"]["sweeper"]["params"]
+    first = [f"{key}={str(values).split(',')[0]}" for key, values in params.items()]
+    assert command(f"sweeps={name}", *first, *small) == 0
     assert len(list(tmp_path.glob(f"runs/{name}/*/result.json"))) == 1
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_where_it_was_stopped_and_asks_for_the_same_cells(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.metric=train_loss", *TINY, "clients=2"]
+    asked += ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "method=FULL,UDEC"]
+
+    def search(name: str, trials: int) -> dict[str, float]:
+        assert command(*asked, f"name={name}", f"hydra.sweeper.n_trials={trials}") == 0
+        results = (json.loads(path.read_text()) for path in tmp_path.glob(f"runs/{name}/*/result.json"))
+        return {result["cell"]: result["train_loss"] for result in results}
+
+    found = search("whole", 4)
+    assert len(found) == 4
+    assert f"best of 4: train_loss {min(found.values()):.4g} with optimizer.lr=" in capsys.readouterr().out
+    assert len(search("parts", 2)) == 2
+    assert search("parts", 4) == found
+    assert capsys.readouterr().out.count("done already") == 2
 
 
 @pytest.mark.slow

@@ -32,7 +32,8 @@ def load(
     """
     folder = Path(cache if root is None else root) / FOLDER
     if root is None:
-        download(folder, _fetch, "CelebA", f"set data.root to a folder that holds {FOLDER}")
+        advice = f"pip install 'fedlight[celeba]' for gdown, or set data.root to a folder that holds {FOLDER}"
+        download(folder, _fetch, "CelebA", advice)
     elif not folder.is_dir():
         raise BadInput(f"data.root: no folder {FOLDER} in {root}")
     attributes = tuple(attributes or ())
@@ -43,7 +44,7 @@ def load(
     if unlabelled:
         raise BadInput(f"data.root: {folder}/list_attr_celeba.txt lacks {unlabelled[0]}; fetch it again")
     files = [folder / "img_align_celeba" / name for name in names]
-    pixels = decode("celeba", files, cache, image_size, channels)
+    pixels, _ = decode("celeba", files, cache, image_size, channels)
     labels = np.array([label_of[name] for name in names], np.int64)
     train = len(parts[TRAIN])
     return Dataset(

@@ -23,8 +23,16 @@ class Images:
     labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        assert self.pixels.dtype == torch.uint8
-        assert self.pixels.ndim == 4
+        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
+            raise BadInput(
+                "data: pixels must be torch.uint8 of shape (n, channels, height, width), got "
+                f"{self.pixels.dtype} of shape {tuple(self.pixels.shape)}"
+            )
+        if self.labels.dtype != np.int64 or self.labels.ndim != 1:
+            raise BadInput(
+                "data: labels must be numpy.int64 of shape (n,), got "
+                f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
+            )
         if len(self.pixels) == 0 or len(self.labels) != len(self.pixels):
             raise BadInput(f"data: {len(self.pixels)} images with {len(self.labels)} labels")
 

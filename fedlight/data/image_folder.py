@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
@@ -13,7 +14,9 @@ from fedlight.runtime.errors import BadInput
 ONE_CLASS = "all"
 
 
-def load(root: str | None, cache: str, image_size: int, channels: int) -> Dataset:
+def load(
+    root: str | None, cache: str, image_size: int, channels: int, skip_unreadable: bool = False
+) -> Dataset:
     """Reads the images, cut to their central square and resized.
 
     Args:
@@ -21,9 +24,10 @@ def load(root: str | None, cache: str, image_size: int, channels: int) -> Datase
         cache: the folder that decoded images go to.
         image_size: in pixels.
         channels: 1 for grey, 3 for RGB.
+        skip_unreadable: whether files that cannot be read as images are left out; else they are an error.
 
     Raises:
-        BadInput: no folder, a class without images, none with two, or an image that cannot be read.
+        BadInput: no folder, a class without images, none with two, or images that cannot be read.
     """
     if root is None:
         raise BadInput(
@@ -38,10 +42,17 @@ def load(root: str | None, cache: str, image_size: int, channels: int) -> Datase
             f"data.root: no class in {root} has two images, so that one can be held out for testing"
         )
     chosen = np.concatenate([train, test])
-    pixels = decode("image_folder", [files[position] for position in chosen], cache, image_size, channels)
+    asked = [files[position] for position in chosen]
+    pixels, whole = decode("image_folder", asked, cache, image_size, channels, skip_unreadable)
+    splits = [
+        Images(pixels[part], labels[chosen[part]])
+        if whole[part].all()
+        else Images(pixels[part][torch.from_numpy(whole[part])], labels[chosen[part]][whole[part]])
+        for part in (slice(len(train)), slice(len(train), None))
+    ]
     return Dataset(
-        train=Images(pixels[: len(train)], labels[train]),
-        test=Images(pixels[len(train) :], labels[test]),
+        train=splits[0],
+        test=splits[1],
         classes=tuple(files_of),
     )
 

@@ -61,6 +61,7 @@ def sample(
     batch_size: int = BATCH,
     workers: int = 1,
     on_step: Callable[[], None] = lambda: None,
+    on_frame: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Draws images.
 
@@ -77,6 +78,7 @@ def sample(
         batch_size: images denoised at once.
         workers: Python threads that denoise a batch each; the images do not depend on it.
         on_step: called after each denoising step of each batch, by one thread at a time.
+        on_frame: is given the images of the batch as they then are, uint8, on the CPU.
 
     Returns:
         The images, uint8 in 0..255, on the CPU, of the given shape.
@@ -110,7 +112,9 @@ def sample(
             x_t = scheduler.step(eps, t, x_t, generator=generator).prev_sample
             with telling:
                 on_step()
-        return x_t.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()
+                if on_frame is not None:
+                    on_frame(_to_bytes(x_t))
+        return _to_bytes(x_t)
 
     training = unet.training
     unet.eval()
@@ -149,3 +153,8 @@ def _noise(predicted: Tensor, x_t: Tensor, alpha_bar: Tensor, *, velocity: bool)
     else:
         x_0 = (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
     return (x_t - alpha_bar.sqrt() * x_0.clamp(-1, 1)) / (1 - alpha_bar).sqrt()
+
+
+def _to_bytes(x: Tensor) -> Tensor:
+    """Floats in [-1, 1] to bytes, on the CPU."""
+    return x.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()

@@ -72,6 +72,22 @@ class Extractor:
         return Features(values, logits)
 
 
+def check_classifier(classes: int, side: int) -> None:
+    """Raises BadInput where a data set has no labels, or images, `side` pixels wide, that are too small."""
+    if classes < 2:
+        raise BadInput(
+            "evaluation.extractor=classifier needs labels, and all images of the data set are of one class: "
+            "put each class into a sub-folder of its own, or set evaluation.extractor=inception, or "
+            "evaluation.samples=0 for no scores"
+        )
+    if side < classifier.SMALLEST:
+        raise BadInput(
+            f"evaluation.extractor=classifier needs images of at least {classifier.SMALLEST}x"
+            f"{classifier.SMALLEST}, got {side}x{side}: set evaluation.extractor=inception, which enlarges "
+            "them, or evaluation.samples=0 for no scores"
+        )
+
+
 def make_classifier(
     name: str,
     train_set: tuple[Tensor, Tensor],
@@ -89,23 +105,7 @@ def make_classifier(
         classes: the number of its labels.
         cache: fedlight's cache folder.
         device: to extract on; it is always trained on the CPU.
-
-    Raises:
-        BadInput: the data set has no labels, or its images are too small.
     """
-    side = train_set[0].shape[-1]
-    if classes < 2:
-        raise BadInput(
-            "evaluation.extractor=classifier needs labels, and all images of the data set are of one class: "
-            "put each class into a sub-folder of its own, or set evaluation.extractor=inception, or "
-            "evaluation.samples=0 for no scores"
-        )
-    if side < classifier.SMALLEST:
-        raise BadInput(
-            f"evaluation.extractor=classifier needs images of at least {classifier.SMALLEST}x"
-            f"{classifier.SMALLEST}, got {side}x{side}: set evaluation.extractor=inception, which enlarges "
-            "them, or evaluation.samples=0 for no scores"
-        )
     content = tensors_sha256([*train_set, *test_set])[:16]
     path = Path(cache) / "classifier" / f"{name}-v{classifier.VERSION}-{content}.safetensors"
 

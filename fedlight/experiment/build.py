@@ -3,21 +3,18 @@
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import ModelMixin
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities import registry
 from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlight.config import CellConfig
@@ -28,12 +25,13 @@ from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.depthwise import use_plain_layers
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.evaluation.evaluator import Evaluator
-from fedlight.evaluation.extractor import Extractor, make_classifier, make_inception
+from fedlight.evaluation.extractor import Extractor, check_classifier, make_classifier, make_inception
 from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
 from fedlight.experiment.evaluate import draw_and_score
+from fedlight.experiment.extensions import make_extension
 from fedlight.experiment.guarantee import (
     EXAMPLE,
     check_privacy,
@@ -56,7 +54,7 @@ from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.processes import Processes
 from fedlight.federation.transport.transport import Surroundings, Transport
 from fedlight.runtime.cores import CORES
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, told
 from fedlight.runtime.memory import keep_freed_memory
 from fedlight.runtime.precision import FULL, best_precision
 from fedlight.runtime.seeds import derive_seed
@@ -177,8 +175,49 @@ def build(settings: CellConfig) -> Components:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(settings.trainer.threads or CORES)
     whole = load_data(settings)
+    components = assemble(settings, whole)
+    if not settings.evaluation.samples:
+        return components
+    return replace(components, evaluator=make_evaluator(settings, whole, components))
+
+
+_loaded: tuple[str, Dataset] | None = None  # by `check` last, and the configuration of it
+
+
+def check(settings: CellConfig, elsewhere: bool) -> Components | None:
+    """Builds a cell as a trial, all but what its scores need: nothing is written or trained.
+
+    Args:
+        settings: of the cell.
+        elsewhere: the cell will run on another machine, which may have data and devices that this one lacks.
+
+    Returns:
+        What was built; None where its data are not here.
+
+    Raises:
+        BadInput: some component cannot be made as asked, or they do not fit each other.
+    """
+    global _loaded
+    if elsewhere:
+        trainer = settings.trainer.model_copy(update={"accelerator": "cpu"})
+        settings = settings.model_copy(update={"trainer": trainer})
+    asked = settings.data.model_dump_json()
+    if _loaded is None or _loaded[0] != asked:
+        try:
+            _loaded = asked, load_data(settings)
+        except BadInput:
+            if elsewhere:
+                return None
+            raise
+    components = assemble(settings, _loaded[1])
+    if settings.evaluation.samples:
+        check_evaluation(settings, components.dataset)
+    return components
+
+
+def assemble(settings: CellConfig, whole: Dataset) -> Components:
+    """What a cell is built of, but its evaluator."""
     dataset = Dataset(whole.train.first(settings.data.limit), whole.test, whole.classes)
-    shape = settings.data.shape
     deal = instantiate(settings.partition.deal, _partial_=True)
     try:
         shares = deal(dataset.train.labels, settings.clients)
@@ -192,15 +231,9 @@ def build(settings: CellConfig) -> Components:
     try:
         device = make_trainer().strategy.root_device
         module.configure_optimizers()
-        with torch.no_grad():
-            condition = (
-                {"class_labels": torch.zeros(1, dtype=torch.int64)} if settings.model.conditional else {}
-            )
-            predicted = module.unet(torch.zeros(1, *shape), 0, **condition).sample
     except Exception as error:  # each library has errors of its own
-        raise BadInput(f"model, optimizer or trainer: {error}") from error
-    if predicted.shape != (1, *shape):
-        raise BadInput(f"model.unet predicts {tuple(predicted.shape[1:])} for images of {shape}")
+        raise BadInput(f"optimizer or trainer: {error or type(error).__name__}") from error
+    _try_unet(settings, module)
     if settings.privacy and settings.privacy.name == EXAMPLE:
         use_plain_layers(module)
     if settings.trainer.compile:
@@ -208,13 +241,29 @@ def build(settings: CellConfig) -> Components:
     algorithm = make_algorithm(settings)
     check_privacy(settings, method, algorithm, slices.select(method.uplink, module.state_dict()))
     codec = make_codec(settings, method)
-    parts = [pool(shares)] if method.pool else shares
-    held = count_labels(dataset.train.labels, parts, len(dataset.classes)) > 0
-    scored = settings.evaluation.samples > 0
-    evaluator = make_evaluator(settings, whole, dataset, held, device) if scored else None
     return Components(
-        settings, dataset, shares, module, slices, method, algorithm, codec, make_trainer, device, evaluator
+        settings, dataset, shares, module, slices, method, algorithm, codec, make_trainer, device, None
     )
+
+
+def _try_unet(settings: CellConfig, module: DDPM) -> None:
+    """Raises BadInput where the UNet does not predict a noise of the shape and type of an image."""
+    x_t = torch.zeros(1, *settings.data.shape)
+    labels = {"class_labels": torch.zeros(1, dtype=torch.int64)} if settings.model.conditional else {}
+    backbone = f"model.unet {settings.model.unet.get('_target_')}"
+    try:
+        with torch.no_grad():
+            predicted = module.unet(x_t, 0, **labels).sample
+        found = predicted.dtype, tuple(predicted.shape[1:])
+    except BadInput:
+        raise
+    except Exception as error:  # it may be a user's own
+        call = f"unet(x_t, t).sample with x_t of {x_t.dtype} and shape (n, {settings.data.shape})"
+        raise BadInput(f"{backbone}, called as {call}: {told(error)}") from error
+    if found != (x_t.dtype, settings.data.shape):
+        raise BadInput(
+            f"{backbone} predicts {found[1]} of {found[0]} for images of {settings.data.shape} of {x_t.dtype}"
+        )
 
 
 def make_server(
@@ -264,31 +313,17 @@ def make_codec(settings: CellConfig, method: Method) -> Codec:
     return Codec(up, down, settings.transform.seeded_start)
 
 
-def make_extension(group: str, node: dict[str, Any], *arguments: Any) -> Any:
-    """Makes what `_target_` of a node names, which may be a user's own; its `name` is for people.
-
-    Raises:
-        BadInput: it cannot be made.
-    """
-    node = {key: value for key, value in node.items() if key != "name"}
-    try:
-        return instantiate(node, *arguments)
-    except HydraException as error:
-        if isinstance(error.__cause__, BadInput):
-            raise error.__cause__ from None
-        raise BadInput(f"{group}: {error.__cause__ or error}") from error
-
-
 def load_data(settings: CellConfig) -> Dataset:
     """The whole data set, whatever `data.limit` says.
 
     Raises:
         BadInput: it cannot be had, or its images are not of the shape that the configuration says.
     """
-    try:
-        dataset: Dataset = instantiate(settings.data.source)
-    except OSError as error:
-        raise BadInput(f"data: {error}") from error
+    source = settings.data.source
+    more = {"skip_unreadable": True} if settings.data.skip_unreadable else {}
+    dataset = make_extension("data", source, **more)
+    if not isinstance(dataset, Dataset):
+        raise BadInput(f"data {source['_target_']} must return a Dataset, got {type(dataset).__name__}")
     shape = settings.data.shape
     if tuple(dataset.train.pixels.shape[1:]) != shape:
         raise BadInput(
@@ -331,7 +366,7 @@ def make_module(settings: CellConfig, classes: int) -> tuple[DDPM, SliceMap]:
         )
     elif settings.evaluation.guidance != 1:
         raise BadInput(f"evaluation.guidance={settings.evaluation.guidance} needs model.conditional=true")
-    unet = instantiate(settings.model.unet, _convert_="all", **labels)
+    unet = make_extension("model.unet", settings.model.unet, _convert_="all", **labels)
     if not isinstance(unet, ModelMixin):
         raise BadInput(f"model.unet must be a diffusers model (ModelMixin), got {type(unet).__name__}")
     module = DDPM(
@@ -372,25 +407,32 @@ def worker_room(settings: CellConfig, device: torch.device) -> int:
     return settings.trainer.workers or max(1, room)
 
 
-def make_evaluator(
-    settings: CellConfig, whole: Dataset, dataset: Dataset, held: NDArray[np.bool_], device: torch.device
-) -> Evaluator:
+def check_evaluation(settings: CellConfig, dataset: Dataset) -> None:
+    """Raises BadInput where the extractor does not fit the data, or images are too few."""
+    asked = settings.evaluation
+    reference = dataset.train if asked.reference == "train" else dataset.test
+    check_budget(asked.samples, len(reference), asked.reference, asked.extractor)
+    if asked.extractor == "classifier":
+        check_classifier(len(dataset.classes), settings.data.image_size)
+
+
+def make_evaluator(settings: CellConfig, whole: Dataset, components: Components) -> Evaluator:
     """The evaluator of the cell's images: extractor and reference, from the cache or made now.
 
     Args:
         settings: of the cell.
         whole: all images, which the classifier learns from.
-        dataset: what is compared with; its training images are those of the federation.
-        held: whether a client has training images of a class, shape (clients, classes).
-        device: to extract features on.
+        components: of the cell; its training images, not all of them, are what is compared with.
 
     Raises:
         BadInput: the extractor does not fit the data, its weights are missing, or images are too few.
     """
-    asked = settings.evaluation
+    asked, dataset = settings.evaluation, components.dataset
+    check_evaluation(settings, dataset)
     splits = {"train": dataset.train, "test": dataset.test}
-    check_budget(asked.samples, len(splits[asked.reference]), asked.reference, asked.extractor)
-    extractor = make_extractor(settings, whole, device)
+    extractor = make_extractor(settings, whole, components.device)
+    shares = [pool(components.shares)] if components.method.pool else components.shares
+    held = count_labels(dataset.train.labels, shares, len(dataset.classes)) > 0
     references = {
         split: make_reference(images.pixels, extractor, asked.cache)
         for split, images in splits.items()
@@ -442,5 +484,10 @@ def _trainer_factory(settings: CellConfig) -> Callable[..., Trainer]:
         raise BadInput(
             "trainer.gradient_clip_val in mixed precision needs an optimizer that is not fused: add "
             "optimizer.fused=false"
+        )
+    if fused and settings.algorithm and asked["precision"] == "16-mixed":
+        raise BadInput(
+            "algorithm in 16-mixed precision needs an optimizer that is not fused, which hides the scale of "
+            "gradients: add optimizer.fused=false"
         )
     return partial(Trainer, **asked, **decided)

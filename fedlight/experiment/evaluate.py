@@ -192,6 +192,7 @@ def draw(
     labels: Tensor | None,
     workers: int = 1,
     on_step: Callable[[], None] = lambda: None,
+    on_frame: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Images of the model with the given state_dict, uint8, shape (images, channels, height, width).
 
@@ -210,6 +211,7 @@ def draw(
         guidance=settings.evaluation.guidance,
         workers=workers,
         on_step=on_step,
+        on_frame=on_frame,
     )
     module.cpu()
     return drawn

@@ -8,15 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
 from fedlight.config import CellConfig
 from fedlight.data.partition import count_labels
-from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_server, precision
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
+from fedlight.experiment.extensions import blamed
 from fedlight.experiment.guarantee import Guarantee
+from fedlight.experiment.pretrained import save_pipeline
 from fedlight.federation.checkpoint import ServerCheckpoint, last_versions
 from fedlight.federation.cohort import cohort_size
 from fedlight.federation.ledger import Entry
@@ -29,7 +29,7 @@ from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
 from fedlight.runs.csv_files import write_partition
 from fedlight.runs.identity import SCHEMA, cell_folder, is_done, write_config
 from fedlight.runs.record import Record
-from fedlight.runtime.errors import BadInput, MemoryLost
+from fedlight.runtime.errors import BadInput, Damaged, Diverged, ExtensionFailed, MemoryLost
 from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.lock import BEAT, Hold
@@ -83,9 +83,18 @@ def run_cell(settings: CellConfig, held: Hold) -> None:
             log = CellLog(settings.logger, folder, settings.name, cell, plain)
         record.on_close = log.finish
         run = Run(folder, components, server, record, log, bars, stop, held)
-        run.federate()
+        try:
+            run.federate()
+        except (BadInput, Damaged, Diverged, OSError):
+            raise
+        except Exception as error:
+            if message := blamed(error, settings):
+                raise ExtensionFailed(message) from error
+            raise
         held.check()
-        _save_model(folder / "model", server, components.module)
+        if server.method.evaluate == "global":
+            components.module.load_state_dict(server.global_state())
+            save_pipeline(folder / "model", components.module)
         models = [path for path in sorted((folder / "model").rglob("*")) if path.is_file()]
         write_checksums(folder, [*models, *last_versions(folder / CHECKPOINT)])
         result["state_sha256"] = state_sha256(server.evaluated)
@@ -273,14 +282,3 @@ def _blank_result(cell: str, settings: CellConfig, server: Server) -> dict[str, 
         "machine": describe_machine() | {"precision": precision(settings)},
         "error": None,
     }
-
-
-def _save_model(folder: Path, server: Server, module: DDPM) -> None:
-    """Saves the global model in the layout of diffusers' `from_pretrained`."""
-    from diffusers import DDPMPipeline  # brings all of diffusers' models, a second or two
-
-    module.load_state_dict(server.global_state())
-    unet = module.denoiser.to(memory_format=torch.contiguous_format)
-    DDPMPipeline(unet, module.schedule).save_pretrained(folder)
-    for path in folder.rglob("*.safetensors"):  # for the user alone, whatever the umask says
-        path.chmod((folder / "model_index.json").stat().st_mode)

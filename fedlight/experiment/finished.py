@@ -1,5 +1,6 @@
 """A finished cell, opened again: its models as they were at the end. Nothing is written."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,14 @@ class FinishedCell:
             raise BadInput(f"{error}; run the cell again for the model of client {client}") from error
         return {**self.server.global_state(), **kept.get("model", {})}
 
-    def draw(self, client: int | None, images: int, seed: int, label: int | None = None) -> Tensor:
+    def draw(
+        self,
+        client: int | None,
+        images: int,
+        seed: int,
+        label: int | None = None,
+        on_frame: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
         """Images of a model, uint8, shape (images, channels, height, width), by the cell's own sampler.
 
         Args:
@@ -73,6 +81,7 @@ class FinishedCell:
             images: how many.
             seed: decides the images.
             label: of every image of a conditional model; None for each label in turn.
+            on_frame: is given the images after each denoising step.
 
         Raises:
             BadInput: there is no such model, or it knows no such label.
@@ -84,7 +93,9 @@ class FinishedCell:
             if not 0 <= label < self.classes:
                 raise BadInput(f"{self.folder.name}: labels are 0 to {self.classes - 1}, got {label}")
             labels = torch.full_like(labels, label)
-        return draw(self.module, DEVICE, self.state(client), self.settings, images, seed, labels)
+        return draw(
+            self.module, DEVICE, self.state(client), self.settings, images, seed, labels, on_frame=on_frame
+        )
 
 
 def open_cell(folder: Path, trust: bool = False) -> FinishedCell:

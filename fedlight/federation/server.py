@@ -18,7 +18,7 @@ from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
-from fedlight.runtime.errors import Damaged
+from fedlight.runtime.errors import BadInput, Damaged
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ class Server:
             theta, self.state = self._algorithm.step(
                 self._federated(), self._mean.result(), self._merged_extras(), self.state
             )
+            self._check_step(theta)
             self.theta.update(theta)
             self._update_average()
         self.round += 1
@@ -253,6 +254,16 @@ class Server:
         self._mean.add(values, weight)
         self.trained.add(update.client)
         self._losses[update.client] = update.num_examples, update.loss
+
+    def _check_step(self, theta: State) -> None:
+        """Raises BadInput where the algorithm's step returned what is no part of the global model."""
+        for name, tensor in theta.items():
+            held = self.theta.get(name)
+            expected = None if held is None else (held.dtype, tuple(held.shape))
+            if (found := (tensor.dtype, tuple(tensor.shape))) != expected:
+                wanted = "which is no part of the global model" if held is None else f"expected {expected}"
+                who = f"{type(self._algorithm).__module__}.{type(self._algorithm).__qualname__}"
+                raise BadInput(f"algorithm {who}: step returned {found} for {name}, {wanted}")
 
     def _check(self, update: Update) -> None:
         """Raises Damaged for an update that nobody asked for."""

@@ -1,6 +1,7 @@
 """The pictures of a cell: the grid of generated images and the heatmap of the partition."""
 
 from collections.abc import Sequence
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torchvision.utils import make_grid
 from fedlight.runtime.files import atomic
 
 COLUMNS = 16  # of a sample grid
+FRAME, LAST_FRAME = 150, 1500  # of an animation, in milliseconds
 
 
 def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> None:
@@ -53,11 +55,34 @@ def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> N
     _save(figure, path)
 
 
-def single_image(path: Path, image: Tensor) -> None:
-    """Writes one image, uint8, shape (channels, height, width), pixel by pixel."""
-    pixels = image.permute(1, 2, 0).numpy()
+def single_image(path: Path, image: Tensor, scale: int = 1) -> None:
+    """Writes one image, uint8, shape (channels, height, width), each pixel as a square of `scale`."""
     with atomic(path) as temporary:
-        Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(temporary, "PNG")
+        _enlarged(image, scale).save(temporary, "PNG")
+
+
+def pixel_grid(path: Path, images: Tensor, scale: int) -> None:
+    """Writes images, uint8, shape (n, channels, height, width), close together, nothing else beside them."""
+    single_image(path, _sheet(images), scale)
+
+
+def animation(path: Path, frames: Sequence[Tensor], scale: int) -> None:
+    """Writes a GIF; a frame is images, uint8, shape (n, channels, height, width); the last one stays."""
+    first, *others = [_enlarged(_sheet(images), scale) for images in frames]
+    times = [FRAME] * len(others) + [LAST_FRAME]
+    with atomic(path) as temporary:
+        first.save(temporary, "GIF", save_all=True, append_images=others, duration=times, loop=0)
+
+
+def _sheet(images: Tensor) -> Tensor:
+    across = min(COLUMNS, ceil(sqrt(len(images))))
+    return make_grid(images, nrow=across, padding=1, pad_value=255)[:, 1:-1, 1:-1]
+
+
+def _enlarged(image: Tensor, scale: int) -> Image.Image:
+    pixels = image.permute(1, 2, 0).numpy()
+    made = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
+    return made.resize((made.width * scale, made.height * scale), Image.Resampling.NEAREST)
 
 
 def memorisation_histogram(path: Path, generated: NDArray[Any], unseen: NDArray[Any], title: str) -> None:

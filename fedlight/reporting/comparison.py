@@ -212,14 +212,17 @@ def in_words(values: dict[str, Any]) -> str:
 def varying_keys(cells: Iterable[SweepCell], others: Collection[str]) -> list[str]:
     """Configuration keys in which cells differ, without those whose values follow from another key's.
 
-    The method and the number of clients decide nothing but the method's own keys: cells that differ in them
-    and in their rounds do not compare, and must not look as if they did.
+    A key that was typed, as a swept one is, follows from none. The method and the number of clients decide
+    nothing but the method's own keys: cells that differ in them and in their rounds do not compare, and must
+    not look as if they did.
 
     Args:
         cells: some cells.
         others: keys that are left out.
     """
+    cells = list(cells)
     configs = [cell.files.config for cell in cells if cell.files.config]
+    typed = {key for cell in cells for key in cell.typed}
     keys = {key for config in configs for key in config if key not in others and not changes_no_result(key)}
     kept: list[str] = []
     for key in sorted(keys, key=lambda key: (not key.endswith(".name"), key.count("."), key)):
@@ -230,7 +233,8 @@ def varying_keys(cells: Iterable[SweepCell], others: Collection[str]) -> list[st
         for config in configs:
             value = config.get(key)
             text = repr(None if value is False else value)  # a switch that is off may be left out
-            if seen.setdefault(repr([config.get(k) for k in deciding]), text) != text:
+            decided_by = () if key in typed else [config.get(k) for k in deciding]
+            if seen.setdefault(repr(decided_by), text) != text:
                 kept.append(key)
                 break
     return kept

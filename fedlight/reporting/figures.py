@@ -1,5 +1,6 @@
 """The figures of a comparison, one message each."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from fedlight.reporting.comparison import Comparison, in_words
 from fedlight.reporting.plots import INK, Plot
 
 WIDE = 40  # labels; more are not named at the axis
+ALIKE = 0.03  # of their mean, by which curves differ that a reader cannot tell apart
 LONG = 14  # characters of a label at the axis
 TRANSFORM = "transform.name"  # beside methods it is what decides how many bytes cross
 BAND = "Mean over seeds; the band is their standard deviation."
@@ -23,14 +25,19 @@ def plots(comparison: Comparison, prefix: str) -> list[Plot]:
         quality_exchange(comparison, prefix),
         client_spread(comparison, prefix),
         budget(comparison, prefix),
-        rounds_curve(comparison, f"{prefix}fid_rounds", "FID over rounds", BAND, "fid", "FID"),
-        rounds_curve(
-            comparison,
-            f"{prefix}train_loss_rounds",
-            "Training loss over rounds",
-            f"{BAND} A partial method's loss is that of its clients' own models on their own data.",
+        _evaluated_more_than_once(
+            rounds_curve(comparison, f"{prefix}fid_rounds", "FID over rounds", BAND, "fid", "FID")
+        ),
+        _where_methods_differ(
+            rounds_curve(
+                comparison,
+                f"{prefix}train_loss_rounds",
+                "Training loss over rounds",
+                f"{BAND} A partial method's loss is that of its clients' own models on their own data.",
+                "train_loss",
+                "training loss",
+            ),
             "train_loss",
-            "training loss",
         ),
         rounds_curve(
             comparison,
@@ -111,13 +118,12 @@ def _but_transform(settings: dict[str, Any]) -> dict[str, Any]:
 def budget(comparison: Comparison, prefix: str) -> Plot:
     """FID over the bytes so far: what a method is worth when it is stopped early."""
     rows = _history(comparison, "fid")
-    several = rows.groupby(["panel", "method"])["round"].transform("size") > 1
-    return Plot(
+    plot = Plot(
         f"{prefix}budget",
         "Quality at a budget",
         "FID after each evaluated round over the bytes exchanged so far: of two curves at the same height, "
         "the left one has paid less.",
-        rows[several & (rows["bytes_cumulative"] > 0)],
+        rows[rows["bytes_cumulative"] > 0],
         partial(
             _draw_curves,
             palette=comparison.palette,
@@ -126,6 +132,27 @@ def budget(comparison: Comparison, prefix: str) -> Plot:
         ),
         comparison.palette,
     )
+    return _evaluated_more_than_once(plot)
+
+
+def _evaluated_more_than_once(plot: Plot) -> Plot:
+    """Without the curves that have one point."""
+    points = plot.data.groupby(["panel", "method"])["round"].transform("size")
+    return replace(plot, data=plot.data[points > 1])
+
+
+def _where_methods_differ(plot: Plot, key: str) -> Plot:
+    """Without the panels whose curves lie on each other; the first stays where all do."""
+    rounds = plot.data.groupby(["panel", "round"], sort=False)[key]
+    apart = ((rounds.max() - rounds.min()) / rounds.mean()).groupby("panel", sort=False).max()
+    several = plot.data.groupby("panel")["method"].nunique().max() > 1 if len(apart) else False
+    alike = list(apart[apart < ALIKE].index) if several else []
+    if not alike:
+        return plot
+    shown = [panel for panel in apart.index if panel not in alike] or alike[:1]
+    note = f"In {len(alike)} of {len(apart)} panels the methods' curves lie within {ALIKE:.0%} of each other"
+    note += "; those are left out." if shown != alike[:1] else ", and one of those stands for all."
+    return replace(plot, note=f"{plot.note} {note}", data=plot.data[plot.data["panel"].isin(shown)])
 
 
 def rounds_curve(comparison: Comparison, name: str, title: str, note: str, key: str, label: str) -> Plot:
@@ -167,7 +194,7 @@ def _draw_curves(
             low, high = group[key] - spread, group[key] + spread
             axis.fill_between(group[across], low, high, color=colour, alpha=0.2, linewidth=0)
     if across == "round":
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     else:
         _scale_bytes(axis)
     if key == "params_cumulative":
@@ -265,7 +292,12 @@ def _draw_partition(axis: Axes, rows: pd.DataFrame) -> None:
 
 
 def _scale_bytes(axis: Axes) -> None:
+    """A logarithmic axis with as many labels as there is room for."""
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_xlim()
+    decades = np.log10(high / low)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3), numticks=6))
+    if decades < 0.5:
+        axis.xaxis.set_major_locator(MaxNLocator(3))
     axis.xaxis.set_major_formatter(EngFormatter("B"))
     axis.minorticks_off()

@@ -19,7 +19,7 @@ from fedlight.reporting.provenance import trace
 from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.reporting.tables import ReportTable
 from fedlight.runs.plan import read_launches
-from fedlight.runs.status import DONE, MISSING, SweepCell, read_sweep
+from fedlight.runs.status import DONE, MISSING, SweepCell, read_sweep, sweeps_in
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic
 
@@ -65,7 +65,7 @@ def write_report(sweeps: list[Path], folder: Path) -> list[SweepCell]:
         chapters, tiles = [], gallery.TILES
         for comparison in comparisons:
             prefix = f"{comparison.key}_" if len(comparisons) > 1 else ""
-            chapter = _chapter(comparison, folder, prefix, tiles)
+            chapter = _chapter(comparison, cells, folder, prefix, tiles)
             tiles -= sum(len(row.tiles) for row in chapter.gallery)
             chapters.append(chapter)
         html = _template().render(
@@ -103,15 +103,19 @@ def read_cells(sweeps: list[Path]) -> list[SweepCell]:
                 cells[cell.cell] = cell
     if not cells:
         folders = ", ".join(map(str, sweeps))
+        if inside := ", ".join(str(path) for sweep in sweeps for path in sweeps_in(sweep)):
+            raise BadInput(f"{folders}: no cell here, but sweeps to report on: {inside}")
         raise BadInput(f"{folders}: no cell here; python -m fedlight.run name=NAME puts cells into runs/NAME")
     return list(cells.values())
 
 
-def _chapter(comparison: Comparison, folder: Path, prefix: str, tiles: int) -> Chapter:
+def _chapter(
+    comparison: Comparison, everywhere: list[SweepCell], folder: Path, prefix: str, tiles: int
+) -> Chapter:
     tables = summaries(comparison, prefix)
     if (published := paper.beside_paper(comparison, prefix)) is not None:
         tables.append(published)
-    cells = by_cell(comparison.cells, prefix)
+    cells = by_cell(comparison.cells, prefix, everywhere)
     for table in (*tables, cells):
         table.write(folder)
     plots = figures.plots(comparison, prefix)

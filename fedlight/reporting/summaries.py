@@ -121,9 +121,23 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
     )
 
 
-def by_cell(cells: Sequence[SweepCell], prefix: str = "") -> ReportTable:
-    """A row for each cell, with its own numbers, and a column for each key that tells cells apart."""
-    keys = [*varying_keys(cells, (*AXES, "seed")), "partition.name", "clients", "method.name", "seed"]
+def by_cell(
+    cells: Sequence[SweepCell], prefix: str = "", among: Sequence[SweepCell] | None = None
+) -> ReportTable:
+    """A row for each cell, with its own numbers, and a column for each key that tells cells apart.
+
+    Args:
+        cells: the rows.
+        prefix: of the names of its files.
+        among: the cells that are to be told apart, where there are others beside the rows.
+    """
+    keys = [
+        *varying_keys(among or cells, (*AXES, "seed")),
+        "partition.name",
+        "clients",
+        "method.name",
+        "seed",
+    ]
     quantities = _quantities(cells)
     evaluated = any(cell.files.result and cell.files.result.fid for cell in cells)
     rows, data = [], []

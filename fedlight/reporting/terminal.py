@@ -41,7 +41,6 @@ class SweepWatch(Callback):
             print_summary(folder)
             return
         shutil.rmtree(folder / PLAN, ignore_errors=True)
-        (folder / "multirun.yaml").unlink(missing_ok=True)
         for path in cls.created:
             with suppress(OSError):
                 path.rmdir()

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedlight.runs.plan import PlannedCell, read_launches
+from fedlight.runs.plan import PLAN, PlannedCell, read_launches
 from fedlight.runs.reader import CELL_FILES, CellFiles
 from fedlight.runtime.lock import AT_WORK, file_clock, is_alive, read_holder
 from fedlight.runtime.slurm_jobs import job_states
@@ -37,6 +37,7 @@ class SweepCell:
         job: the SLURM job that runs it or last was to, or None.
         heartbeat: last sign of life of the process at work on it, in seconds since 1970, or None.
         error: why it is interrupted, failed or corrupt, or None.
+        typed: the configuration keys that the command of its sweep set or swept.
     """
 
     files: CellFiles
@@ -46,6 +47,7 @@ class SweepCell:
     job: str | None
     heartbeat: float | None
     error: str | None
+    typed: frozenset[str] = frozenset()
 
     @property
     def cell(self) -> str:
@@ -99,6 +101,14 @@ def read_sweep(sweep: Path) -> list[SweepCell]:
     return [read_cell(sweep / cell, planned.get(cell), queue, launched.get(cell)) for cell in cells]
 
 
+def sweeps_in(folder: Path) -> list[Path]:
+    """The sweeps in a folder of sweeps; none where it is a sweep itself."""
+    if (folder / PLAN).is_dir():
+        return []
+    inside = sorted(folder.glob("[!.]*/"))
+    return [path for path in inside if (path / PLAN).is_dir() or any(path.glob("[!.]*/result.json"))]
+
+
 def read_cell(
     folder: Path, plan: PlannedCell | None, queue: Mapping[str, str], launched: float | None = None
 ) -> SweepCell:
@@ -141,7 +151,8 @@ def read_cell(
         state, error = FAILED, message
     else:
         state = MISSING
-    return SweepCell(files, state, rounds, eta, job, heartbeat, error if state in UNFINISHED else None)
+    typed = frozenset(o.lstrip("+~").partition("=")[0] for o in (plan.overrides if plan else ()))
+    return SweepCell(files, state, rounds, eta, job, heartbeat, error if state in UNFINISHED else None, typed)
 
 
 def _job_error(sweep: Path, job: str) -> str | None:

@@ -21,6 +21,10 @@ class Held(OSError):
     """Another process works on the cell; the message says which."""
 
 
+class ExtensionFailed(RuntimeError):
+    """Code of the user's own raised in training; the message names it, what came and where to read more."""
+
+
 class CellFailed(Exception):
     """A cell of a sweep ended in an error that was printed already.
 
@@ -31,3 +35,18 @@ class CellFailed(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that began it, or the first of ours on the way there."""
+    while error.__cause__ is not None and not isinstance(
+        error, BadInput | Damaged | Diverged | ExtensionFailed
+    ):
+        error = error.__cause__
+    return error
+
+
+def told(error: BaseException) -> str:
+    """An error out of code that is not fedlight's, in words."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' if words else ''}{words}; HYDRA_FULL_ERROR=1 shows the traceback"

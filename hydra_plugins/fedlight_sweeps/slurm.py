@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import OmegaConf
@@ -60,12 +59,9 @@ class SlurmArrayLauncher(SlurmLauncher):
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
         plan = read_launch(sweep, sys.argv[1:], str(Path.cwd()))
-        planned = {} if plan is None else {tuple(cell.overrides): name for name, cell in plan.cells.items()}
-        cells = [cell for overrides in job_overrides if (cell := planned.get(tuple(overrides)))]
-        refused = [overrides for overrides in job_overrides if tuple(overrides) not in planned]
-        failures = self._run_refused(refused, initial_job_idx)
-        if plan is None:
-            return failures
+        assert plan is not None
+        planned = {tuple(cell.overrides): name for name, cell in plan.cells.items()}
+        cells = [planned[tuple(overrides)] for overrides in job_overrides]
 
         queue = job_states(job for cell in cells if (job := plan.cells[cell].job))
         if queue is None:
@@ -81,9 +77,8 @@ class SlurmArrayLauncher(SlurmLauncher):
             print(f"{len(new)} cells submitted as SLURM job {jobs[0].split('_')[0]}")
         if self.params["detach"]:
             print(f"python -m fedlight.sweeps status {sweep}    # their states")
-            return failures
-        ends = self._wait({cell: plan.cells[cell] for cell in cells}, sweep)
-        return [*failures, *ends]
+            return []
+        return self._wait({cell: plan.cells[cell] for cell in cells}, sweep)
 
     def _flags(self) -> list[str]:
         """What was typed for Hydra itself and a single cell needs as well."""
@@ -117,14 +112,6 @@ class SlurmArrayLauncher(SlurmLauncher):
             if not any(path.is_dir() for path in logs.glob("*")):
                 shutil.rmtree(logs, ignore_errors=True)
             raise BadInput(f"hydra/launcher=slurm: {error}") from error
-
-    def _run_refused(self, refused: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
-        """Runs cells with a bad configuration in this process, so that their errors are shown."""
-        if not refused:
-            return []
-        here = BasicLauncher()
-        here.setup(hydra_context=self.hydra_context, task_function=self.task_function, config=self.config)
-        return here.launch(refused, first)
 
     def _wait(self, cells: dict[str, PlannedCell], sweep: Path) -> list[JobReturn]:
         """Waits until SLURM has none of the jobs any more; prints the state in which each cell ended."""

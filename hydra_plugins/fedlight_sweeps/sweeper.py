@@ -1,15 +1,19 @@
-"""The grid of a sweep, planned before its first cell starts."""
+"""The grid of a sweep, checked and planned as a whole before its first cell starts."""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from omegaconf import OmegaConf, open_dict
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from fedlight.config import CellConfig, describe, validate
 from fedlight.runs.identity import cell_folder, is_done
 from fedlight.runs.plan import Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
@@ -17,55 +21,108 @@ from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import this_process
 from fedlight.runtime.secret import masked, move_to_environment
 
+Cells = dict[Path, tuple[list[str], CellConfig]]
+"""Of each cell, by its folder, the overrides and the settings."""
+
 
 class PlanningSweeper(BasicSweeper):
-    """Hydra's own grid; every cell is composed once and planned, and those that are done are left out."""
+    """Hydra's own grid; all cells are checked before one is launched, and those that are done are left out.
 
-    launch: Launch | None = None
+    Args:
+        max_batch_size: cells handed to the launcher at once; None for all.
+        params: of the grid: key: values, as on the command line, which precedes them.
+        dry: print the plan instead of running it.
+    """
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Runs the grid; what Hydra writes of the configuration to `multirun.yaml` holds no secret."""
-        self.config = OmegaConf.create(masked(OmegaConf.to_container(self.config)))
-        return super().sweep(arguments)
+    def __init__(
+        self, max_batch_size: int | None, params: Mapping[str, str] | None = None, dry: bool = False
+    ) -> None:
+        super().__init__(max_batch_size, dict(params or {}))
+        self.dry = dry
+        self.places: dict[tuple[str, ...], Path] = {}  # the folder of the cell with these overrides
 
     def _parse_config(self) -> list[str]:
         return move_to_environment(super()._parse_config(), os.environ)
 
-    def get_job_batch(self) -> Sequence[Sequence[str]]:
-        """The next cells to run; one with a bad configuration is among them, so that its error is shown."""
-        return [overrides for overrides in super().get_job_batch() if self._plan(list(overrides))]
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs the cells of the grid that are not done.
 
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Writes the plan; every cell was composed before."""
-        if self.launch is None:
-            return
+        Raises:
+            BadInput: a cell cannot be run as asked; the message names every such cell, and none was run.
+        """
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        (grid,) = self.split_arguments(overrides, None)
+        cells = self.checked(grid)
+        if self.dry:
+            from fedlight.experiment.estimate import print_plan
+
+            print_plan([settings for _, settings in cells.values()])
+            return None
+        pending = self.plan(cells)
+        size = self.max_batch_size or max(1, len(pending))
+        return [self.launch(pending[first : first + size], first) for first in range(0, len(pending), size)]
+
+    def checked(self, grid: Sequence[list[str]]) -> Cells:
+        """The cells of a grid by their folders, each once; those that are not done are built as a trial.
+
+        Raises:
+            BadInput: some cannot be run as asked; the message names each of them.
+        """
+        assert self.config is not None
+        assert self.hydra_context is not None
+        if Path(self.config.hydra.sweep.dir) != Path(self.config.output, self.config.name):
+            raise BadInput("hydra.sweep.dir cannot be set: a sweep lives in OUTPUT/NAME; set output or name")
+        elsewhere = "slurm" in self.config.hydra.launcher._target_
+        cells: Cells = {}
+        bad: list[tuple[list[str], str]] = []
+        for overrides in grid:
+            try:
+                config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+                with open_dict(config):
+                    del config["hydra"]
+                settings = validate(config)
+                folder = self.places[tuple(overrides)] = cell_folder(settings)
+                if folder not in cells and not is_done(folder):
+                    from fedlight.experiment.build import check
+
+                    check(settings, elsewhere)
+                cells.setdefault(folder, (overrides, settings))
+            except (BadInput, HydraException, OmegaConfBaseException) as error:
+                bad.append((overrides, describe(error)))
+        if bad:
+            shared = set(grid[0]).intersection(*grid[1:]) if len(grid) > 1 else set()
+            named = [
+                f"[{' '.join(o for o in overrides if o not in shared)}] {text}" for overrides, text in bad
+            ]
+            count = f"{len(bad)} of {len(grid)} cells cannot be run, so none was: " if len(grid) > 1 else ""
+            raise BadInput(f"{count}{'; '.join(named)}")
+        return cells
+
+    def plan(self, cells: Cells, earlier: Cells | None = None) -> list[list[str]]:
+        """Writes the plan, with cells of earlier batches; returns the overrides of those to be launched."""
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
         jobs = last_jobs(sweep)
-        for cell, planned in self.launch.cells.items():
-            planned.job = jobs.get(cell)
-        self.launch.write(sweep)
+        launch = Launch(sys.argv[1:], str(Path.cwd()), this_process())
+        pending = []
+        for folder, (overrides, settings) in {**(earlier or {}), **cells}.items():
+            config = flat(masked(settings.plain()))
+            job = jobs.get(folder.name)
+            launch.cells[folder.name] = PlannedCell(overrides, settings.rounds, job, config)
+        launch.write(sweep)
+        for folder, (overrides, _) in cells.items():
+            if is_done(folder):
+                print(f"{folder.name}: done already, in {folder}")
+            else:
+                pending.append(overrides)
+        return pending
 
-    def _plan(self, overrides: list[str]) -> bool:
-        """Plans a cell; returns whether it is to be launched."""
-        from fedlight.config import validate
-
-        assert self.config is not None
-        assert self.hydra_context is not None
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(config):
-            del config["hydra"]
-        try:
-            settings = validate(config)
-        except (BadInput, OmegaConfBaseException):
-            return True
-        if self.launch is None:
-            self.launch = Launch(sys.argv[1:], str(Path.cwd()), this_process())
-        folder = cell_folder(settings)
-        if folder.name in self.launch.cells:
-            return False
-        dumped = masked(settings.plain())
-        self.launch.cells[folder.name] = PlannedCell(overrides, settings.rounds, config=flat(dumped))
-        if done := is_done(folder):
-            print(f"{folder.name}: done already, in {folder}")
-        return not done
+    def launch(self, batch: Sequence[list[str]], first: int) -> Sequence[JobReturn]:
+        """Launches cells, the first of which is the `first` of this command; raises what a cell raised."""
+        assert self.launcher is not None
+        ends = self.launcher.launch(batch, initial_job_idx=first)
+        for end in ends:
+            _ = end.return_value
+        return ends

@@ -1,0 +1,77 @@
+"""What `--help` prints: every key with its meaning and every choice, as the files of configs/ say it."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import yaml
+
+KEY = re.compile(r"^( *)([\w/]+):(?: +[^#\s].*?)?(?: +# (.*))?$")
+HIDDEN = ("defaults", "hydra")
+GLOBAL = ("experiment", "sweeps")  # groups that set keys of others
+WIDTH = 30  # of the column of keys, in characters
+
+
+def manual(root: Path) -> str:
+    """The text of `--help`.
+
+    Args:
+        root: of the folders configs and sweeps.
+    """
+    config = root / "configs" / "config.yaml"
+    defaults = [entry for entry in yaml.safe_load(config.read_text())["defaults"] if entry != "_self_"]
+    chosen = {group.split()[-1]: choice for entry in defaults for group, choice in entry.items()}
+    lines = ["Keys, KEY=VALUE:", *_entries(keys(config, ""))]
+    for group, files in groups(root).items():
+        lines += ["", f"{group}=..." + (f" (default: {chosen[group]})" if chosen.get(group) else "")]
+        lines += _entries((f"  {file.stem}", _meaning(file)) for file in files)
+        lines += _entries(_keys_of(group, files).items())
+    return "\n".join(lines)
+
+
+def words(root: Path) -> list[str]:
+    """What may be typed as an override: KEY= and GROUP=CHOICE."""
+    found = [f"{key}=" for key, _ in keys(root / "configs" / "config.yaml", "")]
+    for group, files in groups(root).items():
+        found += [f"{group}={file.stem}" for file in files]
+        found += [f"{key}=" for key in _keys_of(group, files)]
+    return found
+
+
+def groups(root: Path) -> dict[str, list[Path]]:
+    """The files of each group, in order."""
+    configs = root / "configs"
+    folders = [path for path in sorted(configs.iterdir()) if path.is_dir() and path.name != "hydra"]
+    places = {path.name: path for path in [*folders, root / "sweeps"]}
+    places |= {f"hydra/{name}": configs / "hydra" / name for name in ("launcher", "sweeper")}
+    return {group: sorted(folder.glob("*.yaml")) for group, folder in places.items()}
+
+
+def keys(file: Path, prefix: str) -> Iterator[tuple[str, str]]:
+    """The dotted keys of a file and the comments beside them."""
+    above: list[str] = []
+    for line in file.read_text().splitlines():
+        if not (match := KEY.match(line)):
+            continue
+        indent, name, meaning = match.groups()
+        above = [*above[: len(indent) // 2], name]
+        if above[0] not in HIDDEN and name[0] != "_" and meaning:
+            yield f"{prefix}{'.'.join(above)}", meaning
+
+
+def _keys_of(group: str, files: Iterable[Path]) -> dict[str, str]:
+    """The keys of a group and their meanings, each once."""
+    if group in GLOBAL:
+        return {}
+    prefix = f"{group.replace('/', '.')}."
+    return {key: meaning for file in reversed(list(files)) for key, meaning in keys(file, prefix)}
+
+
+def _meaning(file: Path) -> str:
+    """The first comment of a file, without its name."""
+    comment = next(line for line in file.read_text().splitlines() if line[:2] == "# " and line[2] != "@")
+    return comment[2:].removeprefix(f"{file.stem}: ")
+
+
+def _entries(entries: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"  {key:{WIDTH}} {meaning}" for key, meaning in entries]
