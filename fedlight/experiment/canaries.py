@@ -33,12 +33,13 @@ def canary_scores(settings: CellConfig, seed: int) -> tuple[NDArray[np.float64],
         Scores of the canaries that took part and of those that did not.
     """
     assert settings.privacy is not None
+    clip = settings.privacy.clip
     settings = settings.model_copy(update={"clients": CANARIES, "seed": seed})
     rng = np.random.default_rng(seed)
     included = rng.random(CANARIES) < 0.5
     directions = rng.standard_normal((CANARIES, SIZE)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    loud = 10 * (settings.privacy.clip if np.isfinite(settings.privacy.clip) else 1.0)
+    loud = 10 * (clip if np.isfinite(clip) else 1.0)
 
     mechanism = make_mechanism(settings)
     assert mechanism is not None
