@@ -15,6 +15,8 @@ from fedlight.runtime.errors import BadInput
 
 CHUNK = 16  # images whose gradients are in memory at once
 
+LARGEST = torch.finfo(torch.float32).max  # stands for an infinite clip, whose noise of 0 is 0
+
 
 class PrivateGradients(Callback):
     """Puts the private gradient in the place of the gradient of each training step.
@@ -43,7 +45,7 @@ class PrivateGradients(Callback):
         self._make = DPOptimizer
         self._mechanism: dict[str, Any] = {
             "noise_multiplier": noise,
-            "max_grad_norm": clip,
+            "max_grad_norm": min(clip, LARGEST),
             "expected_batch_size": batch_size,
         }
         self._draws = draws
