@@ -134,6 +134,19 @@ class TransformConfig(Section, Sparse):
     seeded_start: bool = False
 
 
+class PrivacyConfig(Section):
+    """What is promised about privacy."""
+
+    name: Literal["client"]
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    clip: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    target_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    noise_at: Literal["server", "clients"] = "server"
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    secure_noise: bool = False
+
+
 class FederationConfig(Section):
     """What goes wrong in a federation."""
 
@@ -180,6 +193,7 @@ class CellConfig(Section):
     algorithm: ExtensionConfig | None = None
     transform: TransformConfig | None = None
     transport: ExtensionConfig | None = None
+    privacy: PrivacyConfig | None = None
 
     @field_validator("transform", mode="before")
     @classmethod

@@ -13,6 +13,7 @@ ALLOWED = {
     "diffusion": {"diffusion", "runtime"},
     "data": {"data", "runtime"},
     "evaluation": {"evaluation", "runtime"},
+    "privacy": {"privacy", "runtime"},
     "federation": {"federation", "runtime"},
     "runs": {"runs", "runtime"},
     "loggers": {"loggers", "runs", "runtime"},

@@ -14,6 +14,7 @@ from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation
 from fedlight.federation.federator import on_cpu
+from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.method import Method
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
@@ -67,6 +68,7 @@ def toy_setup(
     algorithm: FedAvg | None = None,
     codec: Codec | None = None,
     epochs: int = 2,
+    privacy: GaussianMechanism | None = None,
     **toy: Any,
 ) -> ClientSetup:
     module = Toy(**toy)
@@ -88,13 +90,24 @@ def toy_setup(
         data=ToyData,
         make_trainer=make_trainer,
         evaluate=lambda state, round_, client: ({"norm": float(state["own.weight"].norm())}, {}),
+        privacy=privacy,
     )
 
 
 def toy_server(setup: ClientSetup, clients: int = 2, fraction: float = 1.0, dropout: float = 0.0) -> Server:
     first = on_cpu(Toy().state_dict())
-    participation = Participation(clients, fraction, dropout, setup.seed)
-    return Server("toy", setup.method, setup.slices, first, participation, setup.algorithm, setup.codec)
+    privacy = setup.privacy
+    participation = Participation(clients, fraction, dropout, setup.seed, poisson=privacy is not None)
+    return Server(
+        "toy",
+        setup.method,
+        setup.slices,
+        first,
+        participation,
+        setup.algorithm,
+        setup.codec,
+        privacy=privacy,
+    )
 
 
 def inline(site: Site) -> Inline:

@@ -31,6 +31,7 @@ from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
 from fedlight.experiment.evaluate import draw_and_score
 from fedlight.experiment.extensions import make_extension
+from fedlight.experiment.guarantee import check_privacy, make_mechanism, with_noise
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
@@ -114,6 +115,7 @@ class Components:
             rate=partial(
                 rate, rounds=self.settings.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"
             ),
+            privacy=make_mechanism(self.settings),
         )
         return Site(folder.name, setup, folder / CHECKPOINT)
 
@@ -209,6 +211,7 @@ def assemble(settings: CellConfig, whole: Dataset) -> Components:
 
     module, slices = make_module(settings, len(dataset.classes))
     method = settings.method.resolve(slices.names)
+    settings = with_noise(settings)
     make_trainer = _trainer_factory(settings)
     try:
         device = make_trainer().strategy.root_device
@@ -219,6 +222,7 @@ def assemble(settings: CellConfig, whole: Dataset) -> Components:
     if settings.trainer.compile:
         module.unet.compile()
     algorithm = make_algorithm(settings)
+    check_privacy(settings, method, algorithm, slices.select(method.uplink, module.state_dict()))
     codec = make_codec(settings, method)
     return Components(
         settings, dataset, shares, module, slices, method, algorithm, codec, make_trainer, device, None
@@ -246,15 +250,28 @@ def _try_unet(settings: CellConfig, module: DDPM) -> None:
 
 
 def make_server(
-    cell: str, settings: CellConfig, module: DDPM, slices: SliceMap, algorithm: FedAvg, codec: Codec
+    cell: str,
+    settings: CellConfig,
+    module: DDPM,
+    slices: SliceMap,
+    algorithm: FedAvg,
+    codec: Codec,
+    checkpoint: Path | None = None,
 ) -> Server:
-    """The server of a cell before its first round."""
+    """The server of a cell before its first round; `checkpoint` is the folder where it notes its releases."""
+    asked = settings.privacy
     participation = Participation(
-        settings.clients, settings.fraction, settings.federation.dropout, settings.seed
+        settings.clients,
+        settings.fraction,
+        settings.federation.dropout,
+        settings.seed,
+        poisson=asked is not None,
+        secret=asked is not None and asked.secure_noise,
     )
+    privacy = make_mechanism(settings, checkpoint)
     method, initial = settings.method.resolve(slices.names), on_cpu(module.state_dict())
     decay = settings.model.ema_decay if _averages_rounds(settings) else None
-    return Server(cell, method, slices, initial, participation, algorithm, codec, decay)
+    return Server(cell, method, slices, initial, participation, algorithm, codec, decay, privacy)
 
 
 def make_algorithm(settings: CellConfig) -> FedAvg:

@@ -15,6 +15,7 @@ from fedlight.data.partition import count_labels
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_server, precision
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
 from fedlight.experiment.extensions import blamed
+from fedlight.experiment.guarantee import Guarantee, as_json
 from fedlight.experiment.pretrained import save_pipeline
 from fedlight.federation.checkpoint import ServerCheckpoint, last_versions
 from fedlight.federation.cohort import cohort_size
@@ -58,14 +59,21 @@ def run_cell(settings: CellConfig, held: Hold) -> None:
     if is_done(folder):
         print(f"{cell}: done already, in {folder}")
         return
-    components = build(settings)
     plain = masked(settings.plain())
+    components = build(settings)
+    settings = components.settings
     _make_folder(folder)
     write_config(folder / "config.yaml", plain)
     _picture_data(folder, components)
 
     server = make_server(
-        cell, settings, components.module, components.slices, components.algorithm, components.codec
+        cell,
+        settings,
+        components.module,
+        components.slices,
+        components.algorithm,
+        components.codec,
+        folder / CHECKPOINT,
     )
     record = Record(folder, _blank_result(cell, settings, server), held.check)
     result = record.result
@@ -112,6 +120,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.settings, check = self.components.settings, self._check
+        self.guarantee = Guarantee(self.settings, self.folder / CHECKPOINT) if self.settings.privacy else None
+        if self.guarantee:
+            self.record.result["privacy"] = self.guarantee.entry(0.0)
         self.checkpoint = ServerCheckpoint(self.folder / CHECKPOINT, self.folder.name)
         halt = LambdaCallback(on_train_batch_end=lambda *_: check())
         self.here = self.components.site(self.folder, [self.bars, halt], check)
@@ -156,6 +167,8 @@ class Run:
         self.record.spend(training=done.training, merging=done.merging, checkpoint=self._checkpoint_seconds())
         self.record.tick()
         noted = _noted(done, self.server, fid, self.settings)
+        if self.guarantee:
+            noted["row"]["epsilon"] = as_json(self.guarantee.epsilon(done.round))
         history = {"rounds": [*self.record.rounds, noted], "seconds": self.record.result["seconds"]}
         self.held.check()
         self.server.save(self.checkpoint, history)
@@ -166,6 +179,8 @@ class Run:
         row = noted["row"]
         total = self.server.ledger.totals(self.server.model_params)
         self.record.note(noted, map(asdict, exchange), total)
+        if self.guarantee:
+            self.record.result["privacy"] = self.guarantee.entry(float(row["epsilon"]))
         self.log.round(row, noted["client_losses"], noted["fid"] or {})
         self.log.pictures(row["round"], samples=grid_path(self.folder, row["round"]))
 
@@ -215,7 +230,7 @@ def _noted(done: Round, server: Server, fid: dict[str, Any] | None, settings: Ce
         "params_cumulative": total["params_total"],
         "bytes_cumulative": total["bytes_total"],
         "participants": outcome.cohort,
-        "reports": len(outcome.client_losses),
+        "reports": outcome.reports,
         "fid": fid and fid["value"],
         "seconds": round(done.training + done.merging, 3),
     }

@@ -19,10 +19,11 @@ class WeightedMean:
     back, whatever the sequence of updates. A larger one, such as a table of indices, must be the same in all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, like: Mapping[str, Tensor] | None = None) -> None:
+        """`like` holds tensors of the dtypes of the means; another mean has that of its first update."""
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._dtypes = {name: tensor.dtype for name, tensor in (like or {}).items()}
 
     def add(self, values: Mapping[str, Tensor], weight: float) -> None:
         """Adds the tensors of one client with its weight, such as n_k.
@@ -35,7 +36,7 @@ class WeightedMean:
                 floating = tensor.is_floating_point()
                 self._sums[name] = tensor.double().mul_(weight) if floating else tensor.clone()
                 self._weights[name] = weight
-                self._dtypes[name] = tensor.dtype
+                self._dtypes.setdefault(name, tensor.dtype)
             elif tensor.is_floating_point():
                 self._sums[name].add_(tensor, alpha=weight)
                 self._weights[name] += weight
@@ -47,8 +48,13 @@ class WeightedMean:
                     "it floating, or keep its slice out of method.uplink"
                 )
 
+    def shift(self, tensors: Mapping[str, Tensor]) -> None:
+        """Adds to the sums what has no weight, such as noise."""
+        for name, tensor in tensors.items():
+            self._sums[name] = self._sums[name] + tensor
+
     def result(self, whole: float | None = None) -> dict[str, Tensor]:
-        """The means, each in the dtype of its updates; a name that no client reported is absent.
+        """The means; a name that no client reported is absent.
 
         Args:
             whole: the weight of all clients; those that did not report a name count in its mean with 0.

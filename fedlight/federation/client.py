@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import Codec
 from fedlight.federation.federator import Federator, on_cpu
+from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, Scores, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
@@ -40,6 +41,7 @@ class ClientSetup:
         evaluate: draws from a model and scores it.
         rate: the factor of the optimizer's learning rate in a round.
         first: the first state_dict; the cell's seed decides it.
+        privacy: of clients; None where there is none.
     """
 
     seed: int
@@ -52,6 +54,7 @@ class ClientSetup:
     make_trainer: Callable[[list[Any]], Trainer]
     evaluate: Evaluate
     rate: Callable[[int], float] = lambda round_: 1.0
+    privacy: GaussianMechanism | None = None
     first: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,24 +109,28 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     setup.make_trainer([federator, *added]).fit(setup.module, datamodule=data)
     trained = federator.trained
 
+    own = own | {name: tensor for callback in added for name, tensor in callback.state_dict().items()}
+    reporting = [slice_ for slice_ in setup.method.downlink if slice_ in broadcast.uplink]
+    sent, after = (setup.slices.select(reporting, values) for values in (state, trained))
+    reported, own = setup.algorithm.report(sent, after, extras, own, federator.steps)
+    leaving = setup.slices.select(broadcast.uplink, trained)
+    if setup.privacy and setup.privacy.at_clients:
+        leaving, reported = setup.privacy.share(leaving, reported, state, round_, client)
     payloads, errors = {}, dict(memory.get("errors", {}))
     for slice_ in broadcast.uplink:
-        values = setup.slices.select([slice_], trained)
+        values = setup.slices.select([slice_], leaving)
         lost = {name: errors[name] for name in values if name in errors}
         rng = stream(setup.seed, "uplink", round_, client, slice_)
         whose = f"slice {slice_} of client {client} in round {round_}"
         payloads[slice_], lost = setup.codec.encode(values, state, lost, rng, whose)
         errors |= lost
-    own = own | {name: tensor for callback in added for name, tensor in callback.state_dict().items()}
-    reporting = [slice_ for slice_ in setup.method.downlink if slice_ in broadcast.uplink]
-    sent, after = (setup.slices.select(reporting, values) for values in (state, trained))
-    reported, own = setup.algorithm.report(sent, after, extras, own, federator.steps)
     if reported:
         payloads[EXTRAS] = Payload.plain(reported)
     model = {name: trained[name] for name in setup.private}
     kept = {"model": model, "reference": reference, "optimizer": federator.kept_optimizer}
     kept |= {"algorithm": own, "errors": errors}
-    update = Update(broadcast.cell, round_, client, data.num_examples, federator.loss, payloads)
+    images, loss = (0, None) if setup.privacy else (data.num_examples, federator.loss)
+    update = Update(broadcast.cell, round_, client, images, loss, payloads)
     return update, kept
 
 

@@ -34,16 +34,25 @@ class Participation:
         fraction: C, the share of clients in each round, in (0, 1].
         dropout: probability that a participant never reports, in [0, 1].
         seed: decides every draw.
+        poisson: every client takes part with probability C by itself, so that cohorts vary in size and may be
+            empty: what the account of client-level privacy assumes.
+        secret: a Poisson cohort comes from the operating system in place of the seed.
     """
 
     clients: int
     fraction: float
     dropout: float
     seed: int
+    poisson: bool = False
+    secret: bool = False
 
     def draw(self, method: Method, round_: int) -> tuple[list[int], list[Task]]:
         """The cohort of a round, 1..R, and the tasks to be done, both in client order."""
-        cohort = draw_cohort(self.seed, round_, self.clients, self.fraction)
+        if self.poisson:
+            rng = np.random.default_rng() if self.secret else stream(self.seed, "participants", round_)
+            cohort = draw_poisson(rng, self.clients, self.fraction)
+        else:
+            cohort = draw_cohort(self.seed, round_, self.clients, self.fraction)
         if method.pool:
             return cohort, [Task(round_, 0, tuple(method.uplink))]
         return cohort, deal_tasks(method, self.seed, round_, cohort, self.dropout)
@@ -59,6 +68,11 @@ def draw_cohort(seed: int, round_: int, clients: int, fraction: float) -> list[i
     size = cohort_size(clients, fraction)
     drawn = stream(seed, "participants", round_).choice(clients, size=size, replace=False)
     return sorted(int(client) for client in drawn)
+
+
+def draw_poisson(rng: np.random.Generator, clients: int, rate: float) -> list[int]:
+    """The clients of a round, each of them in it with probability `rate`, sorted."""
+    return [client for client in range(clients) if rng.random() < rate]
 
 
 def deal_tasks(method: Method, seed: int, round_: int, cohort: list[int], dropout: float) -> list[Task]:

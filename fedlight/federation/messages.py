@@ -70,15 +70,15 @@ class Update:
     """The message from a client to the server after its local epochs: all that leaves the client.
 
     Attributes:
-        num_examples: n_k, the number of the client's training images.
-        loss: mean training loss of an image over the last local epoch.
+        num_examples: n_k, the number of the client's training images; 0 where client-level privacy hides it.
+        loss: mean training loss of an image over the last local epoch; None where privacy hides it.
     """
 
     cell: str
     round: int
     client: int
     num_examples: int
-    loss: float
+    loss: float | None
     payloads: dict[str, Payload]
 
 

@@ -1,11 +1,11 @@
 """The server: the global model, what it sends, what it receives, and how a round changes it."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedlight.federation.aggregate import WeightedMean
 from fedlight.federation.algorithms.fedavg import FedAvg
@@ -14,10 +14,11 @@ from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation, Task
 from fedlight.federation.downlink import Downlink
 from fedlight.federation.ledger import Entry, Ledger
+from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, Damaged
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class Outcome:
     """What the server knows of a round after its step.
 
     Attributes:
-        train_loss: mean over the updates, weighted by data size, or None where there was none.
+        train_loss: mean over the updates, weighted by data size, or None where none is known.
         client_losses: client: its mean training loss of an image over its last local epoch.
         cohort: number of clients that took part.
+        reports: number of updates that count.
         exchange: every payload that crossed.
     """
 
     train_loss: float | None
     client_losses: dict[int, float]
     cohort: int
+    reports: int
     exchange: list[Entry]
 
 
@@ -50,6 +53,7 @@ class Server:
         codec: how slices are encoded.
         average_decay: decay a round of the exponential moving average of the global model that is evaluated
             in its place; None for no average.
+        privacy: how updates are clipped and noised; None where they are not.
 
     Attributes:
         round: rounds completed.
@@ -70,6 +74,7 @@ class Server:
         algorithm: FedAvg,
         codec: Codec,
         average_decay: float | None = None,
+        privacy: GaussianMechanism | None = None,
     ) -> None:
         self.cell = cell
         self.method = method
@@ -78,6 +83,7 @@ class Server:
         self._algorithm = algorithm
         self._codec = codec
         self._average_decay = average_decay
+        self._privacy = privacy
         self._initial = initial
         self._downlink = Downlink(method, slices, initial, codec, participation.seed)
         self.begin()
@@ -88,6 +94,7 @@ class Server:
         self.theta: State = self.slices.select(self.slices.names, self._initial)
         self.average: State = {}
         self.state = self._algorithm.init(self._federated())
+        self._private: State = self._privacy.init() if self._privacy else {}
         self.met: dict[int, int] = {}
         self.trained: set[int] = set()
         self.ledger = Ledger()
@@ -150,7 +157,17 @@ class Server:
         """Ends the round with what was received: aggregates, and lets the algorithm step."""
         for client in sorted(self._waiting):
             self._add(self._waiting.pop(client))
-        if self._losses:
+        if self._privacy:
+            self._private = self._privacy.finish(
+                self.round + 1,
+                self._mean,
+                self._extras,
+                self._federated(),
+                self._extras_like(),
+                self._fitting,
+                self._private,
+            )
+        if self._losses or self._privacy:
             theta, self.state = self._algorithm.step(
                 self._federated(), self._mean.result(), self._merged_extras(), self.state
             )
@@ -158,14 +175,16 @@ class Server:
             self.theta.update(theta)
             self._update_average()
         self.round += 1
-        total = sum(num_examples for num_examples, _ in self._losses.values())
-        weighted = sum(num_examples * loss for num_examples, loss in self._losses.values())
-        reports = len(self._cohort) if self.method.pool else len(self._losses)
+        known = {client: (n, loss) for client, (n, loss) in self._losses.items() if loss is not None}
+        total = sum(num_examples for num_examples, _ in known.values())
+        weighted = sum(num_examples * loss for num_examples, loss in known.values())
+        uplinks = len(self._cohort) if self.method.pool else len(self._losses)
         return Outcome(
             train_loss=weighted / total if total else None,
-            client_losses={client: loss for client, (_, loss) in self._losses.items()},
+            client_losses={client: loss for client, (_, loss) in known.items()},
             cohort=len(self._cohort),
-            exchange=self.ledger.close_round(len(self._cohort) + reports),
+            reports=len(self._losses),
+            exchange=self.ledger.close_round(len(self._cohort) + uplinks),
         )
 
     def save(self, checkpoint: ServerCheckpoint, history: dict[str, Any]) -> None:
@@ -173,7 +192,12 @@ class Server:
         ledger = {"ledger": self.ledger.rows(), "visits": self.ledger.visits}
         who = {"met": sorted(self.met.items()), "trained": sorted(self.trained)}
         header = {**who, **ledger, "history": history}
-        own = {"theta": self.theta, "average": self.average, "algorithm": self.state}
+        own = {
+            "theta": self.theta,
+            "average": self.average,
+            "algorithm": self.state,
+            "privacy": self._private,
+        }
         groups = own | self._downlink.state()
         checkpoint.write(self.round, header, groups)
 
@@ -194,6 +218,7 @@ class Server:
                 self.theta, self.average = groups["theta"], groups.get("average", {})
                 self.state = groups.get("algorithm", {})
                 self._downlink.restore(groups)
+                self._private = groups.get("privacy", {})
                 self.ledger.restore(header["ledger"], header["visits"])
                 history: dict[str, Any] = header["history"]
                 return history
@@ -203,20 +228,29 @@ class Server:
     def _open(self, tasks: list[Task]) -> None:
         self._expected = sorted(task.client for task in tasks if not task.drops_out)
         self._waiting: dict[int, Update] = {}
-        self._losses: dict[int, tuple[int, float]] = {}
-        self._mean, self._extras = WeightedMean(), WeightedMean()
+        self._losses: dict[int, tuple[int, float | None]] = {}
+        self._fitting: list[bool] = []
+        self._mean, self._extras = WeightedMean(self._federated()), WeightedMean(self._extras_like())
         self.ledger.discard_round()
 
     def _add(self, update: Update) -> None:
-        """Decodes an update and adds it to the mean."""
-        values: dict[str, Tensor] = {}
-        weight = self._algorithm.weight(update.num_examples)
-        for slice_, payload in update.payloads.items():
-            if slice_ == EXTRAS:
-                self._extras.add(payload.tensors, weight)
-            else:
-                trained = self._codec.decode(payload, self._downlink.held(slice_))
-                values |= self._downlink.uploaded(slice_, trained, self.theta)
+        """Decodes an update and adds it to the mean; under privacy it may be anything, and is checked."""
+        if self._privacy is None:
+            values, extras = self._decode(update)
+            weight = self._algorithm.weight(update.num_examples)
+        else:
+            try:
+                self._check(update)
+                values, extras, fits = self._privacy.admit(
+                    *self._decode(update), self._federated(), self._extras_like(), self._private
+                )
+            except (Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
+                reason = error if isinstance(error, Damaged) else f"cannot be decoded ({error!r})"
+                print(f"fedlight: the update of client {update.client} {reason}: refused", file=sys.stderr)
+                return
+            self._fitting.append(fits)
+            weight = 1
+        self._extras.add(extras, weight)
         self._mean.add(values, weight)
         self.trained.add(update.client)
         self._losses[update.client] = update.num_examples, update.loss
@@ -230,6 +264,25 @@ class Server:
                 wanted = "which is no part of the global model" if held is None else f"expected {expected}"
                 who = f"{type(self._algorithm).__module__}.{type(self._algorithm).__qualname__}"
                 raise BadInput(f"algorithm {who}: step returned {found} for {name}, {wanted}")
+
+    def _check(self, update: Update) -> None:
+        """Raises Damaged for an update that nobody asked for."""
+        if update.round != self.round + 1 or update.client not in self._cohort:
+            raise Damaged(f"is of no client of round {self.round + 1}")
+        if update.client in self._losses:
+            raise Damaged(f"came twice in round {update.round}")
+
+    def _decode(self, update: Update) -> tuple[State, State]:
+        """The values of the slices, and the extras."""
+        values: State = {}
+        for slice_, payload in update.payloads.items():
+            if slice_ != EXTRAS:
+                trained = self._codec.decode(payload, self._downlink.held(slice_))
+                values |= self._downlink.uploaded(slice_, trained, self.theta)
+        return values, update.payloads[EXTRAS].tensors if EXTRAS in update.payloads else {}
+
+    def _extras_like(self) -> State:
+        return self._algorithm.extras_like(self._federated())
 
     def _merged_extras(self) -> State:
         clients = 1 if self.method.pool else self.participation.clients

@@ -18,6 +18,7 @@ ROUND_COLUMNS = (
     "reports",
     "fid",
     "seconds",
+    "epsilon",
 )
 LEDGER_COLUMNS = ("round", "client", "direction", "slice", "params", "bytes")
 

@@ -29,6 +29,10 @@ class FedAvg:
         """The extras that every client of the cohort receives."""
         return {}
 
+    def extras_like(self, theta: State) -> State:
+        """Tensors like the extras that a client reports, which client-level privacy must know beforehand."""
+        return {}
+
     def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
         """What is added to the client's Trainer; the names of `received` are those of its state_dict.
 

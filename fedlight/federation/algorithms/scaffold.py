@@ -33,6 +33,9 @@ class Scaffold(FedAvg):
     def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
         return [GradientCorrection(received, extras, memory)]
 
+    def extras_like(self, theta: State) -> State:
+        return theta
+
     def report(
         self, received: State, trained: State, extras: State, memory: State, steps: int
     ) -> tuple[State, State]:

@@ -1,0 +1,65 @@
+"""The privacy account: epsilon after so many releases, by dp-accounting (Renyi DP, arXiv 1908.10530)."""
+
+import math
+from typing import Any
+
+from fedlight.runtime.errors import BadInput
+
+MISSING = "privacy needs the libraries dp-accounting and opacus: pip install 'fedlight[privacy]'"
+
+
+class Account:
+    """What releases of a Poisson-sampled Gaussian mechanism cost; one unit more or less is to be hidden.
+
+    Args:
+        noise: standard deviation of the noise over the largest norm of a unit, 0 or more.
+        rate: probability, in (0, 1], that a unit is part of a release.
+        delta: in (0, 1).
+
+    Raises:
+        BadInput: dp-accounting is not installed.
+    """
+
+    def __init__(self, noise: float, rate: float, delta: float) -> None:
+        self._accounting = _library()
+        self._release = _release(self._accounting, noise, rate)
+        self._noise = noise
+        self._delta = delta
+
+    def epsilon(self, releases: int) -> float:
+        """Epsilon after so many releases; infinite where there is no noise."""
+        if not releases:
+            return 0.0
+        if not self._noise:
+            return math.inf
+        accountant = self._accounting.rdp.RdpAccountant()
+        accountant.compose(self._release, releases)
+        return float(accountant.get_epsilon(self._delta))
+
+
+def calibrate(target_epsilon: float, delta: float, rate: float, releases: int) -> float:
+    """The smallest noise, to 1e-3, that keeps so many releases within the target; arguments of `Account`."""
+    accounting = _library()
+    noise = accounting.calibrate_dp_mechanism(
+        accounting.rdp.RdpAccountant,
+        lambda noise: accounting.SelfComposedDpEvent(_release(accounting, noise, rate), releases),
+        target_epsilon,
+        delta,
+        tol=1e-3,
+    )
+    return float(noise)
+
+
+def _release(accounting: Any, noise: float, rate: float) -> Any:
+    return accounting.PoissonSampledDpEvent(rate, accounting.GaussianDpEvent(noise))
+
+
+def _library() -> Any:
+    try:
+        import dp_accounting
+        import dp_accounting.rdp
+        from absl import logging
+    except ImportError as error:
+        raise BadInput(MISSING) from error
+    logging.set_verbosity(logging.ERROR)  # orders that do not converge are left out, on the safe side
+    return dp_accounting
