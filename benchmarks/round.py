@@ -27,7 +27,7 @@ from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.rounds import federate
 from fedlight.federation.transport.processes import Processes, end_workers
 from fedlight.federation.transport.transport import Surroundings
-from fedlight.loggers.progress import ProgressBars
+from fedlight.loggers.bars import ProgressBars
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed
 

@@ -170,6 +170,11 @@ def test_wandb_runs_offline_with_rounds_config_pictures_summary_and_a_row_of_the
     (start,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
     assert start.run_group == made.folder.parent.name
     assert start.display_name == made.folder.name
+    assert sorted(start.tags) == ["FULL", "digits", "iid"]
+    (setting,) = (json.loads(item.value_json) for item in start.config.update if item.key == "setting")
+    assert setting["algorithm"] == "none"
+    assert setting["method"] == "FULL"
+    assert all("seconds" not in row and row["round_seconds"] > 0 for row in rounds)
     assert "clients" in {item.key for item in start.config.update} | {
         item.key for r in records for item in r.config.update
     }
@@ -182,6 +187,7 @@ def test_wandb_runs_offline_with_rounds_config_pictures_summary_and_a_row_of_the
     result = made.result
     assert (summary["status"], summary["cell"]) == ("completed", made.folder.name)
     assert summary["exchange"] == result["exchange"]
+    assert summary["seconds"].keys() == result["seconds"].keys()
     (path,) = run.parent.glob("files/media/table/cells_*.table.json")
     table = json.loads(path.read_text())
     (row,) = (dict(zip(table["columns"], line, strict=True)) for line in table["data"])

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 
 from fedlight import export, prepare, sample
 from fedlight.__main__ import main as fedlight_main
+from fedlight.data.download import download
 from fedlight.evaluation import classifier
 from fedlight.experiment.finished import open_cell
 from fedlight.federation.site import client_memory
+from fedlight.runtime import progress
 
 MakeCell = Callable[..., Cell]
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -243,3 +245,36 @@ def test_what_a_cell_could_not_do_cannot_be_prepared(
     (line,) = capfd.readouterr().err.splitlines()
     assert "evaluation.samples must be more than 64" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_long_work_tells_of_itself_without_a_terminal_and_clears_up_after_a_kill(
+    cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0)
+    monkeypatch.setattr(classifier, "EPOCHS", 2)
+    monkeypatch.setenv("FEDLIGHT_CACHE", str(tmp_path / "cache"))
+    cell("clients=3", "evaluation.samples=65")
+    told = capfd.readouterr().err
+    for line in (
+        r"training the classifier of the scores: 3 of \d+, about 0:00:\d\d left",
+        r"FULL-K3-\S+: round 1 of 2, 1 of 3 clients, about \d:\d\d:\d\d left",
+        r"FULL-K3-\S+: round 2 of 2, ",
+        r"sampling: 1 of 2 denoising steps|sampling: 2 of 2 denoising steps",
+    ):
+        assert re.search(f"^fedlight: {line}", told, re.MULTILINE), (line, told)
+
+    (made,) = (tmp_path / "cache" / "classifier").glob("*.safetensors")
+    made.unlink()
+    left = made.with_name(f".tmp-{made.stem}-{'0' * 32}.safetensors")
+    other = made.with_name(f".tmp-other-{'0' * 32}.safetensors")
+    left.touch()
+    other.touch()
+    assert invoke(*SMALL, "evaluation.samples=65", main=prepare.main) == 0
+    assert made.is_file()
+    assert (left.exists(), other.exists()) == (False, True)
+
+
+def test_what_a_killed_download_left_is_cleared_up(tmp_path: Path) -> None:
+    (tmp_path / ".celeba.killed").mkdir()
+    download(tmp_path / "celeba", lambda folder: Path(folder, "celeba").mkdir(), "CelebA", "")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["celeba"]

@@ -101,6 +101,12 @@ def contrast(browser: webdriver.Chrome, body: WebElement, element: WebElement) -
     return float((max(ink, back) + 0.05) / (min(ink, back) + 0.05))
 
 
+def test_the_cells_are_not_cut_on_a_screen(browser: webdriver.Chrome, page: Path) -> None:
+    open_page(browser, page, 1300, "light")
+    box = browser.find_element(By.CSS_SELECTOR, "#digits_classifier_cells .scroll")
+    assert browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", box) == 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_figures_follow_the_reader_s_scheme(browser: webdriver.Chrome, page: Path, scheme: str) -> None:
     open_page(browser, page, 1280, scheme)

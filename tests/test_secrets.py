@@ -69,7 +69,6 @@ def test_secrets_of_a_sweep_are_in_no_file_and_no_line_and_arrive(
     assert len(cells) == 2
     assert all((path / "right-True").exists() for path in cells)
     assert (tmp_path / "runs" / "grid" / ".hydra" / "hydra.yaml").exists()
-    assert (tmp_path / "runs" / "grid" / "multirun.yaml").exists()
     assert list(tmp_path.glob("runs/grid/.plan/*.json"))
     assert holds(tmp_path / "runs") == []
     out, err = capfd.readouterr()

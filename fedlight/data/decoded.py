@@ -15,12 +15,11 @@ from filelock import FileLock
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.files import atomic
+from fedlight.runtime.files import atomic, remove_unfinished
+from fedlight.runtime.progress import track
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg"),
@@ -72,6 +71,7 @@ def decode(
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
                 if not _is_whole(path, shape):
+                    remove_unfinished(path)
                     _write(path, files, shape, skip_unreadable)
         pixels = torch.from_numpy(np.load(path, mmap_mode="c"))
         broken = json.loads(_broken(path).read_text())
@@ -106,23 +106,12 @@ def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
 
 
 def _write(path: Path, files: Sequence[Path], shape: tuple[int, ...], skip_unreadable: bool) -> None:
-    console = Console(stderr=True)
     read = partial(_try_read, channels=shape[1], image_size=shape[2])
     broken: dict[str, str] = {}
     with atomic(path) as temporary, temporary.open("wb") as file, ThreadPool() as pool:
         npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for source, image in zip(
-            files,
-            track(
-                pool.imap(read, files, chunksize=16),
-                description="decoding images",
-                total=len(files),
-                console=console,
-                transient=True,
-                disable=not console.is_terminal,
-            ),
-            strict=True,
-        ):
+        images = track(pool.imap(read, files, chunksize=16), "decoding images", len(files))
+        for source, image in zip(files, images, strict=True):
             if isinstance(image, str):
                 broken[str(source)] = image
                 image = np.zeros(shape[1:], np.uint8)

@@ -1,5 +1,6 @@
 """A data set's folder, downloaded where it is absent: whole or not at all."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -7,6 +8,7 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock
 
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.progress import telling
 
 
 def download(folder: Path, fetch: Callable[[str], object], name: str, advice: str) -> None:
@@ -29,10 +31,19 @@ def download(folder: Path, fetch: Callable[[str], object], name: str, advice: st
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{folder.name}.lock"):
             if not folder.is_dir():
-                with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+                for left in folder.parent.glob(f".{folder.name}.*/"):  # by processes that were killed
+                    shutil.rmtree(left)
+                with (
+                    TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch,
+                    telling(lambda: f"downloading {name}: {_size(scratch):,} bytes so far"),
+                ):
                     fetch(scratch)
                     Path(scratch, folder.name).replace(folder)
     except Exception as error:  # each download library has errors of its own
         raise BadInput(
             f"{name} is not in {folder.parent} and could not be downloaded ({error}): {advice}"
         ) from error
+
+
+def _size(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

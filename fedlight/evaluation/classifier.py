@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
+
+from fedlight.runtime.progress import track
 
 NAME = "fedlight-classifier"
 FEATURES, LOGITS = "features", "logits"
@@ -115,15 +115,8 @@ def _fit(network: nn.Module, pixels: Tensor, labels: Tensor) -> None:
     steps = min(MOST_STEPS, EPOCHS * -(-len(pixels) // BATCH))
     optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
-    console = Console(stderr=True)
     positions = torch.empty(0, dtype=torch.int64)
-    for _ in track(
-        range(steps),
-        description="training the classifier of the scores",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ):
+    for _ in track(range(steps), "training the classifier of the scores", steps):
         while len(positions) < BATCH:
             positions = torch.cat([positions, torch.randperm(len(pixels))])
         batch, positions = positions[:BATCH], positions[BATCH:]

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors import safe_open
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -15,6 +13,7 @@ from torch_fidelity.utils import create_feature_extractor
 from fedlight.evaluation import classifier
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.hashing import file_sha256, tensors_sha256
+from fedlight.runtime.progress import track
 from fedlight.runtime.shared import made_once
 
 INCEPTION = "inception-v3-compat"
@@ -57,15 +56,9 @@ class Extractor:
     def __call__(self, pixels: Tensor) -> Features:
         """The features of uint8 images, shape (n, channels, height, width); grey ones may be seen as RGB."""
         device = next(self.network.buffers()).device
-        console = Console(stderr=True)
         found: list[tuple[Tensor, ...]] = []
-        for batch in track(
-            pixels.split(BATCH),
-            description=f"features of {len(pixels):,} images",
-            console=console,
-            transient=True,
-            disable=self.name == "classifier" or not console.is_terminal,
-        ):
+        batches = pixels.split(BATCH)
+        for batch in track(batches, f"features of {len(pixels):,} images", len(batches)):
             seen = batch.expand(-1, self.channels, -1, -1).to(device)
             found.append(tuple(layer.cpu() for layer in self.network(seen)))
         values, logits = (torch.cat(layer) for layer in zip(*found, strict=True))

@@ -21,7 +21,7 @@ from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.transport.transport import Transport
 from fedlight.loggers import pictures
-from fedlight.loggers.progress import ProgressBars
+from fedlight.loggers.bars import ProgressBars
 from fedlight.runtime.seeds import derive_seed, stream
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from fedlight.federation.ledger import Entry
 from fedlight.federation.rounds import Round, federate
 from fedlight.federation.server import Server
 from fedlight.loggers import pictures
+from fedlight.loggers.bars import ProgressBars
 from fedlight.loggers.metrics import CellLog
-from fedlight.loggers.progress import ProgressBars
 from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
 from fedlight.runs.csv_files import write_partition
 from fedlight.runs.identity import SCHEMA, cell_folder, is_done, write_config

@@ -17,6 +17,7 @@ from fedlight.loggers.wandb_mode import wandb_mode
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.secret import redacted
 
+LONGEST_TAG = 64  # characters, of W&B
 PATIENCE = {"init_timeout": 30.0, "finish_timeout": 60.0}  # seconds that W&B may take at either end
 
 
@@ -49,6 +50,7 @@ class CellLog:
     def round(self, row: dict[str, Any], client_losses: dict[str, float], fid: dict[str, Any]) -> None:
         """Logs a row of `rounds.csv`, the given clients' losses and the metrics of a `fid` entry."""
         metrics = {key: value for key, value in row.items() if value is not None}
+        metrics["round_seconds"] = metrics.pop("seconds")  # `seconds` are those of the result, by kind
         metrics |= {f"scores/{name}": value for name, value in fid.items() if isinstance(value, float)}
         metrics |= {
             f"client_fid/{client}": value
@@ -116,8 +118,11 @@ def wandb_logger(
 ) -> WandbLogger:
     """A W&B run of the cell, in the group of its sweep; its id follows from both, unless an agent sets it.
 
+    `config.setting` has the names that runs are grouped by, `none` where a group is not chosen.
     Online where a key is known or WANDB_MODE asks for it, else offline in the cell's folder.
     """
+    groups = ("method", "data", "partition", "model", "algorithm", "transform")
+    setting = {key: str(parameters.get(key, {}).get("name", "none")) for key in groups}
     own_id = hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest()
     arguments = {
         "project": project,
@@ -127,7 +132,8 @@ def wandb_logger(
         "job_type": "cell",
         "id": os.environ["WANDB_RUN_ID"] if "WANDB_SWEEP_ID" in os.environ else own_id,
         "save_dir": folder.absolute(),  # W&B's service has a working folder of its own
-        "config": parameters,
+        "config": {**parameters, "setting": setting},
+        "tags": [setting[key][:LONGEST_TAG] for key in ("method", "data", "partition")],
     }
     if wandb_mode() == "online":
         try:

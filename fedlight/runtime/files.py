@@ -64,6 +64,12 @@ def remove_temporaries(folder: Path) -> None:
             Path(parent, name).unlink(missing_ok=True)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Removes what processes that were killed while they made this file left; call it where none is at it."""
+    for left in path.parent.glob(f"{TEMPORARY}{path.stem}-*"):
+        left.unlink(missing_ok=True)
+
+
 def _flush(folder: Path) -> None:
     """Makes a new name in a folder last."""
     handle = os.open(folder, os.O_RDONLY)

@@ -8,7 +8,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.files import atomic
+from fedlight.runtime.files import atomic, remove_unfinished
 
 T = TypeVar("T")
 
@@ -33,6 +33,7 @@ def made_once(path: Path, read: Callable[[Path], T], make: Callable[[Path], obje
             with FileLock(path.with_name(f"{path.name}.lock")):
                 found = _try(read, path)
                 if found is None:
+                    remove_unfinished(path)
                     with atomic(path) as temporary:
                         make(temporary)
                     found = read(path)
