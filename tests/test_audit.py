@@ -44,6 +44,7 @@ def test_auc_and_rates_by_counting() -> None:
     assert summary["tpr_at_0.01"][0] == (members > threshold).mean()
     assert summary["tpr_at_0.001"][0] == (members > others.max()).mean()
     points = np.array(roc(members, others))
+    assert points[0].tolist() == [0, (members > others.max()).mean()]
     assert np.trapezoid(points[:, 1], points[:, 0]) == pytest.approx(auc, abs=0.02)
 
 

@@ -52,10 +52,11 @@ class Attack:
 
 def roc(members: NDArray[np.float64], others: NDArray[np.float64]) -> list[list[float]]:
     """Corners of the ROC, as false and true positive rates."""
-    thresholds = np.concatenate(([np.inf], np.unique(others)[::-1]))
-    false = [float((others >= threshold).mean()) for threshold in thresholds]
-    true = [float((members >= threshold).mean()) for threshold in thresholds]
-    return [[f, t] for f, t in zip(false, true, strict=True)]
+    thresholds = np.unique(others)[::-1]
+    return [
+        *([float((scores > threshold).mean()) for scores in (others, members)] for threshold in thresholds),
+        [1.0, 1.0],
+    ]
 
 
 def _figures(members: NDArray[np.float64], others: NDArray[np.float64]) -> list[float]:

@@ -14,7 +14,6 @@ from fedlight.runs.status import SweepCell
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LEAST = 1e-3  # of the logarithmic axes
-FEW = len(COLOURS)
 
 
 def tables(comparison: Comparison, prefix: str) -> list[ReportTable]:
@@ -89,16 +88,19 @@ def roc(comparison: Comparison, prefix: str) -> Plot:
         panel = f"{place.label}, {group.method}"
         if any(row["panel"] == panel for row in rows):
             continue
-        for attack in cell.files.audit.get("attacks", [])[:FEW]:
-            name = f"{attack['sees']}, {attack['attack']}"
-            rows += [{"panel": panel, "attack": name, "fpr": f, "tpr": t} for f, t in attack["roc"]]
-    names = list(dict.fromkeys(row["attack"] for row in rows))[:FEW]
+        curves: dict[str, list[list[float]]] = {}
+        for attack in cell.files.audit.get("attacks", []):
+            slice_ = attack["sees"].partition(": ")[2]
+            curves.setdefault(slice_ or f"model, {attack['attack']}", attack["roc"])
+        for name, corners in curves.items():
+            rows += [{"panel": panel, "attack": name, "fpr": f, "tpr": t} for f, t in corners]
+    names = list(dict.fromkeys(row["attack"] for row in rows))
     palette = dict(zip(names, COLOURS, strict=False))
     return Plot(
         f"{prefix}roc",
         "Privacy: ROC of the attacks",
         "True against false positive rate, both in log scale; dotted: guessing. What counts is the left end: "
-        "who can be named for sure.",
+        "who can be named for sure. Slices are those of one client's update.",
         pd.DataFrame(rows, columns=["panel", "attack", "fpr", "tpr"]),
         partial(_draw_roc, palette=palette),
         palette,
