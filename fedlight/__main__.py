@@ -9,6 +9,7 @@ VERBS = {
     "report": "tables, figures and one page of sweeps",
     "sample": "images from a finished cell",
     "export": "a trained model for diffusers",
+    "audit": "an attacker against a finished cell: what its models leak",
     "prepare": "data, classifier and references, for nodes without internet",
     "dashboard": "the panels of a project on Weights & Biases",
     "completion": 'for the shell, bash or zsh: eval "$(fedlight completion)"',

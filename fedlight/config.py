@@ -137,13 +137,14 @@ class TransformConfig(Section, Sparse):
 class PrivacyConfig(Section):
     """What is promised about privacy."""
 
-    name: Literal["client"]
+    name: Literal["client", "example"]
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     clip: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     target_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    noise_at: Literal["server", "clients"] = "server"
+    noise_at: Literal["server", "clients"] | None = None
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    draws: Whole | None = None
     secure_noise: bool = False
 
 

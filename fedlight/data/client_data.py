@@ -1,7 +1,8 @@
 """What one client sees: a LightningDataModule over its own images."""
 
+import secrets
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from lightning import LightningDataModule
@@ -13,6 +14,8 @@ from fedlight.data.partition import Indices
 
 Batch: TypeAlias = Tensor | tuple[Tensor, Tensor]
 """Images, or images and labels."""
+Sampling: TypeAlias = Literal["seeded", "secret"]
+"""Where Poisson batches come from: torch's seed, or the operating system."""
 
 
 class Rows(TorchDataset[Batch]):
@@ -45,6 +48,33 @@ class ShuffledBatches(Sampler[Tensor]):
         return iter(torch.randperm(self.images).split(self.batch_size))
 
 
+class PoissonBatches(Sampler[Tensor]):
+    """Positions of which each is in a batch by itself, `batch_size` on average; a batch may be empty.
+
+    An epoch has as many batches as with `ShuffledBatches`.
+    """
+
+    def __init__(self, images: int, batch_size: int, secret: bool) -> None:
+        self.images = images
+        self.rate = poisson_rate(images, batch_size)
+        self.batches = -(-images // batch_size)
+        self.secret = secret
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        seed = secrets.randbits(63) if self.secret else int(torch.randint(2**63 - 1, ()))
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(self.batches):
+            yield (torch.rand(self.images, generator=generator) < self.rate).nonzero().flatten()
+
+
+def poisson_rate(images: int, batch_size: int) -> float:
+    """The probability that an image is in a Poisson batch."""
+    return min(1.0, batch_size / images)
+
+
 class ClientData(LightningDataModule):
     """The private images of one client.
 
@@ -53,14 +83,21 @@ class ClientData(LightningDataModule):
         indices: of the client's images; their order does not matter.
         batch_size: images a batch.
         labels: of the whole training set, int64, shape (n,); None where the model takes none.
+        poisson: where batches are Poisson samples, where they come from.
     """
 
     def __init__(
-        self, pixels: Tensor, indices: Indices, batch_size: int, labels: Tensor | None = None
+        self,
+        pixels: Tensor,
+        indices: Indices,
+        batch_size: int,
+        labels: Tensor | None = None,
+        poisson: Sampling | None = None,
     ) -> None:
         super().__init__()
         self.rows = Rows(pixels, labels, indices)
         self.batch_size = batch_size
+        self.poisson = poisson
 
     @property
     def num_examples(self) -> int:
@@ -68,7 +105,11 @@ class ClientData(LightningDataModule):
         return len(self.rows)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        batches = ShuffledBatches(len(self.rows), self.batch_size)
+        batches: Sampler[Tensor] = (
+            PoissonBatches(len(self.rows), self.batch_size, self.poisson == "secret")
+            if self.poisson
+            else ShuffledBatches(len(self.rows), self.batch_size)
+        )
         return DataLoader(self.rows, sampler=batches, batch_size=None)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

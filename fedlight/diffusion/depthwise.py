@@ -20,17 +20,29 @@ class DepthwiseConv(nn.Conv2d):
     Args:
         width: channels in and out.
         size: height and width of the kernel, in pixels.
+
+    Attributes:
+        plain: leave the weight gradient to torch, as `torch.func` needs it.
     """
+
+    plain = False
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__(width, width, size, padding=size // 2, groups=width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not torch.is_grad_enabled() or x.numel() < LARGE:
+        if self.plain or x.device.type != "cpu" or not torch.is_grad_enabled() or x.numel() < LARGE:
             return super().forward(x)
         assert self.bias is not None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return _Depthwise.apply(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+def use_plain_layers(module: nn.Module) -> None:
+    """Makes the depthwise convolutions of a model such that `torch.func` can differentiate them."""
+    for layer in module.modules():
+        if isinstance(layer, DepthwiseConv):
+            layer.plain = True
 
 
 class _Depthwise(torch.autograd.Function):

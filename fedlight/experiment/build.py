@@ -18,10 +18,11 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from fedlight.config import CellConfig
-from fedlight.data.client_data import ClientData
+from fedlight.data.client_data import ClientData, Sampling
 from fedlight.data.dataset import Dataset, Images
 from fedlight.data.partition import Indices, count_labels, pool
 from fedlight.diffusion.ddpm import DDPM
+from fedlight.diffusion.depthwise import use_plain_layers
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.evaluation.evaluator import Evaluator
 from fedlight.evaluation.extractor import Extractor, check_classifier, make_classifier, make_inception
@@ -31,11 +32,18 @@ from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
 from fedlight.experiment.evaluate import draw_and_score
 from fedlight.experiment.extensions import make_extension
-from fedlight.experiment.guarantee import check_privacy, make_mechanism, with_noise
+from fedlight.experiment.guarantee import (
+    EXAMPLE,
+    check_privacy,
+    make_mechanism,
+    make_participation,
+    make_private_training,
+    with_noise,
+)
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
-from fedlight.federation.cohort import Participation, cohort_size
+from fedlight.federation.cohort import cohort_size
 from fedlight.federation.federator import on_cpu
 from fedlight.federation.learning_rate import rate
 from fedlight.federation.method import Method
@@ -101,7 +109,11 @@ class Components:
             drawn = draw_and_score(self, state, round_, client, on_step)
             return drawn.metrics, drawn.to_groups()
 
-        optimizer = self.settings.optimizer
+        optimizer, privacy = self.settings.optimizer, self.settings.privacy
+        private_training = make_private_training(self.settings, shares, folder / CHECKPOINT)
+        poisson: Sampling | None = None
+        if private_training and privacy:
+            poisson = "secret" if privacy.secure_noise else "seeded"
         setup = ClientSetup(
             seed=self.settings.seed,
             module=self.module,
@@ -109,13 +121,16 @@ class Components:
             method=self.method,
             algorithm=self.algorithm,
             codec=self.codec,
-            data=lambda client: ClientData(pixels, shares[client], self.settings.data.batch_size, labels),
+            data=lambda client: ClientData(
+                pixels, shares[client], self.settings.data.batch_size, labels, poisson
+            ),
             make_trainer=lambda own: self.make_trainer(callbacks=[*own, *callbacks]),
             evaluate=evaluate,
             rate=partial(
                 rate, rounds=self.settings.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"
             ),
             privacy=make_mechanism(self.settings),
+            private_training=private_training,
         )
         return Site(folder.name, setup, folder / CHECKPOINT)
 
@@ -211,7 +226,7 @@ def assemble(settings: CellConfig, whole: Dataset) -> Components:
 
     module, slices = make_module(settings, len(dataset.classes))
     method = settings.method.resolve(slices.names)
-    settings = with_noise(settings)
+    settings = with_noise(settings, shares, method)
     make_trainer = _trainer_factory(settings)
     try:
         device = make_trainer().strategy.root_device
@@ -219,6 +234,8 @@ def assemble(settings: CellConfig, whole: Dataset) -> Components:
     except Exception as error:  # each library has errors of its own
         raise BadInput(f"optimizer or trainer: {error or type(error).__name__}") from error
     _try_unet(settings, module)
+    if settings.privacy and settings.privacy.name == EXAMPLE:
+        use_plain_layers(module)
     if settings.trainer.compile:
         module.unet.compile()
     algorithm = make_algorithm(settings)
@@ -259,15 +276,7 @@ def make_server(
     checkpoint: Path | None = None,
 ) -> Server:
     """The server of a cell before its first round; `checkpoint` is the folder where it notes its releases."""
-    asked = settings.privacy
-    participation = Participation(
-        settings.clients,
-        settings.fraction,
-        settings.federation.dropout,
-        settings.seed,
-        poisson=asked is not None,
-        secret=asked is not None and asked.secure_noise,
-    )
+    participation = make_participation(settings)
     privacy = make_mechanism(settings, checkpoint)
     method, initial = settings.method.resolve(slices.names), on_cpu(module.state_dict())
     decay = settings.model.ema_decay if _averages_rounds(settings) else None

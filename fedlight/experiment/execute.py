@@ -15,7 +15,7 @@ from fedlight.data.partition import count_labels
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_server, precision
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
 from fedlight.experiment.extensions import blamed
-from fedlight.experiment.guarantee import Guarantee, as_json
+from fedlight.experiment.guarantee import Guarantee
 from fedlight.experiment.pretrained import save_pipeline
 from fedlight.federation.checkpoint import ServerCheckpoint, last_versions
 from fedlight.federation.cohort import cohort_size
@@ -121,9 +121,11 @@ class Run:
 
     def __post_init__(self) -> None:
         self.settings, check = self.components.settings, self._check
-        self.guarantee = Guarantee(self.settings, self.folder / CHECKPOINT) if self.settings.privacy else None
-        if self.guarantee:
-            self.record.result["privacy"] = self.guarantee.entry(0.0)
+        self.guarantee: Guarantee | None = None
+        if self.settings.privacy:
+            built, checkpoint = self.components, self.folder / CHECKPOINT
+            self.guarantee = Guarantee(self.settings, built.shares, built.method, checkpoint)
+            self.record.result["privacy"] = self.guarantee.entry(self.guarantee.epsilons(0))
         self.checkpoint = ServerCheckpoint(self.folder / CHECKPOINT, self.folder.name)
         self.clock = Clock(self.folder / ".clock.json")
         halt = LambdaCallback(on_train_batch_end=lambda *_: check())
@@ -182,7 +184,8 @@ class Run:
         self.record.tick()
         noted = _noted(done, self.server, fid, self.settings)
         if self.guarantee:
-            noted["row"]["epsilon"] = as_json(self.guarantee.epsilon(done.round))
+            noted["privacy"] = self.guarantee.entry(self.guarantee.epsilons(done.round))
+            noted["row"]["epsilon"] = noted["privacy"]["epsilon"]
         history = {"rounds": [*self.record.rounds, noted], "seconds": self.record.result["seconds"]}
         self.held.check()
         self.server.save(self.checkpoint, history)
@@ -194,8 +197,8 @@ class Run:
         row = noted["row"]
         total = self.server.ledger.totals(self.server.model_params)
         self.record.note(noted, map(asdict, exchange), total)
-        if self.guarantee:
-            self.record.result["privacy"] = self.guarantee.entry(float(row["epsilon"]))
+        if "privacy" in noted:
+            self.record.result["privacy"] = noted["privacy"]
         self.log.round(row, noted["client_losses"], noted["fid"] or {})
         self.log.pictures(row["round"], samples=grid_path(self.folder, row["round"]))
 

@@ -1,50 +1,108 @@
 """What a cell promises about privacy: checked beforehand, and accounted after every round."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lightning import Callback
+
 from fedlight.config import CellConfig
+from fedlight.data.client_data import poisson_rate
+from fedlight.data.partition import Indices
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.cohort import Participation
 from fedlight.federation.mechanism import COUNT_NOISE, GaussianMechanism
 from fedlight.federation.messages import State
 from fedlight.federation.method import Method
-from fedlight.federation.noise import SecretNoise, SeededNoise
+from fedlight.federation.noise import SecretNoise, SeededNoise, note
 from fedlight.privacy.account import Account, calibrate
+from fedlight.privacy.example_level import PrivateGradients
 from fedlight.runtime.errors import BadInput
 
+CLIENT, EXAMPLE = "client", "example"
 RELEASES = "releases"  # in the checkpoint's folder: a byte for each release with secret noise
 
 
 class Guarantee:
-    """The account of a cell with client-level privacy.
+    """The account of a cell: what its noise and its sampling cost so far.
+
+    A release is a round under client-level privacy, and a step of a client's optimizer under example-level
+    privacy, where each client has an account of its own.
 
     Args:
         settings: of the cell, with its noise.
+        shares: the images of each client.
+        method: resolved over the slices.
         checkpoint: the folder of the checkpoint.
     """
 
-    def __init__(self, settings: CellConfig, checkpoint: Path) -> None:
+    def __init__(
+        self, settings: CellConfig, shares: Sequence[Indices], method: Method, checkpoint: Path
+    ) -> None:
         assert settings.privacy is not None
+        self._settings = settings
         self._asked = settings.privacy
-        self._account = Account(self._asked.noise, settings.fraction, self._asked.delta)
-        self._notes = checkpoint / RELEASES
+        self._checkpoint = checkpoint
+        self._plan = Plan(settings, [len(share) for share in shares], method)
+        self._account = cache(lambda rate: Account(self._asked.noise, rate, self._asked.delta))
 
-    def epsilon(self, round_: int) -> float:
-        """What was spent up to a round; rounds that were done again with fresh noise count again."""
-        noted = self._notes.stat().st_size if self._notes.exists() else 0
-        return self._account.epsilon(max(round_, noted))
+    def epsilons(self, round_: int) -> list[float]:
+        """What was spent up to a round, by each client under example-level privacy, else one number.
 
-    def entry(self, epsilon: float) -> dict[str, Any]:
+        Rounds that were done again with fresh noise count again.
+        """
+        if self._asked.name == CLIENT:
+            releases = max(round_, self._noted(RELEASES))
+            return [self._account(self._settings.fraction).epsilon(releases)]
+        spent = cache(lambda rate, steps: self._account(rate).epsilon(steps))
+        took_part = self._plan.took_part(round_)
+        return [
+            spent(rate, steps * max(took_part[client], self._noted(f"{RELEASES}-{client:06d}")))
+            for client, (rate, steps) in enumerate(self._plan.sampling)
+        ]
+
+    def entry(self, epsilons: list[float]) -> dict[str, Any]:
         """The `privacy` entry of `result.json`; an infinite epsilon is the word `inf`."""
         asked = self._asked
-        return {
+        entry = {
             "kind": asked.name,
-            "epsilon": as_json(epsilon),
+            "epsilon": as_json(max(epsilons)),
             "delta": asked.delta,
             "noise": asked.noise,
             "clip": as_json(asked.clip),
-            "noise_at": asked.noise_at,
         }
+        if asked.name == CLIENT:
+            return entry | {"noise_at": asked.noise_at}
+        return entry | {"draws": asked.draws, "epsilon_clients": [as_json(epsilon) for epsilon in epsilons]}
+
+    def _noted(self, name: str) -> int:
+        path = self._checkpoint / name
+        return path.stat().st_size if path.exists() else 0
+
+
+class Plan:
+    """Who takes part in which round under example-level privacy, and how its batches are sampled.
+
+    Attributes:
+        sampling: for each client, the probability that an image is in a batch, and the steps of a round.
+    """
+
+    def __init__(self, settings: CellConfig, sizes: list[int], method: Method) -> None:
+        self._participation = make_participation(settings)
+        self._method = method
+        self._rounds: list[list[int]] = []
+        sizes = [sum(sizes)] if method.pool else sizes
+        batch = settings.data.batch_size
+        self.sampling = [(poisson_rate(n, batch), settings.epochs * -(-n // batch)) for n in sizes]
+
+    def took_part(self, round_: int) -> Counter[int]:
+        """How often each client took part up to a round; one that dropped out is counted as well."""
+        while len(self._rounds) < round_:
+            _, tasks = self._participation.draw(self._method, len(self._rounds) + 1)
+            self._rounds.append([task.client for task in tasks])
+        return Counter(client for tasks in self._rounds[:round_] for client in tasks)
 
 
 def as_json(number: float) -> float | str:
@@ -52,24 +110,50 @@ def as_json(number: float) -> float | str:
     return "inf" if number == float("inf") else number
 
 
-def with_noise(settings: CellConfig) -> CellConfig:
-    """The settings with the noise that `privacy.target_epsilon` asks for."""
+def make_participation(settings: CellConfig) -> Participation:
+    """Who takes part in the rounds of a cell."""
+    asked = settings.privacy
+    return Participation(
+        settings.clients,
+        settings.fraction,
+        settings.federation.dropout,
+        settings.seed,
+        poisson=asked is not None and asked.name == CLIENT,
+        secret=asked is not None and asked.secure_noise,
+    )
+
+
+def with_noise(settings: CellConfig, shares: Sequence[Indices], method: Method) -> CellConfig:
+    """The settings with the noise that `privacy.target_epsilon` asks for, in its place."""
     asked = settings.privacy
     if asked is None or asked.target_epsilon is None or not settings.rounds:
         return settings
-    noise = calibrate(asked.target_epsilon, asked.delta, settings.fraction, settings.rounds)
-    return settings.model_copy(update={"privacy": asked.model_copy(update={"noise": noise})})
+    plans = {(settings.fraction, settings.rounds)}
+    if asked.name == EXAMPLE:
+        plan = Plan(settings, [len(share) for share in shares], method)
+        took_part = plan.took_part(settings.rounds)
+        plans = {(rate, steps * took_part[k]) for k, (rate, steps) in enumerate(plan.sampling)}
+
+    def worst(noise: float) -> tuple[float, float, int]:
+        return max((Account(noise, rate, asked.delta).epsilon(steps), rate, steps) for rate, steps in plans)
+
+    noise, (epsilon, rate, releases) = 1.0, worst(1.0)
+    while releases and (noise == 1.0 or epsilon > asked.target_epsilon):
+        noise = calibrate(asked.target_epsilon, asked.delta, rate, releases)
+        epsilon, rate, releases = worst(noise)
+    found = asked.model_copy(update={"noise": noise, "target_epsilon": None})
+    return settings.model_copy(update={"privacy": found})
 
 
 def make_mechanism(settings: CellConfig, checkpoint: Path | None = None) -> GaussianMechanism | None:
-    """How updates are clipped and noised; None where they are not.
+    """How updates are clipped and noised under client-level privacy.
 
     Args:
         settings: of the cell, with its noise.
         checkpoint: the folder where the server notes its releases.
     """
     asked = settings.privacy
-    if asked is None:
+    if asked is None or asked.name != CLIENT:
         return None
     secret = SecretNoise(checkpoint / RELEASES if checkpoint else None)
     return GaussianMechanism(
@@ -83,6 +167,35 @@ def make_mechanism(settings: CellConfig, checkpoint: Path | None = None) -> Gaus
     )
 
 
+def make_private_training(
+    settings: CellConfig, shares: Sequence[Indices], checkpoint: Path
+) -> Callable[[int], Callback] | None:
+    """What makes a client's gradients private under example-level privacy.
+
+    Args:
+        settings: of the cell, with its noise.
+        shares: the images of each client that trains.
+        checkpoint: the folder where a client notes its releases.
+    """
+    asked = settings.privacy
+    if asked is None or asked.name != EXAMPLE:
+        return None
+
+    def make(client: int) -> Callback:
+        images, batch = len(shares[client]), settings.data.batch_size
+        if asked.secure_noise:
+            note(checkpoint / f"{RELEASES}-{client:06d}")
+        return PrivateGradients(
+            asked.noise,
+            asked.clip,
+            poisson_rate(images, batch) * images,
+            asked.draws or 1,
+            asked.secure_noise,
+        )
+
+    return make
+
+
 def check_privacy(settings: CellConfig, method: Method, algorithm: FedAvg, theta: State) -> None:
     """Refuses what would break the promise.
 
@@ -93,27 +206,33 @@ def check_privacy(settings: CellConfig, method: Method, algorithm: FedAvg, theta
         theta: the first global model, as far as clients report it.
 
     Raises:
-        BadInput: client-level privacy does not go with something else that was asked for.
+        BadInput: the privacy does not go with something else that was asked for.
     """
     asked = settings.privacy
     if asked is None:
         return
-    unsent = [slice_ for slice_ in method.uplink if slice_ not in method.downlink]
-    whole = [name for name, tensor in theta.items() if not tensor.is_floating_point()]
-    silent = type(algorithm).report is not FedAvg.report and not algorithm.extras_like(theta)
-    at_clients, adaptive = asked.noise_at == "clients", asked.clip_quantile is not None
-    most = 2 * COUNT_NOISE * settings.fraction * settings.clients  # noise that leaves the count its share
-    reasons = {
-        "a method whose clients report: CENTRAL and LOCAL have none": method.pool or not method.uplink,
-        "a method whose clients all report the same: a deal of slices shows who takes part": method.split,
-        f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
-        f"floating tensors: {', '.join(whole)} holds whole numbers, which noise cannot hide": whole,
-        "an algorithm that tells beforehand what clients report beside the slices": silent,
-        "a finite privacy.clip, or privacy.noise=0": asked.noise and asked.clip == float("inf"),
-        "privacy.noise_at=server where a transform encodes updates": at_clients and settings.transform,
-        "privacy.noise_at=server for an adaptive clip": at_clients and adaptive,
-        f"noise below {most:.3g} for an adaptive clip in cohorts so small": adaptive and asked.noise >= most,
+    reasons: dict[str, Any] = {
+        "a finite privacy.clip, or privacy.noise=0": asked.noise and asked.clip == float("inf")
     }
+    if asked.name == EXAMPLE:
+        reasons["trainer.compile=false"] = settings.trainer.compile
+    else:
+        unsent = [slice_ for slice_ in method.uplink if slice_ not in method.downlink]
+        whole = [name for name, tensor in theta.items() if not tensor.is_floating_point()]
+        silent = type(algorithm).report is not FedAvg.report and not algorithm.extras_like(theta)
+        at_clients, adaptive = asked.noise_at == "clients", asked.clip_quantile is not None
+        most = 2 * COUNT_NOISE * settings.fraction * settings.clients  # noise that leaves the count its share
+        reasons |= {
+            "a method whose clients report: CENTRAL and LOCAL have none": method.pool or not method.uplink,
+            "a method whose clients all report the same: a deal of slices shows who takes part": method.split,
+            f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
+            f"floating tensors: {', '.join(whole)} holds whole numbers, which noise cannot hide": whole,
+            "an algorithm that tells beforehand what clients report beside the slices": silent,
+            "privacy.noise_at=server where a transform encodes updates": at_clients and settings.transform,
+            "privacy.noise_at=server for an adaptive clip": at_clients and adaptive,
+            f"noise below {most:.3g} for an adaptive clip in cohorts so small": adaptive
+            and asked.noise >= most,
+        }
     for needed, broken in reasons.items():
         if broken:
             raise BadInput(f"privacy={asked.name} needs {needed}")

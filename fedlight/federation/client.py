@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from lightning import LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import Codec
@@ -41,7 +41,9 @@ class ClientSetup:
         evaluate: draws from a model and scores it.
         rate: the factor of the optimizer's learning rate in a round.
         first: the first state_dict; the cell's seed decides it.
-        privacy: of clients; None where there is none.
+        privacy: client-level: what clips and blurs updates, and hides n_k; None where there is none.
+        private_training: example-level: makes the callback that does so to a client's gradients, which is
+            told by its number; None where there is none.
     """
 
     seed: int
@@ -55,6 +57,7 @@ class ClientSetup:
     evaluate: Evaluate
     rate: Callable[[int], float] = lambda round_: 1.0
     privacy: GaussianMechanism | None = None
+    private_training: Callable[[int], Callback] | None = None
     first: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,6 +109,8 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     federator = Federator(client, round_, state, kept_optimizer, setup.rate(round_))
     data = setup.data(client)
     added = setup.algorithm.callbacks(federated, extras, own)
+    if setup.private_training:
+        added = [setup.private_training(client), *added]
     setup.make_trainer([federator, *added]).fit(setup.module, datamodule=data)
     trained = federator.trained
 
@@ -129,7 +134,8 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     model = {name: trained[name] for name in setup.private}
     kept = {"model": model, "reference": reference, "optimizer": federator.kept_optimizer}
     kept |= {"algorithm": own, "errors": errors}
-    images, loss = (0, None) if setup.privacy else (data.num_examples, federator.loss)
+    images = 0 if setup.privacy else data.num_examples
+    loss = None if setup.privacy or setup.private_training else federator.loss
     update = Update(broadcast.cell, round_, client, images, loss, payloads)
     return update, kept
 

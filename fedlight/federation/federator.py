@@ -70,13 +70,13 @@ class Federator(Callback):
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._images == 0:
+        if not (self._images or trainer.global_step):  # a batch of a Poisson sample may be empty
             raise BadInput(f"{self._who} trained on no image in round {self._round}")
         self.trained = on_cpu(pl_module.state_dict())
         floating = [tensor for tensor in self.trained.values() if tensor.is_floating_point()]
         if not get_total_norm(floating, norm_type=math.inf).isfinite():
             raise Diverged(f"the weights of {self._who} left the finite numbers in round {self._round}")
-        self.loss = self._loss.item() / self._images
+        self.loss = self._loss.item() / max(1, self._images)
         self.steps = trainer.global_step
         if self._optimizer is not None:
             self.kept_optimizer = optimizer_state(trainer.optimizers[0])

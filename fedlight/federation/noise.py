@@ -50,11 +50,16 @@ class SecretNoise:
 
     def __call__(self, *key: int | str) -> Normal:
         if self._notes:
-            with self._notes.open("ab") as file:
-                file.write(b".")
-                file.flush()
-                os.fsync(file.fileno())
+            note(self._notes)
         return SystemNormal()
+
+
+def note(path: Path) -> None:
+    """Adds a byte to a file; afterwards it is on the disk."""
+    with path.open("ab") as file:
+        file.write(b".")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class SystemNormal:

@@ -6,6 +6,7 @@ from typing import Any
 from fedlight.runtime.errors import BadInput
 
 MISSING = "privacy needs the libraries dp-accounting and opacus: pip install 'fedlight[privacy]'"
+ORDERS = (*(1 + x / 5 for x in range(1, 25)), *range(6, 64), 72, 80, 96, 128, 192, 256, 512, 1024)  # of Renyi
 
 
 class Account:
@@ -32,7 +33,7 @@ class Account:
             return 0.0
         if not self._noise:
             return math.inf
-        accountant = self._accounting.rdp.RdpAccountant()
+        accountant = self._accounting.rdp.RdpAccountant(ORDERS)
         accountant.compose(self._release, releases)
         return float(accountant.get_epsilon(self._delta))
 
@@ -41,7 +42,7 @@ def calibrate(target_epsilon: float, delta: float, rate: float, releases: int) -
     """The smallest noise, to 1e-3, that keeps so many releases within the target; arguments of `Account`."""
     accounting = _library()
     noise = accounting.calibrate_dp_mechanism(
-        accounting.rdp.RdpAccountant,
+        lambda: accounting.rdp.RdpAccountant(ORDERS),
         lambda noise: accounting.SelfComposedDpEvent(_release(accounting, noise, rate), releases),
         target_epsilon,
         delta,

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
+from fedlight.reporting import leakage
 from fedlight.reporting.comparison import Comparison, in_words
 from fedlight.reporting.plots import INK, Plot
 
@@ -48,6 +49,18 @@ def plots(comparison: Comparison, prefix: str) -> list[Plot]:
             "parameters exchanged",
         ),
         partitions(comparison, prefix),
+        _finite(
+            rounds_curve(
+                comparison,
+                f"{prefix}epsilon_rounds",
+                "Privacy: epsilon over rounds",
+                "What was spent so far, of the client that spent most. Without noise it is infinite from the "
+                "first round, and not drawn.",
+                "epsilon",
+                "epsilon",
+            )
+        ),
+        leakage.roc(comparison, prefix),
     ]
     return [plot for plot in made if not plot.data.empty]
 
@@ -139,6 +152,10 @@ def _evaluated_more_than_once(plot: Plot) -> Plot:
     """Without the curves that have one point."""
     points = plot.data.groupby(["panel", "method"])["round"].transform("size")
     return replace(plot, data=plot.data[points > 1])
+
+
+def _finite(plot: Plot) -> Plot:
+    return replace(plot, data=plot.data[np.isfinite(plot.data["epsilon"].astype(float))])
 
 
 def _where_methods_differ(plot: Plot, key: str) -> Plot:

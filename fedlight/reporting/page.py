@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from fedlight.reporting import figures, gallery, paper
+from fedlight.reporting import figures, gallery, leakage, paper
 from fedlight.reporting.comparison import Comparison, make_comparisons
 from fedlight.reporting.plots import Plot
 from fedlight.reporting.provenance import trace
@@ -115,6 +115,7 @@ def _chapter(
     tables = summaries(comparison, prefix)
     if (published := paper.beside_paper(comparison, prefix)) is not None:
         tables.append(published)
+    tables += leakage.tables(comparison, prefix)
     cells = by_cell(comparison.cells, prefix, everywhere)
     for table in (*tables, cells):
         table.write(folder)

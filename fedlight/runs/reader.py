@@ -1,6 +1,7 @@
 """The reader of a cell's folder: for `fedlight.sweeps status`, the table in the terminal and the report."""
 
 import csv
+import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +83,7 @@ class Result(BaseModel):
     exchange: ExchangeTotals
     train_loss: float | None
     fid: ImageQuality | None
+    privacy: dict[str, Any] | None = None
     seconds: dict[str, float]
     versions: dict[str, str]
     machine: dict[str, Any] = {}
@@ -138,6 +140,11 @@ class CellFiles:
     def partition(self) -> list[tuple[int, str, int]]:
         """The rows of `partition.csv`: client, label, number of images."""
         return self._read("partition.csv", _partition_rows, [])
+
+    @cached_property
+    def audit(self) -> dict[str, Any]:
+        """`audit.json`, what an attacker found."""
+        return self._read("audit.json", lambda path: dict(json.loads(path.read_bytes())), {})
 
     def check(self) -> list[str]:
         """Reads `result.json`, `config.yaml` and `rounds.csv`; returns the messages on damaged files."""

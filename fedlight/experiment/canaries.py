@@ -1,0 +1,68 @@
+"""An audit of client-level privacy: canary clients pass through a cell's mechanism, server and cohorts."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedlight.config import CellConfig
+from fedlight.experiment.guarantee import make_mechanism, make_participation
+from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.codec import Codec
+from fedlight.federation.messages import Payload, State, Update
+from fedlight.federation.method import Method
+from fedlight.federation.server import Server
+from fedlight.federation.slices import SliceMap
+
+CANARIES = 1000
+SIZE = 10_000  # scalars of the model: canaries of random directions hardly meet in so many
+SLICE, NAME = "canary", "canary.direction"
+
+
+def canary_scores(settings: CellConfig, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How far the final model went in the direction of each canary (arXiv 2302.03098).
+
+    Half of the canaries are clients, each of which reports its own random direction, ten times the clip, in
+    every round that it takes part in; the model is that of the last round less the first. Nobody else is
+    there, as if the attacker knew all other clients.
+
+    Args:
+        settings: of a cell with client-level privacy; its noise, clip, cohorts and rounds count.
+        seed: decides canaries and noise.
+
+    Returns:
+        Scores of the canaries that took part and of those that did not.
+    """
+    assert settings.privacy is not None
+    clip = settings.privacy.clip
+    settings = settings.model_copy(update={"clients": CANARIES, "seed": seed})
+    rng = np.random.default_rng(seed)
+    included = rng.random(CANARIES) < 0.5
+    directions = rng.standard_normal((CANARIES, SIZE)).astype(np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    loud = 10 * (clip if np.isfinite(clip) else 1.0)
+
+    mechanism = make_mechanism(settings)
+    assert mechanism is not None
+    method = Method(name="CANARY", downlink=(SLICE,), uplink=(SLICE,), evaluate="global")
+    server = Server(
+        "canaries",
+        method,
+        SliceMap({SLICE: (NAME,)}),
+        {NAME: torch.zeros(SIZE)},
+        make_participation(settings),
+        FedAvg(),
+        Codec(),
+        privacy=mechanism,
+    )
+    for round_ in range(1, settings.rounds + 1):
+        for broadcast in list(server.broadcasts()):
+            if not included[broadcast.client]:
+                continue
+            values: State = {NAME: server.theta[NAME] + loud * torch.from_numpy(directions[broadcast.client])}
+            if mechanism.at_clients:
+                values, _ = mechanism.share(values, {}, server.theta, round_, broadcast.client)
+            payloads = {SLICE: Payload.plain(values)}
+            server.receive(Update("canaries", round_, broadcast.client, 0, None, payloads))
+        server.close_round()
+    scores = directions.astype(np.float64) @ server.theta[NAME].double().numpy()
+    return scores[included], scores[~included]

@@ -1,0 +1,131 @@
+"""Example-level privacy: DP-SGD (arXiv 1607.00133) in a client's Trainer, clipped and noised by Opacus."""
+
+import secrets
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.optim import SGD
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from fedlight.privacy.account import MISSING
+from fedlight.runtime.errors import BadInput
+
+CHUNK = 16  # images whose gradients are in memory at once
+
+LARGEST = torch.finfo(torch.float32).max  # stands for an infinite clip, whose noise of 0 is 0
+
+
+class PrivateGradients(Callback):
+    """Puts the private gradient in the place of the gradient of each training step.
+
+    Of each image the gradient is that of its mean loss over several draws of noise and time (DPDM, arXiv
+    2210.09929); it is clipped, the sum over the batch gets Gaussian noise and is divided by the expected size
+    of a batch. Batches are Poisson samples, and may be empty. All that comes after the gradient, such as the
+    optimizer, a proximal term or a moving average, sees the private one alone.
+
+    Args:
+        noise: standard deviation of the noise on the sum, in clips, 0 or more.
+        clip: the largest L2 norm of an image's gradient.
+        batch_size: images in a batch, on average.
+        draws: of noise and time for each image and step.
+        secret: noise from the operating system's cryptographic generator in place of torch's seed.
+
+    Raises:
+        BadInput: Opacus is not installed.
+    """
+
+    def __init__(self, noise: float, clip: float, batch_size: float, draws: int, secret: bool) -> None:
+        try:
+            from opacus.optimizers import DPOptimizer
+        except ImportError as error:
+            raise BadInput(MISSING) from error
+        self._make = DPOptimizer
+        self._mechanism: dict[str, Any] = {
+            "noise_multiplier": noise,
+            "max_grad_norm": min(clip, LARGEST),
+            "expected_batch_size": batch_size,
+        }
+        self._draws = draws
+        self._secret = secret
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+        self._parameters = {name: p for name, p in pl_module.named_parameters() if id(p) in trained}
+        generator = (
+            torch.Generator(pl_module.device).manual_seed(secrets.randbits(63)) if self._secret else None
+        )
+        self._optimizer = self._make(
+            SGD(self._parameters.values()), **self._mechanism, generator=generator
+        )  # it clips and adds noise, and never steps
+        self._step = TrainingStep(pl_module)
+        object.__setattr__(pl_module, "training_step", self.training_step)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if vars(pl_module).get("training_step") == self.training_step:
+            object.__delattr__(pl_module, "training_step")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The mean loss of the batch; its gradient is the private one."""
+        loss = torch.zeros((), device=tree_leaves(batch)[0].device)
+        images = len(tree_leaves(batch)[0])
+        for chunk in _chunks(batch):
+            gradients, losses = per_sample_gradients(self._step, self._parameters, chunk, self._draws)
+            loss += losses.sum() / max(1, images)
+            for name, parameter in self._parameters.items():
+                parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]
+            self._optimizer.clip_and_accumulate()
+        self._optimizer.add_noise()
+        self._optimizer.scale_grad()
+        for parameter in self._parameters.values():  # adds 0, whose gradient is the private one
+            assert parameter.grad is not None
+            loss = loss + (parameter.grad.clone() * (parameter - parameter.detach())).sum()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss
+
+
+class TrainingStep(nn.Module):
+    """The training step of a LightningModule as a module's `forward`."""
+
+    def __init__(self, module: LightningModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> Tensor:
+        step: Any = type(self.module).training_step
+        loss: Tensor = step(self.module, batch, 0)
+        return loss
+
+
+def per_sample_gradients(
+    step: TrainingStep, parameters: dict[str, nn.Parameter], batch: Any, draws: int = 1
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The gradient of each image's loss, and the losses, shape (n,).
+
+    Args:
+        step: of the module.
+        parameters: of the module, by name.
+        batch: tensors of n images each.
+        draws: copies of an image in its own batch; whatever is random is drawn for each.
+    """
+
+    def loss(values: dict[str, Tensor], image: Any) -> Tensor:
+        copies = tree_map(lambda tensor: tensor.expand(draws, *tensor.shape), image)
+        return functional_call(step, {f"module.{name}": value for name, value in values.items()}, (copies,))
+
+    values = {name: parameter.detach() for name, parameter in parameters.items()}
+    images = len(tree_leaves(batch)[0])
+    if not images:
+        empty = {name: value.new_zeros((0, *value.shape)) for name, value in values.items()}
+        return empty, torch.zeros(0, device=tree_leaves(batch)[0].device)
+    return vmap(grad_and_value(loss), in_dims=(None, 0), randomness="different")(values, batch)
+
+
+def _chunks(batch: Any) -> list[Any]:
+    """The batch in parts; one empty part where it is empty."""
+    leaves, tree = tree_flatten(batch)
+    return [
+        tree_unflatten(list(parts), tree) for parts in zip(*(t.split(CHUNK) for t in leaves), strict=True)
+    ]

@@ -1,0 +1,118 @@
+"""The page's part on privacy: what cells promise, and what an attacker found (`fedlight.audit`)."""
+
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from fedlight.reporting import numbers
+from fedlight.reporting.comparison import Comparison, Group, Place
+from fedlight.reporting.plots import INK, Plot
+from fedlight.reporting.tables import Field, ReportTable, number
+from fedlight.runs.status import SweepCell
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LEAST = 1e-3  # of the logarithmic axes
+FEW = len(COLOURS)
+
+
+def tables(comparison: Comparison, prefix: str) -> list[ReportTable]:
+    """Guarantees and attacks, where there are any."""
+    return [table for table in (_guarantees(comparison, prefix), _attacks(comparison, prefix)) if table.rows]
+
+
+def _cells(comparison: Comparison) -> list[tuple[Place, Group, SweepCell]]:
+    return [
+        (place, group, cell)
+        for place in comparison.places
+        for group in comparison.in_place(place)
+        for cell in group.cells
+    ]
+
+
+def _guarantees(comparison: Comparison, prefix: str) -> ReportTable:
+    rows, data = [], []
+    for place, group, cell in _cells(comparison):
+        if not (cell.files.result and (promised := cell.files.result.privacy)):
+            continue
+        found: dict[str, Any] = {"place": place.label, "method": group.method, "seed": cell.files.result.seed}
+        found |= {key: promised.get(key) for key in ("kind", "epsilon", "delta", "noise", "clip")}
+        shown = {"epsilon": f"{float(found['epsilon']):.2f}", "noise": f"{found['noise']:.3g}"}
+        rows.append([Field(shown.get(key, str(value)), value) for key, value in found.items()])
+        data.append(found)
+    return ReportTable(
+        f"{prefix}privacy",
+        "Privacy: what is promised",
+        "(epsilon, delta) differential privacy after all rounds, of one client (kind client) or of one image "
+        "of the client that spent most (kind example). Less is more private; inf promises nothing.",
+        ["setting", "method", "seed", "kind", "epsilon", "delta", "noise", "clip"],
+        {"seed", "epsilon", "delta", "noise", "clip"},
+        rows,
+        data,
+    )
+
+
+def _attacks(comparison: Comparison, prefix: str) -> ReportTable:
+    rows, data = [], []
+    for place, group, cell in _cells(comparison):
+        for attack in cell.files.audit.get("attacks", []):
+            named = {"place": place.label, "method": group.method}
+            named |= {key: attack[key] for key in ("sees", "attack")}
+            figures = {key: attack[key] for key in ("auc", "tpr_at_0.01", "tpr_at_0.001")}
+            rows.append(
+                [
+                    *(Field(str(value), value) for value in named.values()),
+                    *(Field(f"{f[0]:.3f} ({f[1]:.3f}–{f[2]:.3f})", f[0]) for f in figures.values()),
+                    number(attack["epsilon_lower"], numbers.loss),
+                ]
+            )
+            means = {key: figure[0] for key, figure in figures.items()}
+            data.append({**named, **means, "epsilon_lower": attack["epsilon_lower"]})
+    measured = ["AUC", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "epsilon at least"]
+    return ReportTable(
+        f"{prefix}attacks",
+        "Privacy: what an attacker finds",
+        "How well training images are told from held-out ones by who sees the released model, or the update "
+        "of a client slice by slice, as its server does; AUC 0.5 is guessing. In brackets: 95 % intervals.",
+        ["setting", "method", "sees", "attack", *measured],
+        set(measured),
+        rows,
+        data,
+    )
+
+
+def roc(comparison: Comparison, prefix: str) -> Plot:
+    """The ROC of every attack on the first audited cell of a place and method, in log scale."""
+    rows: list[dict[str, Any]] = []
+    for place, group, cell in _cells(comparison):
+        panel = f"{place.label}, {group.method}"
+        if any(row["panel"] == panel for row in rows):
+            continue
+        for attack in cell.files.audit.get("attacks", [])[:FEW]:
+            name = f"{attack['sees']}, {attack['attack']}"
+            rows += [{"panel": panel, "attack": name, "fpr": f, "tpr": t} for f, t in attack["roc"]]
+    names = list(dict.fromkeys(row["attack"] for row in rows))[:FEW]
+    palette = dict(zip(names, COLOURS, strict=False))
+    return Plot(
+        f"{prefix}roc",
+        "Privacy: ROC of the attacks",
+        "True against false positive rate, both in log scale; dotted: guessing. What counts is the left end: "
+        "who can be named for sure.",
+        pd.DataFrame(rows, columns=["panel", "attack", "fpr", "tpr"]),
+        partial(_draw_roc, palette=palette),
+        palette,
+    )
+
+
+def _draw_roc(axis: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> None:
+    axis.plot([LEAST, 1], [LEAST, 1], color=INK, linestyle=":", linewidth=1)
+    for name, colour in palette.items():
+        curve = rows[rows["attack"] == name]
+        axis.step(curve["fpr"].clip(LEAST), curve["tpr"].clip(LEAST), where="post", color=colour)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlim(LEAST, 1)
+    axis.set_ylim(LEAST, 1)
+    axis.set_xlabel("false positive rate")
+    axis.set_ylabel("true positive rate")
