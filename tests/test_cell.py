@@ -22,6 +22,7 @@ MakeCell = Callable[..., Cell]
 
 FILES = {
     *("result.json", "rounds.csv", "ledger.csv", "partition.csv", "partition.png", "config.yaml"),
+    "files.sha256",
     *("samples", "model", "checkpoint"),
 }
 

@@ -24,7 +24,7 @@ from fedlight.federation.federator import Federator
 from fedlight.federation.outbox import Outbox
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
-from fedlight.runs import record
+from fedlight.runs import clock, record
 from fedlight.runtime.signals import EXIT
 
 CELL = [*SMALL, "data.limit=60", "clients=3", "rounds=3", "evaluation.every=1", "evaluation.grid=2"]
@@ -354,6 +354,23 @@ def test_the_offline_run_of_a_cell_that_was_stopped_is_one_and_whole(tmp_path: P
     history = history_of(run)
     assert [row["round"] for row in history if "train_loss" in row] == [1, 2, 3]
     assert sum("samples" in key for row in history for key in row) == 3
+
+
+def test_the_time_before_a_kill_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "EVERY", 0.0)
+    runner = Runner(tmp_path / "runs", "method=FULL", "evaluation.every=null", "evaluation.grid=0")
+    assert runner.run(stop_at=3) == -signal.SIGKILL
+    (kept,) = tmp_path.glob("runs/*/*/.clock.json")
+    spent = json.loads(kept.read_text())
+    assert spent["round"] == 0
+    assert 0 < spent["training"] < spent["total"]
+    kept.write_text(json.dumps({"round": 0, "total": 5000, "training": 2000}))  # as if it had taken longer
+    assert runner.run() == 0
+    first, *others = (float(row["seconds"]) for row in runner.cell.rows("rounds.csv"))
+    assert 2000 < first < 3000 > 100 * max(others)
+    assert 2000 < runner.cell.result["seconds"]["training"] < 3000
+    assert 5000 < runner.cell.result["seconds"]["total"] < 6000
+    assert not kept.exists()
 
 
 def test_a_finished_cell_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -116,18 +116,19 @@ def test_the_last_words_of_a_job_that_left_nothing(
     assert (cell["state"], cell["job"], cell["error"]) == ("failed", "12_3", "clients must be at most 40")
 
 
-def test_status_of_200_cells_takes_less_than_two_seconds(tmp_path: Path) -> None:
+def test_status_of_200_cells_takes_less_than_two_seconds_of_a_processor(tmp_path: Path) -> None:
     cells = {f"cell{number}": PlannedCell(["method=FULL"], rounds=5) for number in range(200)}
     Launch(["-m"], str(tmp_path), this_process(), cells).write(tmp_path)
     for number, cell in enumerate(cells):
         write(tmp_path / cell, 5, this_process() if number % 2 else None, status="completed")
         if number % 2:
             (tmp_path / cell / "result.json").unlink()
-    began = time.monotonic()
+    before = os.times()
     command = [sys.executable, "-m", "fedlight.sweeps", "status", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
+    after = os.times()
     assert "200 cells: 100 done, 100 running" in done.stdout
-    assert time.monotonic() - began < 2
+    assert sum(after[2:4]) - sum(before[2:4]) < 2  # of children, user and system
 
 
 def test_status_loads_nothing_heavy() -> None:

@@ -3,7 +3,7 @@
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fedlight.loggers import pictures
 from fedlight.loggers.bars import ProgressBars
 from fedlight.loggers.metrics import CellLog
 from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
+from fedlight.runs.clock import Clock, Spent
 from fedlight.runs.csv_files import write_partition
 from fedlight.runs.identity import SCHEMA, cell_folder, is_done, write_config
 from fedlight.runs.record import Record
@@ -126,6 +127,7 @@ class Run:
             self.guarantee = Guarantee(self.settings, built.shares, built.method, checkpoint)
             self.record.result["privacy"] = self.guarantee.entry(self.guarantee.epsilons(0))
         self.checkpoint = ServerCheckpoint(self.folder / CHECKPOINT, self.folder.name)
+        self.clock = Clock(self.folder / ".clock.json")
         halt = LambdaCallback(on_train_batch_end=lambda *_: check())
         self.here = self.components.site(self.folder, [self.bars, halt], check)
         self.transport = self.components.transport(self.folder, self.here, self.bars.end_update, check)
@@ -147,6 +149,7 @@ class Run:
                 before = self.server.round
                 print(f"fedlight: checkpoint: {lost}; going back a round", file=sys.stderr)
         self.here.outbox.clear()
+        self.clock.clear()
         self.record.spend(checkpoint=self._checkpoint_seconds())
 
     def _resume(self, before: int | None) -> None:
@@ -163,8 +166,19 @@ class Run:
             round_ = noted["row"]["round"]
             self._note(noted, [entry for entry in server.ledger.entries if entry.round == round_])
         self.bars.go_on_after(server.round)
+        earlier = self.clock.spent_after(server.round) if before is None else Spent()
+        record.spend(total=earlier.total)
+        self._begin_round(earlier)
+
+    def _begin_round(self, earlier: Spent) -> None:
+        """Starts to count the time after a stored round, in which earlier processes spent some already."""
+        self._stored, self._earlier = self.server.round, earlier
+        self._begun = time.perf_counter()
+        self._trained: float | None = None
 
     def _end_round(self, done: Round) -> None:
+        self._trained = done.training + self._earlier.training
+        done = replace(done, training=self._trained)
         fid = self._evaluate() if is_due(done.round, self.settings) else None
         self.record.spend(training=done.training, merging=done.merging, checkpoint=self._checkpoint_seconds())
         self.record.tick()
@@ -175,6 +189,7 @@ class Run:
         history = {"rounds": [*self.record.rounds, noted], "seconds": self.record.result["seconds"]}
         self.held.check()
         self.server.save(self.checkpoint, history)
+        self._begin_round(Spent())
         self._note(noted, done.outcome.exchange)
         self.bars.end_round(noted["row"]["train_loss"])
 
@@ -202,7 +217,12 @@ class Run:
             self.record.result["client_sha256"] = [scores.sha256 for scores in answers]
 
     def _check(self) -> None:
-        """Ends the cell where it is to end."""
+        """Ends the cell where it is to end; notes the time."""
+        training = self._earlier.training + time.perf_counter() - self._begun
+        spent = Spent(
+            self._earlier.total + self.record.running, training if self._trained is None else self._trained
+        )
+        self.clock.mark(self._stored, spent)
         self.stop.check()
         self.held.check(every=BEAT)
 

@@ -67,6 +67,11 @@ class Record:
         for name, value in seconds.items():
             self.result["seconds"][name] += value
 
+    @property
+    def running(self) -> float:
+        """Seconds that the total does not have yet."""
+        return time.perf_counter() - self._started
+
     def tick(self) -> None:
         """Brings the total of seconds up to now."""
         now = time.perf_counter()
