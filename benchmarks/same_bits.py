@@ -67,6 +67,15 @@ def outcome(source: Path, arguments: tuple[str, ...], output: Path) -> dict[str,
     return found
 
 
+def known(now: Any, earlier: Any) -> Any:
+    """What the earlier version told, of what this one tells: entries and columns may have been added."""
+    if isinstance(now, dict) and isinstance(earlier, dict):
+        return {key: known(value, earlier[key]) for key, value in now.items() if key in earlier}
+    if isinstance(now, list) and isinstance(earlier, list) and len(now) == len(earlier):
+        return [known(*pair) for pair in zip(now, earlier, strict=True)]
+    return now
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--base", default=BASE, help="the earlier version (default: %(default)s)")
@@ -80,9 +89,10 @@ def main() -> None:
                 output = Path(scratch, f"{version}{number}")
                 output.mkdir()
                 found.append(outcome(source, cell, output))
-            differing = [key for key in found[0] if found[0][key] != found[1][key]]
+            earlier, now = found
+            differing = [key for key in earlier if earlier[key] != known(now[key], earlier[key])]
             equal[" ".join(cell)] = not differing
-            rows.append([" ".join(cell), str(found[0]["state_sha256"])[:12], ", ".join(differing) or "equal"])
+            rows.append([" ".join(cell), str(earlier["state_sha256"])[:12], ", ".join(differing) or "equal"])
             print(*rows[-1], flush=True)
     show(f"{given.base} against this version", ["cell", "state_sha256", "differs in"], rows)
     write(given.out, {}, {"base": given.base, "equal": equal})
