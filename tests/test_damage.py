@@ -19,6 +19,7 @@ from fedlight.runtime.files import atomic, remove_temporaries
 
 MakeCell = Callable[..., Cell]
 UDEC = ["method=UDEC", "clients=3", "trainer.workers=1"]
+FULL = ["method=FULL", *UDEC[1:]]
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
@@ -62,8 +63,8 @@ def outcome(cell: Cell) -> Any:
     return result["status"], result["state_sha256"], result["client_sha256"], tables
 
 
-def run_again(*arguments: str) -> int:
-    return invoke(*SMALL, *UDEC, *arguments)
+def run_again(*arguments: str, cell: list[str] = UDEC) -> int:
+    return invoke(*SMALL, *cell, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +234,6 @@ def test_reading_never_writes(made: Cell, capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("what", "trained"),
     [
-        ("model/unet/diffusion_pytorch_model.safetensors", 0),
-        ("model/model_index.json", 0),
         ("checkpoint/server-r0002-*", 3),
         ("checkpoint/clients/000001/r0002-*", 3),
     ],
@@ -259,20 +258,40 @@ def test_what_a_finished_cell_lost_is_made_again(
     if "server" not in what:  # whose header holds seconds
         assert lost.read_bytes() == content
     aside = lost.with_name(f"{lost.name}.damaged")
-    assert aside.exists() == (damage is flip and what.startswith("checkpoint"))
+    assert aside.exists() == (damage is flip)
     assert run_again() == 0
     assert "done already" in capfd.readouterr().out
     assert len(updates) == trained
 
 
 @pytest.mark.slow
-def test_a_finished_cell_without_its_model_or_checkpoint_is_run_again(made: Cell, updates: list[int]) -> None:
+def test_what_a_finished_cell_lost_of_its_model_is_made_again_without_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], updates: list[int]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_again(cell=FULL) == 0
+    (folder,) = Path("runs", "default").glob("FULL*")
+    quiet, model = outcome(Cell(folder)), folder / "model"
+    updates.clear()
+    for damage in (flip, Path.unlink):
+        for lost in (model / "unet" / "diffusion_pytorch_model.safetensors", model / "model_index.json"):
+            content = lost.read_bytes()
+            damage(lost)
+            capfd.readouterr()
+            assert run_again(cell=FULL) == 0
+            assert f"{lost} is missing or damaged; it is made again" in capfd.readouterr().err
+            assert lost.read_bytes() == content
+    shutil.rmtree(model)
+    assert run_again(cell=FULL) == 0
+    assert (model / "model_index.json").exists()
+    assert not updates
+    assert outcome(Cell(folder)) == quiet
+
+
+@pytest.mark.slow
+def test_a_finished_cell_without_its_checkpoint_is_run_again(made: Cell, updates: list[int]) -> None:
     quiet = outcome(made)
     updates.clear()
-    shutil.rmtree(made.folder / "model")
-    assert run_again() == 0
-    assert (made.folder / "model" / "model_index.json").exists()
-    assert not updates
     shutil.rmtree(made.folder / "checkpoint")
     assert run_again() == 0
     assert outcome(made) == quiet
