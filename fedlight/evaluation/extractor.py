@@ -12,7 +12,8 @@ from torch_fidelity.utils import create_feature_extractor
 
 from fedlight.evaluation import classifier
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.hashing import file_sha256, tensors_sha256
+from fedlight.runtime.files import file_sha256
+from fedlight.runtime.hashing import tensors_sha256
 from fedlight.runtime.progress import track
 from fedlight.runtime.shared import made_once
 

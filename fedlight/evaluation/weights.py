@@ -1,10 +1,10 @@
 """Where the weights of the inception extractor are: by path, in a cache, or downloaded."""
 
-import hashlib
 from functools import cache as remembered
 from pathlib import Path
 
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.files import file_sha256
 from fedlight.runtime.shared import made_once
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it
@@ -15,7 +15,7 @@ def weights_name(extractor: str, path: str | None) -> str | None:
     """What weights of the user's own are called in a cell's identity, wherever they lie; None for none."""
     if extractor != "inception" or path is None or not Path(path).is_file():
         return None
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+    return file_sha256(Path(path))[:8]
 
 
 def find_weights(path: str | None, cache: str) -> Path:
@@ -68,4 +68,4 @@ def _promised() -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(_promised())
+    return path.is_file() and file_sha256(path).startswith(_promised())

@@ -1,19 +1,17 @@
 """What a finished cell must still hold: `files.sha256`, in the form of the program sha256sum."""
 
-import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from fedlight.runtime.files import atomic, naming
+from fedlight.runtime.files import atomic, file_sha256
 
 CHECKSUMS = "files.sha256"
-BLOCK = 2**20  # bytes read at once
 
 
 def write_checksums(folder: Path, paths: Iterable[Path]) -> None:
     """Notes the SHA-256 of files below a cell's folder."""
-    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     with atomic(folder / CHECKSUMS) as temporary:
         temporary.write_text("".join(lines))
 
@@ -26,14 +24,6 @@ def lost_file(folder: Path) -> Path | None:
     for line in lines:
         sha256, _, name = line.partition("  ")
         path = folder / name
-        if not path.is_file() or _sha256(path) != sha256:
+        if not path.is_file() or file_sha256(path) != sha256:
             return path
     return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with naming(path), path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

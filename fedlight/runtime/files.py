@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and what to do where one cannot be read or written."""
 
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+BLOCK = 2**20  # bytes read at once
 TEMPORARY = ".tmp-"
 OURS = re.compile(rf"{re.escape(TEMPORARY)}.*[0-9a-f]{{32}}\b.*")
 REMEDIES = {
@@ -39,6 +41,15 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with naming(path), path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,11 +23,6 @@ def tensors_sha256(tensors: Iterable[Tensor]) -> str:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
         digest.update(_raw(tensor))
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _raw(tensor: Tensor) -> memoryview:
