@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import (
@@ -34,16 +34,25 @@ class Section(BaseModel):
 
 
 class Sparse(BaseModel):
-    """A section with optional keys: where one has its default, it is in no dump, and in no cell's id."""
+    """A section with optional keys: where one has its default, it is in no dump, and in no cell's id.
+
+    Attributes:
+        always: optional keys that are in every dump all the same.
+    """
+
+    always: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
     def without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        defaults = {name: f.default for name, f in type(self).model_fields.items() if not f.is_required()}
+        fields = type(self).model_fields.items()
+        defaults = {n: f.default for n, f in fields if not f.is_required() and n not in self.always}
         return {key: value for key, value in dump(self).items() if value != defaults.get(key, ...)}
 
 
-class DataConfig(Section):
+class DataConfig(Section, Sparse):
     """The data set: its facts, how it is loaded and batched."""
+
+    always = frozenset({"root", "cache", "attributes"})
 
     name: str
     image_size: Whole
@@ -55,11 +64,6 @@ class DataConfig(Section):
     attributes: list[str] | None = None
     skip_unreadable: bool = False
     source: Target
-
-    @model_serializer(mode="wrap")
-    def without_skipping(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The key is absent where it is off, as it was before it was a key."""
-        return {key: value for key, value in dump(self).items() if key != "skip_unreadable" or value}
 
     @property
     def shape(self) -> tuple[int, int, int]:
