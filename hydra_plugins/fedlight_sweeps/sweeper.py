@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,8 +21,17 @@ from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import this_process
 from fedlight.runtime.secret import masked, move_to_environment
 
-Cells = dict[Path, tuple[list[str], CellConfig]]
-"""Of each cell, by its folder, the overrides and the settings."""
+
+class Checked(NamedTuple):
+    """A cell that can be run as asked, and whether that was done before: its files are hashed once for it."""
+
+    overrides: list[str]
+    settings: CellConfig
+    done: bool
+
+
+Cells = dict[Path, Checked]
+"""Cells by their folders."""
 
 
 class PlanningSweeper(BasicSweeper):
@@ -58,7 +67,7 @@ class PlanningSweeper(BasicSweeper):
         if self.dry:
             from fedlight.experiment.estimate import print_plan
 
-            print_plan([settings for _, settings in cells.values()])
+            print_plan([cell.settings for cell in cells.values()])
             return None
         pending = self.plan(cells)
         size = self.max_batch_size or max(1, len(pending))
@@ -84,11 +93,14 @@ class PlanningSweeper(BasicSweeper):
                     del config["hydra"]
                 settings = validate(config)
                 folder = self.places[tuple(overrides)] = cell_folder(settings)
-                if folder not in cells and not is_done(folder):
+                if folder in cells:
+                    continue
+                done = is_done(folder)
+                if not done:
                     from fedlight.experiment.build import check
 
                     check(settings, elsewhere)
-                cells.setdefault(folder, (overrides, settings))
+                cells[folder] = Checked(overrides, settings, done)
             except (BadInput, HydraException, OmegaConfBaseException) as error:
                 bad.append((overrides, describe(error)))
         if bad:
@@ -107,16 +119,16 @@ class PlanningSweeper(BasicSweeper):
         jobs = last_jobs(sweep)
         launch = Launch(sys.argv[1:], str(Path.cwd()), this_process())
         pending = []
-        for folder, (overrides, settings) in {**(earlier or {}), **cells}.items():
-            config = flat(masked(settings.plain()))
+        for folder, cell in {**(earlier or {}), **cells}.items():
+            config = flat(masked(cell.settings.plain()))
             job = jobs.get(folder.name)
-            launch.cells[folder.name] = PlannedCell(overrides, settings.rounds, job, config)
+            launch.cells[folder.name] = PlannedCell(cell.overrides, cell.settings.rounds, job, config)
         launch.write(sweep)
-        for folder, (overrides, _) in cells.items():
-            if is_done(folder):
+        for folder, cell in cells.items():
+            if cell.done:
                 print(f"{folder.name}: done already, in {folder}")
             else:
-                pending.append(overrides)
+                pending.append(cell.overrides)
         return pending
 
     def launch(self, batch: Sequence[list[str]], first: int) -> Sequence[JobReturn]:
