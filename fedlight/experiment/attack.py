@@ -17,7 +17,7 @@ from fedlight.experiment.canaries import canary_scores
 from fedlight.experiment.finished import FinishedCell
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
-from fedlight.federation.messages import EXTRAS, Broadcast, State
+from fedlight.federation.messages import Broadcast, State
 from fedlight.federation.site import client_memory
 from fedlight.privacy.lower_bound import lower_bound
 from fedlight.privacy.membership import Attack
@@ -106,13 +106,9 @@ class Attacker:
                 update, _ = local_update(broadcast, kept, setup)
                 assert update is not None
                 members = self._members(client)
-                seen: State = {}
-                for slice_ in update.payloads:
-                    if slice_ == EXTRAS:
-                        continue
-                    held = parts.slices.select([slice_], server.theta)
-                    values = parts.codec.decode(update.payloads[slice_], held)
-                    seen |= values
+                seen, _ = server.decode(update)
+                for slice_ in broadcast.uplink:
+                    values = parts.slices.select([slice_], seen)
                     yield self._drop(client, slice_, before, values, members)
                 yield self._drop(client, "all slices", before, seen, members)
 

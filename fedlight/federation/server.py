@@ -153,6 +153,15 @@ class Server:
         while self._expected and self._expected[0] in self._waiting:
             self._add(self._waiting.pop(self._expected.pop(0)))
 
+    def decode(self, update: Update) -> tuple[State, State]:
+        """What an update of this round says: the values of its slices, and the extras."""
+        values: State = {}
+        for slice_, payload in update.payloads.items():
+            if slice_ != EXTRAS:
+                trained = self._codec.decode(payload, self._downlink.held(slice_))
+                values |= self._downlink.uploaded(slice_, trained, self.theta)
+        return values, update.payloads[EXTRAS].tensors if EXTRAS in update.payloads else {}
+
     def close_round(self) -> Outcome:
         """Ends the round with what was received: aggregates, and lets the algorithm step."""
         for client in sorted(self._waiting):
@@ -236,13 +245,13 @@ class Server:
     def _add(self, update: Update) -> None:
         """Decodes an update and adds it to the mean; under privacy it may be anything, and is checked."""
         if self._privacy is None:
-            values, extras = self._decode(update)
+            values, extras = self.decode(update)
             weight = self._algorithm.weight(update.num_examples)
         else:
             try:
                 self._check(update)
                 values, extras, fits = self._privacy.admit(
-                    *self._decode(update), self._federated(), self._extras_like(), self._private
+                    *self.decode(update), self._federated(), self._extras_like(), self._private
                 )
             except (Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
                 reason = error if isinstance(error, Damaged) else f"cannot be decoded ({error!r})"
@@ -271,15 +280,6 @@ class Server:
             raise Damaged(f"is of no client of round {self.round + 1}")
         if update.client in self._losses:
             raise Damaged(f"came twice in round {update.round}")
-
-    def _decode(self, update: Update) -> tuple[State, State]:
-        """The values of the slices, and the extras."""
-        values: State = {}
-        for slice_, payload in update.payloads.items():
-            if slice_ != EXTRAS:
-                trained = self._codec.decode(payload, self._downlink.held(slice_))
-                values |= self._downlink.uploaded(slice_, trained, self.theta)
-        return values, update.payloads[EXTRAS].tensors if EXTRAS in update.payloads else {}
 
     def _extras_like(self) -> State:
         return self._algorithm.extras_like(self._federated())
