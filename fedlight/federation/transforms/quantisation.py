@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from fedlight.federation.messages import State
-from fedlight.federation.packing import pack_bits, packed_size, unpack_bits
-from fedlight.federation.transforms.channels import by_channel
+from fedlight.federation.transforms.channels import by_channel, pack_channels, sent_like, unpack_channels
 from fedlight.runtime.errors import BadInput
 
 
@@ -37,22 +36,16 @@ class Quantisation:
             steps = (rows / scales.float()[:, None]).nan_to_num() * self.levels
             draws = torch.from_numpy(rng.random(rows.shape, dtype=np.float32))
             codes = (steps + draws).floor().clamp(-self.levels, self.levels) + self.levels
-            sent[f"{name}.codes"] = pack_bits(codes.to(torch.uint8).flatten(), self.bits)
-            sent[f"{name}.scales"] = scales
+            sent |= pack_channels(name, codes, scales, self.bits)
         return sent
 
     def decode(self, sent: State, like: State) -> State:
         delta: State = {}
         for name, tensor in like.items():
-            codes = unpack_bits(sent[f"{name}.codes"], self.bits, tensor.numel()).view(tensor.shape)
-            rows = by_channel(codes).float() - self.levels
-            values = rows * (sent[f"{name}.scales"].float()[:, None] / self.levels)
+            codes, scales = unpack_channels(name, sent, tensor, self.bits)
+            values = (codes - self.levels) * (scales / self.levels)
             delta[name] = values.to(tensor.dtype).view(tensor.shape)
         return delta
 
     def sent_like(self, like: State) -> State:
-        sent: State = {}
-        for name, tensor in like.items():
-            sent[f"{name}.codes"] = torch.zeros(packed_size(tensor.numel(), self.bits), dtype=torch.uint8)
-            sent[f"{name}.scales"] = torch.zeros(len(by_channel(tensor)), dtype=torch.bfloat16)
-        return sent
+        return sent_like(like, self.bits)
