@@ -1,11 +1,11 @@
 """Attacks a finished cell: python -m fedlight.audit runs/NAME/CELL [--client K] [--images N] [--clients N]"""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from fedlight.runs.finished_arguments import finished_parser, refusing
 from fedlight.runs.identity import read_result
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic
@@ -13,12 +13,7 @@ from fedlight.runtime.files import atomic
 
 def main() -> None:
     """Exits with 0, or with 2 for bad input; a lower bound above the stated epsilon ends with 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedlight.audit",
-        description="Attacks a finished cell; writes audit.json into its folder.",
-    )
-    parser.add_argument("cell", type=Path, help="the cell's folder, runs/NAME/CELL")
-    parser.add_argument("--client", type=int, help="the client's own model; without it, the federated one")
+    parser = finished_parser("audit", "Attacks a finished cell; writes audit.json into its folder.")
     parser.add_argument(
         "--images", type=int, default=1000, help="of each side, at most (default: %(default)s)"
     )
@@ -26,17 +21,11 @@ def main() -> None:
         "--clients", type=int, default=2, help="whose updates are looked at (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides all draws (default: %(default)s)")
-    parser.add_argument(
-        "--trust", action="store_true", help="run whatever code the cell's configuration names"
-    )
     asked = parser.parse_args()
-    try:
+    with refusing():
         if asked.images < 2:
             raise BadInput(f"--images must be 2 or more, got {asked.images}")
         broken = audit(asked.cell, asked.client, asked.images, asked.clients, asked.seed, asked.trust)
-    except (BadInput, OSError) as error:
-        print(f"fedlight: error: {error}", file=sys.stderr)
-        sys.exit(2)
     if broken:
         print(f"fedlight: {broken}", file=sys.stderr)
         sys.exit(1)

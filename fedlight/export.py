@@ -1,31 +1,22 @@
 """A trained model for diffusers: python -m fedlight.export runs/NAME/CELL [--client K] --out FOLDER"""
 
-import argparse
-import sys
 from pathlib import Path
 
+from fedlight.runs.finished_arguments import finished_parser, refusing
 from fedlight.runtime.errors import BadInput
 
 
 def main() -> None:
     """Exits with 0, or with 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedlight.export",
-        description="Writes a model of a finished cell for diffusers, with the code of its UNet beside the "
-        "weights, so that it loads where fedlight is not installed.",
+    parser = finished_parser(
+        "export",
+        "Writes a model of a finished cell for diffusers, with the code of its UNet beside the weights, so "
+        "that it loads where fedlight is not installed.",
     )
-    parser.add_argument("cell", type=Path, help="the cell's folder, runs/NAME/CELL")
-    parser.add_argument("--client", type=int, help="the client's own model; without it, the federated one")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument(
-        "--trust", action="store_true", help="run whatever code the cell's configuration names"
-    )
     arguments = parser.parse_args()
-    try:
+    with refusing():
         export(arguments.cell, arguments.client, arguments.out, arguments.trust)
-    except (BadInput, OSError) as error:
-        print(f"fedlight: error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def export(folder: Path, client: int | None, out: Path, trust: bool) -> None:

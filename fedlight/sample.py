@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedlight.runs.finished_arguments import finished_parser, refusing
 from fedlight.runtime.errors import BadInput
 
 if TYPE_CHECKING:
@@ -15,11 +14,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Exits with 0, or with 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedlight.sample", description="Images from a finished cell."
-    )
-    parser.add_argument("cell", type=Path, help="the cell's folder, runs/NAME/CELL")
-    parser.add_argument("--client", type=int, help="the client's own model; without it, the federated one")
+    parser = finished_parser("sample", "Images from a finished cell.")
     parser.add_argument(
         "--label", type=int, help="of all images; without it, a conditional model draws each in turn"
     )
@@ -32,15 +27,9 @@ def main() -> None:
         type=Path,
         help="a PNG for a grid (default: grid.png), a folder for a PNG an image, or a GIF (grid.gif)",
     )
-    parser.add_argument(
-        "--trust", action="store_true", help="run whatever code the cell's configuration names"
-    )
     asked = parser.parse_args()
-    try:
+    with refusing():
         draw_images(**vars(asked))
-    except (BadInput, OSError) as error:
-        print(f"fedlight: error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def draw_images(

@@ -1,0 +1,35 @@
+"""What the commands on a finished cell have in common: their arguments, and errors in one line."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedlight.runtime.errors import BadInput
+
+
+def finished_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A parser of the cell's folder, `--client` and `--trust`.
+
+    Args:
+        verb: of the command, such as sample.
+        description: of the command, for its help.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m fedlight.{verb}", description=description)
+    parser.add_argument("cell", type=Path, help="the cell's folder, runs/NAME/CELL")
+    parser.add_argument("--client", type=int, help="the client's own model; without it, the federated one")
+    parser.add_argument(
+        "--trust", action="store_true", help="run whatever code the cell's configuration names"
+    )
+    return parser
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Bad input, and what the system refuses, ends the process with one line on stderr and status 2."""
+    try:
+        yield
+    except (BadInput, OSError) as error:
+        print(f"fedlight: error: {error}", file=sys.stderr)
+        sys.exit(2)
