@@ -72,6 +72,15 @@ def test_the_noise_schedules_follow_their_equations(name: str, alpha_bar: NDArra
     np.testing.assert_allclose(schedule.alphas_cumprod.numpy(), alpha_bar, rtol=1e-4, atol=0)
 
 
+def drawn(batch: torch.Tensor, alpha_bar: NDArray[np.float64], seed: int) -> list[NDArray[np.float64]]:
+    """What a training step draws after this seed: t, alpha_bar_t, eps; and x_0 and x_t; float64."""
+    torch.manual_seed(seed)
+    t = torch.randint(0, 1000, (len(batch),)).numpy()
+    eps = torch.randn(batch.shape).numpy().astype(np.float64)
+    x_0, signal = batch.numpy().astype(np.float64), alpha_bar[t][:, None, None, None]
+    return [t[:, None, None, None], signal, eps, x_0, np.sqrt(signal) * x_0 + np.sqrt(1 - signal) * eps]
+
+
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("loss", ["huber", "mse"])
 def test_the_training_loss_is_that_of_the_equation(loss: str, beta_schedule: str) -> None:
@@ -83,12 +92,8 @@ def test_the_training_loss_is_that_of_the_equation(loss: str, beta_schedule: str
     torch.manual_seed(7)
     actual = model.training_step(batch, 0)
 
-    torch.manual_seed(7)
-    t = torch.randint(0, 1000, (32,)).numpy()
-    eps = torch.randn(batch.shape).numpy().astype(np.float64)
-    x_0, signal = batch.numpy().astype(np.float64), alpha_bar[t][:, None, None, None]
-    x_t = np.sqrt(signal) * x_0 + np.sqrt(1 - signal) * eps
-    error = eps - (0.7 * x_t + 1e-3 * t[:, None, None, None])
+    t, _, eps, _, x_t = drawn(batch, alpha_bar, seed=7)
+    error = eps - (0.7 * x_t + 1e-3 * t)
     each = error**2
     if loss == "huber":
         each = np.where(np.abs(error) < 1, error**2 / 2, np.abs(error) - 0.5)

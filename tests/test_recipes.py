@@ -12,7 +12,7 @@ from conftest import Cell
 from diffusers import DDPMPipeline, DDPMScheduler
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
-from test_ddpm import AffineDenoiser, cosine_alpha_bar, make_model
+from test_ddpm import AffineDenoiser, cosine_alpha_bar, drawn, make_model
 from test_sampling import SAMPLERS, Oracle
 from torch import Tensor
 from toy import inline, toy_server, toy_setup, toy_site
@@ -43,11 +43,8 @@ def test_the_loss_is_that_of_the_papers(prediction: str, gamma: float | None) ->
     torch.manual_seed(7)
     actual = model.training_step(batch, 0)
 
-    torch.manual_seed(7)
-    t = torch.randint(0, 1000, (64,)).numpy()
-    eps = torch.randn(batch.shape).numpy().astype(np.float64)
-    x_0, signal = batch.numpy().astype(np.float64), alpha_bar[t][:, None, None, None]
-    predicted = 0.7 * (np.sqrt(signal) * x_0 + np.sqrt(1 - signal) * eps) + 1e-3 * t[:, None, None, None]
+    t, signal, eps, x_0, x_t = drawn(batch, alpha_bar, seed=7)
+    predicted = 0.7 * x_t + 1e-3 * t
     velocity = np.sqrt(signal) * eps - np.sqrt(1 - signal) * x_0
     error = (predicted - (velocity if prediction == "v_prediction" else eps)) ** 2
     if gamma is not None:
