@@ -58,8 +58,8 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def start(cluster: Cluster, tmp_path: Path) -> Start:
-    """Types `python -m MODULE ARGUMENTS` in `tmp_path` on the cluster's login node."""
+def start(cluster: Cluster, tmp_path: Path) -> Iterator[Start]:
+    """Types `python -m MODULE ARGUMENTS` in `tmp_path` on the cluster's login node; its jobs end with the test."""
 
     def call(module: str, *arguments: str) -> "subprocess.Popen[str]":
         root = str(Path(__file__).parents[1])
@@ -73,7 +73,9 @@ def start(cluster: Cluster, tmp_path: Path) -> Start:
             stderr=subprocess.PIPE,
         )
 
-    return call
+    yield call
+    cluster.ask("scancel", "--user=root")
+    until(lambda: not cluster.ask("squeue", "-h"), seconds=60)
 
 
 def end(process: "subprocess.Popen[str]", status: int = 0) -> str:

@@ -13,6 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import OmegaConf
 
+from fedlight.runs.identity import is_done
 from fedlight.runs.plan import PlannedCell, read_launch
 from fedlight.runs.status import DONE, read_cell
 from fedlight.runtime.errors import BadInput, CellFailed
@@ -66,9 +67,14 @@ class SlurmArrayLauncher(SlurmLauncher):
         queue = job_states(job for cell in cells if (job := plan.cells[cell].job))
         if queue is None:
             raise BadInput("hydra/launcher=slurm: squeue does not answer; is this a login node of SLURM?")
-        new = [cell for cell in cells if plan.cells[cell].job not in queue]
-        for cell in set(cells).difference(new):
-            print(f"{cell}: with SLURM already, as job {plan.cells[cell].job}")
+        new = []
+        for cell in cells:
+            if plan.cells[cell].job in queue:
+                print(f"{cell}: with SLURM already, as job {plan.cells[cell].job}")
+            elif is_done(sweep / cell):  # its job ended since the grid was checked
+                print(f"{cell}: done already, in {sweep / cell}")
+            else:
+                new.append(cell)
         if new:
             jobs = self._submit([CellJob([*self._flags(), *plan.cells[cell].overrides]) for cell in new])
             for cell, job in zip(new, jobs, strict=True):
