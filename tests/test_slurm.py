@@ -59,7 +59,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def start(cluster: Cluster, tmp_path: Path) -> Iterator[Start]:
-    """Types `python -m MODULE ARGUMENTS` in `tmp_path` on the cluster's login node; its jobs end with the test."""
+    """Types `python -m MODULE ARGUMENTS` in `tmp_path` on the login node; its jobs end with the test."""
 
     def call(module: str, *arguments: str) -> "subprocess.Popen[str]":
         root = str(Path(__file__).parents[1])
