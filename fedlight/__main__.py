@@ -11,6 +11,7 @@ VERBS = {
     "export": "a trained model for diffusers",
     "audit": "an attacker against a finished cell: what its models leak",
     "prepare": "data, classifier and references, for nodes without internet",
+    "deploy": "a federation between institutions: init, check",
     "dashboard": "the panels of a project on Weights & Biases",
     "completion": 'for the shell, bash or zsh: eval "$(fedlight completion)"',
 }

@@ -28,6 +28,11 @@ def iid(labels: Labels, clients: int, seed: int) -> list[Indices]:
     return np.array_split(np.random.RandomState(seed).permutation(len(labels)), clients)
 
 
+def own(labels: Labels, clients: int, client: int | None) -> list[Indices]:
+    """Leaves all images, in their sequence, with one client, whose own they are; with nobody where it is None."""
+    return [np.arange(len(labels) if number == client else 0) for number in range(clients)]
+
+
 def quantity_skew(
     labels: Labels, clients: int, seed: int, beta: float | None, minimum: int = 10
 ) -> list[Indices]:

@@ -135,13 +135,13 @@ class Components:
         return Site(folder.name, setup, folder / CHECKPOINT)
 
     def transport(
-        self, folder: Path, here: Site, done: Callable[[], None], check: Callable[[], None]
+        self, folder: Path, here: Site, server: Server, done: Callable[[], None], check: Callable[[], None]
     ) -> Transport:
         """What carries the messages of the cell; CENTRAL trains where the server is."""
         settings = self.settings
         cohort = cohort_size(settings.clients, settings.fraction)
         make_site = SiteMaker(settings, folder.absolute())
-        around = Surroundings(here, make_site, cohort, self.room, done, check)
+        around = Surroundings(here, make_site, cohort, self.room, done, check, server.admit, server.forget)
         if self.method.pool or settings.rounds == 0:
             return Inline(around)
         if settings.transport is None:

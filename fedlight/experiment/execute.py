@@ -3,6 +3,7 @@
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -43,12 +44,13 @@ LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "h
 FEW_CLIENTS = 20  # whose losses are logged one by one
 
 
-def run_cell(settings: CellConfig, held: Hold) -> None:
+def run_cell(settings: CellConfig, held: Hold, make: Callable[[CellConfig], Components] = build) -> None:
     """Runs the cell that the configuration describes, or skips it where it is done.
 
     Args:
         settings: of the cell.
         held: its folder, which this process holds.
+        make: what builds it; a server without images of its own builds another one.
 
     Raises:
         BadInput: the cell cannot be run as asked; nothing was written.
@@ -61,7 +63,7 @@ def run_cell(settings: CellConfig, held: Hold) -> None:
         print(f"{cell}: done already, in {folder}")
         return
     plain = masked(settings.plain())
-    components = build(settings)
+    components = make(settings)
     settings = components.settings
     _make_folder(folder)
     write_config(folder / "config.yaml", plain)
@@ -130,7 +132,9 @@ class Run:
         self.clock = Clock(self.folder / ".clock.json")
         halt = LambdaCallback(on_train_batch_end=lambda *_: check())
         self.here = self.components.site(self.folder, [self.bars, halt], check)
-        self.transport = self.components.transport(self.folder, self.here, self.bars.end_update, check)
+        self.transport = self.components.transport(
+            self.folder, self.here, self.server, self.bars.end_update, check
+        )
 
     def federate(self) -> None:
         """Goes on after the last round that was stored; goes back where a client lost its memory."""

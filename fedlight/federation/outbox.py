@@ -104,6 +104,11 @@ class Outbox:
         receipt = self._found[client] = Receipt(path, offset, len(update), hash_, memory)
         return receipt
 
+    def restart(self) -> None:
+        """Removes all updates, and knows none: what was to be done has changed."""
+        self.clear()
+        self._round = -1
+
     def clear(self) -> None:
         """Removes all updates: the server has them, and has stored what they came to."""
         for path in self._files():

@@ -1,5 +1,6 @@
 """The server: the global model, what it sends, what it receives, and how a round changes it."""
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Server:
         self.state = self._algorithm.init(self._federated())
         self._private: State = self._privacy.init() if self._privacy else {}
         self.met: dict[int, int] = {}
+        self._met_before: dict[int, int] = {}
         self.trained: set[int] = set()
         self.ledger = Ledger()
         self._downlink.begin()
@@ -132,7 +134,7 @@ class Server:
         self._cohort = cohort
         self._open(tasks)
         self._downlink.open(self.round + 1, self.theta)
-        met = dict(self.met)
+        self._met_before = met = dict(self.met)
         self.met.update({task.client: task.round for task in tasks})
         for task in tasks:
             previous = met.get(task.client, 0)
@@ -153,6 +155,42 @@ class Server:
         while self._expected and self._expected[0] in self._waiting:
             self._add(self._waiting.pop(self._expected.pop(0)))
 
+    def admit(self, update: Update, uplink: tuple[str, ...]) -> None:
+        """Checks an update of a client that nobody can vouch for, before it is received.
+
+        Args:
+            update: of this round.
+            uplink: the slices that the client was to report.
+
+        Raises:
+            Damaged: it is none of this round, or is not finite tensors of the names, shapes and dtypes that were
+                asked for.
+        """
+        self._check(update)
+        if update.client in self._waiting:
+            raise Damaged(f"came twice in round {update.round}")
+        extras_like = self._extras_like()
+        expected = {*uplink, *([EXTRAS] if extras_like else [])}
+        if update.payloads.keys() != expected:
+            raise Damaged(f"reports {_listed(update.payloads)} in place of {_listed(expected)}")
+        try:
+            values, extras = self.decode(update)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise Damaged(f"cannot be decoded ({' '.join(repr(error).split())})") from error
+        _check_like(values, self.slices.select(uplink, self.theta))
+        _check_like(extras, extras_like)
+        for slice_ in uplink:
+            if update.payloads[slice_].params != self.slice_params()[slice_]:
+                raise Damaged(f"counts {update.payloads[slice_].params} parameters in slice {slice_}")
+        if type(update.num_examples) is not int or update.num_examples < (0 if self._privacy else 1):
+            raise Damaged(f"says that it is of {update.num_examples!r} images")
+        if update.loss is not None and not (isinstance(update.loss, float) and math.isfinite(update.loss)):
+            raise Damaged(f"has a loss of {update.loss!r}")
+
+    def forget(self, client: int) -> None:
+        """Takes a client whose memory is lost for one that was never met."""
+        self._met_before.pop(client, None)
+
     def decode(self, update: Update) -> tuple[State, State]:
         """What an update of this round says: the values of its slices, and the extras."""
         values: State = {}
@@ -163,7 +201,15 @@ class Server:
         return values, update.payloads[EXTRAS].tensors if EXTRAS in update.payloads else {}
 
     def close_round(self) -> Outcome:
-        """Ends the round with what was received: aggregates, and lets the algorithm step."""
+        """Ends the round with what was received: aggregates, and lets the algorithm step.
+
+        A client that was expected and did not report has last been met in an earlier round.
+        """
+        for client in set(self._expected).difference(self._waiting):
+            if client in self._met_before:
+                self.met[client] = self._met_before[client]
+            else:
+                del self.met[client]
         for client in sorted(self._waiting):
             self._add(self._waiting.pop(client))
         if self._privacy:
@@ -302,3 +348,22 @@ class Server:
 
     def _federated(self) -> State:
         return self.slices.select(self.method.uplink, self.theta)
+
+
+def _check_like(found: State, like: State) -> None:
+    """Raises Damaged where tensors have not the names, shapes and dtypes of others, or are not finite."""
+    if found.keys() != like.keys():
+        odd = min(found.keys() ^ like.keys())
+        raise Damaged(f"has {'no' if odd in like else 'a'} tensor {odd}")
+    for name, tensor in found.items():
+        if (tensor.dtype, tensor.shape) != (like[name].dtype, like[name].shape):
+            raise Damaged(
+                f"has {name} of {tensor.dtype} and shape {tuple(tensor.shape)} in place of {like[name].dtype} "
+                f"and {tuple(like[name].shape)}"
+            )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise Damaged(f"left the finite numbers in {name}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

@@ -29,6 +29,9 @@ class Surroundings:
         room: processes that the machine has room for.
         done: called after each local update that another process did.
         check: called now and then while waiting; ends the cell by an exception where it is to end.
+        admit: raises Damaged for an update that does not fit the global model or the slices that were asked for;
+            only for clients whom nobody can vouch for.
+        forget: notes that a client has lost what it kept, so that it is met anew.
     """
 
     here: Site
@@ -37,3 +40,5 @@ class Surroundings:
     room: int
     done: Callable[[], None]
     check: Callable[[], None]
+    admit: Callable[[Update, tuple[str, ...]], None] = lambda update, uplink: None
+    forget: Callable[[int], None] = lambda client: None

@@ -1,0 +1,137 @@
+"""A federation between institutions: fedlight deploy init FOLDER [KEY=VALUE ...], fedlight deploy check FOLDER ..."""
+
+import argparse
+import sys
+from pathlib import Path
+from string import Template
+
+from hydra import compose, initialize_config_dir
+
+from fedlight.run import ROOT, TOLD, print_error, register_resolvers
+from fedlight.runtime.environment import load_environment
+from fedlight.runtime.errors import BadInput
+
+PACKAGE = "federation"  # in the folder of the app
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def main() -> None:
+    """Exits with 0, or with 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="fedlight deploy", description="A federation between institutions, by Flower."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    init = verbs.add_parser(
+        "init", help="writes a Flower app that is ready, with a README for the consortium"
+    )
+    init.add_argument("folder", type=Path, help="of the app; it must not be there yet")
+    init.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the cell, as for fedlight run")
+    check = verbs.add_parser("check", help="what an institution finds, and what would leave it")
+    check.add_argument("folder", type=Path, help="of the app")
+    check.add_argument(
+        "--agreed", required=True, metavar="SHA256", help="of the configuration that was agreed"
+    )
+    check.add_argument("--client", type=int, required=True, help="the institution's number, from 0")
+    check.add_argument("--data-root", type=Path, help="the folder of its images")
+    asked = parser.parse_args()
+    load_environment()
+    try:
+        if asked.verb == "init":
+            write_app(asked.folder, asked.overrides)
+        else:
+            check_institution(asked.folder, asked.agreed, asked.client, asked.data_root)
+    except TOLD as error:
+        sys.exit(print_error(error))
+
+
+def write_app(folder: Path, overrides: list[str]) -> None:
+    """Writes the app of a cell.
+
+    Raises:
+        BadInput: the folder is there already, or the cell cannot be deployed.
+    """
+    from omegaconf import OmegaConf
+
+    from fedlight.config import validate
+    from fedlight.experiment.agreement import FILE, agreed_hash, write_agreement
+    from fedlight.experiment.deployed import check_deployable
+    from fedlight.experiment.targets import check_targets
+
+    if folder.exists():
+        raise BadInput(f"{folder} is there already: choose another folder, or remove it")
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        settings = validate(compose("config", overrides=["transport=flower", *overrides]))
+    check_deployable(settings)
+    check_targets(OmegaConf.to_container(OmegaConf.create(settings.plain())))
+    inner = folder / PACKAGE
+    inner.mkdir(parents=True)
+    write_agreement(inner / FILE, settings.plain())
+    words = {
+        "name": settings.name,
+        "clients": settings.clients,
+        "last": settings.clients - 1,
+        "rounds": settings.rounds,
+        "method": settings.method.name,
+        "sha256": agreed_hash(inner / FILE),
+    }
+    (inner / "__init__.py").write_text(f'"""The federation {settings.name}."""\n')
+    for template in ("server_app.py", "client_app.py"):
+        (inner / template).write_text((TEMPLATES / f"{template}.txt").read_text())
+    for template in ("pyproject.toml", "README.md"):
+        (folder / template).write_text(
+            Template((TEMPLATES / f"{template}.txt").read_text()).substitute(words)
+        )
+    print(
+        f"{folder}: a federation of {settings.clients} institutions; what each types is in {folder / 'README.md'}"
+    )
+    print(f"sha256 {words['sha256']}")
+
+
+def check_institution(folder: Path, agreed_to: str, client: int, root: Path | None) -> None:
+    """Prints what an institution finds and what would leave it; trains nothing.
+
+    Raises:
+        BadInput: the configuration is not the one that was agreed, or cannot be followed here.
+    """
+    from fedlight.experiment.agreement import FILE, agreed_hash
+    from fedlight.experiment.deployed import agreed, build_institution
+
+    path = folder / PACKAGE / FILE
+    if (found := agreed_hash(path)) != agreed_to:
+        raise BadInput(f"{path} has the SHA-256 {found}, and {agreed_to} was agreed")
+    settings = agreed(path, None if root is None else str(root.absolute()))
+    components = build_institution(settings, client)
+    images = len(components.shares[client])
+    if not images:
+        raise BadInput(f"client {client} would train on no image")
+    slices, method = components.slices.names, components.method
+    state = components.module.state_dict()
+    place = root or f"the share of client {client} in {settings.data.name}, dealt as in a simulation"
+    print(f"configuration  {found}, as agreed")
+    print(f"data           {images} images of {settings.data.shape} to train on, from {place}")
+    print(f"leaves, in each of up to {settings.rounds} rounds:")
+    for slice_ in method.uplink:
+        sent = [state[name] for name in slices[slice_]]
+        size = sum(tensor.nbytes for tensor in sent)
+        encoded = ", encoded" if settings.transform and settings.transform.up else ""
+        print(
+            f"  {slice_:12} {sum(tensor.numel() for tensor in sent):,} trained parameters, {size:,} bytes{encoded}"
+        )
+    if extras := components.algorithm.extras_like({n: state[n] for s in method.uplink for n in slices[s]}):
+        print(
+            f"  {'algorithm':12} {sum(t.numel() for t in extras.values()):,} numbers of {settings.algorithm.name}"
+        )  # type: ignore[union-attr]
+    if not settings.privacy:
+        print("  the number of images, the mean training loss")
+    if method.evaluate == "clients":
+        drawn = "drawn images of its own model, their scores, " if settings.evaluation.grid else ""
+        print(
+            f"leaves at the end, and every {settings.evaluation.every or 'last'} rounds: {drawn}its fingerprint"
+        )
+    staying = [slice_ for slice_ in slices if slice_ not in method.uplink]
+    print(f"never leaves: the images{''.join(f', {slice_}' for slice_ in staying)}")
+
+
+if __name__ == "__main__":
+    main()

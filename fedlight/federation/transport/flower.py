@@ -1,0 +1,188 @@
+"""Clients in institutions of their own, which a Flower SuperLink reaches: what is away drops out of the round."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
+from fedlight.federation.transport.transport import Surroundings
+from fedlight.runtime.errors import BadInput, Damaged
+
+LOOK = 0.5  # seconds between two looks for answers
+AGAIN = 60.0  # seconds after which a node that was refused is asked again
+MEMORY_LOST = "memory lost"  # the problem of a client that cannot go on from its last round
+HELLO, TRAIN, EVALUATE = "query", "train", "evaluate"  # types of Flower's messages
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message on its way: what was asked of which client and node, and until when an answer counts."""
+
+    asked: Broadcast | Evaluation | None
+    node: int
+    until: float
+
+
+class Flower:
+    """Messages over a SuperLink to one SuperNode a client.
+
+    A client without a node is waited for as long as others are at work, and in the first exchange of a
+    process for `timeout`; then it drops out of the round. A bad answer is refused with a line, as if the client
+    had been away.
+
+    Args:
+        surroundings: of the cell.
+        timeout: seconds that a client has for an answer.
+
+    Attributes:
+        grid: Flower's way to the nodes, inside a ServerApp.
+        agreed: SHA-256 of the configuration that every institution agreed to.
+    """
+
+    grid: ClassVar[Any] = None
+    agreed: ClassVar[str] = ""
+
+    def __init__(self, surroundings: Surroundings, timeout: float) -> None:
+        if self.grid is None:
+            raise BadInput(
+                "transport=flower runs inside a deployment: fedlight deploy init FOLDER writes one that is ready"
+            )
+        self._around = surroundings
+        self._timeout = timeout
+        self._nodes: dict[int, int] = {}  # client: node
+        self._strangers: dict[int, float] = {}  # nodes that were refused, and when they may ask again
+        self._greeted: dict[int, str] = {}  # node: message that asks who it is
+        self._first = True
+
+    def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
+        waiting = {broadcast.client: broadcast for broadcast in broadcasts}
+        for asked, reply in self._ask(TRAIN, waiting):
+            if (update := self._admitted(asked, reply)) is not None:
+                yield update
+        self._first = False
+
+    def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
+        for request in requests:
+            answered = False
+            for _, reply in self._ask(EVALUATE, {request.client: request}):
+                scores = self._read(request.client, reply, Scores)
+                if scores is not None and scores.client == request.client:
+                    answered = True
+                    yield scores
+            if not answered:
+                raise TimeoutError(
+                    f"client {request.client} did not score its model: run again when it is there"
+                )
+
+    def _ask(self, kind: str, waiting: dict[int, Any]) -> Iterator[tuple[Any, Any]]:
+        """Each request with its answer, as they come; a client that does not answer is told of, and left out."""
+        from fedlight.federation.transport.envelope import wrap
+
+        begun, under_way, patient = time.monotonic(), dict[str, Sent](), self._first or kind == EVALUATE
+        while waiting or under_way:
+            self._around.check()
+            online = set(self.grid.get_node_ids())
+            self._meet(online)
+            for client in [client for client in waiting if self._nodes.get(client) in online]:
+                asked = waiting.pop(client)
+                sent = self._send(kind, self._nodes[client], wrap(to_bytes(asked)), str(asked.round))
+                if sent:
+                    until = time.monotonic() + self._timeout
+                    under_way[sent] = Sent(asked, self._nodes[client], until)
+                else:
+                    self._tell(client, "could not be sent to; it drops out of the round")
+            for reply in self._pull(under_way):
+                sent_ = under_way.pop(reply.metadata.reply_to_message_id)
+                yield sent_.asked, reply
+            now = time.monotonic()
+            for number in [number for number, sent in under_way.items() if now > sent.until]:
+                client = under_way.pop(number).asked.client  # type: ignore[union-attr]
+                self._tell(client, f"did not answer within {self._timeout:g} s; it drops out of the round")
+            if not under_way and now - begun > (self._timeout if patient else 0) and not self._greeted:
+                for client in waiting:
+                    self._tell(client, "has no node online; it drops out of the round")
+                return
+            time.sleep(LOOK)
+
+    def _meet(self, online: set[int]) -> None:
+        """Asks new nodes who they are, and notes their answers; one of another configuration stays a stranger."""
+        from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, open_words, wrap
+
+        self._greeted = {node: number for node, number in self._greeted.items() if node in online}
+        now = time.monotonic()
+        self._strangers = {node: until for node, until in self._strangers.items() if now < until}
+        known = {*self._nodes.values(), *self._greeted, *self._strangers}
+        for node in online - known:
+            if number := self._send(HELLO, node, wrap(), "hello"):
+                self._greeted[node] = number
+        for reply in self._pull(self._greeted.values()):
+            node = reply.metadata.src_node_id
+            self._greeted.pop(node, None)
+            words = open_words(reply.content) if reply.has_content() else {}
+            client, sha256 = words.get(CLIENT), words.get(HASH)
+            holder = self._nodes.get(client) if isinstance(client, int) else None
+            if PROBLEM in words or not isinstance(client, int):
+                refusal = f"cannot take part ({words.get(PROBLEM, 'no answer')})"
+            elif sha256 != self.agreed:
+                refusal = "has not agreed to this configuration"
+            elif holder is not None and holder in online:
+                refusal = f"says that it is client {client}, which node {holder} is"
+            else:
+                self._nodes[client] = node
+                continue
+            self._strangers[node] = now + AGAIN
+            print(f"fedlight: node {node} {refusal}: refused", file=sys.stderr)
+
+    def _send(self, kind: str, node: int, content: Any, group: str) -> str | None:
+        from flwr.app import Message
+
+        message = Message(content, node, kind, ttl=self._timeout, group_id=group)
+        (number,) = list(self.grid.push_messages([message])) or [None]
+        return number
+
+    def _pull(self, numbers: Iterable[str]) -> list[Any]:
+        asked = list(numbers)
+        return list(self.grid.pull_messages(asked)) if asked else []
+
+    def _admitted(self, broadcast: Broadcast, reply: Any) -> Update | None:
+        """The update, where it answers the broadcast and fits the global model; else a line says why not."""
+        update = self._read(broadcast.client, reply, Update)
+        if update is None:
+            return None
+        try:
+            sent = (broadcast.cell, broadcast.round, broadcast.client)
+            if (update.cell, update.round, update.client) != sent:
+                raise Damaged("answers another broadcast")
+            self._around.admit(update, broadcast.uplink)
+        except Damaged as error:
+            self._tell(broadcast.client, f"sent an update that {error}: refused")
+            return None
+        return update
+
+    def _read(self, client: int, reply: Any, kind: type) -> Any:
+        """The message in an answer, or None with a line that says what is wrong."""
+        from fedlight.federation.transport.envelope import PROBLEM, open_bytes, open_words
+
+        if not reply.has_content():
+            self._tell(client, f"did not answer ({reply.error.code}); it drops out of the round")
+            return None
+        if problem := open_words(reply.content).get(PROBLEM):
+            if problem == MEMORY_LOST:
+                self._around.forget(client)
+            self._tell(client, f"has no update ({problem}); it drops out of the round")
+            return None
+        try:
+            message = from_bytes(open_bytes(reply.content))
+            if not isinstance(message, kind):
+                raise Damaged(f"this is a {type(message).__name__}")
+        except Damaged as error:
+            self._tell(client, f"sent what cannot be read ({error}): refused")
+            return None
+        return message
+
+    def _tell(self, client: int, what: str) -> None:
+        node = self._nodes.get(client)
+        whose = f"client {client}" if node is None else f"client {client} (node {node})"
+        print(f"fedlight: {whose} {what}", file=sys.stderr)
