@@ -1,4 +1,4 @@
-"""A federation between institutions: fedlight deploy init FOLDER [KEY=VALUE ...], fedlight deploy check FOLDER ..."""
+"""A federation between institutions: fedlight deploy init FOLDER [KEY=VALUE ...], deploy check FOLDER ..."""
 
 import argparse
 import sys
@@ -82,9 +82,8 @@ def write_app(folder: Path, overrides: list[str]) -> None:
         (folder / template).write_text(
             Template((TEMPLATES / f"{template}.txt").read_text()).substitute(words)
         )
-    print(
-        f"{folder}: a federation of {settings.clients} institutions; what each types is in {folder / 'README.md'}"
-    )
+    readme = folder / "README.md"
+    print(f"{folder}: a federation of {settings.clients} institutions; {readme} says what each types")
     print(f"sha256 {words['sha256']}")
 
 
@@ -115,20 +114,18 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
         sent = [state[name] for name in slices[slice_]]
         size = sum(tensor.nbytes for tensor in sent)
         encoded = ", encoded" if settings.transform and settings.transform.up else ""
-        print(
-            f"  {slice_:12} {sum(tensor.numel() for tensor in sent):,} trained parameters, {size:,} bytes{encoded}"
-        )
+        params = sum(tensor.numel() for tensor in sent)
+        print(f"  {slice_:12} {params:,} trained parameters, {size:,} bytes{encoded}")
     if extras := components.algorithm.extras_like({n: state[n] for s in method.uplink for n in slices[s]}):
-        print(
-            f"  {'algorithm':12} {sum(t.numel() for t in extras.values()):,} numbers of {settings.algorithm.name}"
-        )  # type: ignore[union-attr]
+        numbers = sum(tensor.numel() for tensor in extras.values())
+        print(f"  {'algorithm':12} {numbers:,} numbers that it corrects the others with")
     if not settings.privacy:
         print("  the number of images, the mean training loss")
     if method.evaluate == "clients":
-        drawn = "drawn images of its own model, their scores, " if settings.evaluation.grid else ""
-        print(
-            f"leaves at the end, and every {settings.evaluation.every or 'last'} rounds: {drawn}its fingerprint"
-        )
+        due = f"and every {settings.evaluation.every} rounds" if settings.evaluation.every else "once"
+        drawn = settings.evaluation.grid or settings.evaluation.samples
+        scores = "images drawn from its own model and their scores, " if drawn else ""
+        print(f"leaves at the end, {due}: {scores}the fingerprint of its own model")
     staying = [slice_ for slice_ in slices if slice_ not in method.uplink]
     print(f"never leaves: the images{''.join(f', {slice_}' for slice_ in staying)}")
 

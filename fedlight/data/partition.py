@@ -29,7 +29,7 @@ def iid(labels: Labels, clients: int, seed: int) -> list[Indices]:
 
 
 def own(labels: Labels, clients: int, client: int | None) -> list[Indices]:
-    """Leaves all images, in their sequence, with one client, whose own they are; with nobody where it is None."""
+    """Leaves all images, in their sequence, with the client whose own they are; with nobody for None."""
     return [np.arange(len(labels) if number == client else 0) for number in range(clients)]
 
 

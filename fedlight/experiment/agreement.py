@@ -1,4 +1,4 @@
-"""The configuration that institutions agree on: one YAML file, known by its SHA-256, without any machine's paths."""
+"""What institutions agree on: a cell's configuration in one YAML file, without any machine's paths."""
 
 import hashlib
 import os

@@ -1,17 +1,18 @@
 """A cell between institutions: what the server runs, and what each institution answers."""
 
 from dataclasses import dataclass
-
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from fedlight.config import CellConfig, PartitionConfig, validate
 from fedlight.experiment.agreement import agreed_hash, read_agreement
-from fedlight.experiment.build import CHECKPOINT, Components, build
+from fedlight.experiment.build import CHECKPOINT, Components, build, make_algorithm
 from fedlight.experiment.execute import run_cell
 from fedlight.experiment.targets import check_targets
+from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.messages import Broadcast, Evaluation, fingerprint, from_bytes, to_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.flower import Flower
@@ -27,8 +28,8 @@ def serve(grid: Any, path: Path, run_config: dict[str, Any]) -> None:
     Args:
         grid: Flower's way to the nodes.
         path: of the agreement.
-        run_config: `output`, the folder for the cell's folder; `data-root`, images of the server's own to score
-            with, or nothing.
+        run_config: `output`, the folder for the cell's folder; `data-root`, images of the server's own to
+            score with, or nothing.
     """
     settings = agreed(path, str(run_config["data-root"]) or None)
     settings = settings.model_copy(update={"output": str(run_config["output"])})
@@ -53,6 +54,12 @@ def agreed(path: Path, root: str | None) -> CellConfig:
 
 def check_deployable(settings: CellConfig) -> None:
     """Raises BadInput for what needs one place that sees all images, or clients that fail on purpose."""
+    algorithm = make_algorithm(settings)
+    if type(algorithm).report is not FedAvg.report and not algorithm.extras_like({"": torch.zeros(1)}):
+        raise BadInput(
+            f"algorithm={settings.algorithm and settings.algorithm.name} does not say by extras_like what its "
+            "clients report, and a server must know it to refuse what does not fit"
+        )
     if settings.method.pool:
         raise BadInput(
             f"method={settings.method.name} trains where all images are, and a deployment has no such place"
@@ -158,7 +165,7 @@ class Institution:
         return receipt.read() if receipt else b""
 
     def _begin(self, hash_: str) -> None:
-        """Forgets finished updates where the server has gone back and sends another broadcast for the round."""
+        """Forgets finished updates where the server, having gone back, sends another broadcast."""
         noted = self.folder / "broadcast"
         self.folder.mkdir(parents=True, exist_ok=True)
         if not noted.exists() or noted.read_text() != hash_:

@@ -22,8 +22,8 @@ def answer(content: Any, path: Path, node_config: dict[str, Any]) -> Any:
     Args:
         content: the server's message as bytes, or none where it only asks who this is.
         path: of the agreement that came with the app.
-        node_config: `client`, the institution's number; `agreed`, the SHA-256 of the agreement; `data-root`, its
-            images; `memory`, the folder for what it keeps. The last two may be absent.
+        node_config: `client`, the institution's number; `agreed`, the SHA-256 of the agreement; `data-root`,
+            its images; `memory`, the folder for what it keeps. The last two may be absent.
     """
     found = agreed_hash(path)
     client, agreed_to = int(node_config["client"]), str(node_config["agreed"])

@@ -1,7 +1,7 @@
-"""The process of an institution that trains: it loads its libraries and images once, and answers over a socket.
+"""The process of an institution that trains: it loads libraries and images once, and answers over a socket.
 
-Flower starts a short-lived process for each message; that one hands the message on to this one, which ends with
-the SuperNode. The socket lies in a folder that only its user may enter.
+Flower starts a short-lived process for each message; that one hands the message on to this one, which ends
+with the SuperNode. The socket lies in a folder that only its user may enter.
 """
 
 import json

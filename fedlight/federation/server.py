@@ -163,22 +163,22 @@ class Server:
             uplink: the slices that the client was to report.
 
         Raises:
-            Damaged: it is none of this round, or is not finite tensors of the names, shapes and dtypes that were
-                asked for.
+            Damaged: it is none of this round, or is not finite tensors of the names, shapes and dtypes that
+                were asked for.
         """
         self._check(update)
         if update.client in self._waiting:
             raise Damaged(f"came twice in round {update.round}")
         extras_like = self._extras_like()
-        expected = {*uplink, *([EXTRAS] if extras_like else [])}
-        if update.payloads.keys() != expected:
-            raise Damaged(f"reports {_listed(update.payloads)} in place of {_listed(expected)}")
+        reported = update.payloads.keys() - ({EXTRAS} if extras_like else set())
+        if reported != set(uplink):
+            raise Damaged(f"reports {_listed(reported)} in place of {_listed(uplink)}")
         try:
             values, extras = self.decode(update)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise Damaged(f"cannot be decoded ({' '.join(repr(error).split())})") from error
         _check_like(values, self.slices.select(uplink, self.theta))
-        _check_like(extras, extras_like)
+        _check_like(extras, {name: extras_like[name] for name in extras if name in extras_like})
         for slice_ in uplink:
             if update.payloads[slice_].params != self.slice_params()[slice_]:
                 raise Damaged(f"counts {update.payloads[slice_].params} parameters in slice {slice_}")
@@ -358,8 +358,8 @@ def _check_like(found: State, like: State) -> None:
     for name, tensor in found.items():
         if (tensor.dtype, tensor.shape) != (like[name].dtype, like[name].shape):
             raise Damaged(
-                f"has {name} of {tensor.dtype} and shape {tuple(tensor.shape)} in place of {like[name].dtype} "
-                f"and {tuple(like[name].shape)}"
+                f"has {name} of {tensor.dtype} and shape {tuple(tensor.shape)} in place of "
+                f"{like[name].dtype} and {tuple(like[name].shape)}"
             )
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise Damaged(f"left the finite numbers in {name}")

@@ -1,4 +1,4 @@
-"""A message of the federation inside a message of Flower: its bytes as they are; it loads neither torch nor numpy."""
+"""A message of the federation inside one of Flower's: its bytes as they are, and a few words."""
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 

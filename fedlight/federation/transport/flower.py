@@ -1,4 +1,4 @@
-"""Clients in institutions of their own, which a Flower SuperLink reaches: what is away drops out of the round."""
+"""Clients in institutions of their own, reached over a Flower SuperLink; who is away drops out."""
 
 import sys
 import time
@@ -29,8 +29,8 @@ class Flower:
     """Messages over a SuperLink to one SuperNode a client.
 
     A client without a node is waited for as long as others are at work, and in the first exchange of a
-    process for `timeout`; then it drops out of the round. A bad answer is refused with a line, as if the client
-    had been away.
+    process for `timeout`; then it drops out of the round. A bad answer is refused with a line, as if the
+    client had been away.
 
     Args:
         surroundings: of the cell.
@@ -47,7 +47,7 @@ class Flower:
     def __init__(self, surroundings: Surroundings, timeout: float) -> None:
         if self.grid is None:
             raise BadInput(
-                "transport=flower runs inside a deployment: fedlight deploy init FOLDER writes one that is ready"
+                "transport=flower runs inside a deployment: fedlight deploy init FOLDER writes one"
             )
         self._around = surroundings
         self._timeout = timeout
@@ -77,7 +77,7 @@ class Flower:
                 )
 
     def _ask(self, kind: str, waiting: dict[int, Any]) -> Iterator[tuple[Any, Any]]:
-        """Each request with its answer, as they come; a client that does not answer is told of, and left out."""
+        """Each request with its answer, as they come; of a client that does not answer, a line is told."""
         from fedlight.federation.transport.envelope import wrap
 
         begun, under_way, patient = time.monotonic(), dict[str, Sent](), self._first or kind == EVALUATE
@@ -107,7 +107,7 @@ class Flower:
             time.sleep(LOOK)
 
     def _meet(self, online: set[int]) -> None:
-        """Asks new nodes who they are, and notes their answers; one of another configuration stays a stranger."""
+        """Asks new nodes who they are; one that has agreed to another configuration stays a stranger."""
         from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, open_words, wrap
 
         self._greeted = {node: number for node, number in self._greeted.items() if node in online}

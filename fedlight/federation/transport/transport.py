@@ -29,8 +29,8 @@ class Surroundings:
         room: processes that the machine has room for.
         done: called after each local update that another process did.
         check: called now and then while waiting; ends the cell by an exception where it is to end.
-        admit: raises Damaged for an update that does not fit the global model or the slices that were asked for;
-            only for clients whom nobody can vouch for.
+        admit: raises Damaged for an update that does not fit the global model or the slices that were asked
+            for; only of use for clients whom nobody can vouch for.
         forget: notes that a client has lost what it kept, so that it is met anew.
     """
 
