@@ -57,8 +57,8 @@ def check_deployable(settings: CellConfig) -> None:
     algorithm = make_algorithm(settings)
     if type(algorithm).report is not FedAvg.report and not algorithm.extras_like({"": torch.zeros(1)}):
         raise BadInput(
-            f"algorithm={settings.algorithm and settings.algorithm.name} does not say by extras_like what its "
-            "clients report, and a server must know it to refuse what does not fit"
+            f"algorithm={settings.algorithm and settings.algorithm.name} does not say by extras_like what "
+            "clients report, and the server must know it to refuse what does not fit"
         )
     if settings.method.pool:
         raise BadInput(

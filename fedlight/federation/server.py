@@ -11,7 +11,7 @@ import torch
 from fedlight.federation.aggregate import WeightedMean
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.checkpoint import ServerCheckpoint
-from fedlight.federation.codec import Codec
+from fedlight.federation.codec import DELTA, Codec
 from fedlight.federation.cohort import Participation, Task
 from fedlight.federation.downlink import Downlink
 from fedlight.federation.ledger import Entry, Ledger
@@ -173,6 +173,9 @@ class Server:
         reported = update.payloads.keys() - ({EXTRAS} if extras_like else set())
         if reported != set(uplink):
             raise Damaged(f"reports {_listed(reported)} in place of {_listed(uplink)}")
+        for slice_ in uplink:
+            if odd := update.payloads[slice_].tensors.keys() - {*self._slice(slice_), DELTA}:
+                raise Damaged(f"has a tensor {min(odd)} in slice {slice_}")
         try:
             values, extras = self.decode(update)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

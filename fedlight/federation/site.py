@@ -52,7 +52,7 @@ class Site:
             return done
         memory = self._recall(client, broadcast.previous)
         update, memory = local_update(broadcast, memory, self.setup)
-        hash_ = self.memory.write(client, round_, memory) if self._keeps else None
+        hash_ = self.memory.write(client, round_, memory, broadcast.previous) if self._keeps else None
         return None if update is None else self.outbox.add(client, to_bytes(update), hash_)
 
     def evaluate(self, request: Evaluation) -> Scores:

@@ -1,0 +1,333 @@
+"""Institutions that share nothing: messages over Flower, who is away, what is refused, and the app for it."""
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
+
+from fedlight.federation.algorithms.scaffold import Scaffold
+from fedlight.federation.client import ClientSetup
+from fedlight.federation.codec import Codec
+from fedlight.federation.messages import Broadcast, Payload, Update, from_bytes, to_bytes
+from fedlight.federation.rounds import federate
+from fedlight.federation.server import Server
+from fedlight.federation.transforms.topk import TopK
+from fedlight.federation.transport.flower import Flower
+from fedlight.federation.transport.transport import Surroundings
+from fedlight.runtime.errors import Damaged
+
+pytest.importorskip("flwr")
+
+from flwr.app import RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedlight.experiment.deployed import Institution
+from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, open_bytes, wrap
+
+Answer = Callable[[bytes], bytes]
+
+
+def nobody(content: bytes) -> bytes:
+    raise AssertionError("a node that is away is not asked")
+
+
+@dataclass
+class Node:
+    """A SuperNode as a server sees it; `act` is what its institution does with a message."""
+
+    client: int
+    act: Answer = nobody
+    online: bool = True
+    silent: bool = False
+    agreed: str = "agreed"
+    problem: str = ""
+
+    def answer(self, content: bytes) -> RecordDict:
+        words = {CLIENT: self.client, HASH: self.agreed}
+        if self.problem and content:
+            return wrap(**words, **{PROBLEM: self.problem})
+        return wrap(self.act(content) if content else b"", **words)
+
+
+@dataclass
+class Grid:
+    """Flower's grid without a network."""
+
+    nodes: dict[int, Node]
+    replies: dict[str, Any] = field(default_factory=dict)
+    count: int = 0
+
+    def get_node_ids(self) -> list[int]:
+        return [number for number, node in self.nodes.items() if node.online]
+
+    def push_messages(self, messages: Any) -> list[str]:
+        ids = []
+        for message in messages:
+            self.count += 1
+            node, id_ = self.nodes[message.metadata.dst_node_id], str(self.count)
+            if not node.silent:
+                about = SimpleNamespace(reply_to_message_id=id_, src_node_id=message.metadata.dst_node_id)
+                content = node.answer(open_bytes(message.content))
+                self.replies[id_] = SimpleNamespace(metadata=about, content=content, has_content=lambda: True)
+            ids.append(id_)
+        return ids
+
+    def pull_messages(self, ids: Any) -> list[Any]:
+        return [self.replies.pop(id_) for id_ in ids if id_ in self.replies]
+
+
+class Toys:
+    """A federation of two toy clients over the grid."""
+
+    def __init__(self, setup: ClientSetup, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.server = toy_server(setup)
+        self.institutions = [
+            Institution("toy", client, toy_site(setup, folder / str(client)), folder / str(client))
+            for client in range(2)
+        ]
+        self.grid = Grid({11 + i.client: Node(i.client, i.answer) for i in self.institutions})
+        patch.setattr(Flower, "grid", self.grid)
+        patch.setattr(Flower, "agreed", "agreed")
+        patch.setattr("fedlight.federation.transport.flower.LOOK", 0.0)
+        for name in ("_run_id", "_task_id", "_node_id"):
+            patch.setattr(TaskIdentity, name, 1)
+        here = self.institutions[0].site
+        around = Surroundings(
+            here, lambda: here, 2, 1, lambda: None, lambda: None, self.server.admit, self.server.forget
+        )
+        self.transport = Flower(around, timeout=0.5)
+
+    def run(self, rounds: int) -> None:
+        for _ in federate(self.server, self.transport, rounds):
+            pass
+
+
+MakeToys = Callable[..., Toys]
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeToys:
+    return lambda setup: Toys(setup, tmp_path / "toys", monkeypatch)
+
+
+def same(server: Server, other: Server) -> bool:
+    return all(tensor.equal(other.theta[name]) for name, tensor in server.theta.items())
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"method": PARTIAL},
+        {"algorithm": Scaffold()},
+        {"codec": Codec(up=[TopK(0.5)]), "method": FULL},
+        {"codec": Codec(down=[TopK(0.5)], seeded_start=True), "method": PARTIAL},
+    ],
+)
+def test_the_bits_are_those_of_clients_in_one_process(
+    chosen: dict[str, Any], toys: MakeToys, tmp_path: Path
+) -> None:
+    plain, over = toy_server(toy_setup(**chosen)), toys(toy_setup(**chosen))
+    for _ in federate(plain, inline(toy_site(toy_setup(**chosen), tmp_path / "plain")), 3):
+        pass
+    over.run(3)
+    assert same(over.server, plain)
+    assert over.server.ledger.rows() == plain.ledger.rows()
+
+
+def test_who_is_away_drops_out_and_goes_on_when_it_is_back(
+    toys: MakeToys, capfd: pytest.CaptureFixture[str]
+) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.run(1)
+    over.grid.nodes[12].online = False
+    over.run(3)
+    assert capfd.readouterr().err.count("client 1 (node 12) has no node online") == 2
+    up = [(row.round, row.client) for row in over.server.ledger.entries if row.direction == "up"]
+    assert up == [(1, 0), (1, 1), (2, 0), (3, 0)]
+    alone = from_bytes(over.institutions[0].site.outbox.find(0).read())  # type: ignore[union-attr]
+    assert all(over.server.theta[n].equal(t) for n, t in alone.payloads["shared"].tensors.items())
+    over.grid.nodes[12].online = True
+    over.run(4)
+    assert over.server.met == {0: 4, 1: 4}
+    assert sorted(row.client for row in over.server.ledger.entries if row.round == 4) == [0, 0, 1, 1]
+
+
+def test_whoever_never_answers_costs_the_time_limit_and_no_more(
+    toys: MakeToys, capfd: pytest.CaptureFixture[str]
+) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.run(1)
+    over.grid.nodes[12].silent = True
+    begun = time.monotonic()
+    over.run(2)
+    assert 0.5 < time.monotonic() - begun < 3
+    assert "client 1 (node 12) did not answer within 0.5 s; it drops out" in capfd.readouterr().err
+    assert over.server.met == {0: 2, 1: 1}
+    over.grid.nodes[12].silent = False
+    over.run(3)
+    assert over.server.met == {0: 3, 1: 3}
+
+
+def changed(update: Update, **tensors: torch.Tensor) -> Update:
+    shared = update.payloads["shared"]
+    return replace(update, payloads={"shared": Payload({**shared.tensors, **tensors}, shared.params)})
+
+
+BIAS = "shared.bias"
+BAD: dict[str, tuple[Callable[[Update], Update], str]] = {
+    "nan": (
+        lambda u: changed(u, **{BIAS: torch.tensor([torch.nan])}),
+        "left the finite numbers in shared.bias",
+    ),
+    "shape": (
+        lambda u: changed(u, **{BIAS: torch.zeros(2)}),
+        r"has shared.bias of torch.float32 and shape \(2,\)",
+    ),
+    "dtype": (lambda u: changed(u, **{BIAS: torch.zeros(1, dtype=torch.float64)}), "of torch.float64"),
+    "name": (lambda u: changed(u, **{"own.bias": torch.zeros(2)}), "has a tensor own.bias in slice shared"),
+    "slice": (
+        lambda u: replace(u, payloads={**u.payloads, "own": u.payloads["shared"]}),
+        "reports own, shared in place of shared",
+    ),
+    "nothing": (lambda u: replace(u, payloads={}), "reports nothing in place of shared"),
+    "extras": (
+        lambda u: replace(u, payloads={**u.payloads, "algorithm": u.payloads["shared"]}),
+        "reports algorithm, shared in place of shared",
+    ),
+    "other": (lambda u: replace(u, client=0), "answers another broadcast"),
+    "earlier": (lambda u: replace(u, round=1), "answers another broadcast"),
+    "count": (lambda u: replace(u, num_examples=-5), "says that it is of -5 images"),
+    "loss": (lambda u: replace(u, loss=float("inf")), "has a loss of inf"),
+    "params": (
+        lambda u: replace(u, payloads={"shared": replace(u.payloads["shared"], params=9)}),
+        "counts 9",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", [*BAD, "flip", "text", "kind"])
+def test_a_bad_update_is_refused_in_one_line_and_changes_nothing(
+    damage: str, toys: MakeToys, capfd: pytest.CaptureFixture[str]
+) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.run(1)
+    good = over.grid.nodes[12].act
+
+    def bad(content: bytes) -> bytes:
+        answer = bytearray(good(content))
+        if damage == "flip":
+            answer[12] ^= 1
+            return bytes(answer)
+        if damage in ("text", "kind"):
+            return b"no message" if damage == "text" else content
+        return to_bytes(BAD[damage][0](from_bytes(bytes(answer))))
+
+    over.grid.nodes[12].act = bad
+    over.run(2)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("fedlight: client 1 (node 12) sent ")
+    assert line.endswith(": refused")
+    assert re.search(BAD[damage][1] if damage in BAD else "cannot be read", line)
+    alone = from_bytes(over.institutions[0].site.outbox.find(0).read())  # type: ignore[union-attr]
+    assert all(over.server.theta[n].equal(t) for n, t in alone.payloads["shared"].tensors.items())
+    assert over.server.met == {0: 2, 1: 1}
+
+
+def test_a_flipped_bit_in_a_tensor_that_stays_finite_is_not_noticed_here_but_by_tls(toys: MakeToys) -> None:
+    over = toys(toy_setup(PARTIAL))
+    good = over.grid.nodes[12].act
+    over.grid.nodes[12].act = lambda content: good(content)[:-4] + bytes([0, 0, 0, 0])
+    over.run(1)
+    assert over.server.met == {0: 1, 1: 1}  # an institution may always send numbers of its own choosing
+
+
+def test_a_client_whose_memory_is_lost_is_met_anew(toys: MakeToys, capfd: pytest.CaptureFixture[str]) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.run(1)
+    over.grid.nodes[12].problem = "memory lost"
+    over.run(2)
+    assert "client 1 (node 12) has no update (memory lost)" in capfd.readouterr().err
+    shutil.rmtree(over.institutions[1].folder / "clients")
+    over.grid.nodes[12].problem = ""
+    over.run(3)
+    assert over.server.met == {0: 3, 1: 3}
+    down = {row.slice for row in over.server.ledger.entries if (row.round, row.client) == (3, 1)}
+    assert down == {"own", "shared"}
+
+
+def test_a_client_that_was_away_often_still_has_what_it_kept(toys: MakeToys) -> None:
+    over = toys(toy_setup(PARTIAL))
+    good = over.grid.nodes[12].act
+    over.run(1)
+
+    def late(content: bytes) -> bytes:
+        good(content)  # it trains and keeps its memory, and its update is lost
+        return b"lost"
+
+    over.grid.nodes[12].act = late
+    over.run(5)
+    over.grid.nodes[12].act = good
+    over.run(6)
+    assert over.server.met == {0: 6, 1: 6}
+
+
+def test_strangers_are_refused_by_name(toys: MakeToys, capfd: pytest.CaptureFixture[str]) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.run(1)
+    over.grid.nodes |= {13: Node(1), 14: Node(0, agreed="another")}
+    over.run(2)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [
+        "fedlight: node 13 says that it is client 1, which node 12 is: refused",
+        "fedlight: node 14 has not agreed to this configuration: refused",
+    ]
+    assert over.server.met == {0: 2, 1: 2}
+
+
+def test_an_institution_answers_only_what_it_agreed_to(toys: MakeToys) -> None:
+    over = toys(toy_setup(PARTIAL))
+    institution = over.institutions[1]
+    (_, asked) = over.server.broadcasts()
+    for wrong in (
+        replace(asked, uplink=("own", "shared")),
+        replace(asked, client=0),
+        replace(asked, cell="another"),
+        institution.site.outbox.find(1) or Update("toy", 1, 1, 1, None, {}),
+    ):
+        with pytest.raises(Damaged):
+            institution.answer(to_bytes(wrong))
+    assert not (institution.folder / "updates").exists()
+    assert isinstance(from_bytes(institution.answer(to_bytes(asked))), Update)
+
+
+def test_an_update_is_done_again_only_for_another_broadcast(toys: MakeToys) -> None:
+    over = toys(toy_setup(PARTIAL))
+    institution = over.institutions[1]
+    (_, asked) = over.server.broadcasts()
+    first = institution.answer(to_bytes(asked))
+    assert institution.answer(to_bytes(asked)) == first
+    assert len(list((institution.folder / "updates").iterdir())) == 1
+    other: Broadcast = replace(
+        asked,
+        payloads={
+            name: Payload.plain({n: t + 1 for n, t in payload.tensors.items()})
+            for name, payload in asked.payloads.items()
+        },
+    )
+    assert institution.answer(to_bytes(other)) != first
+
+
+def test_without_a_deployment_the_transport_says_how_to_get_one(
+    command: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command("transport=flower", "logger=none", "clients=2") == 2
+    assert "fedlight deploy init FOLDER" in capfd.readouterr().err
