@@ -82,7 +82,7 @@ class ClientMemory:
             raise Damaged(f"{self._place(client) / f'r{round_:04d}-{hash_}'} is missing")
         return _read(path, self._cell, self.watch, self._mends)[1]
 
-    def write(self, client: int, round_: int, memory: dict[str, State], previous: int | None = None) -> str:
+    def write(self, client: int, round_: int, memory: dict[str, State], previous: int) -> str:
         """Stores what a client keeps after a round, and removes what is too old; returns the hash.
 
         What it kept in the round `previous`, the last one that the server knows of, stays.
@@ -90,8 +90,7 @@ class ClientMemory:
         place = self._place(client)
         place.mkdir(parents=True, exist_ok=True)
         hash_ = _write(place, f"r{round_:04d}", {"cell": self._cell}, memory, self.watch)
-        last = round_ - 2 if previous is None else min(previous, round_ - 2)
-        older = [version for version in _versions(place) if version <= last]
+        older = [version for version in _versions(place) if version <= min(previous, round_ - 2)]
         _remove(place, "", lambda version: version < max(older, default=0) or version > round_)
         return hash_
 

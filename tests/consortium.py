@@ -1,0 +1,167 @@
+"""A real consortium on this machine: a SuperLink and SuperNodes with TLS and node keys, on loopback."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedlight.experiment.agreement import agreed_hash
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+PROGRAMS = ("flower-superlink", "flower-supernode", "flwr")
+
+
+def missing() -> str | None:
+    """Why there can be no consortium here, if so."""
+    absent = [program for program in PROGRAMS if not (BIN / program).exists()]
+    absent += [program for program in ("openssl", "ssh-keygen") if shutil.which(program) is None]
+    return f"no {', '.join(absent)}" if absent else None
+
+
+class Consortium:
+    """One SuperLink; institutions join and leave.
+
+    Args:
+        folder: of everything.
+        app: that `fedlight deploy init` wrote.
+    """
+
+    def __init__(self, folder: Path, app: Path) -> None:
+        self.folder = folder
+        self.app = app
+        self.agreed = agreed_hash(app / "federation" / "cell.yaml")
+        self.port = free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        home = folder / "home"
+        home.mkdir(parents=True)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
+        }
+        self.make_certificate("ca", "server")
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "127.0.0.1:{self.port}"\n'
+            f'root-certificates = "{folder / "ca.pem"}"\n'
+        )
+
+    def make_certificate(self, authority: str, server: str) -> None:
+        """An authority and a certificate of it for 127.0.0.1."""
+        self._do(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=authority",
+                "-addext",
+            ]
+            + ["basicConstraints=critical,CA:TRUE", "-keyout", f"{authority}.key", "-out", f"{authority}.pem"]
+        )
+        self._do(
+            ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
+            + ["-keyout", f"{server}.key", "-out", f"{server}.csr"]
+        )
+        (self.folder / "names").write_text("subjectAltName=IP:127.0.0.1")
+        self._do(
+            f"openssl x509 -req -in {server}.csr -CA {authority}.pem -CAkey {authority}.key".split()
+            + f"-CAcreateserial -days 2 -out {server}.pem -extfile names".split()
+        )
+
+    def make_key(self, name: str, register: bool = True) -> None:
+        """A node's key, known to the SuperLink or not."""
+        self._do(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", f"{name}.key"])
+        if register:
+            self._do(["flwr", "supernode", "register", f"{name}.key.pub", "test"])
+
+    def start_superlink(self) -> None:
+        tls = "--ssl-ca-certfile ca.pem --ssl-certfile server.pem --ssl-keyfile server.key"
+        options = (
+            f"--host 127.0.0.1 --port {self.port} --enable-supernode-auth --database {self.folder}/flower.db"
+        )
+        self._spawn(
+            "superlink", f"flower-superlink {options} {tls} --disable-runtime-dependency-installation".split()
+        )
+        until(lambda: "Uvicorn running" in self.log("superlink"), 120)
+
+    def start_node(self, client: int, key: str, ca: str = "ca") -> None:
+        config = f'client={client} agreed="{self.agreed}" memory="{self.folder / key}"'
+        options = f"--superlink 127.0.0.1:{self.port} --host 127.0.0.1 --port {free_port()}"
+        command = (
+            f"flower-supernode {options} --root-certificates {ca}.pem --auth-supernode-private-key {key}.key"
+        )
+        self._spawn(key, [*command.split(), "--node-config", config])
+
+    def kill(self, name: str) -> None:
+        """SIGKILL for a SuperLink or SuperNode; what it had started ends with it by itself."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def run(self) -> None:
+        self._do(["flwr", "run", str(self.app), "test", "--run-config", f'output="{self.folder / "runs"}"'])
+
+    def log(self, name: str) -> str:
+        path = self.folder / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def result(self) -> dict[str, object]:
+        """The result of the one cell, when it is there."""
+        until(lambda: list((self.folder / "runs").glob("*/*/result.json")), 600)
+        (path,) = (self.folder / "runs").glob("*/*/result.json")
+        found: dict[str, object] = json.loads(path.read_text())
+        return found
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _spawn(self, name: str, command: list[str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def _do(self, command: list[str]) -> None:
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+
+
+def until(happened: Callable[[], object], seconds: float) -> None:
+    """Waits until something has happened; raises TimeoutError where it does not."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        return int(opened.getsockname()[1])
