@@ -57,31 +57,14 @@ class Consortium:
 
     def make_certificate(self, authority: str, server: str) -> None:
         """An authority and a certificate of it for 127.0.0.1."""
-        self._do(
-            [
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "rsa:2048",
-                "-nodes",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=authority",
-                "-addext",
-            ]
-            + ["basicConstraints=critical,CA:TRUE", "-keyout", f"{authority}.key", "-out", f"{authority}.pem"]
-        )
-        self._do(
-            ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
-            + ["-keyout", f"{server}.key", "-out", f"{server}.csr"]
-        )
+        new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test"]
+        self._do([*new, "-x509", "-days", "2", "-keyout", f"{authority}.key", "-out", f"{authority}.pem"])
+        self._do([*new, "-keyout", f"{server}.key", "-out", f"{server}.csr"])
         (self.folder / "names").write_text("subjectAltName=IP:127.0.0.1")
-        self._do(
-            f"openssl x509 -req -in {server}.csr -CA {authority}.pem -CAkey {authority}.key".split()
-            + f"-CAcreateserial -days 2 -out {server}.pem -extfile names".split()
+        sign = (
+            f"openssl x509 -req -in {server}.csr -CA {authority}.pem -CAkey {authority}.key -CAcreateserial"
         )
+        self._do([*sign.split(), "-days", "2", "-out", f"{server}.pem", "-extfile", "names"])
 
     def make_key(self, name: str, register: bool = True) -> None:
         """A node's key, known to the SuperLink or not."""

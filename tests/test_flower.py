@@ -331,3 +331,159 @@ def test_without_a_deployment_the_transport_says_how_to_get_one(
 ) -> None:
     assert command("transport=flower", "logger=none", "clients=2") == 2
     assert "fedlight deploy init FOLDER" in capfd.readouterr().err
+
+
+COMMON = ["name=hospitals", "logger=none", "data.limit=120", "rounds=2", "epochs=1", "clients=3"]
+COMMON += ["evaluation.steps=2", "evaluation.grid=0", "evaluation.samples=0"]
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The app of a small FULL cell of three clients."""
+    folder = tmp_path_factory.mktemp("app") / "app"
+    assert invoke("init", str(folder), "method=FULL", *COMMON, main=deploy.main) == 0
+    return folder
+
+
+def look(app: Path, *more: str, agreed_to: str = "") -> int:
+    hash_ = agreed_to or agreed_hash(app / "federation" / "cell.yaml")
+    return invoke("check", str(app), "--client", "1", "--agreed", hash_, *more, main=deploy.main)
+
+
+def test_the_app_holds_the_agreement_and_no_path_of_this_machine(app: Path) -> None:
+    text = (app / "federation" / "cell.yaml").read_text()
+    assert str(Path.home()) not in text
+    assert os.environ["FEDLIGHT_CACHE"] not in text
+    readme = (app / "README.md").read_text()
+    assert f'agreed="{hashlib.sha256(text.encode()).hexdigest()}"' in readme
+    assert "$" not in readme
+    assert {path.name for path in (app / "federation").iterdir()} == {
+        "__init__.py",
+        "cell.yaml",
+        "client_app.py",
+        "server_app.py",
+    }
+
+
+def test_an_institution_sees_what_it_has_and_what_would_leave(
+    app: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert look(app) == 0
+    out = capsys.readouterr().out
+    assert agreed_hash(app / "federation" / "cell.yaml") in out
+    assert "40 images of (1, 8, 8)" in out  # 120 over 3
+    for slice_ in ("encoder", "bottleneck", "decoder"):
+        assert re.search(rf"^  {slice_} +[\d,]+ trained parameters, [\d,]+ bytes$", out, re.M)
+    assert out.endswith("never leaves: the images\n")
+
+
+def test_the_images_of_a_folder_are_all_the_institutions_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, other = tmp_path / "images", tmp_path / "app"
+    (data / "scans").mkdir(parents=True)
+    for number in range(10):
+        Image.new("L", (8, 8), 20 * number).save(data / "scans" / f"{number}.png")
+    folder = ["data=image_folder", "data.image_size=8", "data.channels=1", "method=UDEC"]
+    assert invoke("init", str(other), *COMMON, *folder, main=deploy.main) == 0
+    assert look(other, "--data-root", str(data)) == 0
+    out = capsys.readouterr().out
+    assert f"8 images of (1, 8, 8) to train on, from {data}" in out  # a fifth is held out
+    assert out.endswith("never leaves: the images, encoder, bottleneck\n")
+
+    path = other / "federation" / "cell.yaml"
+    settings, theirs = agreed(path, None), agreed(path, str(data))
+    server, mine = build_server(settings), build_institution(theirs, 1)
+    assert [len(share) for share in server.shares] == [0, 0, 0]
+    assert not server.dataset.train.pixels.any()
+    assert [len(share) for share in mine.shares] == [0, 8, 0]
+    assert cell_id(settings.plain()) == cell_id(theirs.plain())
+
+
+def test_another_configuration_than_the_agreed_one_is_refused(
+    app: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = agreed_hash(app / "federation" / "cell.yaml")
+    other = tmp_path / "other"
+    shutil.copytree(app, other)
+    path = other / "federation" / "cell.yaml"
+    path.write_text(path.read_text().replace("rounds: 2", "rounds: 200"))
+    assert look(other, agreed_to=before) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"fedlight: error: {path} has the SHA-256 {agreed_hash(path)}, and {before} was agreed"
+    with pytest.raises(BadInput, match="was agreed"):
+        Institution.make(path, before, 1, None, tmp_path / "memory")
+    assert not (tmp_path / "memory").exists()
+
+
+def test_an_agreement_runs_no_code_of_others(
+    app: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(app, other)
+    path = other / "federation" / "cell.yaml"
+    path.write_text(path.read_text().replace("fedlight.data.digits.load", "os.getcwd"))
+    assert look(other) == 2
+    assert "data.source._target_ would run os.getcwd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("method=CENTRAL", "method=CENTRAL trains where all images are"),
+        ("federation.dropout=0.1", "federation.dropout simulates"),
+        ("algorithm=fednova", "algorithm=fednova does not say by extras_like"),
+        ("privacy=example", "privacy=example accounts for the size"),
+    ],
+)
+def test_what_cannot_be_deployed_is_told_before_anything_is_written(
+    asked: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke("init", str(tmp_path / "app"), *COMMON, asked, main=deploy.main) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "app").exists()
+
+
+def test_an_app_is_not_written_over(app: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("init", str(app), main=deploy.main) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="session")
+def consortium(app: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
+    """A SuperLink, and three institutions that have joined."""
+    if absent := missing():
+        pytest.skip(absent)
+    found = Consortium(tmp_path_factory.mktemp("consortium") / "all", app)
+    try:
+        found.start_superlink()
+        for client in range(3):
+            found.make_key(f"node{client}")
+            found.start_node(client, f"node{client}")
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.mark.slow
+def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
+    consortium: Consortium, cell: Callable[..., Cell]
+) -> None:
+    consortium.run()
+    plain, found = cell("method=FULL", "clients=3", "transport=inline").result, consortium.result()
+    assert found["status"] == "completed"
+    for key in ("cell", "state_sha256", "train_loss", "exchange"):
+        assert found[key] == plain[key]
+
+
+@pytest.mark.slow
+def test_a_wrong_certificate_and_an_unregistered_key_are_refused(consortium: Consortium) -> None:
+    consortium.make_certificate("other", "theirs")
+    consortium.make_key("stranger", register=False)
+    consortium.make_key("deceived")
+    before = consortium.log("superlink").count("Activated node_id")
+    consortium.start_node(0, "stranger")
+    consortium.start_node(0, "deceived", ca="other")
+    until(lambda: re.search("(?i)certificate.verify", consortium.log("deceived")), 120)
+    until(lambda: re.search("(?i)not regist|authent|denied", consortium.log("stranger")), 120)
+    assert consortium.log("superlink").count("Activated node_id") == before
