@@ -1,9 +1,11 @@
 """Institutions that share nothing: messages over Flower, who is away, what is refused, and the app for it."""
 
+import hashlib
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Cell, invoke
+from consortium import Consortium, missing, until
+from PIL import Image
 from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
 
+from fedlight import deploy
+from fedlight.experiment.agreement import agreed_hash
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
@@ -22,14 +29,15 @@ from fedlight.federation.server import Server
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.flower import Flower
 from fedlight.federation.transport.transport import Surroundings
-from fedlight.runtime.errors import Damaged
+from fedlight.runs.identity import cell_id
+from fedlight.runtime.errors import BadInput, Damaged
 
 pytest.importorskip("flwr")
 
 from flwr.app import RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlight.experiment.deployed import Institution
+from fedlight.experiment.deployed import Institution, agreed, build_institution, build_server
 from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, open_bytes, wrap
 
 Answer = Callable[[bytes], bytes]
