@@ -57,14 +57,13 @@ class Consortium:
 
     def make_certificate(self, authority: str, server: str) -> None:
         """An authority and a certificate of it for 127.0.0.1."""
-        new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test"]
-        self._do([*new, "-x509", "-days", "2", "-keyout", f"{authority}.key", "-out", f"{authority}.pem"])
-        self._do([*new, "-keyout", f"{server}.key", "-out", f"{server}.csr"])
+        new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj"]
+        ca, ca_key = f"{authority}.pem", f"{authority}.key"
+        self._do([*new, "/CN=authority", "-x509", "-days", "2", "-keyout", ca_key, "-out", ca])
+        self._do([*new, "/CN=server", "-keyout", f"{server}.key", "-out", f"{server}.csr"])
         (self.folder / "names").write_text("subjectAltName=IP:127.0.0.1")
-        sign = (
-            f"openssl x509 -req -in {server}.csr -CA {authority}.pem -CAkey {authority}.key -CAcreateserial"
-        )
-        self._do([*sign.split(), "-days", "2", "-out", f"{server}.pem", "-extfile", "names"])
+        sign = ["openssl", "x509", "-req", "-in", f"{server}.csr", "-CA", ca, "-CAkey", ca_key]
+        self._do([*sign, "-CAcreateserial", "-days", "2", "-out", f"{server}.pem", "-extfile", "names"])
 
     def make_key(self, name: str, register: bool = True) -> None:
         """A node's key, known to the SuperLink or not."""

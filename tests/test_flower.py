@@ -61,8 +61,8 @@ class Node:
     def answer(self, content: bytes) -> RecordDict:
         words = {CLIENT: self.client, HASH: self.agreed}
         if self.problem and content:
-            return wrap(**words, **{PROBLEM: self.problem})
-        return wrap(self.act(content) if content else b"", **words)
+            return wrap(b"", {**words, PROBLEM: self.problem})
+        return wrap(self.act(content) if content else b"", words)
 
 
 @dataclass

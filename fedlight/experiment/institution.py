@@ -29,7 +29,7 @@ def answer(content: Any, path: Path, node_config: dict[str, Any]) -> Any:
     client, agreed_to = int(node_config["client"]), str(node_config["agreed"])
     if found != agreed_to:
         print(f"fedlight: the app's {path.name} has the SHA-256 {found}, and {agreed_to} was agreed: refused")
-        return wrap(**{CLIENT: client, HASH: agreed_to})
+        return wrap(b"", {CLIENT: client, HASH: agreed_to})
     root = node_config.get("data-root")
     whose = {
         "path": str(path),
@@ -43,8 +43,8 @@ def answer(content: Any, path: Path, node_config: dict[str, Any]) -> Any:
         resident.send_bytes(open_bytes(content))
         problem, reply = resident.recv_bytes().decode(), resident.recv_bytes()
     if problem:
-        return wrap(**{CLIENT: client, HASH: "", PROBLEM: problem})
-    return wrap(reply, **{CLIENT: client, HASH: found})
+        return wrap(b"", {CLIENT: client, HASH: "", PROBLEM: problem})
+    return wrap(reply, {CLIENT: client, HASH: found})
 
 
 def _resident() -> Connection:

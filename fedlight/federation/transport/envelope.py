@@ -7,9 +7,9 @@ CLIENT, HASH, PROBLEM = "client", "sha256", "problem"
 """The words beside it: who a node is, the configuration that it agreed to, why there is no update."""
 
 
-def wrap(content: bytes = b"", **words: str | int) -> RecordDict:
+def wrap(content: bytes, words: dict[str, str | int]) -> RecordDict:
     """What crosses: the bytes of one message, or none, and a few words."""
-    records = RecordDict({WORDS: ConfigRecord(dict(words))})
+    records = RecordDict({WORDS: ConfigRecord(words)})
     if content:
         array = Array(dtype="uint8", shape=(len(content),), stype="safetensors", data=content)
         records[BYTES] = ArrayRecord({BYTES: array})

@@ -87,7 +87,7 @@ class Flower:
             self._meet(online)
             for client in [client for client in waiting if self._nodes.get(client) in online]:
                 asked = waiting.pop(client)
-                sent = self._send(kind, self._nodes[client], wrap(to_bytes(asked)), str(asked.round))
+                sent = self._send(kind, self._nodes[client], wrap(to_bytes(asked), {}), str(asked.round))
                 if sent:
                     until = time.monotonic() + self._timeout
                     under_way[sent] = Sent(asked, self._nodes[client], until)
@@ -115,7 +115,7 @@ class Flower:
         self._strangers = {node: until for node, until in self._strangers.items() if now < until}
         known = {*self._nodes.values(), *self._greeted, *self._strangers}
         for node in online - known:
-            if number := self._send(HELLO, node, wrap(), "hello"):
+            if number := self._send(HELLO, node, wrap(b"", {}), "hello"):
                 self._greeted[node] = number
         for reply in self._pull(self._greeted.values()):
             node = reply.metadata.src_node_id
