@@ -477,8 +477,7 @@ def consortium(app: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
     consortium: Consortium, cell: Callable[..., Cell]
 ) -> None:
-    consortium.run()
-    plain, found = cell("method=FULL", "clients=3", "transport=inline").result, consortium.result()
+    found, plain = consortium.run(), cell("method=FULL", "clients=3", "transport=inline").result
     assert found["status"] == "completed"
     for key in ("cell", "state_sha256", "train_loss", "exchange"):
         assert found[key] == plain[key]
