@@ -89,12 +89,6 @@ class Consortium:
         )
         self._spawn(key, [*command.split(), "--node-config", config])
 
-    def kill(self, name: str) -> None:
-        """SIGKILL for a SuperLink or SuperNode; what it had started ends with it by itself."""
-        process = self.processes.pop(name)
-        process.kill()
-        process.wait()
-
     def run(self) -> dict[str, object]:
         """Has the one cell run to its end and returns its result.
 
