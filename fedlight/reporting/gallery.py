@@ -52,7 +52,7 @@ def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
         return
     lines = ceil(len(shown) / SHEET_COLUMNS)
     figure = Figure((4.5 * SHEET_COLUMNS, 2.9 * lines), dpi=110, layout="constrained")
-    axes = figure.subplots(lines, SHEET_COLUMNS, squeeze=False).flat
+    axes = figure.subplots(lines, SHEET_COLUMNS, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, (group, grid) in zip(axes, shown, strict=False):
