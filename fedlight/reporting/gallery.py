@@ -65,12 +65,13 @@ def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
 
 def _caption(group: Group) -> str:
     """A method and what it comes to."""
-    told = [] if group.fid is None else [f"FID {numbers.score(group.fid)}"]
+    fid = "" if group.fid is None else f", FID {numbers.score(group.fid)}"
+    right = []
     for kind, words in (("held", "classes held"), ("unseen", "classes never seen")):
         accuracy = group.mean(partial(Result.quality, name=f"label_accuracy.{kind}"))
         if accuracy is not None:
-            told.append(f"{accuracy:.0%} right of {words}")
-    return f"{group.method}: {', '.join(told)}" if told else group.method
+            right.append(f"{accuracy:.0%} of {words}")
+    return f"{group.method}{fid}" + (f"\nright: {', '.join(right)}" if right else "")
 
 
 def build(comparison: Comparison, page: Path, prefix: str, tiles: int) -> tuple[list[Row], int]:
