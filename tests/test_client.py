@@ -102,6 +102,23 @@ def test_private_slices_carry_over_and_received_ones_take_the_place_of_the_own(t
     assert set(second.payloads) == {"shared"}
 
 
+def test_slices_are_frozen_as_they_came_once_the_warm_start_is_over(tmp_path: Path) -> None:
+    setup = toy_setup(PARTIAL.model_copy(update={"warm_start": 1, "freeze": ("own",)}))
+    memory: Memory = {}
+    for broadcast in broadcasts_of(setup, 3, tmp_path):
+        frozen = broadcast.round > 1
+        assert set(broadcast.payloads) == ({"own", "shared"} if broadcast.round <= 2 else {"shared"})
+        came = {name: tensor for part in broadcast.payloads.values() for name, tensor in part.tensors.items()}
+        came = memory.get("model", {}) | came
+        update, memory = local_update(broadcast, memory, setup)
+        assert set(update.payloads) == ({"shared"} if frozen else {"own", "shared"})
+        for name in ("own.weight", "own.bias"):
+            assert torch.equal(memory["model"][name], came[name]) == frozen
+        trained = update.payloads["shared"].tensors
+        assert not torch.equal(trained["shared.weight"], came["shared.weight"])
+    assert all(parameter.requires_grad for parameter in setup.module.parameters())
+
+
 def test_a_kept_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
     """Two rounds of one epoch with a kept Adam are two epochs, where nobody else takes part."""
     method = PARTIAL.model_copy(update={"keep_optimizer": True})

@@ -16,9 +16,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from plausible import METHODS, read_result, write_cell, write_grid
 
 from fedlight import report
@@ -220,6 +222,19 @@ def test_a_folder_without_cells_is_refused_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert ("no cell here" if there else "no such folder") in line
     assert not (sweep / "report").exists()
+
+
+def test_the_grids_of_a_place_stand_in_one_picture(sweep: Path) -> None:
+    for method, clients in (("FULL", 2), ("UDEC", 2), ("LOCAL", 2), ("FULL", 5)):
+        write_cell(sweep, method, clients)
+    assert run_report(sweep) == 0
+    (sheet,) = (sweep / "report").glob("samples_*.png")
+    assert sheet.name == "samples_iid_2_clients.png"
+    with Image.open(sheet) as picture:
+        pixels = np.asarray(picture.convert("L")).astype(float)
+    (upper, lower), width = np.array_split(pixels, 2), pixels.shape[1] // 2
+    quarters = upper[:, :width], upper[:, width:], lower[:, :width], lower[:, width:]
+    assert [quarter.std() > 20 for quarter in quarters] == [True, True, True, False]
 
 
 @pytest.mark.slow

@@ -44,13 +44,15 @@ class Downlink:
         if not self._codec.down:
             self._reference = dict(theta)
         elif round_ > 1:
-            for slice_ in self._method.downlink:
+            whole = self._method.whole_down(round_ - 1)
+            for slice_ in self._slices.names if whole else self._method.downlink:
                 self._encode(slice_, self._slices.select([slice_], theta))
 
     def payloads(self, previous: int) -> dict[str, Payload]:
         """What a client of this round gets, which last took part in the round `previous`, 0 for never."""
         seeded = self._codec.seeded_start and not previous
-        slices = self._method.downlink if previous or seeded else self._slices.names
+        whole = self._method.whole_down(previous) and not (seeded and not self._method.warm_start)
+        slices = self._slices.names if whole else self._method.downlink
         if seeded and self._round == 1:
             return {}
         return {slice_: self._payload(slice_, previous or int(seeded)) for slice_ in slices}
