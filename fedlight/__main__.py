@@ -28,7 +28,7 @@ _fedlight() {
     *) COMPREPLY=(); return ;;  # the shell itself completes paths
   esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
-  [ -n "$ZSH_VERSION" ] || COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*=}"}"}")  # bash replaces what follows =
+  [ -n "$ZSH_VERSION" ] || COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*=}"}"}")  # bash replaces what follows
 }
 complete -o default -F _fedlight fedlight
 """

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from fedlight.reporting.comparison import Comparison, Group, Place
 
 TILES = 60  # thumbnails on a page, over all comparisons
-WIDTH, QUALITY = 720, 80  # of a thumbnail: pixels, WebP
+WIDTH, QUALITY = 1600, 80  # of a thumbnail: pixels, more than a page shows, so that none is enlarged; WebP
 
 
 @dataclass(frozen=True)
