@@ -123,7 +123,7 @@ def _draw_quality(
         if points.empty:
             axis.axhline(group["fid"].iloc[0], color=colour, linestyle="--")
             continue
-        spread = points["fid_std"].astype(float).fillna(0)
+        spread = points["fid_std"].astype(float)
         axis.errorbar(points["bytes"], points["fid"], spread, color=colour, elinewidth=1, capsize=2)
         for x, y, value in zip(points["bytes"], points["fid"], points[key], strict=True):
             axis.plot(x, y, color=colour, marker=markers[value])
