@@ -20,7 +20,7 @@ from fedlight.runtime.files import atomic
 
 TILES = 60  # thumbnails on a page, over all comparisons
 SHEET_COLUMNS = 2
-WIDTH, QUALITY = 720, 80  # of a thumbnail: pixels, WebP
+WIDTH, QUALITY = 1600, 80  # of a thumbnail: pixels, more than a page shows, so that none is enlarged; WebP
 
 
 @dataclass(frozen=True)
