@@ -176,8 +176,12 @@ def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -
     assert own.metrics["norm"] == pytest.approx((6 * 4) ** 0.5)
     assert other.metrics["norm"] != own.metrics["norm"]
     assert own.sha256 != other.sha256
+    shown = from_bytes(to_bytes(own)).payloads["grid"]
+    assert torch.equal(shown.tensors["pixels"], memory["model"]["own.weight"])
+    assert shown.params == 6
     (silent,) = server.evaluations([0], draw=False)
     assert evaluate(silent, memory, setup).metrics == {}
+    assert evaluate(silent, memory, setup).payloads == {}
 
 
 def test_an_update_that_is_done_is_not_done_again_and_its_memory_is_checked(tmp_path: Path) -> None:
