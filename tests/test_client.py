@@ -170,6 +170,14 @@ def test_a_client_that_drops_out_keeps_what_it_received_and_reports_nothing(tmp_
         assert torch.equal(memory["model"][name], tensor)
 
 
+def test_the_server_knows_who_has_reported(tmp_path: Path) -> None:
+    setup = toy_setup()
+    server = toy_server(setup, clients=4, dropout=0.5)
+    (done,) = federate(server, inline(toy_site(setup, tmp_path)), 1)
+    assert server.trained == done.outcome.client_losses.keys()
+    assert 0 < len(server.trained) < 4 == len(server.met)
+
+
 def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL)
     server = toy_server(setup)
@@ -196,7 +204,8 @@ def test_an_update_that_is_done_is_not_done_again_and_its_memory_is_checked(tmp_
     again = toy_site(setup, tmp_path / "site").update(first)
     assert one == again
     (memory,) = (tmp_path / "site" / "clients" / "000000").iterdir()
-    memory.write_bytes(b"damaged")
+    content = memory.read_bytes()
+    memory.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # one bit of one number
     anew = toy_site(setup, tmp_path / "site").update(first)
     assert anew is not None
     assert anew.path != one.path
@@ -247,6 +256,8 @@ def test_updates_reach_the_disk_once_a_second(tmp_path: Path, monkeypatch: pytes
     for client, clock.now in enumerate([100.0, 100.5, 100.9, 101.2, 102.0]):
         box.add(client, b"update", None)
     assert flushed == [100.0, 101.2]
+    box.clear()
+    assert not list((tmp_path / "updates").iterdir())
 
 
 def test_bytes_that_are_no_message_are_refused() -> None:
