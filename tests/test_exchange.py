@@ -196,6 +196,8 @@ def test_a_participant_that_drops_out_is_served_but_never_reports(cell: MakeCell
     assert 0 < len(up) < 30
     assert set(up) < set(down)
     assert all(set(slices) == {"decoder"} for (round_, _), slices in down.items() if round_ > 1)
+    whole = sum(down[1, 0].values())
+    assert made.result["exchange"]["params_full"] == whole * (len(down) + len(up))
     for row in made.rows("rounds.csv"):
         assert int(row["reports"]) == sum(round_ == int(row["round"]) for round_, _ in up)
 

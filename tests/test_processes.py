@@ -304,6 +304,29 @@ def test_nothing_is_left_of_a_cell_that_was_killed(
     assert ended_well(tmp_path) == quiet
 
 
+def test_a_worker_makes_the_site_of_a_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_site", None)
+    made: list[str] = []
+
+    def one() -> Any:
+        made.append("one")
+        return "site of one"
+
+    def two() -> Any:
+        made.append("two")
+        return "site of two"
+
+    seen = [processes._act(make_site, lambda site: site) for make_site in (one, one, two, two, one)]
+    assert made == ["one", "two", "one"]
+    assert seen == [f"site of {name}" for name in ("one", "one", "two", "two", "one")]
+
+
+def test_a_worker_whose_work_is_done_ends_by_itself() -> None:
+    """What looks for its parent is not waited for."""
+    worker = "import os; from fedlight.federation.transport.worker import begin; begin(os.getppid())"
+    assert subprocess.run([sys.executable, "-c", worker], timeout=60).returncode == 0
+
+
 def test_an_idle_worker_obeys_a_signal_that_ends_it() -> None:
     executor = processes._executor(1)
     worker = executor.submit(os.getpid).result()

@@ -30,7 +30,6 @@ class Downlink:
         self._initial = initial
         self._codec = codec
         self._seed = seed
-        self.begin()
 
     def begin(self) -> None:
         """Puts it before the first round."""
