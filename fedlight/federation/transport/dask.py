@@ -91,6 +91,8 @@ class Dask:
                     results[numbers.pop(future)] = _result(future, under_way.pop(future))
                     done()
                 self._around.check()
+                if self._client.status != "running":
+                    raise ConnectionError(GONE)
                 while due in results:
                     yield results.pop(due)
                     due += 1
@@ -104,7 +106,7 @@ class Dask:
             before, self._looked = self._count, time.monotonic()
             try:
                 self._count = len(self._client.scheduler_info()["workers"])
-            except (OSError, RuntimeError, TimeoutError) as error:
+            except (OSError, RuntimeError) as error:
                 raise ConnectionError(GONE) from error
             if before and not self._count:
                 print(NOBODY, file=sys.stderr)
