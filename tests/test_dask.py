@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", params=[1, 3])
 def workers(request: pytest.FixtureRequest) -> Iterator[Client]:
     """A scheduler that runs already, and has one worker or three; Dask's configuration holds its TLS keys."""
-    with started(request.param, gpus=0) as client:
+    with started(request.param, gpus=0) as (client, _):
         yield client
 
 

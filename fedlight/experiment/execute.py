@@ -216,9 +216,12 @@ class Run:
 
     def _fingerprint_clients(self) -> None:
         if self.server.method.evaluate == "clients":
-            clients = range(self.settings.clients)
-            answers = self.transport.evaluate(self.server.evaluations(clients, draw=False))
-            self.record.result["client_sha256"] = [scores.sha256 for scores in answers]
+            met, clients = self.server.met, range(self.settings.clients)
+            strangers = [client for client in clients if client not in met]  # all hold the same model
+            asked = self.server.evaluations(sorted(met) + strangers[:1], draw=False)
+            found = {scores.client: scores.sha256 for scores in self.transport.evaluate(asked)}
+            own = [found[client if client in met else strangers[0]] for client in clients]
+            self.record.result["client_sha256"] = own
 
     def _check(self) -> None:
         """Ends the cell where it is to end; notes the time."""

@@ -50,7 +50,7 @@ class Dask:
         gpus = device_count()
         room = min(workers or max(surroundings.room, gpus), surroundings.cohort)
         cluster = connected(address) if address else started(room, gpus)
-        self._client = surroundings.ending.enter_context(cluster)
+        self._client, self._check = surroundings.ending.enter_context(cluster)
         self._executor = self._client.get_executor(pure=False)
         self._looked, self._count = 0.0, 0
 
@@ -91,6 +91,7 @@ class Dask:
                     results[numbers.pop(future)] = _result(future, under_way.pop(future))
                     done()
                 self._around.check()
+                self._check()
                 if self._client.status != "running":
                     raise ConnectionError(GONE)
                 while due in results:

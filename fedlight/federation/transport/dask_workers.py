@@ -7,9 +7,9 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import dask
 from distributed import Client, LocalCluster, Security, Worker, WorkerPlugin
@@ -27,26 +27,31 @@ OURS = {
     "distributed.worker.http.routes": [],
 }
 """How our own scheduler and workers differ from Dask's defaults."""
-NAMED = ("sh", "-c", 'exec "$0" "$@" --name "$SLURM_NODEID"')
+NAMED = ("sh", "-c", 'trap "" USR1 USR2; exec "$0" "$@" --name "$SLURM_NODEID"')
+
+
+Check: TypeAlias = Callable[[], None]
+"""Raises ConnectionError where our workers have ended before the cell."""
 
 
 @contextmanager
-def connected(address: str) -> Iterator[Client]:
+def connected(address: str) -> Iterator[tuple[Client, Check]]:
     """A client of a scheduler that runs already; Dask's own configuration says how TLS is done.
 
     Raises:
         BadInput: no scheduler answers there.
     """
+    _silence()
     try:
         client = Client(address, timeout=ANSWER, set_as_default=False)
     except (OSError, ValueError) as error:
         raise BadInput(f"transport.address: no scheduler of Dask answers at {address}") from error
     with client:
-        yield client
+        yield client, lambda: None
 
 
 @contextmanager
-def started(workers: int, gpus: int) -> Iterator[Client]:
+def started(workers: int, gpus: int) -> Iterator[tuple[Client, Check]]:
     """A client of a scheduler in this process.
 
     Its workers are on this machine, where nobody else reaches them, or on every node of the SLURM job of
@@ -56,11 +61,7 @@ def started(workers: int, gpus: int) -> Iterator[Client]:
         workers: processes of a node.
         gpus: of a node.
     """
-    for name in (
-        "distributed",
-        *(name for name in logging.root.manager.loggerDict if "distributed." in name),
-    ):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is told by this transport
+    _silence()
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     host = "127.0.0.1" if nodes == 1 else os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or get_ip()
     security = Security.temporary()
@@ -82,10 +83,17 @@ def started(workers: int, gpus: int) -> Iterator[Client]:
     ):
         client.register_plugin(Conduct(gpus))
         if nodes == 1:
-            yield client
+            yield client, lambda: None
             return
-        with _on_nodes(nodes, workers, cluster.scheduler_address):
-            yield client
+        with _on_nodes(nodes, workers, cluster.scheduler_address) as check:
+            yield client, check
+
+
+def _silence() -> None:
+    """Leaves what is to be told to the transport."""
+    for name in ("distributed", *logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _pems(security: Security) -> dict[str, str]:
@@ -97,7 +105,7 @@ def _pems(security: Security) -> dict[str, str]:
 
 
 @contextmanager
-def _on_nodes(nodes: int, workers: int, address: str) -> Iterator[None]:
+def _on_nodes(nodes: int, workers: int, address: str) -> Iterator[Check]:
     """Workers on the nodes of this SLURM job, in a step of their own beside that of the cell."""
     kept = ("SLURM_CONF", "SLURM_JOB_ID")  # the rest is of the step that this process runs in
     environment = {
@@ -108,8 +116,15 @@ def _on_nodes(nodes: int, workers: int, address: str) -> Iterator[None]:
     begin = [sys.executable, "-m", "distributed.cli.dask_worker", address, f"--nworkers={workers}"]
     options = ["--nthreads=1", "--memory-limit=0", "--no-dashboard", "--death-timeout=60"]
     process = subprocess.Popen([*step, *NAMED, *begin, *options], env=environment, stdin=subprocess.DEVNULL)
+
+    def check() -> None:
+        if (status := process.poll()) is not None:
+            raise ConnectionError(
+                f"transport=dask: the workers on the nodes ended, srun with status {status}"
+            )
+
     try:
-        yield
+        yield check
     finally:
         process.terminate()
         try:
