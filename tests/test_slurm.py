@@ -184,7 +184,7 @@ def test_a_job_of_two_nodes_trains_on_both_and_goes_on_after_preemption(
     launched = start("fedlight.run", *work, *SLURM, *many)
     until(lambda: jobs(sweep), seconds=60)
     ((cell, job),) = jobs(sweep).items()
-    at_work(sweep / cell)
+    at_work(sweep / cell, seconds=300)
     assert dask_workers(cluster) == {"n1", "n2"}
     cluster.ask("scancel", "--signal=USR2", job)
     end(launched)
@@ -224,7 +224,7 @@ def log(sweep: Path, job: str, stream: str) -> str:
     return (sweep / ".slurm" / job / f"{job}_0_log.{stream}").read_text()
 
 
-def at_work(cell: Path) -> None:
+def at_work(cell: Path, seconds: float = 120) -> None:
     """Waits until the first round of a cell is done."""
 
     def rounds() -> int:
@@ -234,4 +234,4 @@ def at_work(cell: Path) -> None:
         except FileNotFoundError:
             return 0
 
-    until(rounds, seconds=120)
+    until(rounds, seconds)

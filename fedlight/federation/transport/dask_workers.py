@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -19,12 +20,14 @@ from fedlight.federation.transport.worker import SIGNALS
 from fedlight.runtime.errors import BadInput
 
 ANSWER = 10  # seconds in which a scheduler must answer
+SETTLED = 60  # seconds after which workers that ended are no part of the end of the whole job
 END = 10  # seconds that workers on other nodes have to end
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
 OURS = {
     "distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS),  # as the cell has them: bits depend on it
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
+    "logging": {"distributed": "error"},
 }
 """How our own scheduler and workers differ from Dask's defaults."""
 NAMED = ("sh", "-c", 'trap "" USR1 USR2; exec "$0" "$@" --name "$SLURM_NODEID"')
@@ -116,9 +119,13 @@ def _on_nodes(nodes: int, workers: int, address: str) -> Iterator[Check]:
     begin = [sys.executable, "-m", "distributed.cli.dask_worker", address, f"--nworkers={workers}"]
     options = ["--nthreads=1", "--memory-limit=0", "--no-dashboard", "--death-timeout=60"]
     process = subprocess.Popen([*step, *NAMED, *begin, *options], env=environment, stdin=subprocess.DEVNULL)
+    ended: list[float] = []
 
     def check() -> None:
-        if (status := process.poll()) is not None:
+        if (status := process.poll()) is None:
+            return
+        ended.append(time.monotonic())
+        if ended[-1] - ended[0] > SETTLED:
             raise ConnectionError(
                 f"transport=dask: the workers on the nodes ended, srun with status {status}"
             )
