@@ -119,13 +119,13 @@ def _on_nodes(nodes: int, workers: int, address: str) -> Iterator[Check]:
     begin = [sys.executable, "-m", "distributed.cli.dask_worker", address, f"--nworkers={workers}"]
     options = ["--nthreads=1", "--memory-limit=0", "--no-dashboard", "--death-timeout=60"]
     process = subprocess.Popen([*step, *NAMED, *begin, *options], env=environment, stdin=subprocess.DEVNULL)
-    ended: list[float] = []
+    alive = time.monotonic()
 
     def check() -> None:
+        nonlocal alive
         if (status := process.poll()) is None:
-            return
-        ended.append(time.monotonic())
-        if ended[-1] - ended[0] > SETTLED:
+            alive = time.monotonic()
+        elif time.monotonic() - alive > SETTLED:
             raise ConnectionError(
                 f"transport=dask: the workers on the nodes ended, srun with status {status}"
             )
