@@ -106,7 +106,7 @@ class Dask:
         if time.monotonic() - self._looked > LOOK:
             before, self._looked = self._count, time.monotonic()
             try:
-                self._count = len(self._client.scheduler_info()["workers"])
+                self._count = len(self._client.nthreads())
             except (OSError, RuntimeError) as error:
                 raise ConnectionError(GONE) from error
             if before and not self._count:
