@@ -85,8 +85,8 @@ def test_an_address_without_a_scheduler_is_bad_input(
 ) -> None:
     monkeypatch.setattr("fedlight.federation.transport.dask_workers.ANSWER", 0.5)
     assert command(*SMALL, "transport=dask", "transport.address=tcp://127.0.0.1:1") == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.endswith("transport.address: no scheduler of Dask answers at tcp://127.0.0.1:1")
+    told = capfd.readouterr().err
+    assert "fedlight: error: transport.address: no scheduler of Dask answers at tcp://127.0.0.1:1\n" in told
 
 
 @THREE
