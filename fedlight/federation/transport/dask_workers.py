@@ -100,7 +100,7 @@ def _silence() -> None:
 
 
 def _pems(security: Security) -> dict[str, str]:
-    pems = {}
+    pems: dict[str, str] = {}
     for role in ("scheduler", "worker", "client"):
         own = security.get_tls_config_for_role(role)
         pems |= {"ca-file": own["ca_file"], f"{role}.key": own["key"], f"{role}.cert": own["cert"]}
