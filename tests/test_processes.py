@@ -55,7 +55,7 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def patient(transport: processes.Processes, act: Any) -> Any:
         future = submit(transport, act)
-        if act is processes._prepare:
+        if act is processes.prepare:
             future.exception()
         return future
 
@@ -224,7 +224,7 @@ def test_what_a_killed_worker_was_doing_is_done_again(
 
     def strike(transport: Any, act: Any) -> Any:
         future = submit(transport, act)
-        if act is not processes._prepare and len(killed) < times:
+        if act is not processes.prepare and len(killed) < times:
             worker = workers_of(os.getpid())[0]
             os.kill(worker, signal.SIGKILL)
             killed.append(worker)

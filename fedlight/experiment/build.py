@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -135,13 +136,18 @@ class Components:
         return Site(folder.name, setup, folder / CHECKPOINT)
 
     def transport(
-        self, folder: Path, here: Site, done: Callable[[], None], check: Callable[[], None]
+        self,
+        folder: Path,
+        here: Site,
+        done: Callable[[], None],
+        check: Callable[[], None],
+        ending: ExitStack,
     ) -> Transport:
         """What carries the messages of the cell; CENTRAL trains where the server is."""
         settings = self.settings
         cohort = cohort_size(settings.clients, settings.fraction)
         make_site = SiteMaker(settings, folder.absolute())
-        around = Surroundings(here, make_site, cohort, self.room, done, check)
+        around = Surroundings(here, make_site, cohort, self.room, done, check, ending)
         if self.method.pool or settings.rounds == 0:
             return Inline(around)
         if settings.transport is None:
