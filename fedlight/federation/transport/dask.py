@@ -107,8 +107,8 @@ class Dask:
             before, self._looked = self._count, time.monotonic()
             try:
                 self._count = len(self._client.nthreads())
-            except (OSError, RuntimeError) as error:
-                raise ConnectionError(GONE) from error
+            except (OSError, RuntimeError, CancelledError):
+                raise ConnectionError(GONE) from None
             if before and not self._count:
                 print(NOBODY, file=sys.stderr)
         return max(1, self._count)
@@ -125,8 +125,8 @@ def _result(future: Future[Any], message: Message) -> Any:
     who = f"client {message.client} failed in round {message.round}"
     try:
         return future.result()
-    except CancelledError as error:
-        raise ConnectionError(GONE) from error
+    except CancelledError:
+        raise ConnectionError(GONE) from None
     except KilledWorker as error:
         raise ClientFailed(
             f"{who}: it killed {error.allowed_failures + 1} workers, perhaps for their memory"
