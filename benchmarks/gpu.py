@@ -1,11 +1,12 @@
-"""Tests, measurements and the paper's grid on a machine with a GPU, in slices: python benchmarks/gpu.py
+"""Tests, measurements and the paper's grid on a machine with a GPU, in slices.
 
 python benchmarks/gpu.py [--slice SECONDS] [--out runs/gpu]
 
-The work is a list of units. Each leaves a JSON file in OUT/DEVICE/results, and what is there is not done again;
-cells go on from their own checkpoints. So the same command goes on where the one before was stopped, by its slice
-or by a signal. What fails is a row that says so; remove its file to try it again. The tables are written anew at
-each end, those of a GPU to docs/gpu.md, too. Without a GPU everything is small, and only shows that it works.
+The work is a list of units. Each leaves a JSON file in OUT/DEVICE/results, and what is there is not done
+again; cells go on from their own checkpoints. So the same command goes on where the one before was stopped,
+by its slice or by a signal. What fails is a row that says so; remove its file to try it again. The tables
+are written anew at each end, those of a GPU to docs/gpu.md, too. Without a GPU everything is small, and only
+shows that it works.
 
 Exit status: 0 all is done, 1 something failed, 75 there is more to do.
 """
@@ -27,7 +28,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
 MORE = 75  # exit status: EX_TEMPFAIL of sysexits.h
@@ -122,7 +122,7 @@ def units_of(folder: Path, size: Size) -> list[Unit]:
     """All there is to do, in sequence."""
     mps = [(n, with_mps) for with_mps in (False, True) for n in size.at_once]
     return [
-        Unit("tests", run_tests),
+        Unit("tests", partial(run_tests, folder)),
         Unit("limits", partial(measure_limits, size)),
         *(Unit(f"step {name}", partial(measure_step, size, name)) for name in STEPS),
         *(
@@ -157,23 +157,31 @@ def missing(reason: str) -> Found:
 # The units
 
 
-def run_tests() -> Found:
+class Recorder:
+    """A pytest plugin that keeps the outcome of each test, and leaves out those that it has."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if not result_path(self._folder, item.name).exists()]
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" or not report.passed:
+            name = report.nodeid.partition("::")[2]
+            row = {"test": name, "result": report.outcome, "seconds": report.duration}
+            keep(self._folder, name, {"rows": [row]})
+
+
+def run_tests(folder: Path) -> Found:
     """The tests marked `gpu`, on whatever device there is."""
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch, "tests.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"]
-        subprocess.run([*command, f"--junitxml={report}"], cwd=HERE.parent)
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    if not cases:
-        raise RuntimeError("no test was run")
-    return {"rows": [_outcome(case) for case in cases]}
+    import pytest
 
-
-def _outcome(case: ElementTree.Element) -> dict[str, Any]:
-    bad = [child for child in case if child.tag in ("failure", "error", "skipped")]
-    reason = " ".join((bad[0].get("message") or "").split())[:200] if bad else ""
-    result = f"{bad[0].tag}: {reason}" if bad else "passed"
-    return {"test": case.get("name"), "result": result, "seconds": float(case.get("time", 0))}
+    status = pytest.main(["-q", "-m", "gpu", str(HERE.parent / "tests" / "test_gpu.py")], [Recorder(folder)])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise RuntimeError(f"pytest ended with status {status}")
+    kept = sorted((folder / "results").glob("test-*.json"), key=lambda path: path.stat().st_mtime)
+    return {"rows": [row for path in kept for row in json.loads(path.read_text())["rows"]]}
 
 
 def measure_limits(size: Size) -> Found:
@@ -418,6 +426,8 @@ def work(folder: Path, size: Size) -> None:
             keep(folder, unit.name, missing(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
             sys.exit(1)  # it may have left the device in a bad state: a fresh process does the rest
         keep(folder, unit.name, found | {"seconds": time.perf_counter() - begun})
+        if unit.name == "tests":  # which leave settings of their own in this process
+            return
 
 
 def work_until(end: float | None, grace: float, folder: Path, size: Size) -> bool:

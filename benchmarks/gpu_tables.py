@@ -130,10 +130,10 @@ def steps_table(folder: Path) -> str:
     columns = ["", "ms", "against plain", "images/s", "of the larger limit", "loss of the first step"]
     columns.append("s to it, compilation included")
     note = (
-        "Forward, backward and Adam. The limits are the step's floating-point operations over the speed of the "
-        "matrix product (fp32: TF32 on a GPU, in which its convolutions multiply), and what its operations read "
-        "and write, each by itself, over that of the copy; a compiled step may beat the latter, since it joins "
-        "operations."
+        "Forward, backward and Adam. The limits are the step's floating-point operations over the speed of "
+        "the matrix product (fp32: TF32 on a GPU, in which its convolutions multiply), and what its "
+        "operations read and write, each by itself, over that of the copy; a compiled step may beat the "
+        "latter, since it joins operations."
     )
     return table("Training step", note, columns, lines(folder, [f"step {name}" for name in STEPS], 7, text))
 
