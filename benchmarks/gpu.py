@@ -89,7 +89,7 @@ FULL_SIZE = Size(
     ),
     cells=("trainer.precision=auto", "evaluation.samples=5000"),
 )
-TINY = ("data=digits", "model=tiny", "model.unet.dim=6", "trainer.threads=1")
+TINY = ("data=digits", "model=tiny", "model.unet.dim=4", "model.unet.dim_mults=[1]", "trainer.threads=1")
 SMALL_SIZE = Size(
     device="cpu",
     network=TINY,
@@ -201,7 +201,8 @@ def measure_limits(size: Size) -> Found:
         training.begin(dtype, "eager", size.batch, size.device, size.network)
         training.run()
         operations, traffic = training.cost()
-        with torch.no_grad(), training.Traffic() as forward:
+        autocast = torch.autocast(size.device, torch.bfloat16, enabled=name == "bf16")
+        with torch.no_grad(), autocast, training.Traffic() as forward:
             training.forward()
         costs[name] = {"step": [operations, traffic], "forward": [operations / 3, forward.bytes]}
     rows: list[dict[str, Any]] = [
@@ -366,47 +367,44 @@ def chosen(folder: Path) -> list[str]:
 
 
 def score_by_inception(folder: Path) -> Found:
-    """FID by Inception of every finished cell: its images, drawn again, without training anything."""
+    """FID by Inception of every finished cell, of images drawn again by the cell's own seeds."""
     from gpu_tables import done_cells
 
+    from fedlight.evaluation.extractor import make_inception
+    from fedlight.evaluation.reference import make_reference
     from fedlight.evaluation.weights import present_weights
-    from fedlight.experiment.finished import open_cell
+    from fedlight.experiment.build import load_data
+    from fedlight.experiment.finished import DEVICE, open_cell
 
     cells = done_cells(folder)
     if not cells:
         return missing("no cell is done")
-    asked = open_cell(cells[0]).settings.evaluation
-    weights = present_weights(asked.weights, asked.cache)
+    settings = open_cell(cells[0]).settings  # data and cache are the same in all cells
+    weights = present_weights(settings.evaluation.weights, settings.evaluation.cache)
     if weights is None:
         return missing("no weights are here: python -m fedlight.prepare evaluation.extractor=inception")
+    extractor = make_inception(weights, DEVICE)
+    reference = make_reference(load_data(settings).test.pixels, extractor, settings.evaluation.cache)
     for cell in cells:
         if not result_path(folder, f"inception {cell.name}").exists():
-            keep(folder, f"inception {cell.name}", {"rows": [_inception(cell, weights)]})
+            keep(folder, f"inception {cell.name}", {"rows": [_inception(cell, extractor, reference)]})
     return {"rows": []}
 
 
-def _inception(folder: Path, weights: Path) -> dict[str, Any]:
-    import numpy as np
-
-    from fedlight.evaluation.extractor import make_inception
-    from fedlight.evaluation.reference import make_reference
+def _inception(folder: Path, extractor: Any, reference: Any) -> dict[str, Any]:
     from fedlight.evaluation.scores import score
-    from fedlight.experiment.build import load_data
-    from fedlight.experiment.finished import DEVICE, open_cell
+    from fedlight.experiment.finished import open_cell
     from fedlight.runs.identity import read_result
     from fedlight.runtime.seeds import derive_seed
 
     cell, result = open_cell(folder), read_result(folder)
     assert result is not None
-    settings = cell.settings
-    extractor = make_inception(weights, DEVICE)
-    reference = make_reference(load_data(settings).test.pixels, extractor, settings.evaluation.cache)
     fids = []
     for client in result["fid"]["clients"] or [None]:
-        seed = derive_seed(settings.seed, "sample", settings.rounds, client or 0)
-        images = cell.draw(client, settings.evaluation.samples, seed)
+        seed = derive_seed(cell.settings.seed, "sample", cell.settings.rounds, client or 0)
+        images = cell.draw(client, cell.settings.evaluation.samples, seed)
         fids.append(score(extractor(images), reference)["fid"])
-    return {"cell": folder.name, "fid": float(np.mean(fids)), "extractor_sha256": extractor.sha256}
+    return {"cell": folder.name, "fid": sum(fids) / len(fids), "extractor_sha256": extractor.sha256}
 
 
 # A slice
