@@ -13,6 +13,7 @@ Exit status: 0 all is done, 1 something failed, 75 there is more to do.
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -174,14 +175,21 @@ class Recorder:
 
 
 def run_tests(folder: Path) -> Found:
-    """The tests marked `gpu`, on whatever device there is."""
-    import pytest
-
-    status = pytest.main(["-q", "-m", "gpu", str(HERE.parent / "tests" / "test_gpu.py")], [Recorder(folder)])
-    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
-        raise RuntimeError(f"pytest ended with status {status}")
+    """The tests marked `gpu`, on whatever device there is, in a process that hears no signal of this one."""
+    tests = multiprocessing.get_context("spawn").Process(target=_run_pytest, args=(folder,))
+    tests.start()
+    tests.join()
+    if tests.exitcode not in (0, 1, 5):  # passed, failed, none left
+        raise RuntimeError(f"pytest ended with status {tests.exitcode}")
     kept = sorted((folder / "results").glob("test-*.json"), key=lambda path: path.stat().st_mtime)
     return {"rows": [row for path in kept for row in json.loads(path.read_text())["rows"]]}
+
+
+def _run_pytest(folder: Path) -> None:
+    import pytest
+
+    tests = HERE.parent / "tests" / "test_gpu.py"
+    sys.exit(pytest.main(["-q", "-m", "gpu", str(tests)], [Recorder(folder)]))
 
 
 def measure_limits(size: Size) -> Found:
@@ -237,7 +245,6 @@ def _dtype(name: str) -> Any:
 
 def measure_at_once(size: Size, processes: int, with_mps: bool) -> Found:
     """Images a second of processes that train at once on the device, each a model of its own, in bf16."""
-    import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, wait
 
     import step as training
@@ -424,8 +431,6 @@ def work(folder: Path, size: Size) -> None:
             keep(folder, unit.name, missing(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
             sys.exit(1)  # it may have left the device in a bad state: a fresh process does the rest
         keep(folder, unit.name, found | {"seconds": time.perf_counter() - begun})
-        if unit.name == "tests":  # which leave settings of their own in this process
-            return
 
 
 def work_until(end: float | None, grace: float, folder: Path, size: Size) -> bool:
