@@ -170,7 +170,9 @@ class Recorder:
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" or not report.passed:
             name = report.nodeid.partition("::")[2]
-            row = {"test": name, "result": report.outcome, "seconds": report.duration}
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = f": {' '.join(crash.message.split())[:200]}" if crash else ""
+            row = {"test": name, "result": f"{report.outcome}{reason}", "seconds": report.duration}
             keep(self._folder, name, {"rows": [row]})
 
 
