@@ -19,7 +19,7 @@ def bits(cell: Cell) -> list[Any]:
     return [cell.result[key] for key in BITS]
 
 
-@pytest.mark.parametrize("precision", ("32-true", "bf16-mixed"))
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_cell_trains_on_the_device_and_after_an_interruption_to_the_same_bits(
     command: Callable[..., int], cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:

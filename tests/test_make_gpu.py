@@ -44,7 +44,7 @@ def test_all_parts_interrupted_twice_end_with_the_scores_of_an_uninterrupted_run
     process.send_signal(signal.SIGTERM)
     assert process.wait() == gpu.MORE
     early = {path: path.read_bytes() for path in (folder / "results").glob("*.json")}
-    stopped = next(folder.glob("paper_iid/*"))
+    stopped = next(folder.glob("paper_iid/*/checkpoint")).parent
 
     assert begin(tmp_path).wait() == 0
     assert all(path.read_bytes() == content for path, content in early.items())
