@@ -35,16 +35,11 @@ def find_weights(path: str | None, cache: str) -> Path:
     Raises:
         BadInput: there is no such file, and none can be downloaded.
     """
-    import torch.hub
-
-    if path is not None:
-        if not Path(path).is_file():
-            raise BadInput(f"evaluation.weights: no file {path}")
-        return Path(path)
+    if path is not None and not Path(path).is_file():
+        raise BadInput(f"evaluation.weights: no file {path}")
+    if (found := present_weights(path, cache)) is not None:
+        return found
     own = Path(cache) / FILE
-    for place in (own, Path(torch.hub.get_dir()) / "checkpoints" / FILE):
-        if _is_whole(place):
-            return place
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     def download(temporary: Path) -> None:
@@ -82,6 +77,16 @@ def _fetch(url: str, path: Path) -> None:
             file.write(block)
     if not _has_promised_hash(path):
         raise OSError(f"what came has the SHA-256 {file_sha256(path)}")
+
+
+def present_weights(path: str | None, cache: str) -> Path | None:
+    """The file that `find_weights` returns without a download; None where there is none."""
+    import torch.hub
+
+    if path is not None:
+        return Path(path) if Path(path).is_file() else None
+    places = (Path(cache) / FILE, Path(torch.hub.get_dir()) / "checkpoints" / FILE)
+    return next(filter(_is_whole, places), None)
 
 
 def _is_whole(path: Path) -> bool:
