@@ -21,7 +21,7 @@ from fedlight.config import validate
 from fedlight.experiment import build, execute
 from fedlight.federation.messages import Update
 from fedlight.federation.site import Site
-from fedlight.federation.transport import processes
+from fedlight.federation.transport import processes, tasks
 from fedlight.federation.transport.transport import Surroundings
 
 MakeCell = Callable[..., Cell]
@@ -305,7 +305,7 @@ def test_nothing_is_left_of_a_cell_that_was_killed(
 
 
 def test_a_worker_makes_the_site_of_a_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_site", None)
+    monkeypatch.setattr(tasks, "_site", None)
     made: list[str] = []
 
     def one() -> Any:
@@ -316,7 +316,7 @@ def test_a_worker_makes_the_site_of_a_cell_once(monkeypatch: pytest.MonkeyPatch)
         made.append("two")
         return "site of two"
 
-    seen = [processes._act(make_site, lambda site: site) for make_site in (one, one, two, two, one)]
+    seen = [tasks.act(make_site, lambda site: site) for make_site in (one, one, two, two, one)]
     assert made == ["one", "two", "one"]
     assert seen == [f"site of {name}" for name in ("one", "one", "two", "two", "one")]
 
