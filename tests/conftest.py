@@ -42,7 +42,7 @@ SLICE_PREFIXES = {
     "decoder": ("ups", "head"),
 }
 
-LONGEST = [
+LONGEST = (
     "slurm",
     "restart",
     "processes",
@@ -52,8 +52,7 @@ LONGEST = [
     "make_gpu",
     "audit",
     "transforms",
-]
-LONGEST = [f"test_{name}" for name in LONGEST]
+)
 
 SMALL = ["logger=none", "data.limit=120", "rounds=2", "epochs=1", "evaluation.steps=2", "evaluation.grid=0"]
 SMALL += ["evaluation.samples=0"]
@@ -220,8 +219,9 @@ def fmnist() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the longest files first, so that no worker is left with one; leaves out the tests marked `gpu` where
-    there is none, but for `-m gpu`.
+    """Puts the longest files first, so that no worker is left with one, and leaves out what needs a GPU.
+
+    Tests marked `gpu` run where there is one, and with `-m gpu`.
     """
     ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
