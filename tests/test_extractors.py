@@ -71,6 +71,7 @@ def test_the_fashion_mnist_classifier_is_right_in_91_of_100_test_images(
     assert made.accuracy == pytest.approx(1 - wrong / 10_000, abs=3e-4)  # batches of other sizes round
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_same_file_whatever_was_drawn_before_and_on_however_many_threads(
     digits_classifier: Extractor, cache: Path, tmp_path: Path
 ) -> None:
@@ -238,6 +239,7 @@ def direct(path: Path, pixels: Tensor) -> tuple[Tensor, ...]:
         return network(pixels if pixels.shape[1] == 3 else pixels.repeat(1, 3, 1, 1))
 
 
+@pytest.mark.slow
 def test_a_cell_is_scored_by_inception_with_weights_given_by_path(
     cell: Callable[..., Cell], inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_warm_start_is_full(cell: MakeCell) -> None:
     assert warm.result["exchange"]["reduction"] == 0
 
 
+@pytest.mark.slow
 def test_central_does_not_depend_on_how_the_data_was_dealt(cell: MakeCell) -> None:
     dealt = [
         cell("method=CENTRAL", f"clients={clients}", f"partition={partition}")

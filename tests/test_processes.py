@@ -153,6 +153,7 @@ def test_updates_are_received_in_any_sequence(cell: MakeCell, monkeypatch: pytes
     assert outcome(cell(*arguments)) == plain
 
 
+@pytest.mark.slow
 def test_a_client_that_diverges_in_a_worker_ends_the_cell(
     command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,6 +145,7 @@ def test_with_one_seed_the_spread_is_that_of_the_clients(sweep: Path) -> None:
     assert line["± over"] == "5 clients"
 
 
+@pytest.mark.slow
 def test_the_best_federated_method_of_each_row_is_marked(sweep: Path) -> None:
     cells = [read_result(folder) for folder in write_grid(sweep, method=METHODS, clients=[2, 5])]
     run_report(sweep)
@@ -397,6 +398,7 @@ def test_every_figure_comes_as_png_pdf_and_csv(sweep: Path) -> None:
         assert rows(out / f"{figure}.csv")
 
 
+@pytest.mark.slow
 def test_transforms_share_a_panel_of_quality_against_exchange(sweep: Path) -> None:
     """And its frontier is what nothing beats for as few bytes."""
     for method, name in product(("FULL", "UDEC"), (None, "int8", "sign")):
