@@ -140,6 +140,11 @@ def result_path(folder: Path, name: str) -> Path:
     return folder / "results" / f"{re.sub(r'[^a-zA-Z0-9]+', '-', name)}.json"
 
 
+def undone(folder: Path, size: Size) -> list[Unit]:
+    """The units that have left no file yet, in sequence."""
+    return [unit for unit in units_of(folder, size) if not result_path(folder, unit.name).exists()]
+
+
 def keep(folder: Path, name: str, found: Found) -> None:
     from common import write
 
@@ -421,9 +426,7 @@ def _inception(folder: Path, extractor: Any, reference: Any) -> dict[str, Any]:
 
 def work(folder: Path, size: Size) -> None:
     """Does what is not done yet, in this process."""
-    for unit in units_of(folder, size):
-        if result_path(folder, unit.name).exists():
-            continue
+    for unit in undone(folder, size):
         print(f"\n{unit.name}", flush=True)
         begun = time.perf_counter()
         try:
@@ -440,7 +443,7 @@ def work_until(end: float | None, grace: float, folder: Path, size: Size) -> boo
 
     A process is asked to end by SIGTERM, and after `grace` seconds killed, with all that it started.
     """
-    while todo := [u.name for u in units_of(folder, size) if not result_path(folder, u.name).exists()]:
+    while todo := [unit.name for unit in undone(folder, size)]:
         command = [sys.executable, __file__, "--worker", "--out", str(folder)]
         worker = subprocess.Popen(command, start_new_session=True)
         try:
@@ -497,8 +500,11 @@ def main() -> None:
     from gpu_tables import write_tables
 
     failures = write_tables(folder, device, [unit.name for unit in units_of(folder, size)])
-    left = sum(not result_path(folder, unit.name).exists() for unit in units_of(folder, size))
-    said = "all is done" if done else f"{left} units are left; the same command goes on from here"
+    said = (
+        "all is done"
+        if done
+        else f"{len(undone(folder, size))} units are left; the same command goes on from here"
+    )
     print(f"gpu: {said}; {failures} failed; tables: {folder / 'tables.md'}")
     sys.exit(MORE if not done else bool(failures))
 

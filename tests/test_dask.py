@@ -15,7 +15,7 @@ import pytest
 from conftest import SMALL, Cell
 from distributed import Client
 from distributed.cfexecutor import ClientExecutor
-from test_processes import members
+from test_processes import end_whole
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.server import Server
@@ -171,12 +171,7 @@ def test_our_own_workers_end_with_the_cell(
         assert process.poll() is None
         assert time.monotonic() - begun < 200
         time.sleep(0.02)
-    process.send_signal(number)
-    process.wait(timeout=60)
-    ended = time.monotonic()
-    while left := members(process.pid):
-        assert time.monotonic() - ended < 5, left
-        time.sleep(0.05)
+    end_whole(process, number)
     assert command(*typed[:-2], "transport=inline") == 0
     (path,) = tmp_path.glob("runs/long/*/result.json")
     kept = outcome(Cell(path.parent))

@@ -289,6 +289,16 @@ def members(session: int) -> dict[int, str]:
     return found
 
 
+def end_whole(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
+    """Signals a cell that leads its session, of which nothing may be left five seconds after its end."""
+    process.send_signal(number)
+    process.wait(timeout=60)
+    ended = time.monotonic()
+    while left := members(process.pid):
+        assert time.monotonic() - ended < 5, left
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("early", [True, False], ids=["as the workers begin", "in the second round"])
@@ -296,12 +306,7 @@ def test_nothing_is_left_of_a_cell_that_was_killed(
     tmp_path: Path, quiet: tuple[Any, ...], number: signal.Signals, early: bool
 ) -> None:
     process = begun(tmp_path) if early else started(tmp_path)
-    process.send_signal(number)
-    process.wait(timeout=60)
-    ended = time.monotonic()
-    while left := members(process.pid):
-        assert time.monotonic() - ended < 5, left
-        time.sleep(0.05)
+    end_whole(process, number)
     assert ended_well(tmp_path) == quiet
 
 

@@ -48,7 +48,7 @@ def estimate(components: Components) -> Estimate:
     chance, state = torch.Generator().manual_seed(0), components.module.state_dict()
     delta = {name: torch.randn(tensor.shape, generator=chance) for name, tensor in state.items()}
     sent = {}
-    for name in components.slices.names:
+    for name in method.in_round(1, components.slices.names).uplink:
         part = components.slices.select([name], delta)
         zero = {key: torch.zeros_like(tensor) for key, tensor in part.items()}
         sent[name], _ = components.codec.encode(part, zero, {}, np.random.default_rng(0), name)

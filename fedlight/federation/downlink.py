@@ -49,12 +49,11 @@ class Downlink:
 
     def payloads(self, previous: int) -> dict[str, Payload]:
         """What a client of this round gets, which last took part in the round `previous`, 0 for never."""
-        seeded = self._codec.seeded_start and not previous
-        whole = self._method.whole_down(previous) and not (seeded and not self._method.warm_start)
-        slices = self._slices.names if whole else self._method.downlink
-        if seeded and self._round == 1:
+        version = previous or int(self._codec.seeded_start)  # from the seed it has what round 1 would send
+        if version and self._round == 1:
             return {}
-        return {slice_: self._payload(slice_, previous or int(seeded)) for slice_ in slices}
+        slices = self._slices.names if self._method.whole_down(version) else self._method.downlink
+        return {slice_: self._payload(slice_, version) for slice_ in slices}
 
     def held(self, slice_: str) -> State:
         """A slice as the clients of this round hold it."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.sparse import Sparse
 
 
 class Split(BaseModel):
@@ -22,7 +23,7 @@ class Split(BaseModel):
     coin: str
 
 
-class Method(BaseModel):
+class Method(Sparse):
     """What crosses between server and clients, and what is evaluated (FedDiffuse, section 4).
 
     Attributes:
@@ -40,6 +41,7 @@ class Method(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    always = frozenset({"split", "pool", "keep_optimizer"})
 
     name: str
     downlink: Literal["all"] | tuple[str, ...]
@@ -48,8 +50,8 @@ class Method(BaseModel):
     evaluate: Literal["global", "clients"]
     pool: bool = False
     keep_optimizer: bool = False
-    warm_start: Annotated[int, Field(ge=0, exclude_if=lambda rounds: rounds == 0)] = 0
-    freeze: Annotated[tuple[str, ...], Field(exclude_if=lambda slices: slices == ())] = ()
+    warm_start: Annotated[int, Field(ge=0)] = 0
+    freeze: tuple[str, ...] = ()
 
     def whole_down(self, previous: int) -> bool:
         """Whether a client that last took part in the round `previous`, 0 for never, gets the whole model."""

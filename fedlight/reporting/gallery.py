@@ -47,7 +47,8 @@ class Row:
 
 def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
     """Draws the grids of a place in one picture, with what each method comes to; nothing without two."""
-    shown = [(group, grid) for group in comparison.in_place(place) if (grid := _last_grid(group)) is not None]
+    grids = [(group, grid) for group in comparison.in_place(place) if (grid := _last_grid(group)) is not None]
+    shown = [(group, picture) for group, grid in grids if (picture := _read(grid)) is not None]
     if len(shown) < 2:
         return
     lines = ceil(len(shown) / SHEET_COLUMNS)
@@ -55,9 +56,8 @@ def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
     axes = figure.subplots(lines, SHEET_COLUMNS, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
-    for axis, (group, grid) in zip(axes, shown, strict=False):
-        with Image.open(grid) as picture:
-            axis.imshow(picture.convert("RGB"))
+    for axis, (group, picture) in zip(axes, shown, strict=False):
+        axis.imshow(picture)
         axis.set_title(_caption(group), fontsize=10)
     with atomic(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
@@ -112,16 +112,22 @@ def _last_grid(group: Group) -> Path | None:
     return None
 
 
-def _tile(title: str, path: Path, page: Path) -> Tile | None:
-    """None where the picture cannot be read."""
-    content = io.BytesIO()
+def _read(path: Path) -> Image.Image | None:
+    """A picture in colour; None where it cannot be read."""
     try:
         with Image.open(path) as picture:
-            thumbnail = picture.convert("RGB")
-            thumbnail.thumbnail((WIDTH, WIDTH * 2))
-            thumbnail.save(content, "WEBP", quality=QUALITY)
+            return picture.convert("RGB")
     except (OSError, UnidentifiedImageError):
         return None
+
+
+def _tile(title: str, path: Path, page: Path) -> Tile | None:
+    """None where the picture cannot be read."""
+    if (thumbnail := _read(path)) is None:
+        return None
+    content = io.BytesIO()
+    thumbnail.thumbnail((WIDTH, WIDTH * 2))
+    thumbnail.save(content, "WEBP", quality=QUALITY)
     after = "" if path.stem == "real" else f", round {int(path.stem.removeprefix('round_'))}"
     source = "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
     return Tile(f"{title}{after}", source, Path(os.path.relpath(path, page)).as_posix())

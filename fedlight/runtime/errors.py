@@ -41,11 +41,13 @@ class CellFailed(Exception):
         self.status = status
 
 
+KNOWN = (BadInput, ClientFailed, Damaged, Diverged, ExtensionFailed)
+"""Errors whose message says it all."""
+
+
 def first_cause(error: BaseException) -> BaseException:
     """The error that began it, or the first of ours on the way there."""
-    while error.__cause__ is not None and not isinstance(
-        error, BadInput | ClientFailed | Damaged | Diverged | ExtensionFailed
-    ):
+    while error.__cause__ is not None and not isinstance(error, KNOWN):
         error = error.__cause__
     return error
 
