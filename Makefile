@@ -9,7 +9,7 @@ BOOKTABS := /usr/share/texlive/texmf-dist/tex/latex/booktabs/booktabs.sty
 SLURM := /usr/sbin/slurmctld
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test lint bench format clean
+.PHONY: help install demo check test lint bench gpu format clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -23,7 +23,9 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python -q --compile-bytecode -e '.[dev]'
 	touch $@
 
-demo: install  ## four methods x three client counts on digits, and their report: about 10 minutes on two cores
+demo: install  ## what federating gives, and what each method costs, on digits, with reports: about 12 minutes on two cores
+	$(BIN)/python -m fedlight.run -m sweeps=skew hydra/launcher=local
+	$(BIN)/python -m fedlight.report runs/skew
 	$(BIN)/python -m fedlight.run -m sweeps=demo hydra/launcher=local
 	$(BIN)/python -m fedlight.report runs/demo
 
@@ -40,6 +42,10 @@ lint: install
 
 bench: install  ## the quick benchmarks against the committed ratios: about 5 minutes
 	$(BIN)/python benchmarks/bench.py
+
+SLICE :=
+gpu: install  ## tests, measurements and the paper's grid on a GPU; with SLICE=600 ten minutes of it, and on with the next
+	$(BIN)/python benchmarks/gpu.py $(if $(SLICE),--slice $(SLICE)) || test $$? = 75
 
 # Real data, a browser, LaTeX and SLURM for the tests, which start and stop it by themselves; without the right to
 # install them, the tests that need them are skipped.

@@ -10,7 +10,7 @@ its bytes over the speed of a large copy, where every operation reads its inputs
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -96,10 +96,23 @@ def machine_speed(dtype: torch.dtype, device: str) -> tuple[float, float]:
     return arithmetic, 2 * values.numel() * 4 / fastest(lambda: target.copy_(values), device)
 
 
-def begin(dtype: torch.dtype, how: str, batch: int, device: str) -> None:
-    """Makes the step of a variant in a process of its own, since freed memory is kept a process."""
+def compile_unet(unet: nn.Module, how: str, device: str) -> None:
+    """By inductor on a GPU; on a CPU, where that takes a minute and is of no use, traced only."""
+    if device == "cuda":
+        unet.compile(mode="reduce-overhead" if how == "graphs" else None)
+    else:
+        unet.compile(backend="eager")
+
+
+def begin(
+    dtype: torch.dtype, how: str, batch: int, device: str, network: Sequence[str] = ("experiment=paper",)
+) -> None:
+    """Makes the step of a variant in a process of its own, since freed memory is kept a process.
+
+    `how` is plain, eager, compiled or graphs (compiled, and replayed as CUDA graphs).
+    """
     global step, forward
-    config, settings = composed("experiment=paper")
+    config, settings = composed(*network)
     size = settings.data.image_size
     generator = torch.Generator().manual_seed(0)
     x, eps = torch.randn(2, batch, 1, size, size, generator=generator).to(device)
@@ -112,8 +125,8 @@ def begin(dtype: torch.dtype, how: str, batch: int, device: str) -> None:
         keep_freed_memory()
         unet.to(memory_format=torch.channels_last)
     unet.to(device)
-    if how == "compiled":
-        unet.compile()
+    if how in ("compiled", "graphs"):
+        compile_unet(unet, how, device)
     optimizer = torch.optim.Adam(unet.parameters(), lr=1e-4, fused=how != "plain")
 
     def forward() -> Tensor:

@@ -16,19 +16,22 @@ VERBS = {
     "completion": 'for the shell, bash or zsh: eval "$(fedlight completion)"',
 }
 SCRIPT = """\
-[ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit
+if [ -n "$ZSH_VERSION" ]; then
+  whence compdef > /dev/null || { autoload -U compinit && compinit; }
+  autoload -U +X bashcompinit && bashcompinit
+fi
 _fedlight() {
-  local line="${COMP_LINE:0:COMP_POINT}" words
+  local line="${COMP_LINE:0:$COMP_POINT}" words
   local word="${line##* }"
   case "$COMP_CWORD ${COMP_WORDS[1]}" in
     "1 "*) words="VERBS" ;;
     *" run" | *" prepare") words="OVERRIDES"; compopt -o nospace 2> /dev/null ;;
-    *) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    *) COMPREPLY=(); return ;;  # the shell itself completes paths
   esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
-  COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*=}"}"}")  # the shell replaces what stands after the =
+  [ -n "$ZSH_VERSION" ] || COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*=}"}"}")  # bash replaces what follows
 }
-complete -F _fedlight fedlight
+complete -o default -F _fedlight fedlight
 """
 
 

@@ -3,23 +3,22 @@
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
-    model_serializer,
 )
 
 from fedlight.federation.method import Method
 from fedlight.runtime.errors import BadInput, Held, first_cause
 from fedlight.runtime.files import explain
 from fedlight.runtime.secret import masked, redacted
+from fedlight.runtime.sparse import Sparse
 
 Whole = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -31,22 +30,6 @@ class Section(BaseModel):
     """A part of the configuration; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Sparse(BaseModel):
-    """A section with optional keys: where one has its default, it is in no dump, and in no cell's id.
-
-    Attributes:
-        always: optional keys that are in every dump all the same.
-    """
-
-    always: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields.items()
-        defaults = {n: f.default for n, f in fields if not f.is_required() and n not in self.always}
-        return {key: value for key, value in dump(self).items() if value != defaults.get(key, ...)}
 
 
 class DataConfig(Section, Sparse):

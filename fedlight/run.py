@@ -20,7 +20,7 @@ from fedlight.manual import manual
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done
 from fedlight.runtime.environment import load_environment
-from fedlight.runtime.errors import BadInput, CellFailed, Damaged, Diverged, ExtensionFailed, first_cause
+from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.secret import move_to_environment, redacted
@@ -30,7 +30,7 @@ PACKAGE = Path(__file__).parent
 SETTINGS = PACKAGE / "settings"  # where a wheel carries the folders configs and sweeps
 ROOT = SETTINGS if SETTINGS.is_dir() else PACKAGE.parent
 DEBUG = "HYDRA_FULL_ERROR"
-TOLD = (BadInput, Damaged, Diverged, ExtensionFailed, HydraException, OmegaConfBaseException, OSError)
+TOLD = (*KNOWN, HydraException, OmegaConfBaseException, OSError)
 """Errors that are told in one line; others are faults of fedlight, not of its use."""
 
 
@@ -159,7 +159,7 @@ def print_error(error: Exception) -> int:
     print(f"fedlight: error: {describe(error)}", file=sys.stderr)
     cause = first_cause(error)
     bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
-    return 1 if isinstance(cause, Damaged | Diverged | ExtensionFailed | OSError) and not bad_input else 2
+    return 1 if isinstance(cause, TOLD) and not bad_input else 2
 
 
 if __name__ == "__main__":

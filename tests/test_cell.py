@@ -63,6 +63,7 @@ def test_the_model_generates_by_itself(cell: MakeCell) -> None:
     assert drawn[0].tobytes() != drawn[1].tobytes()
 
 
+@pytest.mark.slow
 def test_client_level_methods_draw_a_row_for_each_client(cell: MakeCell) -> None:
     drawn = [
         cell(f"method={method}", f"clients={clients}", "evaluation.grid=4")
@@ -210,6 +211,7 @@ def test_help_names_the_choices_and_loads_nothing_heavy(tmp_path: Path) -> None:
     assert done.stdout.strip().endswith("[]")
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_finds_its_configs(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +15,14 @@ from lightning import Callback
 from torch.optim import Adam
 from toy import FULL, PARTIAL, ToyData, inline, toy_server, toy_setup, toy_site
 
+from fedlight.federation import outbox
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.client import Memory, evaluate, local_update
 from fedlight.federation.codec import Codec
 from fedlight.federation.messages import Broadcast, State, Update, from_bytes, pack, to_bytes, unpack
 from fedlight.federation.rounds import federate
 from fedlight.federation.transforms.topk import TopK
+from fedlight.runtime import stopwatch
 from fedlight.runtime.errors import Damaged, MemoryLost
 
 ALONE = """
@@ -102,6 +106,23 @@ def test_private_slices_carry_over_and_received_ones_take_the_place_of_the_own(t
     assert set(second.payloads) == {"shared"}
 
 
+def test_slices_are_frozen_as_they_came_once_the_warm_start_is_over(tmp_path: Path) -> None:
+    setup = toy_setup(PARTIAL.model_copy(update={"warm_start": 1, "freeze": ("own",)}))
+    memory: Memory = {}
+    for broadcast in broadcasts_of(setup, 3, tmp_path):
+        frozen = broadcast.round > 1
+        assert set(broadcast.payloads) == ({"own", "shared"} if broadcast.round <= 2 else {"shared"})
+        came = {name: tensor for part in broadcast.payloads.values() for name, tensor in part.tensors.items()}
+        came = memory.get("model", {}) | came
+        update, memory = local_update(broadcast, memory, setup)
+        assert set(update.payloads) == ({"shared"} if frozen else {"own", "shared"})
+        for name in ("own.weight", "own.bias"):
+            assert torch.equal(memory["model"][name], came[name]) == frozen
+        trained = update.payloads["shared"].tensors
+        assert not torch.equal(trained["shared.weight"], came["shared.weight"])
+    assert all(parameter.requires_grad for parameter in setup.module.parameters())
+
+
 def test_a_kept_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
     """Two rounds of one epoch with a kept Adam are two epochs, where nobody else takes part."""
     method = PARTIAL.model_copy(update={"keep_optimizer": True})
@@ -166,6 +187,14 @@ def test_a_client_that_drops_out_keeps_what_it_received_and_reports_nothing(tmp_
         assert torch.equal(memory["model"][name], tensor)
 
 
+def test_the_server_knows_who_has_reported(tmp_path: Path) -> None:
+    setup = toy_setup()
+    server = toy_server(setup, clients=4, dropout=0.5)
+    (done,) = federate(server, inline(toy_site(setup, tmp_path)), 1)
+    assert server.trained == done.outcome.client_losses.keys()
+    assert 0 < len(server.trained) < 4 == len(server.met)
+
+
 def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL)
     server = toy_server(setup)
@@ -176,8 +205,12 @@ def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -
     assert own.metrics["norm"] == pytest.approx((6 * 4) ** 0.5)
     assert other.metrics["norm"] != own.metrics["norm"]
     assert own.sha256 != other.sha256
+    shown = from_bytes(to_bytes(own)).payloads["grid"]
+    assert torch.equal(shown.tensors["pixels"], memory["model"]["own.weight"])
+    assert shown.params == 6
     (silent,) = server.evaluations([0], draw=False)
     assert evaluate(silent, memory, setup).metrics == {}
+    assert evaluate(silent, memory, setup).payloads == {}
 
 
 def test_an_update_that_is_done_is_not_done_again_and_its_memory_is_checked(tmp_path: Path) -> None:
@@ -188,7 +221,8 @@ def test_an_update_that_is_done_is_not_done_again_and_its_memory_is_checked(tmp_
     again = toy_site(setup, tmp_path / "site").update(first)
     assert one == again
     (memory,) = (tmp_path / "site" / "clients" / "000000").iterdir()
-    memory.write_bytes(b"damaged")
+    content = memory.read_bytes()
+    memory.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # one bit of one number
     anew = toy_site(setup, tmp_path / "site").update(first)
     assert anew is not None
     assert anew.path != one.path
@@ -216,6 +250,31 @@ def test_a_memory_is_kept_as_long_as_the_server_may_go_back(tmp_path: Path) -> N
     broadcasts_of(setup, 5, tmp_path)
     names = sorted(path.name.split("-")[0] for path in (tmp_path / "clients" / "000001").iterdir())
     assert names == ["r0003", "r0004", "r0005"]
+
+
+def test_a_site_counts_its_seconds_on_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(0.0)
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    setup = toy_setup(PARTIAL)
+    first, _ = toy_server(setup).broadcasts()
+    site = toy_site(setup, tmp_path)
+    site.update(first)
+    assert site.take_seconds() == 3  # it opens the round, stores the memory, then the update
+    assert site.take_seconds() == 0
+
+
+def test_updates_reach_the_disk_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, flushed = SimpleNamespace(now=0.0), []
+    monkeypatch.setattr(outbox, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(outbox.os, "fsync", lambda file: flushed.append(clock.now))
+    box = outbox.Outbox(tmp_path / "updates")
+    box.clear()  # of a federation without a message
+    box.open_round(1)
+    for client, clock.now in enumerate([100.0, 100.5, 100.9, 101.2, 102.0]):
+        box.add(client, b"update", None)
+    assert flushed == [100.0, 101.2]
+    box.clear()
+    assert not list((tmp_path / "updates").iterdir())
 
 
 def test_bytes_that_are_no_message_are_refused() -> None:

@@ -17,6 +17,7 @@ from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.checkpoint import ServerCheckpoint
+from fedlight.federation.client import local_update
 from fedlight.federation.cohort import Participation
 from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import EXTRAS, Payload, State, Update
@@ -241,6 +242,20 @@ def test_a_share_of_the_noise_hides_the_update_from_the_server() -> None:
     values = random_values(server, 0)
     sent, _ = mechanism(1.0, 2.0, clients=4, at_clients=True).share(values, {}, server.theta, 1, 0)
     assert (flat(sent) - flat(values) / flat(values).norm()).std().item() == pytest.approx(1.0, rel=0.02)
+
+
+def test_a_client_adds_its_share_of_the_noise_before_it_reports() -> None:
+    private = mechanism(0.1, 2.0, at_clients=True)
+    open_, hidden = toy_setup(), toy_setup(privacy=private)
+    server = toy_server(open_)
+    _, broadcast = server.broadcasts()
+    (clear, _), (sent, _) = (local_update(broadcast, {}, setup) for setup in (open_, hidden))
+    trained = {name: t for payload in clear.payloads.values() for name, t in payload.tensors.items()}
+    expected, _ = private.share(trained, {}, server.theta, 1, 1)
+    reported = {name: t for payload in sent.payloads.values() for name, t in payload.tensors.items()}
+    assert all(torch.equal(reported[name], expected[name]) for name in trained)
+    assert reported.keys() == trained.keys()
+    assert (sent.num_examples, sent.loss) == (0, None)
 
 
 @pytest.mark.parametrize("at_clients", [False, True])

@@ -57,6 +57,8 @@ def test_the_shell_completes_verbs_keys_and_choices(capsys: pytest.CaptureFixtur
     assert complete("fedlight run partition=la") == {"label_skew"}
     assert complete("fedlight run -m evaluation.st") == {"evaluation.steps="}
     assert complete("fedlight run sweeps=de") == {"demo"}
+    assert complete("fedlight report ru") == set()  # a path, which bash completes by default
+    assert "complete -o default " in script
 
 
 def test_help_says_what_every_key_means_and_what_may_be_chosen(capfd: pytest.CaptureFixture[str]) -> None:

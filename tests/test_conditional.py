@@ -143,6 +143,19 @@ def test_accuracy_is_told_for_classes_held_and_never_seen() -> None:
     assert whole == pytest.approx({"all": 5 / 8, "held": 5 / 8})
 
 
+def test_a_column_of_the_grid_is_a_class(cell: MakeCell) -> None:
+    """30 images: three rows of ten classes; two of at most 16 where there is nothing to ask for."""
+
+    def size(*asked: str) -> tuple[int, int]:
+        made = cell(*asked, "rounds=0", "evaluation.grid=30")
+        return Image.open(made.folder / "samples" / "round_000.png").size
+
+    free, asked, own = size(), size(CONDITIONAL), size(CONDITIONAL, "method=UDEC", "clients=3")
+    assert free[0] - asked[0] == pytest.approx(6 * 0.55 * 144, abs=2)
+    assert asked[1] - free[1] == pytest.approx(0.55 * 144, abs=2)
+    assert own == asked  # three clients, a row each
+
+
 @pytest.mark.parametrize("method", ["FULL", "UDEC", "CENTRAL"])
 def test_the_label_accuracy_of_a_cell_is_that_of_its_images(
     cell: MakeCell, digits_classifier: Extractor, method: str

@@ -106,7 +106,10 @@ def test_report_and_terminal_show_them_and_read_cells_without_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "sweep"
-    write_cell(sweep, "LOCAL")  # as an earlier version wrote it
+    old = write_cell(sweep, "LOCAL") / "result.json"
+    result = json.loads(old.read_text())
+    del result["fid"]["coverage"], result["fid"]["own"]  # as an earlier version wrote it
+    old.write_text(json.dumps(result))
     new = write_cell(sweep, "UDEC") / "result.json"
     result = json.loads(new.read_text())
     result["fid"]["coverage"] = {"share": 0.7, "entropy": 1.9459101}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import SMALL, Cell, invoke
 
-from fedlight import dashboard, report, sample, sweeps
+from fedlight import dashboard, export, report, sample, sweeps
 from fedlight.experiment import execute
 from fedlight.federation.outbox import Outbox
 from fedlight.federation.site import Site
@@ -209,11 +209,16 @@ def test_reading_never_writes(made: Cell, capfd: pytest.CaptureFixture[str]) -> 
     def drawn(client: int) -> int:
         return invoke(str(here), "--client", str(client), "--images", "1", "--out", "a.png", main=sample.main)
 
-    assert drawn(1) == 0
-    capfd.readouterr()
-    assert drawn(0) == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line == f"fedlight: error: {damaged} is damaged; run the cell again for the model of client 0"
+    def exported(client: int) -> int:
+        return invoke(str(here), "--client", str(client), "--out", f"model{client}", main=export.main)
+
+    for asked in drawn, exported:
+        assert asked(1) == 0
+        capfd.readouterr()
+        assert asked(0) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line == f"fedlight: error: {damaged} is damaged; run the cell again for the model of client 0"
+    assert not Path("model0").exists()
     assert invoke(str(sweep), "--out", "page", main=report.main) == 0
     assert invoke("status", str(sweep), main=sweeps.main) == 0
     assert invoke("--entity", "e", "--out", "d.json", main=dashboard.main) == 0
@@ -223,9 +228,11 @@ def test_reading_never_writes(made: Cell, capfd: pytest.CaptureFixture[str]) -> 
     flip(server)
     before = snapshot(made.folder)
     capfd.readouterr()
-    assert drawn(1) == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line == f"fedlight: error: {here / 'checkpoint'} is damaged; run the cell again for its models"
+    shutil.rmtree("model1")
+    for asked in drawn, exported:
+        assert asked(1) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line == f"fedlight: error: {here / 'checkpoint'} is damaged; run the cell again for its models"
     assert snapshot(made.folder) == before
 
 

@@ -116,6 +116,22 @@ def test_first_contact_is_once_a_client_whenever_it_comes(cell: MakeCell) -> Non
     assert 2 < len(met) < 12  # of twelve visits: some come first in a later round, some come again
 
 
+def test_a_warm_start_exchanges_everything_and_once_more_with_a_client_that_missed_its_end(
+    cell: MakeCell,
+) -> None:
+    made = cell("method=UDEC", "+method.warm_start=2", "clients=6", "fraction=0.34", "rounds=7")
+    last: dict[int, int] = {}
+    kinds = set()
+    for (round_, client), slices in sorted(crossed(made, "down").items()):
+        whole = last.get(client, 0) <= 2
+        assert set(slices) == (set(SLICES) if whole else {"decoder"})
+        kinds.add((whole, round_ > 3, client in last))
+        last[client] = round_
+    assert {(True, True, True), (False, True, True)} <= kinds  # met in the warm start only; met after it
+    for (round_, _), slices in crossed(made, "up").items():
+        assert set(slices) == (set(SLICES) if round_ <= 2 else {"decoder"})
+
+
 @pytest.mark.parametrize("clients", [2, 5, 6])
 def test_usplit_deals_one_encoder_and_one_decoder_to_each_pair(cell: MakeCell, clients: int) -> None:
     made = cell("method=USPLIT", f"clients={clients}", "rounds=4")
@@ -180,6 +196,8 @@ def test_a_participant_that_drops_out_is_served_but_never_reports(cell: MakeCell
     assert 0 < len(up) < 30
     assert set(up) < set(down)
     assert all(set(slices) == {"decoder"} for (round_, _), slices in down.items() if round_ > 1)
+    whole = sum(down[1, 0].values())
+    assert made.result["exchange"]["params_full"] == whole * (len(down) + len(up))
     for row in made.rows("rounds.csv"):
         assert int(row["reports"]) == sum(round_ == int(row["round"]) for round_, _ in up)
 

@@ -5,10 +5,15 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import sys
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -25,6 +30,7 @@ from fedlight.evaluation import classifier, extractor, reference, weights
 from fedlight.evaluation.extractor import Extractor, make_inception
 from fedlight.evaluation.reference import Moments, Reference, make_reference
 from fedlight.evaluation.scores import score
+from fedlight.runtime import progress
 from fedlight.runtime.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -65,6 +71,7 @@ def test_the_fashion_mnist_classifier_is_right_in_91_of_100_test_images(
     assert made.accuracy == pytest.approx(1 - wrong / 10_000, abs=3e-4)  # batches of other sizes round
 
 
+@pytest.mark.slow
 def test_training_again_gives_the_same_file_whatever_was_drawn_before_and_on_however_many_threads(
     digits_classifier: Extractor, cache: Path, tmp_path: Path
 ) -> None:
@@ -232,6 +239,7 @@ def direct(path: Path, pixels: Tensor) -> tuple[Tensor, ...]:
         return network(pixels if pixels.shape[1] == 3 else pixels.repeat(1, 3, 1, 1))
 
 
+@pytest.mark.slow
 def test_a_cell_is_scored_by_inception_with_weights_given_by_path(
     cell: Callable[..., Cell], inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,16 +330,15 @@ def test_a_download_that_breaks_off_is_tried_once_more(
 ) -> None:
     whole, tries = b"the weights", []
     serve(whole[:5], tmp_path, monkeypatch, hashlib.sha256(whole).hexdigest()[:8])
-    fetch = torch.hub.download_url_to_file
 
-    def flaky(*arguments: Any, **options: Any) -> None:
+    def flaky(url: str) -> Any:
         tries.append(1)
         if len(tries) == 4:
             (tmp_path / "server" / weights.FILE).write_bytes(whole)
-        fetch(*arguments, **options)
+        return urlopen(url)
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", flaky)
-    with pytest.raises(BadInput, match=r"could not be downloaded \(invalid hash value [^\n]+$"):
+    monkeypatch.setattr(weights, "urlopen", flaky)
+    with pytest.raises(BadInput, match=r"could not be downloaded \(what came has the SHA-256 [^\n]+$"):
         weights.find_weights(None, str(tmp_path / "cache"))
     assert len(tries) == 2
     assert not (tmp_path / "cache" / weights.FILE).exists()
@@ -339,12 +346,31 @@ def test_a_download_that_breaks_off_is_tried_once_more(
     assert len(tries) == 4
 
 
+def test_a_download_tells_its_size_and_how_far_it_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0)
+    whole = random.Random(0).randbytes(int(3.5 * 2**20))
+    serve(whole, tmp_path, monkeypatch, hashlib.sha256(whole).hexdigest()[:8])
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "server")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{weights.FILE}"
+        monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3", url)
+        assert weights.find_weights(None, str(tmp_path / "cache")).read_bytes() == whole
+        server.shutdown()
+    told = capsys.readouterr().err
+    assert f"fedlight: downloading {url}, 3.5 MiB\n" in told
+    for done in (1, 2, 3):
+        assert re.search(rf"weights \(MiB\): {done} of 4, about 0:00:\d\d left", told), told
+
+
 def test_the_name_of_the_weights_is_torch_fidelity_s_and_promises_their_hash() -> None:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     assert URL_INCEPTION_V3.endswith(f"/{weights.FILE}")
     whole = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # the published SHA-256
-    assert whole.startswith(weights._promised())
+    assert Path(weights.FILE).stem.endswith(f"-{whole[:8]}")
 
 
 def serve(content: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch, digest: str) -> None:

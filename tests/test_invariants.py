@@ -66,6 +66,13 @@ def test_full_with_one_client_and_one_round_is_central(cell: MakeCell) -> None:
 
 
 @pytest.mark.slow
+def test_a_warm_start_is_full(cell: MakeCell) -> None:
+    warm = cell("method=USPLIT", "+method.warm_start=2", "clients=3")
+    assert warm.result["state_sha256"] == cell("method=FULL", "clients=3").result["state_sha256"]
+    assert warm.result["exchange"]["reduction"] == 0
+
+
+@pytest.mark.slow
 def test_central_does_not_depend_on_how_the_data_was_dealt(cell: MakeCell) -> None:
     dealt = [
         cell("method=CENTRAL", f"clients={clients}", f"partition={partition}")

@@ -21,7 +21,7 @@ from fedlight.config import validate
 from fedlight.experiment import build, execute
 from fedlight.federation.messages import Update
 from fedlight.federation.site import Site
-from fedlight.federation.transport import processes
+from fedlight.federation.transport import processes, tasks
 from fedlight.federation.transport.transport import Surroundings
 
 MakeCell = Callable[..., Cell]
@@ -55,7 +55,7 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def patient(transport: processes.Processes, act: Any) -> Any:
         future = submit(transport, act)
-        if act is processes._prepare:
+        if act is processes.prepare:
             future.exception()
         return future
 
@@ -153,6 +153,7 @@ def test_updates_are_received_in_any_sequence(cell: MakeCell, monkeypatch: pytes
     assert outcome(cell(*arguments)) == plain
 
 
+@pytest.mark.slow
 def test_a_client_that_diverges_in_a_worker_ends_the_cell(
     command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,7 +225,7 @@ def test_what_a_killed_worker_was_doing_is_done_again(
 
     def strike(transport: Any, act: Any) -> Any:
         future = submit(transport, act)
-        if act is not processes._prepare and len(killed) < times:
+        if act is not processes.prepare and len(killed) < times:
             worker = workers_of(os.getpid())[0]
             os.kill(worker, signal.SIGKILL)
             killed.append(worker)
@@ -288,6 +289,16 @@ def members(session: int) -> dict[int, str]:
     return found
 
 
+def end_whole(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
+    """Signals a cell that leads its session, of which nothing may be left five seconds after its end."""
+    process.send_signal(number)
+    process.wait(timeout=60)
+    ended = time.monotonic()
+    while left := members(process.pid):
+        assert time.monotonic() - ended < 5, left
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("early", [True, False], ids=["as the workers begin", "in the second round"])
@@ -295,13 +306,31 @@ def test_nothing_is_left_of_a_cell_that_was_killed(
     tmp_path: Path, quiet: tuple[Any, ...], number: signal.Signals, early: bool
 ) -> None:
     process = begun(tmp_path) if early else started(tmp_path)
-    process.send_signal(number)
-    process.wait(timeout=60)
-    ended = time.monotonic()
-    while left := members(process.pid):
-        assert time.monotonic() - ended < 5, left
-        time.sleep(0.05)
+    end_whole(process, number)
     assert ended_well(tmp_path) == quiet
+
+
+def test_a_worker_makes_the_site_of_a_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_site", None)
+    made: list[str] = []
+
+    def one() -> Any:
+        made.append("one")
+        return "site of one"
+
+    def two() -> Any:
+        made.append("two")
+        return "site of two"
+
+    seen = [tasks.act(make_site, lambda site: site) for make_site in (one, one, two, two, one)]
+    assert made == ["one", "two", "one"]
+    assert seen == [f"site of {name}" for name in ("one", "one", "two", "two", "one")]
+
+
+def test_a_worker_whose_work_is_done_ends_by_itself() -> None:
+    """What looks for its parent is not waited for."""
+    worker = "import os; from fedlight.federation.transport.worker import begin; begin(os.getppid())"
+    assert subprocess.run([sys.executable, "-c", worker], timeout=60).returncode == 0
 
 
 def test_an_idle_worker_obeys_a_signal_that_ends_it() -> None:

@@ -16,9 +16,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from plausible import METHODS, read_result, write_cell, write_grid
 
 from fedlight import report
@@ -143,6 +145,7 @@ def test_with_one_seed_the_spread_is_that_of_the_clients(sweep: Path) -> None:
     assert line["± over"] == "5 clients"
 
 
+@pytest.mark.slow
 def test_the_best_federated_method_of_each_row_is_marked(sweep: Path) -> None:
     cells = [read_result(folder) for folder in write_grid(sweep, method=METHODS, clients=[2, 5])]
     run_report(sweep)
@@ -220,6 +223,19 @@ def test_a_folder_without_cells_is_refused_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert ("no cell here" if there else "no such folder") in line
     assert not (sweep / "report").exists()
+
+
+def test_the_grids_of_a_place_stand_in_one_picture(sweep: Path) -> None:
+    for method, clients in (("FULL", 2), ("UDEC", 2), ("LOCAL", 2), ("FULL", 5)):
+        write_cell(sweep, method, clients)
+    assert run_report(sweep) == 0
+    (sheet,) = (sweep / "report").glob("samples_*.png")
+    assert sheet.name == "samples_iid_2_clients.png"
+    with Image.open(sheet) as picture:
+        pixels = np.asarray(picture.convert("L")).astype(float)
+    (upper, lower), width = np.array_split(pixels, 2), pixels.shape[1] // 2
+    quarters = upper[:, :width], upper[:, width:], lower[:, :width], lower[:, width:]
+    assert [quarter.std() > 20 for quarter in quarters] == [True, True, True, False]
 
 
 @pytest.mark.slow
@@ -372,7 +388,7 @@ def test_every_figure_comes_as_png_pdf_and_csv(sweep: Path) -> None:
     list(write_grid(sweep, method=METHODS, clients=[2, 5]))
     run_report(sweep)
     out = sweep / "report"
-    figures = {path.stem for path in out.glob("*.png")}
+    figures = {path.stem for path in out.glob("*.png") if not path.stem.startswith("samples_")}
     assert figures == {
         *("quality_exchange", "budget", "fid_rounds", "client_spread", "train_loss_rounds"),
         *("exchange_rounds", "partitions"),
@@ -382,6 +398,7 @@ def test_every_figure_comes_as_png_pdf_and_csv(sweep: Path) -> None:
         assert rows(out / f"{figure}.csv")
 
 
+@pytest.mark.slow
 def test_transforms_share_a_panel_of_quality_against_exchange(sweep: Path) -> None:
     """And its frontier is what nothing beats for as few bytes."""
     for method, name in product(("FULL", "UDEC"), (None, "int8", "sign")):

@@ -1,18 +1,22 @@
 """The page of a report, opened in a headless browser."""
 
 import json
+import re
 import shutil
+from base64 import b64decode
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from plausible import METHODS, write_cell, write_grid
+from plausible import METHODS, read_result, write_cell, write_grid
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
 from fedlight.reporting.page import write_report
+from fedlight.runs.palette import colours
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -36,6 +40,31 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     list(write_grid(sweep, method=METHODS, clients=[2, 5, 10], partition=["iid", "label_skew"]))
     write_cell(sweep, "FULL", 2, data="fmnist", status="failed", error="the disk is full")
     (write_cell(sweep, "UDEC", 2, data="fmnist") / "result.json").unlink()
+    write_report([sweep], sweep / "report")
+    return sweep / "report" / "index.html"
+
+
+DEMO = {  # FID and bytes of `make demo`, by method and clients
+    "FULL": {2: (6.62, 6818112), 5: (8.56, 17045280), 10: (10.59, 34090560)},
+    "USPLIT": {2: (6.56, 5113584), 5: (8.28, 13195760), 10: (11.68, 25567920)},
+    "UDEC": {2: (7.23, 2393888), 5: (9.91, 5984720), 10: (13.90, 11969440)},
+    "ULATDEC": {2: (7.65, 5096672), 5: (10.07, 12741680), 10: (13.98, 25483360)},
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of the twelve cells of the demo, scored after their last round, their losses alike."""
+    sweep = tmp_path_factory.mktemp("runs") / "demo"
+    for method, cells in DEMO.items():
+        for clients, (fid, bytes_total) in cells.items():
+            folder = write_cell(sweep, method, clients)
+            result = read_result(folder)
+            result["fid"]["value"], result["exchange"]["bytes_total"] = fid, bytes_total
+            (folder / "result.json").write_text(json.dumps(result))
+            head, *rounds = (folder / "rounds.csv").read_text().splitlines()
+            rounds[:-1] = [row.rpartition(",")[0] + "," for row in rounds[:-1]]
+            (folder / "rounds.csv").write_text("\n".join([head, *rounds]))
     write_report([sweep], sweep / "report")
     return sweep / "report" / "index.html"
 
@@ -101,10 +130,90 @@ def contrast(browser: webdriver.Chrome, body: WebElement, element: WebElement) -
     return float((max(ink, back) + 0.05) / (min(ink, back) + 0.05))
 
 
-def test_the_cells_are_not_cut_on_a_screen(browser: webdriver.Chrome, page: Path) -> None:
-    open_page(browser, page, 1300, "light")
-    box = browser.find_element(By.CSS_SELECTOR, "#digits_classifier_cells .scroll")
-    assert browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", box) == 0
+def test_no_table_is_cut_on_a_screen(browser: webdriver.Chrome, page: Path, demo: Path) -> None:
+    for report in page, demo:
+        open_page(browser, report, 1300, "light")
+        boxes = browser.find_elements(By.CSS_SELECTOR, "section .scroll")
+        assert len(boxes) > 2
+        cut = "return arguments[0].scrollWidth - arguments[0].clientWidth"
+        assert [browser.execute_script(cut, box) for box in boxes] == [0] * len(boxes)
+
+
+OVERLAPS = """
+const found = [];
+for (const image of document.querySelectorAll(".drawings img")) {
+  const place = document.createElement("div");
+  place.innerHTML = atob(image.src.split(",")[1]);  // as wide as the picture was
+  const svg = place.querySelector("svg");
+  svg.style.width = image.getBoundingClientRect().width + "px";
+  svg.style.height = "auto";
+  image.replaceWith(place);
+  const whole = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll("text")].map(one => [one.textContent, one.getBoundingClientRect()]);
+  for (const [text, box] of texts) {
+    if (box.left < whole.left || box.right > whole.right || box.bottom > whole.bottom) found.push([text]);
+    for (const [other, near] of texts) if (near !== box &&
+      box.left < near.right && near.left < box.right && box.top < near.bottom && near.top < box.bottom)
+      found.push([image.alt, text, other]);
+  }
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("width", [1300, 400])
+def test_no_text_of_a_figure_covers_another_or_is_cut(
+    browser: webdriver.Chrome, page: Path, demo: Path, width: int
+) -> None:
+    for report in page, demo:
+        open_page(browser, report, width, "light")
+        assert browser.execute_script(OVERLAPS) == []
+
+
+def test_client_counts_are_told_apart_at_the_points_of_quality_against_exchange(
+    browser: webdriver.Chrome, demo: Path
+) -> None:
+    open_page(browser, demo, 400, "light")
+    image = browser.find_element(By.CSS_SELECTOR, "#quality_exchange img")
+    drawn = b64decode(str(image.get_attribute("src")).partition(",")[2]).decode()
+    assert [text for text in re.findall(r">([^<>]+)</text>", drawn) if "clients" in text] == [
+        "2 clients",
+        "5 clients",
+        "10 clients",
+    ]
+    used = Counter(re.findall(r'<use xlink:href="#(\w+)"[^>]*"fill: (#\w+)', drawn))
+    marks = Counter(colour for (_, colour), times in used.items() if times == 1)
+    assert marks == {colour.lower(): 3 for colour in colours(set(DEMO)).values()}
+
+
+def test_curves_that_say_nothing_are_left_out(browser: webdriver.Chrome, demo: Path) -> None:
+    open_page(browser, demo, 1300, "light")
+    assert browser.find_elements(By.ID, "fid_rounds") == []
+    losses = browser.find_element(By.ID, "train_loss_rounds")
+    assert "In 3 of 3 panels the methods' curves lie within 3% of each other" in losses.text
+    assert len(losses.find_elements(By.TAG_NAME, "img")) == 1
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#exchange_rounds img")) == 3
+
+
+def test_rounds_are_whole_numbers_at_the_axis(browser: webdriver.Chrome, page: Path, demo: Path) -> None:
+    for report in page, demo:
+        open_page(browser, report, 1300, "light")
+        images = browser.find_elements(By.CSS_SELECTOR, "[id$=_rounds] img")
+        assert images
+        for image in images:
+            drawn = b64decode(str(image.get_attribute("src")).partition(",")[2]).decode()
+            axis = drawn.partition('id="matplotlib.axis_1"')[2].partition('id="matplotlib.axis_2"')[0]
+            *ticks, label = re.findall(r">([^<>]+)</text>", axis)
+            assert label == "round"
+            assert len(ticks) > 1
+            assert all(tick.isdigit() for tick in ticks)
+
+
+def test_pictures_of_samples_are_never_enlarged(browser: webdriver.Chrome, demo: Path) -> None:
+    for width, dense in ((1300, 2), (400, 3)):
+        open_page(browser, demo, width, "light")
+        for picture in browser.find_elements(By.CSS_SELECTOR, ".tiles img"):
+            assert picture.rect["width"] * dense <= float(picture.get_property("naturalWidth"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -187,7 +187,7 @@ def kill_points(instants: list[str], seed: int) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["UDEC", "USPLIT", "ULATDEC transform=best"], ids=str.lower)
+@pytest.mark.parametrize("method", ["USPLIT", "UDEC transform=best"], ids=str.lower)
 def test_a_cell_killed_at_any_instant_ends_the_same(
     method: str, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
 ) -> None:

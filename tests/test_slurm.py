@@ -1,5 +1,6 @@
 """Sweeps on a real SLURM: whatever happens to their jobs, the results are those of a quiet run."""
 
+import contextlib
 import csv
 import json
 import os
@@ -174,6 +175,43 @@ def test_a_preempted_job_whose_clients_train_at_once_goes_on(
     assert len(results(tmp_path)) == 1
 
 
+def test_a_job_of_two_nodes_trains_on_both_and_goes_on_after_preemption(
+    cluster: Cluster, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = tmp_path / "runs" / "grid"
+    work = ["-m", "method=UDEC", "clients=4", "name=grid", *TINY, "data.limit=240", "epochs=8", "rounds=6"]
+    many = ["hydra.launcher.nodes=2", "transport=dask", "transport.workers=1"]
+    launched = start("fedlight.run", *work, *SLURM, *many)
+    until(lambda: jobs(sweep), seconds=60)
+    ((cell, job),) = jobs(sweep).items()
+    at_work(sweep / cell, seconds=300)
+    assert dask_workers(cluster) == {"n1", "n2"}
+    cluster.ask("scancel", "--signal=USR2", job)
+    end(launched)
+    assert log(sweep, job, "out").count("Starting with JobEnvironment") == 2
+    until(lambda: not dask_workers(cluster))
+
+    (tmp_path / "alone").mkdir()
+    monkeypatch.chdir(tmp_path / "alone")
+    assert invoke(*work) == 0
+    assert results(tmp_path) == results(tmp_path / "alone")
+    assert len(results(tmp_path)) == 1
+
+
+def dask_workers(cluster: Cluster) -> set[str]:
+    """The nodes on which workers of Dask run."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            own = (process / "environ").read_bytes().decode().split("\0")
+            if (
+                f"SLURM_CONF={cluster.folder}/slurm.conf" in own
+                and b"dask_worker" in (process / "cmdline").read_bytes()
+            ):
+                found |= {value.partition("=")[2] for value in own if value.startswith("SLURMD_NODENAME=")}
+    return found
+
+
 def jobs(sweep: Path) -> dict[str, str]:
     """Cell: its job."""
     plans = [json.loads(path.read_text()) for path in sweep.glob(".plan/[!.]*.json")]
@@ -186,7 +224,7 @@ def log(sweep: Path, job: str, stream: str) -> str:
     return (sweep / ".slurm" / job / f"{job}_0_log.{stream}").read_text()
 
 
-def at_work(cell: Path) -> None:
+def at_work(cell: Path, seconds: float = 120) -> None:
     """Waits until the first round of a cell is done."""
 
     def rounds() -> int:
@@ -196,4 +234,4 @@ def at_work(cell: Path) -> None:
         except FileNotFoundError:
             return 0
 
-    until(rounds, seconds=120)
+    until(rounds, seconds)

@@ -210,6 +210,11 @@ def test_a_dry_run_counts_what_the_cells_then_exchange_and_runs_nothing(
     assert "2 cells, 2 done\n" in capsys.readouterr().out
 
 
+def test_a_dry_run_knows_conditional_models(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--dry", "-m", "method=FULL,UDEC_WARM", "model.conditional=true", *TINY, "clients=3") == 0
+    assert "2 cells, 0 done; left: " in capsys.readouterr().out
+
+
 def test_a_cell_that_a_grid_names_twice_is_run_once(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -506,6 +506,9 @@ def test_what_is_not_finite_is_refused_by_client_and_slice() -> None:
         next(iter(server.broadcasts()))
 
 
+WARM = PARTIAL.model_copy(update={"warm_start": 2, "freeze": ("own",)})
+
+
 class Killed(Exception):
     """The process is gone; what is on disk is left."""
 
@@ -563,7 +566,7 @@ def weighed(folder: Path, setup: Any, kill_at: int = -1, backwards: bool = False
     return server, crossed
 
 
-@pytest.mark.parametrize("method", [FULL, PARTIAL], ids=["FULL", "PARTIAL"])
+@pytest.mark.parametrize("method", [FULL, PARTIAL, WARM], ids=["FULL", "PARTIAL", "WARM"])
 @pytest.mark.parametrize("name", STAGES)
 def test_the_ledger_is_the_wire_for_every_chain_at_any_order(
     tmp_path: Path, method: Method, name: str
@@ -588,9 +591,11 @@ def test_what_an_algorithm_adds_crosses_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["int4", "topk-int4-huffman"])
-def test_a_federation_killed_between_any_two_steps_ends_the_same(tmp_path: Path, name: str) -> None:
-    setup = toy_setup(codec=Codec(STAGES[name], STAGES[name], seeded_start=True), epochs=1)
+@pytest.mark.parametrize(("name", "method"), [("int4", FULL), ("topk-int4-huffman", WARM)])
+def test_a_federation_killed_between_any_two_steps_ends_the_same(
+    tmp_path: Path, name: str, method: Method
+) -> None:
+    setup = toy_setup(method, codec=Codec(STAGES[name], STAGES[name], seeded_start=True), epochs=1)
     quiet, _ = weighed(tmp_path / "quiet", setup)
     for kill_at in range(0, 1000, 3):
         folder = tmp_path / str(kill_at)

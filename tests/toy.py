@@ -89,7 +89,10 @@ def toy_setup(
         codec=codec or Codec(),
         data=ToyData,
         make_trainer=make_trainer,
-        evaluate=lambda state, round_, client: ({"norm": float(state["own.weight"].norm())}, {}),
+        evaluate=lambda state, round_, client: (
+            {"norm": float(state["own.weight"].norm())},
+            {"grid": {"pixels": state["own.weight"]}},
+        ),
         privacy=privacy,
     )
 

@@ -1,13 +1,19 @@
 """Where the weights of the inception extractor are: by path, in a cache, or downloaded."""
 
+import sys
 from functools import cache as remembered
+from functools import partial
+from math import ceil
 from pathlib import Path
+from urllib.request import urlopen
 
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import file_sha256
+from fedlight.runtime.progress import track
 from fedlight.runtime.shared import made_once
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it
+MIB = 2**20  # bytes
 
 
 @remembered
@@ -29,24 +35,19 @@ def find_weights(path: str | None, cache: str) -> Path:
     Raises:
         BadInput: there is no such file, and none can be downloaded.
     """
-    import torch.hub
-
-    if path is not None:
-        if not Path(path).is_file():
-            raise BadInput(f"evaluation.weights: no file {path}")
-        return Path(path)
+    if path is not None and not Path(path).is_file():
+        raise BadInput(f"evaluation.weights: no file {path}")
+    if (found := present_weights(path, cache)) is not None:
+        return found
     own = Path(cache) / FILE
-    for place in (own, Path(torch.hub.get_dir()) / "checkpoints" / FILE):
-        if _is_whole(place):
-            return place
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     def download(temporary: Path) -> None:
         for _ in range(2):
             try:
-                torch.hub.download_url_to_file(URL_INCEPTION_V3, str(temporary), _promised(), progress=False)
+                _fetch(URL_INCEPTION_V3, temporary)
                 return
-            except Exception as error:  # urllib, sockets and torch.hub have errors of their own
+            except Exception as error:  # urllib, http and sockets have errors of their own
                 reason = " ".join(str(error).split())
         raise BadInput(
             f"evaluation.extractor=inception needs {own}, which could not be downloaded ({reason}): run "
@@ -62,10 +63,36 @@ def find_weights(path: str | None, cache: str) -> Path:
     return made_once(own, whole, download)
 
 
-def _promised() -> str:
-    """How the SHA-256 of the file begins, as its name says."""
-    return FILE.rpartition("-")[2].partition(".")[0]
+def _fetch(url: str, path: Path) -> None:
+    """Downloads the weights to a path and tells how far it has come.
+
+    Raises:
+        OSError: not reached, or what came is not what the name of the file promises.
+    """
+    with urlopen(url) as response, path.open("wb") as file:
+        size = int(response.headers["Content-Length"]) / MIB
+        print(f"fedlight: downloading {url}, {size:.1f} MiB", file=sys.stderr)
+        blocks = iter(partial(response.read, MIB), b"")
+        for block in track(blocks, "downloading Inception's weights (MiB)", ceil(size)):
+            file.write(block)
+    if not _has_promised_hash(path):
+        raise OSError(f"what came has the SHA-256 {file_sha256(path)}")
+
+
+def present_weights(path: str | None, cache: str) -> Path | None:
+    """The file that `find_weights` returns without a download; None where there is none."""
+    import torch.hub
+
+    if path is not None:
+        return Path(path) if Path(path).is_file() else None
+    places = (Path(cache) / FILE, Path(torch.hub.get_dir()) / "checkpoints" / FILE)
+    return next(filter(_is_whole, places), None)
 
 
 def _is_whole(path: Path) -> bool:
-    return path.is_file() and file_sha256(path).startswith(_promised())
+    return path.is_file() and _has_promised_hash(path)
+
+
+def _has_promised_hash(path: Path) -> bool:
+    """Whether the SHA-256 of a file begins as the name of the weights says."""
+    return file_sha256(path).startswith(FILE.rpartition("-")[2].partition(".")[0])

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -88,6 +89,12 @@ class Components:
         """How many clients may train, or batches be denoised, at once in the cell."""
         return worker_room(self.settings, self.device)
 
+    def training_data(self) -> tuple[Tensor, Tensor | None]:
+        """Pixels of the training images on the device, and their labels where the model takes them."""
+        train, conditional = self.dataset.train, self.settings.model.conditional
+        labels = torch.from_numpy(train.labels).to(self.device) if conditional else None
+        return train.pixels.to(self.device), labels
+
     def site(
         self, folder: Path, callbacks: Sequence[Callback] = (), on_step: Callable[[], None] = lambda: None
     ) -> Site:
@@ -98,9 +105,7 @@ class Components:
             callbacks: of every client's Trainer, beside the Federator.
             on_step: called after every denoising step, and may end the cell.
         """
-        pixels = self.dataset.train.pixels.to(self.device)
-        conditional = self.settings.model.conditional
-        labels = torch.from_numpy(self.dataset.train.labels).to(self.device) if conditional else None
+        pixels, labels = self.training_data()
         shares = [pool(self.shares)] if self.method.pool else self.shares
 
         def evaluate(
@@ -135,13 +140,21 @@ class Components:
         return Site(folder.name, setup, folder / CHECKPOINT)
 
     def transport(
-        self, folder: Path, here: Site, server: Server, done: Callable[[], None], check: Callable[[], None]
+        self,
+        folder: Path,
+        here: Site,
+        server: Server,
+        done: Callable[[], None],
+        check: Callable[[], None],
+        ending: ExitStack,
     ) -> Transport:
         """What carries the messages of the cell; CENTRAL trains where the server is."""
         settings = self.settings
         cohort = cohort_size(settings.clients, settings.fraction)
         make_site = SiteMaker(settings, folder.absolute())
-        around = Surroundings(here, make_site, cohort, self.room, done, check, server.admit, server.forget)
+        around = Surroundings(
+            here, make_site, cohort, self.room, done, check, ending, server.admit, server.forget
+        )
         if self.method.pool or settings.rounds == 0:
             return Inline(around)
         if settings.transport is None:

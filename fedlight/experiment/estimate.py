@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlight.config import CellConfig
+from fedlight.data.client_data import ClientData
 from fedlight.experiment.build import Components, check, make_server, worker_room
 from fedlight.experiment.evaluate import is_due, scored_clients
 from fedlight.federation.cohort import cohort_size
@@ -48,7 +49,7 @@ def estimate(components: Components) -> Estimate:
     chance, state = torch.Generator().manual_seed(0), components.module.state_dict()
     delta = {name: torch.randn(tensor.shape, generator=chance) for name, tensor in state.items()}
     sent = {}
-    for name in method.uplink:
+    for name in method.in_round(1, components.slices.names).uplink:
         part = components.slices.select([name], delta)
         zero = {key: torch.zeros_like(tensor) for key, tensor in part.items()}
         sent[name], _ = components.codec.encode(part, zero, {}, np.random.default_rng(0), name)
@@ -115,11 +116,14 @@ def _step_seconds(same: str, components: Components, batch: int) -> float:
     if same not in _timed:
         module = components.module.to(components.device)
         optimizer = module.configure_optimizers()
-        pixels = components.dataset.train.pixels[:batch].to(components.device)
+        pixels, labels = components.training_data()
+        data = ClientData(pixels, np.arange(batch), batch, labels)
+        (drawn,) = data.train_dataloader()
+        images = data.on_after_batch_transfer(drawn, 0)
         for _ in range(2):  # the first makes what later ones find
             begun = time.perf_counter()
             optimizer.zero_grad()
-            loss = module.training_step(pixels.float().div(127.5).sub(1), 0)
+            loss = module.training_step(images, 0)
             loss.backward()
             optimizer.step()
             loss.item()  # waits for the device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -121,11 +121,15 @@ def evaluate_models(
 
     metrics = [model.metrics for model in drawn if model.metrics]
     if drawn[0].grid.numel():
-        shown = [model.grid for model in drawn[:GRID_CLIENTS]]
+        heads = _heads(settings, components.dataset.classes)
+        a_row = len(heads) if heads and per_client else None
+        shown = [model.grid[:a_row] for model in drawn[:GRID_CLIENTS]]
         labels = zip_longest(models[: len(shown)], metrics[: len(shown)])
         rows = [("\n".join(_label(*label)), grid) for label, grid in zip(labels, shown, strict=True)]
         title = f"{settings.method.name}, {settings.clients} clients, after round {server.round}"
-        pictures.sample_grid(grid_path(folder, server.round), rows, title)
+        if heads:
+            title += "; columns: the class that was asked for"
+        pictures.sample_grid(grid_path(folder, server.round), rows, title, heads)
     checks = [model.memorisation for model in drawn if model.memorisation]
     check = Memorisation.joined(checks) if checks else None
     if check:
@@ -169,6 +173,11 @@ def _shown(settings: CellConfig) -> int:
     """Images of a model in the sample grid."""
     grid = settings.evaluation.grid
     return min(grid, pictures.COLUMNS) if settings.method.evaluate == "clients" else grid
+
+
+def _heads(settings: CellConfig, classes: Sequence[str]) -> Sequence[str]:
+    """Of the columns of a conditional model's grid, which is asked for each class in turn."""
+    return classes if settings.model.conditional and len(classes) <= pictures.COLUMNS else ()
 
 
 def _images(settings: CellConfig) -> int:

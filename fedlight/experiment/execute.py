@@ -4,6 +4,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -81,11 +82,11 @@ def run_cell(settings: CellConfig, held: Hold, make: Callable[[CellConfig], Comp
     record = Record(folder, _blank_result(cell, settings, server), held.check)
     result = record.result
     bars = ProgressBars(cell, settings.rounds, cohort_size(settings.clients, settings.fraction))
-    with stoppable() as stop, record.closing(), bars:
+    with stoppable() as stop, record.closing(), bars, ExitStack() as ending:
         with no_garbage():
             log = CellLog(settings.logger, folder, settings.name, cell, plain)
         record.on_close = log.finish
-        run = Run(folder, components, server, record, log, bars, stop, held)
+        run = Run(folder, components, server, record, log, bars, stop, held, ending)
         try:
             run.federate()
         except (BadInput, Damaged, Diverged, OSError):
@@ -120,6 +121,7 @@ class Run:
     bars: ProgressBars
     stop: Stop
     held: Hold
+    ending: ExitStack
 
     def __post_init__(self) -> None:
         self.settings, check = self.components.settings, self._check
@@ -133,7 +135,7 @@ class Run:
         halt = LambdaCallback(on_train_batch_end=lambda *_: check())
         self.here = self.components.site(self.folder, [self.bars, halt], check)
         self.transport = self.components.transport(
-            self.folder, self.here, self.server, self.bars.end_update, check
+            self.folder, self.here, self.server, self.bars.end_update, check, self.ending
         )
 
     def federate(self) -> None:
@@ -216,9 +218,12 @@ class Run:
 
     def _fingerprint_clients(self) -> None:
         if self.server.method.evaluate == "clients":
-            clients = range(self.settings.clients)
-            answers = self.transport.evaluate(self.server.evaluations(clients, draw=False))
-            self.record.result["client_sha256"] = [scores.sha256 for scores in answers]
+            met, clients = self.server.met, range(self.settings.clients)
+            strangers = [client for client in clients if client not in met]  # all hold the same model
+            asked = self.server.evaluations(sorted(met) + strangers[:1], draw=False)
+            found = {scores.client: scores.sha256 for scores in self.transport.evaluate(asked)}
+            own = [found[client if client in met else strangers[0]] for client in clients]
+            self.record.result["client_sha256"] = own
 
     def _check(self) -> None:
         """Ends the cell where it is to end; notes the time."""

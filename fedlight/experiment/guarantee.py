@@ -225,6 +225,7 @@ def check_privacy(settings: CellConfig, method: Method, algorithm: FedAvg, theta
         reasons |= {
             "a method whose clients report: CENTRAL and LOCAL have none": method.pool or not method.uplink,
             "a method whose clients all report the same: a deal of slices shows who takes part": method.split,
+            "a method that exchanges the same in every round: warm_start changes it": method.warm_start,
             f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
             f"floating tensors: {', '.join(whole)} holds whole numbers, which noise cannot hide": whole,
             "an algorithm that tells beforehand what clients report beside the slices": silent,

@@ -94,7 +94,8 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     for slice_, payload in broadcast.payloads.items():
         if slice_ != EXTRAS:
             state |= setup.codec.down.values(payload, setup.slices.select([slice_], state))
-    federated = setup.slices.select(setup.method.downlink, state)
+    method = setup.method.in_round(broadcast.round, setup.slices.names)
+    federated = setup.slices.select(method.downlink, state)
     reference = federated if setup.codec.down else {}
     if broadcast.drops_out:
         model = {name: state[name] for name in setup.private}
@@ -106,7 +107,8 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     kept_optimizer = memory.get("optimizer", {}) if setup.method.keep_optimizer else None
 
     seed_everything(derive_seed(setup.seed, "client", round_, client), verbose=False)
-    federator = Federator(client, round_, state, kept_optimizer, setup.rate(round_))
+    frozen = setup.slices.select(method.freeze, state)
+    federator = Federator(client, round_, state, kept_optimizer, setup.rate(round_), frozen)
     data = setup.data(client)
     added = setup.algorithm.callbacks(federated, extras, own)
     if setup.private_training:
@@ -115,7 +117,7 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     trained = federator.trained
 
     own = own | {name: tensor for callback in added for name, tensor in callback.state_dict().items()}
-    reporting = [slice_ for slice_ in setup.method.downlink if slice_ in broadcast.uplink]
+    reporting = [slice_ for slice_ in method.downlink if slice_ in broadcast.uplink]
     sent, after = (setup.slices.select(reporting, values) for values in (state, trained))
     reported, own = setup.algorithm.report(sent, after, extras, own, federator.steps)
     leaving = setup.slices.select(broadcast.uplink, trained)

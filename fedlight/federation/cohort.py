@@ -72,7 +72,8 @@ def draw_cohort(seed: int, round_: int, clients: int, fraction: float) -> list[i
 
 def draw_poisson(rng: np.random.Generator, clients: int, rate: float) -> list[int]:
     """The clients of a round, each of them in it with probability `rate`, sorted."""
-    return [client for client in range(clients) if rng.random() < rate]
+    drawn: list[int] = np.flatnonzero(rng.random(clients) < rate).tolist()
+    return drawn
 
 
 def deal_tasks(method: Method, seed: int, round_: int, cohort: list[int], dropout: float) -> list[Task]:

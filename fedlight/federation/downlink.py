@@ -30,7 +30,6 @@ class Downlink:
         self._initial = initial
         self._codec = codec
         self._seed = seed
-        self.begin()
 
     def begin(self) -> None:
         """Puts it before the first round."""
@@ -44,16 +43,17 @@ class Downlink:
         if not self._codec.down:
             self._reference = dict(theta)
         elif round_ > 1:
-            for slice_ in self._method.downlink:
+            whole = self._method.whole_down(round_ - 1)
+            for slice_ in self._slices.names if whole else self._method.downlink:
                 self._encode(slice_, self._slices.select([slice_], theta))
 
     def payloads(self, previous: int) -> dict[str, Payload]:
         """What a client of this round gets, which last took part in the round `previous`, 0 for never."""
-        seeded = self._codec.seeded_start and not previous
-        slices = self._method.downlink if previous or seeded else self._slices.names
-        if seeded and self._round == 1:
+        version = previous or int(self._codec.seeded_start)  # from the seed it has what round 1 would send
+        if version and self._round == 1:
             return {}
-        return {slice_: self._payload(slice_, previous or int(seeded)) for slice_ in slices}
+        slices = self._slices.names if self._method.whole_down(version) else self._method.downlink
+        return {slice_: self._payload(slice_, version) for slice_ in slices}
 
     def held(self, slice_: str) -> State:
         """A slice as the clients of this round hold it."""

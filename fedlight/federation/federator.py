@@ -1,7 +1,7 @@
 """The callback inside a client's Trainer: where the global model meets the client's own."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class Federator(Callback):
         state: the whole state_dict to train from: the received slices over the private ones.
         optimizer: the optimizer's tensors to go on with; None for one made anew.
         rate: factor of the optimizer's learning rate.
+        frozen: parameters that are not trained.
 
     Attributes:
         trained: the state_dict after the fit, on the CPU.
@@ -31,13 +32,20 @@ class Federator(Callback):
     """
 
     def __init__(
-        self, client: int, round_: int, state: State, optimizer: State | None, rate: float = 1.0
+        self,
+        client: int,
+        round_: int,
+        state: State,
+        optimizer: State | None,
+        rate: float = 1.0,
+        frozen: Collection[str] = (),
     ) -> None:
         self._who = f"client {client}"
         self._round = round_
         self._state = state
         self._optimizer = optimizer
         self._rate = rate
+        self._frozen = frozen
         self.kept_optimizer: State = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,6 +55,7 @@ class Federator(Callback):
             restore_optimizer(trainer.optimizers[0], self._optimizer)
         for group in trainer.optimizers[0].param_groups:
             group["lr"] *= self._rate
+        self._freeze(pl_module, True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._loss = torch.zeros((), device=pl_module.device)
@@ -72,6 +81,7 @@ class Federator(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (self._images or trainer.global_step):  # a batch of a Poisson sample may be empty
             raise BadInput(f"{self._who} trained on no image in round {self._round}")
+        self._freeze(pl_module, False)
         self.trained = on_cpu(pl_module.state_dict())
         floating = [tensor for tensor in self.trained.values() if tensor.is_floating_point()]
         if not get_total_norm(floating, norm_type=math.inf).isfinite():
@@ -80,6 +90,11 @@ class Federator(Callback):
         self.steps = trainer.global_step
         if self._optimizer is not None:
             self.kept_optimizer = optimizer_state(trainer.optimizers[0])
+
+    def _freeze(self, module: LightningModule, frozen: bool) -> None:
+        for name, parameter in module.named_parameters():
+            if name in self._frozen:
+                parameter.requires_grad_(not frozen)
 
 
 def on_cpu(state: Mapping[str, Tensor]) -> State:

@@ -1,11 +1,12 @@
 """A federation method as data: which slices travel, which stay, who reports what."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.sparse import Sparse
 
 
 class Split(BaseModel):
@@ -22,7 +23,7 @@ class Split(BaseModel):
     coin: str
 
 
-class Method(BaseModel):
+class Method(Sparse):
     """What crosses between server and clients, and what is evaluated (FedDiffuse, section 4).
 
     Attributes:
@@ -34,9 +35,13 @@ class Method(BaseModel):
         evaluate: the global model (`global`) or every client's own (`clients`).
         pool: the server holds all data itself and trains alone; nothing crosses.
         keep_optimizer: carry the optimizer's state from one local update to the next.
+        warm_start: the first rounds, in which the whole model is exchanged and averaged, as FULL does. A
+            client that has not taken part since receives the whole model once more.
+        freeze: slices that are not trained after the warm start; they are private then.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    always = frozenset({"split", "pool", "keep_optimizer"})
 
     name: str
     downlink: Literal["all"] | tuple[str, ...]
@@ -45,6 +50,19 @@ class Method(BaseModel):
     evaluate: Literal["global", "clients"]
     pool: bool = False
     keep_optimizer: bool = False
+    warm_start: Annotated[int, Field(ge=0)] = 0
+    freeze: tuple[str, ...] = ()
+
+    def whole_down(self, previous: int) -> bool:
+        """Whether a client that last took part in the round `previous`, 0 for never, gets the whole model."""
+        return previous <= self.warm_start
+
+    def in_round(self, round_: int, slices: Iterable[str]) -> "Method":
+        """What the method is in a round, 1..R, of a model with these slices: FULL in the warm start."""
+        if round_ > self.warm_start:
+            return self
+        whole = tuple(slices)
+        return self.model_copy(update={"downlink": whole, "uplink": whole, "split": None, "freeze": ()})
 
     def resolve(self, slices: Iterable[str]) -> "Method":
         """The same method with `all` spelled out over the slices of a model.
@@ -70,4 +88,11 @@ class Method(BaseModel):
                 f"method {self.name}: split deals {', '.join(dealt)}, which must be the slices of the "
                 f"uplink: {', '.join(uplink)}"
             )
+        for slice_ in self.freeze:
+            if slice_ not in known or slice_ in uplink:
+                private = [name for name in known if name not in uplink]
+                raise BadInput(
+                    f"method {self.name}: freeze names {slice_}, which is no slice that stays private; "
+                    f"those are {', '.join(private) or 'none'}"
+                )
         return self.model_copy(update={"downlink": downlink, "uplink": uplink})

@@ -130,7 +130,7 @@ class Server:
 
     def broadcasts(self) -> Iterator[Broadcast]:
         """Begins the next round: a message for each client of the cohort, in client order."""
-        cohort, tasks = self.participation.draw(self.method, self.round + 1)
+        cohort, tasks = self.participation.draw(self._method_now(), self.round + 1)
         self._cohort = cohort
         self._open(tasks)
         self._downlink.open(self.round + 1, self.theta)
@@ -350,7 +350,11 @@ class Server:
         return self.slices.select([slice_], self.theta)
 
     def _federated(self) -> State:
-        return self.slices.select(self.method.uplink, self.theta)
+        return self.slices.select(self._method_now().uplink, self.theta)
+
+    def _method_now(self) -> Method:
+        """What the method is in the round under way."""
+        return self.method.in_round(self.round + 1, self.slices.names)
 
 
 def _check_like(found: State, like: State) -> None:

@@ -21,7 +21,9 @@ COLUMNS = 16  # of a sample grid
 FRAME, LAST_FRAME = 150, 1500  # of an animation, in milliseconds
 
 
-def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> None:
+def sample_grid(
+    path: Path, rows: Sequence[tuple[str, Tensor]], title: str, heads: Sequence[str] = ()
+) -> None:
     """Draws images, a row a model, or several where a model's do not fit into one.
 
     Args:
@@ -29,11 +31,13 @@ def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> N
         rows: what a row shows, empty for no label, and its images, uint8, shape (n, channels, height,
             width), 1 or 3 channels.
         title: of the whole grid.
+        heads: of the columns, one each, where an image's place says what it is to show; no more than COLUMNS.
     """
+    across = len(heads) or COLUMNS
     lines = [
-        (label if first == 0 else "", images[first : first + COLUMNS])
+        (label if first == 0 else "", images[first : first + across])
         for label, images in rows
-        for first in range(0, len(images), COLUMNS)
+        for first in range(0, len(images), across)
     ]
     columns = max(len(images) for _, images in lines)
     shape, gap = lines[0][1].shape[1:], max(1, lines[0][1].shape[-1] // 8)
@@ -46,8 +50,10 @@ def sample_grid(path: Path, rows: Sequence[tuple[str, Tensor]], title: str) -> N
     axis = figure.subplots()
     axis.imshow(sheet.permute(1, 2, 0).numpy())
     axis.set_frame_on(False)
-    axis.set_xticks([])
     pitch = shape[-1] + gap
+    centres = gap + shape[-1] / 2 + pitch * np.arange(len(heads))
+    axis.set_xticks(centres, heads, fontsize=8)
+    axis.xaxis.tick_top()
     middles = gap + shape[-1] / 2 + pitch * np.arange(len(lines))
     axis.set_yticks(middles, [label for label, _ in lines], fontsize=8)
     axis.tick_params(length=0)

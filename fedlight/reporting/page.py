@@ -122,7 +122,7 @@ def _chapter(
     plots = figures.plots(comparison, prefix)
     with ProcessPoolExecutor() as pool:  # drawing is most of the work
         drawn = pool.map(partial(_draw, folder), plots)
-        rows, left_out = gallery.build(comparison, folder, tiles)
+        rows, left_out = gallery.build(comparison, folder, prefix, tiles)
         drawings = [Drawing(plot, panels) for plot, panels in zip(plots, drawn, strict=True)]
     results = [cell.files.result for cell in comparison.cells if cell.files.result]
     known = {result.fid.extractor_accuracy for result in results if result.fid}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
@@ -153,13 +154,18 @@ def by_cell(
         data.append({**names, **settings, **({"fid": fid, "fid_std": std} if evaluated else {}), **values})
     numbered = [*(["FID"] if evaluated else []), *(q.head for q in quantities)]
     heads = [*map(head, keys)]
+    columns = ["sweep", "cell", "status", *heads, *numbered]
+    few = {"sweep", "data", "partition", "seed"}.intersection(columns)
+    same = {name for name in few if len({line[name] for line in data}) == 1}
+    shown = [column not in same for column in columns]
     return ReportTable(
         f"{prefix}cells",
         "Cell by cell",
-        "Every cell that was planned or found. ± is the standard deviation over the cell's clients.",
-        ["sweep", "cell", "status", *heads, *numbered],
+        "Every cell that was planned or found. ± is the standard deviation over the cell's clients. Sweep, "
+        "data, partition and seed are columns where they differ.",
+        [*compress(columns, shown)],
         {*numbered, *(name for name in heads if _numeric(line[name] for line in data))},
-        rows,
+        [[*compress(row, shown)] for row in rows],
         data,
     )
 

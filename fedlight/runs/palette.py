@@ -1,6 +1,6 @@
 """The rank of the methods and their colours, the same in tables, figures and dashboards."""
 
-METHODS = ("FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL")
+METHODS = ("FULL", "USPLIT", "UDEC", "UDEC_WARM", "ULATDEC", "ULATDEC_WARM", "LOCAL", "CENTRAL")
 COLOURS = {
     "FULL": "#0072B2",
     "USPLIT": "#E69F00",

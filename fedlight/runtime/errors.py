@@ -25,6 +25,10 @@ class ExtensionFailed(RuntimeError):
     """Code of the user's own raised in training; the message names it, what came and where to read more."""
 
 
+class ClientFailed(RuntimeError):
+    """A client's task failed on a worker; the message names client and round."""
+
+
 class CellFailed(Exception):
     """A cell of a sweep ended in an error that was printed already.
 
@@ -37,11 +41,13 @@ class CellFailed(Exception):
         self.status = status
 
 
+KNOWN = (BadInput, ClientFailed, Damaged, Diverged, ExtensionFailed)
+"""Errors whose message says it all."""
+
+
 def first_cause(error: BaseException) -> BaseException:
     """The error that began it, or the first of ours on the way there."""
-    while error.__cause__ is not None and not isinstance(
-        error, BadInput | Damaged | Diverged | ExtensionFailed
-    ):
+    while error.__cause__ is not None and not isinstance(error, KNOWN):
         error = error.__cause__
     return error
 

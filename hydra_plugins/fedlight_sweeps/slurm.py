@@ -106,6 +106,8 @@ class SlurmArrayLauncher(SlurmLauncher):
         folder, timeouts = asked.pop("submitit_folder"), asked.pop("max_num_timeout")
         if cpus := asked["cpus_per_task"]:  # srun does not take them over from sbatch since SLURM 22.05
             asked["srun_args"] = [f"--cpus-per-task={cpus}", *asked["srun_args"]]
+        if asked["nodes"] > 1:  # the cell runs on the first of them, and starts what works on the others
+            asked["srun_args"] = ["--nodes=1", "--ntasks=1", *asked["srun_args"]]
         extra = asked.pop("additional_parameters")
         asked["additional_parameters"] = {"requeue": True, **extra}
         parameters = {key if key in SHARED else f"slurm_{key}": value for key, value in asked.items()}

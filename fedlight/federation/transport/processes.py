@@ -1,6 +1,5 @@
 """Clients at once, in several processes of one machine, which loky keeps for all cells of a command."""
 
-import gc
 import os
 import signal
 import sys
@@ -15,17 +14,10 @@ from typing import Any
 from loky import get_reusable_executor
 from loky.process_executor import BrokenProcessPool
 
-from fedlight.federation.messages import (
-    Broadcast,
-    Evaluation,
-    Message,
-    Scores,
-    Update,
-    from_bytes,
-    to_bytes,
-)
+from fedlight.federation.messages import Broadcast, Evaluation, Message, Scores, Update, from_bytes, to_bytes
 from fedlight.federation.outbox import Receipt
 from fedlight.federation.site import Site
+from fedlight.federation.transport.tasks import act, evaluate, prepare, update
 from fedlight.federation.transport.transport import Surroundings
 from fedlight.federation.transport.worker import LOOK, begin
 
@@ -60,15 +52,15 @@ class Processes:
         self._workers = max(1, min(workers or surroundings.room, surroundings.cohort)) - 1
         self._losses = 0
         for _ in range(self._workers):  # they load the libraries while this process is at work already
-            self._submit(_prepare)
+            self._submit(prepare)
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
-        jobs = (Job(broadcast, self._around.here.update, _update) for broadcast in broadcasts)
+        jobs = (Job(broadcast, self._around.here.update, update) for broadcast in broadcasts)
         receipts: Iterator[Receipt | None] = self._run(jobs, self._around.done)
         yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        jobs = (Job(request, self._around.here.evaluate, _evaluate) for request in requests)
+        jobs = (Job(request, self._around.here.evaluate, evaluate) for request in requests)
         yield from self._run(jobs, lambda: None)
 
     def _run(self, jobs: Iterable[Job], done: Callable[[], None]) -> Iterator[Any]:
@@ -91,8 +83,8 @@ class Processes:
                     done()
                 while more and len(under_way) < AHEAD * self._workers:
                     if following := next(coming, None):
-                        act = partial(following[1].there, to_bytes(following[1].message))
-                        under_way[self._submit(act)] = following
+                        task = partial(following[1].there, to_bytes(following[1].message))
+                        under_way[self._submit(task)] = following
                     else:
                         more = False
                 if more and (own := next(coming, None)):
@@ -108,12 +100,12 @@ class Processes:
             end_workers()
             raise
 
-    def _submit(self, act: Callable[[Site], Any]) -> Future[Any]:
+    def _submit(self, task: Callable[[Site], Any]) -> Future[Any]:
         try:
-            return _executor(self._workers).submit(_act, self._around.make_site, act)
+            return _executor(self._workers).submit(act, self._around.make_site, task)
         except BrokenProcessPool:  # killed while it was idle
             end_workers()
-            return _executor(self._workers).submit(_act, self._around.make_site, act)
+            return _executor(self._workers).submit(act, self._around.make_site, task)
 
     def _note_loss(self) -> None:
         """Ends what is left of the pool: loky may leave a worker that it had just started."""
@@ -150,28 +142,3 @@ def end_workers() -> None:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
                 process.join()
-
-
-_site: tuple[Callable[[], Site], Site] | None = None  # of the cell that this worker worked for last
-
-
-def _act(make_site: Callable[[], Site], act: Callable[[Site], Any]) -> Any:
-    """Does something with the site of a cell, which is made once a process."""
-    global _site
-    if _site is None or _site[0] != make_site:
-        _site = None
-        _site = make_site, make_site()
-        gc.enable()
-    return act(_site[1])
-
-
-def _prepare(site: Site) -> None:
-    """Only makes the site."""
-
-
-def _update(content: bytes, site: Site) -> Receipt | None:
-    return site.update(from_bytes(content))
-
-
-def _evaluate(content: bytes, site: Site) -> Scores:
-    return site.evaluate(from_bytes(content))

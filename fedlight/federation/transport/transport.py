@@ -1,7 +1,8 @@
 """What a transport is: it carries broadcasts to clients and brings their updates."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update
@@ -29,6 +30,7 @@ class Surroundings:
         room: processes that the machine has room for.
         done: called after each local update that another process did.
         check: called now and then while waiting; ends the cell by an exception where it is to end.
+        ending: what a transport enters here ends with the cell.
         admit: raises Damaged for an update that does not fit the global model or the slices that were asked
             for; only of use for clients whom nobody can vouch for.
         forget: notes that a client has lost what it kept, so that it is met anew.
@@ -40,5 +42,6 @@ class Surroundings:
     room: int
     done: Callable[[], None]
     check: Callable[[], None]
+    ending: ExitStack = field(default_factory=ExitStack)
     admit: Callable[[Update, tuple[str, ...]], None] = lambda update, uplink: None
     forget: Callable[[int], None] = lambda client: None

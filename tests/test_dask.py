@@ -1,0 +1,180 @@
+"""Clients on Dask's workers: the bits of one process, whoever is killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, Cell
+from distributed import Client
+from distributed.cfexecutor import ClientExecutor
+from test_processes import end_whole
+
+from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.server import Server
+from fedlight.federation.transport.dask_workers import started
+
+MakeCell = Callable[..., Cell]
+LONG = ["method=UDEC", "clients=4", "epochs=8", "rounds=3"]
+THREE = pytest.mark.parametrize("workers", [3], indirect=True)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def workers(request: pytest.FixtureRequest) -> Iterator[Client]:
+    """A scheduler that runs already, and has one worker or three; Dask's configuration holds its TLS keys."""
+    with started(request.param, gpus=0) as (client, _):
+        yield client
+
+
+def at(client: Client) -> list[str]:
+    """What is typed to use its workers."""
+    return ["transport=dask", f"transport.address={client.scheduler.address}"]
+
+
+def outcome(cell: Cell) -> tuple[Any, ...]:
+    result = cell.result
+    tables = [cell.rows("ledger.csv"), [{**row, "seconds": ""} for row in cell.rows("rounds.csv")]]
+    return result["cell"], result["state_sha256"], result["client_sha256"], tables
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["method=FULL", "clients=5", "fraction=0.6", "rounds=3"],
+        ["method=USPLIT", "clients=5", "federation.dropout=0.3", "rounds=3"],
+        ["method=UDEC", "clients=4", "partition=quantity_skew"],
+        ["algorithm=scaffold", "method=ULATDEC", "clients=4", "fraction=0.5", "rounds=3"],
+        ["transform=int4", "method=FULL", "clients=4", "fraction=0.5", "rounds=3"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_workers_give_the_bits_of_one_process(cell: MakeCell, workers: Client, arguments: list[str]) -> None:
+    alone = outcome(cell(*arguments, "transport=inline"))
+    assert outcome(cell(*arguments, *at(workers))) == alone
+
+
+class Broken(FedAvg):
+    """An algorithm of a user's that fails at one client."""
+
+    def callbacks(self, *arguments: Any) -> Any:
+        raise ZeroDivisionError("there is nothing to divide by")
+
+
+def test_a_failure_names_client_and_round(
+    command: Callable[..., int], workers: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = [*SMALL, "clients=1", *at(workers)]
+    assert command(*few, "optimizer.lr=1e30") == 1
+    assert "loss of client 0 became nan in round 1" in capfd.readouterr().err
+    assert command(*few, "+algorithm.name=broken", "+algorithm._target_=test_dask.Broken") == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "client 0 failed in round 1: ZeroDivisionError: there is nothing to divide by" in line
+
+
+def test_an_address_without_a_scheduler_is_bad_input(
+    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fedlight.federation.transport.dask_workers.ANSWER", 0.5)
+    assert command(*SMALL, "transport=dask", "transport.address=tcp://127.0.0.1:1") == 2
+    told = capfd.readouterr().err
+    assert "fedlight: error: transport.address: no scheduler of Dask answers at tcp://127.0.0.1:1\n" in told
+
+
+@THREE
+def test_a_round_whose_worker_is_killed_gives_the_same_bits(
+    cell: MakeCell, workers: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = outcome(cell(*LONG, "transport=inline"))
+    submit = ClientExecutor.submit
+    begun, killed = 0, []
+
+    def strike(executor: ClientExecutor, *arguments: Any, **more: Any) -> Any:
+        nonlocal begun
+        future = submit(executor, *arguments, **more)
+        begun += 1
+        if begun in (2, 6, 10):  # in each round
+            while not (busy := [address for address, tasks in workers.processing().items() if tasks]):
+                time.sleep(0.01)
+            ((_, worker),) = workers.run(os.getpid, workers=busy[:1]).items()
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+        return future
+
+    monkeypatch.setattr(ClientExecutor, "submit", strike)
+    assert outcome(cell(*LONG, *at(workers))) == alone
+    assert len(killed) == 3
+
+
+@THREE
+def test_a_cell_whose_scheduler_is_killed_goes_on_with_another(
+    cell: MakeCell,
+    command: Callable[..., int],
+    workers: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    quiet = outcome(cell(*LONG, "transport=inline"))
+    program = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
+    scheduler = subprocess.Popen(
+        [*program, "--host=127.0.0.1", "--port=0", "--scheduler-file=other"], stderr=subprocess.DEVNULL
+    )
+    program = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-dashboard", "--nthreads=1"]
+    worker = subprocess.Popen([*program, "--scheduler-file=other"], stderr=subprocess.DEVNULL)
+    receive = Server.receive
+
+    def strike(server: Server, update: Any) -> None:
+        if update.round == 2:
+            scheduler.kill()
+        receive(server, update)
+
+    try:
+        while not (tmp_path / "other").exists():
+            time.sleep(0.1)
+        address = json.loads((tmp_path / "other").read_text())["address"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Server, "receive", strike)
+            lost = [*SMALL, "name=cell1", *LONG]
+            shutil.rmtree(tmp_path / "runs")
+            capfd.readouterr()
+            assert command(*lost, "transport=dask", f"transport.address={address}") == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "the scheduler is gone; the same command goes on" in line
+    finally:
+        scheduler.kill()
+        worker.terminate()
+        worker.wait(30)
+    assert command(*lost, *at(workers)) == 0
+    assert "goes on after round 1" in capfd.readouterr().err
+    (path,) = tmp_path.glob("runs/cell1/*/result.json")
+    assert outcome(Cell(path.parent)) == quiet
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_our_own_workers_end_with_the_cell(
+    command: Callable[..., int], tmp_path: Path, number: signal.Signals
+) -> None:
+    typed = [*SMALL, *LONG, "name=long", "transport=dask", "transport.workers=2"]
+    asked = [sys.executable, "-m", "fedlight.run", *typed]
+    process = subprocess.Popen(asked, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    begun = time.monotonic()
+    while not list(tmp_path.glob("runs/long/*/checkpoint/server-r0001-*")):
+        assert process.poll() is None
+        assert time.monotonic() - begun < 200
+        time.sleep(0.02)
+    end_whole(process, number)
+    assert command(*typed[:-2], "transport=inline") == 0
+    (path,) = tmp_path.glob("runs/long/*/result.json")
+    kept = outcome(Cell(path.parent))
+    assert command(*[key.replace("long", "quiet") for key in typed[:-2]], "transport=inline") == 0
+    (path,) = tmp_path.glob("runs/quiet/*/result.json")
+    assert outcome(Cell(path.parent)) == kept

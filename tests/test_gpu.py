@@ -1,0 +1,52 @@
+"""What must hold on a GPU, in `make gpu`; without one, `pytest -m gpu` tries the same on the CPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, Cell
+
+from fedlight.federation.federator import Federator
+from fedlight.runtime.signals import Interrupted
+
+pytestmark = pytest.mark.gpu
+
+BITS = ("state_sha256", "client_sha256", "train_loss")
+
+
+def bits(cell: Cell) -> list[Any]:
+    return [cell.result[key] for key in BITS]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_cell_trains_on_the_device_and_after_an_interruption_to_the_same_bits(
+    command: Callable[..., int], cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    asked = ["method=UDEC", "clients=2", "epochs=5", "optimizer.lr=2e-3", f"trainer.precision={precision}"]
+    whole = cell(*asked)
+    losses = [float(row["train_loss"]) for row in whole.rows("rounds.csv")]
+    assert losses[-1] < losses[0]
+    assert whole.result["machine"]["precision"] == precision
+    if torch.cuda.is_available():
+        assert torch.cuda.max_memory_allocated() > 0
+
+    begin = Federator.on_fit_start
+
+    def interrupted(self: Federator, trainer: Any, module: Any) -> None:
+        begin(self, trainer, module)
+        if self._round == 2:
+            raise Interrupted(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Federator, "on_fit_start", interrupted)
+        assert command(*SMALL, "name=stopped", *asked) == 128 + 15
+    assert command(*SMALL, "name=stopped", *asked) == 0
+    assert bits(Cell(whole.folder.parents[1] / "stopped" / whole.folder.name)) == bits(whole)
+
+
+def test_clients_trained_at_once_come_to_the_same_bits(cell: Callable[..., Cell]) -> None:
+    alone, at_once = (cell("clients=2", f"trainer.workers={workers}") for workers in (1, 2))
+    assert bits(alone) == bits(at_once)
