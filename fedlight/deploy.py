@@ -127,6 +127,9 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
         scores = "images drawn from its own model and their scores, " if drawn else ""
         print(f"leaves at the end, {due}: {scores}the fingerprint of its own model")
     staying = [slice_ for slice_ in slices if slice_ not in method.uplink]
+    if method.warm_start:
+        print(f"leaves in the first {method.warm_start} rounds alone: {', '.join(staying) or 'nothing'}")
+        staying = []
     print(f"never leaves: the images{''.join(f', {slice_}' for slice_ in staying)}")
 
 

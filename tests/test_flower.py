@@ -108,9 +108,8 @@ class Toys:
         for name in ("_run_id", "_task_id", "_node_id"):
             patch.setattr(TaskIdentity, name, 1)
         here = self.institutions[0].site
-        around = Surroundings(
-            here, lambda: here, 2, 1, lambda: None, lambda: None, self.server.admit, self.server.forget
-        )
+        vetting = {"admit": self.server.admit, "forget": self.server.forget}
+        around = Surroundings(here, lambda: here, 2, 1, lambda: None, lambda: None, **vetting)
         self.transport = Flower(around, timeout=0.5)
 
     def run(self, rounds: int) -> None:

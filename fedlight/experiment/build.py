@@ -153,7 +153,15 @@ class Components:
         cohort = cohort_size(settings.clients, settings.fraction)
         make_site = SiteMaker(settings, folder.absolute())
         around = Surroundings(
-            here, make_site, cohort, self.room, done, check, ending, server.admit, server.forget
+            here,
+            make_site,
+            cohort,
+            self.room,
+            done,
+            check,
+            ending,
+            admit=server.admit,
+            forget=server.forget,
         )
         if self.method.pool or settings.rounds == 0:
             return Inline(around)

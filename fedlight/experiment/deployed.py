@@ -153,7 +153,8 @@ class Institution:
             raise Damaged(f"a server does not send {type(message).__name__}")
         if (message.cell, message.client) != (self.cell, self.client):
             raise Damaged(f"the message is for client {message.client} of {message.cell}")
-        method = self.site.setup.method
+        setup = self.site.setup
+        method = setup.method.in_round(message.round, setup.slices.names)
         if isinstance(message, Evaluation):
             if method.evaluate != "clients":
                 raise Damaged(f"{method.name} asks no client for scores")
