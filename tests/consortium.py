@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from fedlight.experiment.agreement import agreed_hash
@@ -15,6 +18,20 @@ from fedlight.experiment.agreement import agreed_hash
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PROGRAMS = ("flower-superlink", "flower-supernode", "flwr")
+STARTED = "Uvicorn running"
+PATIENT = (  # a process that Flower starts has 30 s to be there, too few on a busy machine
+    "import flwr.common.constant as constant; constant.HEARTBEAT_DEFAULT_INTERVAL = 300; "
+)
+SUPERLINK = [
+    sys.executable,
+    "-c",
+    f"{PATIENT}from flwr.superlink.cli import flower_superlink; flower_superlink()",
+]
+SUPERNODE = [
+    sys.executable,
+    "-c",
+    f"{PATIENT}from flwr.supernode.cli import flower_supernode; flower_supernode()",
+]
 
 
 def missing() -> str | None:
@@ -29,13 +46,10 @@ class Consortium:
 
     Args:
         folder: of everything.
-        app: that `fedlight deploy init` wrote.
     """
 
-    def __init__(self, folder: Path, app: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.app = app
-        self.agreed = agreed_hash(app / "federation" / "cell.yaml")
         self.port = free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         home = folder / "home"
@@ -74,62 +88,86 @@ class Consortium:
     def start_superlink(self) -> None:
         tls = "--ssl-ca-certfile ca.pem --ssl-certfile server.pem --ssl-keyfile server.key"
         options = (
-            f"--host 127.0.0.1 --port {self.port} --enable-supernode-auth --database {self.folder}/flower.db"
+            f"--host 127.0.0.1 --port {self.port} --enable-supernode-auth --database {self.folder}/flower.db "
+            f"{tls} --disable-runtime-dependency-installation"
         )
-        self._spawn(
-            "superlink", f"flower-superlink {options} {tls} --disable-runtime-dependency-installation".split()
-        )
-        until(lambda: "Uvicorn running" in self.log("superlink"), 120)
+        begun = self.log("superlink").count(STARTED)
+        self._spawn("superlink", [*SUPERLINK, *options.split()])
+        until(lambda: self.log("superlink").count(STARTED) > begun, 120)
 
-    def start_node(self, client: int, key: str, ca: str = "ca") -> None:
-        config = f'client={client} agreed="{self.agreed}" memory="{self.folder / key}"'
-        options = f"--superlink 127.0.0.1:{self.port} --host 127.0.0.1 --port {free_port()}"
-        command = (
-            f"flower-supernode {options} --root-certificates {ca}.pem --auth-supernode-private-key {key}.key"
-        )
-        self._spawn(key, [*command.split(), "--node-config", config])
+    def start_node(
+        self,
+        app: Path,
+        client: int,
+        key: str,
+        ca: str = "ca",
+        port: int = 0,
+        acts: dict[int, str] | None = None,
+    ) -> None:
+        """Starts a SuperNode.
 
-    def run(self) -> dict[str, object]:
-        """Has the one cell run to its end and returns its result.
-
-        Flower gives a process 30 s to start; where the machine is too busy for that, the run is typed again,
-        and goes on after its last stored round.
+        Args:
+            app: that `fedlight deploy init` wrote.
+            client: the institution's number.
+            key: the name of its key, of its log and of its memory's folder.
+            ca: the authority that it trusts.
+            port: where it reaches the SuperLink, 0 for the SuperLink's own.
+            acts: round: how it misbehaves.
         """
-        runs, late = self.folder / "runs", "task-token authentication failed"
+        agreed = agreed_hash(app / "federation" / "cell.yaml")
+        config = f'client={client} agreed="{agreed}" memory="{self.folder / key}"'
+        options = (
+            f"--superlink 127.0.0.1:{port or self.port} --host 127.0.0.1 --port {free_port()} "
+            f"--root-certificates {ca}.pem --auth-supernode-private-key {key}.key"
+        )
+        bad = {"PYTHONPATH": f"{ROOT / 'tests' / 'misbehaving'}:{ROOT}", "MISBEHAVE": json.dumps(acts)}
+        command = [*SUPERNODE, *options.split(), "--node-config", config]
+        self._spawn(key, command, bad if acts else {})
 
-        def missed() -> int:
-            return self.log("superlink").count(late)
+    def kill(self, name: str) -> None:
+        """Ends a SuperNode or the SuperLink at once, without a word."""
+        self.processes[name].kill()
+        self.processes[name].wait()
 
-        for _ in range(3):
-            before, deadline = missed(), time.monotonic() + 300
-            self._do(["flwr", "run", str(self.app), "test", "--run-config", f'output="{runs}"'])
-            while missed() == before and time.monotonic() < deadline:
-                for path in runs.glob("*/*/result.json"):
-                    found: dict[str, object] = json.loads(path.read_text())
-                    return found
-                time.sleep(0.5)
-        raise TimeoutError
+    def submit(self, app: Path) -> None:
+        """Starts the cell of an app, or goes on with it."""
+        self._do(["flwr", "run", str(app), "test", "--run-config", f'output="{self.runs(app)}"'])
+
+    def runs(self, app: Path) -> Path:
+        """The folder of the results of an app."""
+        return self.folder / "runs" / app.parent.name
+
+    def result(self, app: Path) -> dict[str, object]:
+        """Waits for the end of the cell of an app."""
+        until(lambda: list(self.runs(app).glob("*/*/result.json")), 300)
+        (path,) = self.runs(app).glob("*/*/result.json")
+        found: dict[str, object] = json.loads(path.read_text())
+        return found
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def stop(self) -> None:
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    def end(self, name: str) -> None:
+        """Ends a SuperNode or the SuperLink as Ctrl-C would."""
+        process = self.processes.pop(name)
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
-    def _spawn(self, name: str, command: list[str]) -> None:
+    def stop(self) -> None:
+        for name in [*self.processes]:
+            self.end(name)
+
+    def _spawn(self, name: str, command: list[str], more: dict[str, str] | None = None) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env=self.environment,
+                env=self.environment | (more or {}),
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -138,6 +176,53 @@ class Consortium:
     def _do(self, command: list[str]) -> None:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+
+
+class Tap:
+    """Between a node and the SuperLink: TLS ends here, what the node sends is kept, and goes on over TLS.
+
+    Args:
+        folder: with the authority's and the server's certificates.
+        port: of the SuperLink.
+    """
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.sent = bytearray()
+        self._to = ("127.0.0.1", port)
+        self._serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._serving.load_cert_chain(folder / "server.pem", folder / "server.key")
+        self._calling = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._carry, args=self._listener.accept()[:1], daemon=True).start()
+
+    def _carry(self, caller: socket.socket) -> None:
+        """One connection: bytes of the node and of the SuperLink in turns, as HTTP/1.1 has them."""
+        with suppress(OSError):
+            raw = socket.create_connection(self._to)
+            node = self._serving.wrap_socket(caller, server_side=True)
+            link = self._calling.wrap_socket(raw, server_hostname="127.0.0.1")
+            back = threading.Thread(target=self._copy, args=(link, node, None), daemon=True)
+            back.start()
+            self._copy(node, link, self.sent)
+
+    def _copy(self, source: ssl.SSLSocket, to: ssl.SSLSocket, kept: bytearray | None) -> None:
+        with suppress(OSError):
+            while content := source.recv(1 << 16):
+                if kept is not None:
+                    kept += content
+                to.sendall(content)
+        for end in (source, to):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def until(happened: Callable[[], object], seconds: float) -> None:

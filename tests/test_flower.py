@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Cell, invoke
-from consortium import Consortium, missing, until
+from consortium import Consortium, Tap, missing, until
 from PIL import Image
 from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
 
@@ -28,6 +28,7 @@ from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.flower import Flower
+from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.transport import Surroundings
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput, Damaged
@@ -456,42 +457,131 @@ def test_an_app_is_not_written_over(app: Path, capsys: pytest.CaptureFixture[str
     assert "is there already" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="session")
-def consortium(app: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
-    """A SuperLink, and three institutions that have joined."""
+@pytest.fixture(scope="module")
+def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
+    """A SuperLink, and the keys of three institutions."""
     if absent := missing():
         pytest.skip(absent)
-    found = Consortium(tmp_path_factory.mktemp("consortium") / "all", app)
+    found = Consortium(tmp_path_factory.mktemp("consortium") / "all")
     try:
         found.start_superlink()
         for client in range(3):
             found.make_key(f"node{client}")
-            found.start_node(client, f"node{client}")
         yield found
     finally:
         found.stop()
 
 
+JOINED = "Activated node_id"
+
+
+def joined(consortium: Consortium, count: int) -> None:
+    """Waits until the SuperLink has heard nodes join so often."""
+    until(lambda: consortium.log("superlink").count(JOINED) >= count, 180)
+
+
+STATEFUL = ["method=USPLIT", "algorithm=scaffold", "transform=topk"]
+"""State on both sides, errors of encoding that clients keep, and an uplink that is dealt to pairs."""
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("chosen", [["method=FULL"], STATEFUL])
 def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
-    consortium: Consortium, cell: Callable[..., Cell]
+    chosen: list[str], consortium: Consortium, cell: Callable[..., Cell], tmp_path: Path
 ) -> None:
-    found, plain = consortium.run(), cell("method=FULL", "clients=3", "transport=inline").result
+    app = tmp_path / "app"
+    assert invoke("init", str(app), *COMMON, *chosen, main=deploy.main) == 0
+    for client in range(3):
+        consortium.start_node(app, client, f"node{client}")
+    consortium.submit(app)
+    plain, found = cell("clients=3", "transport=inline", *chosen).result, consortium.result(app)
+    for client in range(3):
+        consortium.end(f"node{client}")
     assert found["status"] == "completed"
     for key in ("cell", "state_sha256", "train_loss", "exchange"):
         assert found[key] == plain[key]
 
 
 @pytest.mark.slow
-def test_a_wrong_certificate_and_an_unregistered_key_are_refused(consortium: Consortium) -> None:
+def test_a_wrong_certificate_and_an_unregistered_key_are_refused(app: Path, consortium: Consortium) -> None:
     consortium.make_certificate("other", "theirs")
     consortium.make_key("stranger", register=False)
     consortium.make_key("deceived")
-    joined = "Activated node_id"
-    until(lambda: consortium.log("superlink").count(joined) == 3, 120)
-    consortium.start_node(0, "stranger")
-    consortium.start_node(0, "deceived", ca="other")
+    before = consortium.log("superlink").count(JOINED)
+    consortium.start_node(app, 0, "stranger")
+    consortium.start_node(app, 0, "deceived", ca="other")
     until(lambda: "Failed to activate SuperNode" in consortium.log("stranger"), 120)
     until(lambda: consortium.log("deceived").count("Connection attempt failed") > 2, 120)
     assert "SuperNode ID" not in consortium.log("stranger") + consortium.log("deceived")
-    assert consortium.log("superlink").count(joined) == 3
+    assert consortium.log("superlink").count(JOINED) == before
+    for name in ("stranger", "deceived"):
+        consortium.end(name)
+
+
+ACTS = {2: "flip", 3: "shape", 4: "name", 5: "nan", 6: "slice", 7: "until never"}
+TOLD = {
+    2: "sent what cannot be read",
+    3: "of torch.float32 and shape (3,) in place of",
+    4: "has a tensor theirs in slice decoder",
+    5: "left the finite numbers",
+    6: "reports decoder, encoder in place of decoder",
+    7: "did not answer within 40 s; it drops out",
+}
+
+
+@pytest.mark.slow
+def test_bad_updates_and_kills_cost_a_client_its_rounds_and_nothing_else_leaves_a_node(
+    consortium: Consortium, cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, back, again = tmp_path / "app", tmp_path / "back", tmp_path / "again"
+    chosen = ["method=UDEC", "rounds=10", "clients=3"]
+    assert invoke("init", str(app), *COMMON, *chosen, "transport.timeout=40", main=deploy.main) == 0
+    before = consortium.log("superlink").count(JOINED)
+    tap = Tap(consortium.folder, consortium.port)
+    consortium.start_node(app, 0, "node0", acts={8: f"until {back}", 9: f"until {again}"})
+    consortium.start_node(app, 1, "node1", port=tap.port)
+    consortium.start_node(app, 2, "node2", acts=ACTS)
+    joined(consortium, before + 3)
+    consortium.submit(app)
+
+    def stored(round_: int) -> bool:
+        return any(consortium.runs(app).glob(f"*/*/checkpoint/server/r{round_:04d}*"))
+
+    until(lambda: stored(7), 400)
+    consortium.kill("node2")
+    consortium.start_node(app, 2, "node2")
+    joined(consortium, before + 4)
+    back.touch()
+    until(lambda: stored(8), 120)
+    consortium.kill("superlink")
+    consortium.start_superlink()
+    again.touch()
+    consortium.submit(app)
+    found = consortium.result(app)
+    tap.close()
+    for client in range(3):
+        consortium.end(f"node{client}")
+
+    lines = consortium.log("superlink").splitlines()
+    for told in TOLD.values():
+        (line,) = [line for line in lines if told in line]
+        assert re.search(r"fedlight: client 2 \(node \d+\) ", line)
+    (path,) = consortium.runs(app).glob("*/*/ledger.csv")
+    up = {
+        (int(r["round"]), int(r["client"]))
+        for r in Cell(path.parent).rows("ledger.csv")
+        if r["direction"] == "up"
+    }
+    lost = {(round_, client) for round_ in range(1, 11) for client in range(3)} - up
+    assert {(round_, 2) for round_ in TOLD} <= lost <= {(round_, 2) for round_ in range(2, 10)}
+
+    exchange = Inline.exchange
+    monkeypatch.setattr(
+        Inline,
+        "exchange",
+        lambda self, asked: (u for u in exchange(self, asked) if (u.round, u.client) not in lost),
+    )
+    plain = cell(*chosen, "transport=inline").result
+    for key in ("cell", "state_sha256", "train_loss", "exchange"):
+        assert found[key] == plain[key]
+    (tmp_path / "sent").write_bytes(tap.sent)
