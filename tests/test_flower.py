@@ -545,7 +545,7 @@ def test_bad_updates_and_kills_cost_a_client_its_rounds_and_nothing_else_leaves_
     consortium.submit(app)
 
     def stored(round_: int) -> bool:
-        return any(consortium.runs(app).glob(f"*/*/checkpoint/server/r{round_:04d}*"))
+        return any(consortium.runs(app).glob(f"*/*/checkpoint/server-r{round_:04d}-*"))
 
     until(lambda: stored(7), 400)
     consortium.kill("node2")
