@@ -16,6 +16,7 @@ import torch
 from conftest import Cell, invoke
 from consortium import Consortium, Tap, missing, until
 from PIL import Image
+from safetensors.torch import load_file
 from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
 
 from fedlight import deploy
@@ -529,6 +530,28 @@ TOLD = {
 }
 
 
+def check_tap(sent: bytes, kept: Path, app: Path) -> None:
+    """Of what client 1 sent, only its updates are large; no image is in it, and nothing that it keeps."""
+    (file,) = (kept / "updates").iterdir()
+    update = file.read_bytes().partition(b"\n")[2]
+    assert isinstance(from_bytes(update), Update)
+    assert update in sent
+    large = [size for size in map(int, re.findall(rb"(?i)content-length: (\d+)\r\n", sent)) if size > 4096]
+    assert len(large) in (
+        10,
+        11,
+    )  # one a round, and perhaps the one that the SuperLink had under way once more
+    assert all(len(update) <= size < len(update) + 2048 for size in large)
+    (*_, memory) = sorted((kept / "clients" / "000001").iterdir())
+    private = {
+        name: t for name, t in load_file(memory).items() if name.startswith("model/") and t.nbytes >= 64
+    }
+    assert len(private) > 10
+    assert not [name for name, tensor in private.items() if tensor.numpy().tobytes()[:64] in sent]
+    mine = build_institution(agreed(app / "federation" / "cell.yaml", None), 1)
+    assert not [n for n in mine.shares[1] if mine.dataset.train.pixels[n].numpy().tobytes() in sent]
+
+
 @pytest.mark.slow
 def test_bad_updates_and_kills_cost_a_client_its_rounds_and_nothing_else_leaves_a_node(
     consortium: Consortium, cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -584,4 +607,4 @@ def test_bad_updates_and_kills_cost_a_client_its_rounds_and_nothing_else_leaves_
     plain = cell(*chosen, "transport=inline").result
     for key in ("cell", "state_sha256", "train_loss", "exchange"):
         assert found[key] == plain[key]
-    (tmp_path / "sent").write_bytes(tap.sent)
+    check_tap(bytes(tap.sent), consortium.folder / "node1" / path.parent.name / "checkpoint", app)
