@@ -1,4 +1,4 @@
-"""Coarse rounding, whose many zeros and few levels an entropy coder makes small (arXiv 1610.02132, section 3.2)."""
+"""Coarse rounding: few levels, most of them zero, which an entropy coder makes small (EF-SGD, arXiv 1901.09847)."""
 
 import numpy as np
 import torch
