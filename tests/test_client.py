@@ -24,6 +24,7 @@ from fedlight.federation.rounds import federate
 from fedlight.federation.transforms.topk import TopK
 from fedlight.runtime import stopwatch
 from fedlight.runtime.errors import Damaged, MemoryLost
+from fedlight.runtime.hashing import state_sha256
 
 ALONE = """
 import sys
@@ -198,13 +199,17 @@ def test_the_server_knows_who_has_reported(tmp_path: Path) -> None:
 def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL)
     server = toy_server(setup)
+    server.theta = {name: tensor + 1 for name, tensor in server.theta.items()}
     memory: Memory = {"model": {"own.weight": torch.full((2, 3), 2.0), "own.bias": torch.zeros(2)}}
     first, second = server.evaluations([0, 1], draw=True)
     own, other = evaluate(first, memory, setup), evaluate(second, {}, setup)
     assert (own.client, other.client) == (0, 1)
     assert own.metrics["norm"] == pytest.approx((6 * 4) ** 0.5)
     assert other.metrics["norm"] != own.metrics["norm"]
-    assert own.sha256 != other.sha256
+    assert (other.sha256, own.sha256) == (
+        state_sha256(server.theta),
+        state_sha256(server.theta | memory["model"]),
+    )
     shown = from_bytes(to_bytes(own)).payloads["grid"]
     assert torch.equal(shown.tensors["pixels"], memory["model"]["own.weight"])
     assert shown.params == 6
