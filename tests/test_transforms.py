@@ -354,7 +354,13 @@ def test_bytes_that_are_no_payload_are_refused() -> None:
     chain = Chain([Sign(), Huffman()])
     content = chain.encode(state, rng(), "it")
     bomb = Huffman().compress(bytes(10**7))
-    for wrong in (content[:-20], content.flip(0), torch.frombuffer(bytearray(bomb), dtype=torch.uint8)):
+    longer = torch.cat([content, content[:1]])
+    for wrong in (
+        content[:-20],
+        content.flip(0),
+        longer,
+        torch.frombuffer(bytearray(bomb), dtype=torch.uint8),
+    ):
         with pytest.raises(Damaged, match="an encoded payload"):
             chain.decode(wrong, state)
 
