@@ -230,7 +230,16 @@ def test_rounding_by_a_second_writing() -> None:
 
 def test_rounding_sizes_by_hand() -> None:
     state = odd_state()
-    codes = {"convolution": 27, "vector": 3, "scalar": 1, "empty": 0, "hollow": 0, "one": 1, "constant": 3, "zero": 3}
+    codes = {
+        "convolution": 27,
+        "vector": 3,
+        "scalar": 1,
+        "empty": 0,
+        "hollow": 0,
+        "one": 1,
+        "constant": 3,
+        "zero": 3,
+    }
     assert encoded_size([Rounding(1.0)], state) == sum(codes.values()) + 2 * len(codes)
 
 

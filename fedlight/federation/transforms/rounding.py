@@ -1,4 +1,4 @@
-"""Coarse rounding: few levels, most of them zero, which an entropy coder makes small (EF-SGD, arXiv 1901.09847)."""
+"""Coarse rounding to few levels, most of them zero: small after entropy coding (EF-SGD, arXiv 1901.09847)."""
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ LEVELS = 7  # away from zero
 class Rounding:
     """Rounds each entry to the nearest multiple of a step, seven steps at most; it draws nothing.
 
-    The step is a share of the tensor's root mean square, in bfloat16. Sends the packed codes of each tensor, four bits
-    an entry, and its step; made for a chain with entropy coding behind it and with error feedback, since the
-    rounding is biased.
+    The step is a multiple of the tensor's root mean square, in bfloat16. Sends the packed codes of each tensor,
+    four bits an entry, and its step. It is made for a chain that ends in entropy coding; as it is biased, it
+    needs the error feedback that every chain has.
 
     Args:
         step: in root mean squares, above 0.
