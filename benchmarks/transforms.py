@@ -4,7 +4,8 @@ python benchmarks/transforms.py [--quick] [--out FILE.json]
 
 The whole UNet crosses (method FULL), a delta of random numbers. In a round a client decodes what comes down
 and encodes what it reports, and the server decodes that; once a round, whatever the number of clients, the
-server encodes what goes down. A step is forward, backward and Adam of 128 images of 28x28, fp32. One thread for all.
+server encodes what goes down. A step is forward, backward and Adam of 128 images of 28x28, fp32.
+One thread for all.
 """
 
 from typing import Any

@@ -75,7 +75,7 @@ def _fetch(url: str, path: Path) -> None:
         told = f", {size:.1f} MiB" if size else ""
         print(f"fedlight: downloading {url}{told}", file=sys.stderr)
         blocks = iter(partial(response.read, MIB), b"")
-        for block in track(blocks, "downloading Inception's weights (MiB)", size and ceil(size)):
+        for block in track(blocks, "downloading Inception's weights (MiB)", ceil(size) if size else None):
             file.write(block)
     if not _has_promised_hash(path):
         raise OSError(f"what came has the SHA-256 {file_sha256(path)}")

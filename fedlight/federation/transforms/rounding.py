@@ -15,9 +15,9 @@ LEVELS = 7  # away from zero
 class Rounding:
     """Rounds each entry to the nearest multiple of a step, seven steps at most; it draws nothing.
 
-    The step is a multiple of the tensor's root mean square, in bfloat16. Sends the packed codes of each tensor,
-    four bits an entry, and its step. It is made for a chain that ends in entropy coding; as it is biased, it
-    needs the error feedback that every chain has.
+    The step is a multiple of the tensor's root mean square, in bfloat16. Sends the packed codes of each
+    tensor, four bits an entry, and its step. It is made for a chain that ends in entropy coding; as it is
+    biased, it needs the error feedback that every chain has.
 
     Args:
         step: in root mean squares, above 0.
