@@ -18,7 +18,7 @@ from fedlight.data.data_name import data_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.manual import manual
 from fedlight.reporting.terminal import SweepWatch
-from fedlight.runs.identity import cell_folder, is_done
+from fedlight.runs.identity import cell_folder, is_done, tell_done
 from fedlight.runtime.environment import load_environment
 from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause
 from fedlight.runtime.lock import hold
@@ -125,7 +125,7 @@ def check_and_run(config: DictConfig) -> None:
         return
     folder = cell_folder(settings)
     if is_done(folder):
-        print(f"{folder.name}: done already, in {folder}")
+        tell_done(folder)
         return
     with hold(folder) as held:
         with no_garbage():

@@ -9,6 +9,7 @@ import torch
 from conftest import SMALL, Cell, Wire
 from toy import FULL, PARTIAL, Toy, ToyData, inline, toy_server, toy_setup, toy_site
 
+from fedlight.federation.algorithms.fedadam import FedAdam
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.algorithms.fedprox import FedProx
 from fedlight.federation.client import local_update
@@ -165,6 +166,14 @@ def test_server_momentum_by_hand(tmp_path: Path) -> None:
             torch.testing.assert_close(server.theta[name].double(), theta[name], rtol=1e-5, atol=1e-6)
         received.clear()
         assert done.round == server.round
+
+
+def test_fedadam_without_memory_steps_by_the_last_difference() -> None:
+    """m is the difference and v its square: eta * d / (|d| + tau)."""
+    algorithm = FedAdam(lr=0.5, momentum=0.0, beta2=0.0, tau=1.0)
+    theta, mean = {"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([4.0, -2.0])}
+    after, _ = algorithm.step(theta, mean, {}, algorithm.init(theta))
+    assert after["w"].tolist() == [1 + 0.5 * 3 / 4, 1 - 0.5 * 3 / 4]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,10 @@ CASES = {
     "more clients than images": (["clients=1438"], "clients must be at most 1437"),
     "misspelled key": (["trainer.thread=2"], "trainer.thread is not a key .* did you mean trainer.threads"),
     "misspelled key of a group": (["methd=FULL"], "methd is not a key .* did you mean method"),
+    "key left out of the configuration": (
+        ["method.keep_optimizer=true"],
+        r"method.keep_optimizer has no value .* \+method.keep_optimizer=\.\.\. adds one",
+    ),
     "misspelled new key": (["+dta.limit=1"], "dta is not a key .* did you mean data"),
     "grid without -m": (["sweeps=demo"], "sweeps=demo is a grid .* add -m .* method=... clients=..."),
     "part of a grid without -m": (["sweeps=demo", "method=FULL"], "or choose one by clients=..."),

@@ -13,17 +13,21 @@ import pytest
 import torch
 from lightning import Callback
 from torch.optim import Adam
-from toy import FULL, PARTIAL, ToyData, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, Toy, ToyData, inline, toy_server, toy_setup, toy_site
 
-from fedlight.federation import outbox
+from fedlight.federation import outbox, rounds
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import Memory, evaluate, local_update
 from fedlight.federation.codec import Codec
+from fedlight.federation.federator import Federator, on_cpu
 from fedlight.federation.messages import Broadcast, State, Update, from_bytes, pack, to_bytes, unpack
 from fedlight.federation.rounds import federate
+from fedlight.federation.transforms.sign import Sign
 from fedlight.federation.transforms.topk import TopK
 from fedlight.runtime import stopwatch
-from fedlight.runtime.errors import Damaged, MemoryLost
+from fedlight.runtime.errors import BadInput, Damaged, MemoryLost
+from fedlight.runtime.hashing import state_sha256
 
 ALONE = """
 import sys
@@ -195,16 +199,59 @@ def test_the_server_knows_who_has_reported(tmp_path: Path) -> None:
     assert 0 < len(server.trained) < 4 == len(server.met)
 
 
+def test_a_server_goes_on_after_the_last_stored_round_or_before_the_first(tmp_path: Path) -> None:
+    setup = toy_setup(codec=Codec(down=[Sign()]))
+    server, again, new = (toy_server(setup) for _ in range(3))
+    checkpoint = ServerCheckpoint(tmp_path, "toy")
+    for done in federate(server, inline(toy_site(setup, tmp_path / "site")), 3):
+        server.save(checkpoint, {"after": done.round})
+    assert sorted(path.name[:12] for path in tmp_path.glob("server-*")) == [
+        "server-r0002",
+        "server-r0003",
+    ]
+    for before, history, like in ((None, {"after": 3}, server), (3, {"after": 2}, None), (2, None, new)):
+        assert again.resume(checkpoint, before) == history
+        assert again.round == (history or {"after": 0})["after"]
+        if like:
+            sent, expected = ([*map(to_bytes, of.broadcasts())] for of in (again, like))
+            assert sent == expected
+
+
+def test_seconds_of_training_and_of_merging_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(0.0)  # begun, twice before and after an update is taken, closed, ended
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    setup = toy_setup()
+    (done,) = federate(toy_server(setup), inline(toy_site(setup, tmp_path)), 1)
+    assert (done.training, done.merging) == (3, 3)
+
+
+def test_a_fit_whose_last_epoch_drew_no_image_counts_but_one_without_a_step_is_refused() -> None:
+    module = Toy()
+    trainer = SimpleNamespace(optimizers=[module.configure_optimizers()], global_step=1)
+    federator = Federator(3, 2, on_cpu(module.state_dict()), None)
+    federator.on_fit_start(trainer, module)
+    federator.on_train_epoch_start(trainer, module)
+    federator.on_fit_end(trainer, module)
+    assert (federator.loss, federator.steps) == (0, 1)
+    trainer.global_step = 0
+    with pytest.raises(BadInput, match="client 3 trained on no image in round 2"):
+        federator.on_fit_end(trainer, module)
+
+
 def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL)
     server = toy_server(setup)
+    server.theta = {name: tensor + 1 for name, tensor in server.theta.items()}
     memory: Memory = {"model": {"own.weight": torch.full((2, 3), 2.0), "own.bias": torch.zeros(2)}}
     first, second = server.evaluations([0, 1], draw=True)
     own, other = evaluate(first, memory, setup), evaluate(second, {}, setup)
     assert (own.client, other.client) == (0, 1)
     assert own.metrics["norm"] == pytest.approx((6 * 4) ** 0.5)
     assert other.metrics["norm"] != own.metrics["norm"]
-    assert own.sha256 != other.sha256
+    assert (other.sha256, own.sha256) == (
+        state_sha256(server.theta),
+        state_sha256(server.theta | memory["model"]),
+    )
     shown = from_bytes(to_bytes(own)).payloads["grid"]
     assert torch.equal(shown.tensors["pixels"], memory["model"]["own.weight"])
     assert shown.params == 6

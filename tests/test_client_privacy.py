@@ -1,10 +1,12 @@
 """Client-level privacy: what one client can add, what hides it, and what is counted."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,17 +195,18 @@ def test_an_update_that_comes_twice_or_from_nobody_counts_once(capfd) -> None:
     assert "came twice" in capfd.readouterr().err
 
 
-def test_extras_share_the_norm_of_the_slices() -> None:
+@pytest.mark.parametrize("visits", [10.0, 1e30])
+def test_extras_share_the_norm_of_the_slices(visits: float) -> None:
     made = mechanism(clip=1.0, clients=1)
     setup = toy_setup(FULL, Counting(0.0), privacy=made)
     server = toy_server(setup, clients=1)
     list(server.broadcasts())
     start = {name: tensor.clone() for name, tensor in server.theta.items()}
     moved = {name: tensor + 2.0 for name, tensor in start.items()}
-    norm = math.sqrt(4 * sum(tensor.numel() for tensor in start.values()) + 10**2)
-    server.receive(update(0, moved, {"visits": torch.tensor(10.0)}))
+    norm = math.sqrt(4 * sum(tensor.numel() for tensor in start.values()) + visits**2)
+    server.receive(update(0, moved, {"visits": torch.tensor(visits)}))
     server.close_round()
-    assert server.state["visits"].item() == pytest.approx(10 / norm)
+    assert server.state["visits"].item() == pytest.approx(visits / norm)
     for name, tensor in start.items():
         torch.testing.assert_close(server.theta[name], tensor + 2.0 / norm)
 
@@ -292,6 +295,14 @@ def test_normal_numbers_of_the_system_are_normal() -> None:
     assert kstest(numbers.flatten(), "norm").pvalue > 1e-6
 
 
+@pytest.mark.parametrize("byte", [b"\x00", b"\xff"])
+def test_the_least_and_the_largest_number_of_the_system_are_finite(
+    byte: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "urandom", lambda count: byte * count)
+    assert np.isfinite(SystemNormal().standard_normal(3)).all()
+
+
 # --- the cohort ---
 
 
@@ -350,6 +361,27 @@ def test_the_adaptive_clip_finds_its_quantile_and_survives_a_restart(tmp_path: P
     again = toy_server(setup, clients=clients)
     again.resume(checkpoint)
     assert again._private["clip"].item() == clip
+
+
+def test_a_step_of_the_adaptive_clip_by_hand() -> None:
+    """Algorithm 1 and theorem 1 of arXiv 1905.03871; every draw is 1."""
+    clip, noise, expected, asked = 0.1, 0.8, 10, []
+
+    def source(*key: int | str) -> SimpleNamespace:
+        asked.append(key)
+        return SimpleNamespace(standard_normal=np.ones)
+
+    server = wide(expected, clip=clip, noise=noise, quantile=0.7, source=source)
+    assert server._private["clip"].item() == clip
+    fits, too_large = server.theta, {**server.theta, "shared.bias": torch.tensor([5.0])}
+    theta = released(server, [update(client, fits if client else too_large) for client in range(4)])
+    count_noise = expected / 20
+    rest = (noise**-2 - (2 * count_noise) ** -2) ** -0.5
+    assert theta[:-1] == pytest.approx(rest * clip / expected)
+    assert theta[-1] == pytest.approx((rest * clip + clip) / expected)
+    share = (3 - 4 / 2 + count_noise) / expected + 1 / 2
+    assert server._private["clip"].item() == pytest.approx(clip * math.exp(-0.2 * (share - 0.7)))
+    assert asked == [("server", 1)]
 
 
 # --- cells ---

@@ -327,6 +327,29 @@ def test_a_worker_makes_the_site_of_a_cell_once(monkeypatch: pytest.MonkeyPatch)
     assert seen == [f"site of {name}" for name in ("one", "one", "two", "two", "one")]
 
 
+SCORED = """
+from fedlight.federation.transport import processes
+
+def scores():
+    import torch
+    from fedlight.evaluation.extractor import Features
+    from fedlight.evaluation.reference import Moments, Reference
+    from fedlight.evaluation.scores import score
+    seen = Features(torch.rand(80, 64), torch.rand(80, 10))
+    return score(seen, Reference(seen, Moments.of(seen.values)))
+
+print(processes._executor(1).submit(scores).result()["fid"])
+processes.end_workers()
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_scored_leaves_nothing_behind_that_others_complain_of() -> None:
+    done = subprocess.run([sys.executable, "-c", SCORED], capture_output=True, text=True, check=True)
+    assert abs(float(done.stdout)) < 1e-6
+    assert done.stderr == ""
+
+
 def test_a_worker_whose_work_is_done_ends_by_itself() -> None:
     """What looks for its parent is not waited for."""
     worker = "import os; from fedlight.federation.transport.worker import begin; begin(os.getppid())"

@@ -191,6 +191,28 @@ def test_cells_that_are_done_are_not_launched_again(
     assert "Launching 2 jobs" in out
 
 
+@pytest.mark.parametrize(
+    "installed", [["squeue", "sbatch", "srun"], []], ids=["without a cluster", "without SLURM"]
+)
+def test_where_no_slurm_answers_one_line_says_so(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    installed: list[str],
+) -> None:
+    for name in installed:
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\necho '{name}: error: no configuration' >&2\nexit 1\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin" if installed else str(tmp_path / "bin"))
+    assert command(*SWEEP, *TINY, "hydra/launcher=slurm") == 2
+    assert capfd.readouterr().err == (
+        "fedlight: error: hydra/launcher=slurm: squeue does not answer; is this a login node of SLURM?\n"
+    )
+
+
 def test_a_dry_run_counts_what_the_cells_then_exchange_and_runs_nothing(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from fedlight.federation.server import Server
 from fedlight.federation.transforms.huffman import Huffman
 from fedlight.federation.transforms.lowrank import LowRank
 from fedlight.federation.transforms.quantisation import Quantisation
+from fedlight.federation.transforms.rounding import Rounding
 from fedlight.federation.transforms.sign import Sign
 from fedlight.federation.transforms.topk import TopK
 from fedlight.runtime.errors import BadInput, Damaged, Diverged
@@ -31,6 +32,7 @@ STAGES: dict[str, list[Any]] = {
     "int4": [Quantisation(4)],
     "int2": [Quantisation(2)],
     "sign": [Sign()],
+    "rounding": [Rounding(1.0)],
     "topk": [TopK(0.25)],
     "lowrank": [LowRank(1)],
     "lowrank-int8": [LowRank(1), Quantisation(8)],
@@ -210,6 +212,43 @@ def test_sign_sizes_by_hand() -> None:
 # --- top-k
 
 
+def test_rounding_by_a_second_writing() -> None:
+    """Nearest multiples of a step, which bfloat16 holds to 8 bits; from seven steps on an entry is cut."""
+    values = [3.0, -0.4, 0.6, 0.0, -1.4, 40.0]
+    size = 1.5 * (sum(value**2 for value in values) / 6) ** 0.5  # the step
+    found = through([Rounding(1.5)], {"w": torch.tensor(values).view(2, 3)})["w"].flatten().tolist()
+    expected = [min(7, round(abs(value) / size)) * size * (1 if value > 0 else -1) for value in values]
+    np.testing.assert_allclose(found, expected, rtol=2**-8)
+    assert set(found) == {0.0, found[-1]}
+
+    values[-1] = 3.0
+    size = 0.1 * (sum(value**2 for value in values) / 6) ** 0.5
+    found = through([Rounding(0.1)], {"w": torch.tensor(values)})["w"].tolist()
+    np.testing.assert_allclose(found[0], 7 * size, rtol=2**-8)
+    np.testing.assert_allclose(found[1], -round(0.4 / size) * size, rtol=2**-8)
+
+
+def test_rounding_sizes_by_hand() -> None:
+    state = odd_state()
+    codes = {
+        "convolution": 27,
+        "vector": 3,
+        "scalar": 1,
+        "empty": 0,
+        "hollow": 0,
+        "one": 1,
+        "constant": 3,
+        "zero": 3,
+    }
+    assert encoded_size([Rounding(1.0)], state) == sum(codes.values()) + 2 * len(codes)
+
+
+def test_rounding_needs_a_step() -> None:
+    for step in (0.0, -1.0, float("nan")):
+        with pytest.raises(BadInput, match="step of rounding must be above 0"):
+            Rounding(step)
+
+
 def test_topk_by_a_second_writing() -> None:
     state = odd_state()
     for share in (0.01, 1 / 3, 1.0):
@@ -324,7 +363,13 @@ def test_bytes_that_are_no_payload_are_refused() -> None:
     chain = Chain([Sign(), Huffman()])
     content = chain.encode(state, rng(), "it")
     bomb = Huffman().compress(bytes(10**7))
-    for wrong in (content[:-20], content.flip(0), torch.frombuffer(bytearray(bomb), dtype=torch.uint8)):
+    longer = torch.cat([content, content[:1]])
+    for wrong in (
+        content[:-20],
+        content.flip(0),
+        longer,
+        torch.frombuffer(bytearray(bomb), dtype=torch.uint8),
+    ):
         with pytest.raises(Damaged, match="an encoded payload"):
             chain.decode(wrong, state)
 

@@ -1,9 +1,12 @@
 """The scores of generated images, computed by torch-fidelity from features in memory."""
 
+from threading import RLock
+
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+from tqdm import tqdm
 
 from fedlight.evaluation.extractor import DIMENSIONS, Features
 from fedlight.evaluation.reference import Moments, Reference
@@ -11,6 +14,8 @@ from fedlight.runtime.errors import BadInput
 
 KID_SUBSETS, KID_LARGEST_SUBSET = 100, 1000  # torch-fidelity's own
 NEIGHBOURS = 3  # of precision and recall, arXiv 1904.06991
+
+tqdm.set_lock(RLock())  # its own is a semaphore, which a worker that is killed leaves behind
 
 
 def check_budget(samples: int, reference: int, source: str, extractor: str) -> None:

@@ -70,10 +70,12 @@ def _fetch(url: str, path: Path) -> None:
         OSError: not reached, or what came is not what the name of the file promises.
     """
     with urlopen(url) as response, path.open("wb") as file:
-        size = int(response.headers["Content-Length"]) / MIB
-        print(f"fedlight: downloading {url}, {size:.1f} MiB", file=sys.stderr)
+        length = response.headers["Content-Length"]  # not every server tells it
+        size = int(length) / MIB if length else None
+        told = f", {size:.1f} MiB" if size else ""
+        print(f"fedlight: downloading {url}{told}", file=sys.stderr)
         blocks = iter(partial(response.read, MIB), b"")
-        for block in track(blocks, "downloading Inception's weights (MiB)", ceil(size)):
+        for block in track(blocks, "downloading Inception's weights (MiB)", ceil(size) if size else None):
             file.write(block)
     if not _has_promised_hash(path):
         raise OSError(f"what came has the SHA-256 {file_sha256(path)}")

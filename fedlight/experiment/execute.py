@@ -30,7 +30,7 @@ from fedlight.loggers.metrics import CellLog
 from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
 from fedlight.runs.clock import Clock, Spent
 from fedlight.runs.csv_files import write_partition
-from fedlight.runs.identity import SCHEMA, cell_folder, is_done, write_config
+from fedlight.runs.identity import SCHEMA, cell_folder, is_done, tell_done, write_config
 from fedlight.runs.record import Record
 from fedlight.runtime.errors import BadInput, Damaged, Diverged, ExtensionFailed, MemoryLost
 from fedlight.runtime.files import remove_temporaries
@@ -61,7 +61,7 @@ def run_cell(settings: CellConfig, held: Hold, make: Callable[[CellConfig], Comp
     folder = cell_folder(settings)
     cell = folder.name
     if is_done(folder):
-        print(f"{cell}: done already, in {folder}")
+        tell_done(folder)
         return
     plain = masked(settings.plain())
     components = make(settings)

@@ -152,4 +152,4 @@ def evaluate(request: Evaluation, memory: Memory, setup: ClientSetup) -> Scores:
 
 def _merge(payloads: dict[str, Payload]) -> State:
     """The tensors of all slices."""
-    return {n: t for name, payload in payloads.items() if name != EXTRAS for n, t in payload.tensors.items()}
+    return {name: tensor for payload in payloads.values() for name, tensor in payload.tensors.items()}

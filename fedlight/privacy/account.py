@@ -1,6 +1,7 @@
 """The privacy account: epsilon after so many releases, by dp-accounting (Renyi DP, arXiv 1908.10530)."""
 
 import math
+import sys
 from typing import Any
 
 from fedlight.runtime.errors import BadInput
@@ -63,4 +64,6 @@ def _library() -> Any:
     except ImportError as error:
         raise BadInput(MISSING) from error
     logging.set_verbosity(logging.ERROR)  # orders that do not converge are left out, on the safe side
+    # whoever configures logging next would close another stream, such as one that pytest captures
+    logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
     return dp_accounting

@@ -57,6 +57,11 @@ def is_done(folder: Path) -> bool:
     return (read_result(folder) or {}).get("status") == "completed" and lost_file(folder) is None
 
 
+def tell_done(folder: Path) -> None:
+    """Says that the cell of this folder is skipped, since it is done."""
+    print(f"{folder.name}: done already, in {folder}")
+
+
 def _without_neutral(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _without_neutral(value) for key, value in node.items() if key not in NEUTRAL}

@@ -24,29 +24,32 @@ class Teller:
         self._begun = self._told = time.monotonic()
         self._first: float | None = None
 
-    def tell(self, share: float, how_far: str) -> None:
-        """Prints `how_far`, where a line is due; `share` of the work is done, 0..1."""
+    def tell(self, share: float | None, how_far: str) -> None:
+        """Prints `how_far`, where a line is due; `share` of the work is done, 0..1, or None: nobody knows."""
         now = time.monotonic()
         if self._first is None:
-            self._first, self._begun = share, now
-        if now - self._told < EVERY or share <= self._first:
+            self._first, self._begun = share or 0.0, now
+        if now - self._told < EVERY or (share is not None and share <= self._first):
             return
         self._told = now
-        left = (now - self._begun) * (1 - share) / (share - self._first)
-        print(
-            f"fedlight: {self._what}: {how_far}, about {timedelta(seconds=round(left))} left", file=sys.stderr
-        )
+        if share is not None:
+            left = (now - self._begun) * (1 - share) / (share - self._first)
+            how_far = f"{how_far}, about {timedelta(seconds=round(left))} left"
+        print(f"fedlight: {self._what}: {how_far}", file=sys.stderr)
 
 
-def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """The items, and how far they have come."""
+def track(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    """The items, and how far they have come; `total` is None where nobody knows how many there are."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from bar(items, what, total, console=console, transient=True)
         return
     teller = Teller(what)
     for number, item in enumerate(items):
-        teller.tell(number / total, f"{number} of {total}")
+        if total:
+            teller.tell(number / total, f"{number} of {total}")
+        else:
+            teller.tell(None, str(number))
         yield item
 
 

@@ -18,6 +18,16 @@ def this_restart() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
+def answers() -> bool:
+    """Whether SLURM can be asked here; its commands may be installed where no cluster is."""
+    try:
+        return not subprocess.run(
+            ["squeue", "--noheader", "--me"], capture_output=True, timeout=PATIENCE
+        ).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
 def job_states(jobs: Iterable[str]) -> dict[str, str] | None:
     """The state (PENDING, RUNNING, ...) of those jobs that have not ended.
 

@@ -13,11 +13,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import OmegaConf
 
-from fedlight.runs.identity import is_done
+from fedlight.runs.identity import is_done, tell_done
 from fedlight.runs.plan import PlannedCell, read_launch
 from fedlight.runs.status import DONE, read_cell
 from fedlight.runtime.errors import BadInput, CellFailed
-from fedlight.runtime.slurm_jobs import job_states
+from fedlight.runtime.slurm_jobs import answers, job_states
 
 POLL = 5.0  # seconds between two looks at the queue
 SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "tasks_per_node")
@@ -65,14 +65,14 @@ class SlurmArrayLauncher(SlurmLauncher):
         cells = [planned[tuple(overrides)] for overrides in job_overrides]
 
         queue = job_states(job for cell in cells if (job := plan.cells[cell].job))
-        if queue is None:
+        if queue is None or not answers():
             raise BadInput("hydra/launcher=slurm: squeue does not answer; is this a login node of SLURM?")
         new = []
         for cell in cells:
             if plan.cells[cell].job in queue:
                 print(f"{cell}: with SLURM already, as job {plan.cells[cell].job}")
             elif is_done(sweep / cell):  # its job ended since the grid was checked
-                print(f"{cell}: done already, in {sweep / cell}")
+                tell_done(sweep / cell)
             else:
                 new.append(cell)
         if new:

@@ -14,7 +14,7 @@ from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.config import CellConfig, describe, validate
-from fedlight.runs.identity import cell_folder, is_done
+from fedlight.runs.identity import cell_folder, is_done, tell_done
 from fedlight.runs.plan import Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
 from fedlight.runtime.errors import BadInput
@@ -126,7 +126,7 @@ class PlanningSweeper(BasicSweeper):
         launch.write(sweep)
         for folder, cell in cells.items():
             if cell.done:
-                print(f"{folder.name}: done already, in {folder}")
+                tell_done(folder)
             else:
                 pending.append(cell.overrides)
         return pending
