@@ -93,7 +93,7 @@ class Consortium:
         )
         begun = self.log("superlink").count(STARTED)
         self._spawn("superlink", [*SUPERLINK, *options.split()])
-        until(lambda: self.log("superlink").count(STARTED) > begun, 120)
+        until(lambda: self.log("superlink").count(STARTED) > begun, 300)
 
     def start_node(
         self,
@@ -139,7 +139,7 @@ class Consortium:
 
     def result(self, app: Path) -> dict[str, object]:
         """Waits for the end of the cell of an app."""
-        until(lambda: list(self.runs(app).glob("*/*/result.json")), 300)
+        until(lambda: list(self.runs(app).glob("*/*/result.json")), 900)
         (path,) = self.runs(app).glob("*/*/result.json")
         found: dict[str, object] = json.loads(path.read_text())
         return found
