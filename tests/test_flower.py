@@ -186,6 +186,20 @@ def test_whoever_never_answers_costs_the_time_limit_and_no_more(
     assert over.server.met == {0: 3, 1: 3}
 
 
+def test_a_round_waits_for_somebody_where_nobody_is_there(
+    toys: MakeToys, capfd: pytest.CaptureFixture[str]
+) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.run(1)
+    for node in over.grid.nodes.values():
+        node.online = False
+    begun = time.monotonic()
+    over.run(2)
+    assert 0.5 < time.monotonic() - begun < 3
+    assert capfd.readouterr().err.count("has no node online; it drops out") == 2
+    assert over.server.met == {0: 1, 1: 1}
+
+
 def changed(update: Update, **tensors: torch.Tensor) -> Update:
     shared = update.payloads["shared"]
     return replace(update, payloads={"shared": Payload({**shared.tensors, **tensors}, shared.params)})
@@ -318,6 +332,16 @@ def test_an_institution_answers_only_what_it_agreed_to(toys: MakeToys) -> None:
     assert isinstance(from_bytes(institution.answer(to_bytes(asked))), Update)
 
 
+def test_a_warm_start_lets_every_slice_leave_and_no_longer(toys: MakeToys) -> None:
+    over = toys(toy_setup(PARTIAL.model_copy(update={"warm_start": 1})))
+    over.run(2)
+    up = {(row.round, row.slice) for row in over.server.ledger.entries if row.direction == "up"}
+    assert up == {(1, "own"), (1, "shared"), (2, "shared")}
+    (_, asked) = over.server.broadcasts()
+    with pytest.raises(Damaged, match="does not let own leave"):
+        over.institutions[1].answer(to_bytes(replace(asked, uplink=("own", "shared"))))
+
+
 def test_an_update_is_done_again_only_for_another_broadcast(toys: MakeToys) -> None:
     over = toys(toy_setup(PARTIAL))
     institution = over.institutions[1]
@@ -383,6 +407,17 @@ def test_an_institution_sees_what_it_has_and_what_would_leave(
     assert "40 images of (1, 8, 8)" in out  # 120 over 3
     for slice_ in ("encoder", "bottleneck", "decoder"):
         assert re.search(rf"^  {slice_} +[\d,]+ trained parameters, [\d,]+ bytes$", out, re.M)
+    assert out.endswith("never leaves: the images\n")
+
+
+def test_an_institution_sees_how_long_a_warm_start_lets_everything_leave(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "warm"
+    assert invoke("init", str(folder), *COMMON, "rounds=5", "method=UDEC_WARM", main=deploy.main) == 0
+    assert look(folder) == 0
+    out = capsys.readouterr().out
+    assert "\nleaves in the first 4 rounds alone: encoder, bottleneck\n" in out
     assert out.endswith("never leaves: the images\n")
 
 

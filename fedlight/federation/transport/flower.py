@@ -28,9 +28,9 @@ class Sent:
 class Flower:
     """Messages over a SuperLink to one SuperNode a client.
 
-    A client without a node is waited for as long as others are at work, and in the first exchange of a
-    process for `timeout`; then it drops out of the round. A bad answer is refused with a line, as if the
-    client had been away.
+    A client without a node is waited for as long as others are at work; and for `timeout` in the first
+    exchange of a process, and where no client can be reached at all. Then it drops out of the round. A bad
+    answer is refused with a line, as if the client had been away.
 
     Args:
         surroundings: of the cell.
@@ -80,7 +80,7 @@ class Flower:
         """Each request with its answer, as they come; of a client that does not answer, a line is told."""
         from fedlight.federation.transport.envelope import wrap
 
-        begun, under_way, patient = time.monotonic(), dict[str, Sent](), self._first or kind == EVALUATE
+        begun, under_way, patient = time.monotonic(), dict[str, Sent](), True
         while waiting or under_way:
             self._around.check()
             online = set(self.grid.get_node_ids())
@@ -89,6 +89,7 @@ class Flower:
                 asked = waiting.pop(client)
                 sent = self._send(kind, self._nodes[client], wrap(to_bytes(asked), {}), str(asked.round))
                 if sent:
+                    patient = self._first or kind == EVALUATE
                     until = time.monotonic() + self._timeout
                     under_way[sent] = Sent(asked, self._nodes[client], until)
                 else:
