@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from fedlight.experiment.agreement import agreed_hash
@@ -143,6 +144,12 @@ class Consortium:
         (path,) = self.runs(app).glob("*/*/result.json")
         found: dict[str, object] = json.loads(path.read_text())
         return found
+
+    def said(self) -> list[str]:
+        """The lines that the server printed, as `flwr log` shows them."""
+        with closing(sqlite3.connect(self.folder / "flower.db")) as database:
+            found = database.execute("SELECT log FROM task_logs").fetchall()
+        return [line for (text,) in found for line in text.splitlines()]
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"

@@ -119,8 +119,9 @@ class Flower:
             if number := self._send(HELLO, node, wrap(b"", {}), "hello"):
                 self._greeted[node] = number
         for reply in self._pull(self._greeted.values()):
-            node = reply.metadata.src_node_id
-            self._greeted.pop(node, None)
+            asked = reply.metadata.reply_to_message_id  # who did not answer in time is not the source
+            node = next(node for node, number in self._greeted.items() if number == asked)
+            del self._greeted[node]
             words = open_words(reply.content) if reply.has_content() else {}
             client, sha256 = words.get(CLIENT), words.get(HASH)
             holder = self._nodes.get(client) if isinstance(client, int) else None
