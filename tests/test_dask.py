@@ -81,7 +81,8 @@ def test_a_skewed_round_takes_hardly_longer_than_it_must(
     images = [0] * 20
     for row in cell(*skewed, *at(workers)).rows("partition.csv"):
         images[int(row["client"])] += int(row["count"])
-    assert sorted(begun) == list(range(20)) and sum(images) == 1000
+    assert sorted(begun) == list(range(20))
+    assert sum(images) == 1000
 
     def finish(sequence: Iterable[int]) -> int:
         free = [0] * 4
