@@ -9,10 +9,12 @@ import torch
 import torch_fidelity
 from torch import Tensor
 from torch.nn import functional
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from fedlight.data import digits
 from fedlight.evaluation import classifier, reference
 from fedlight.evaluation.extractor import Extractor, Features
+from fedlight.evaluation.manifolds import kth_smallest, precision_recall
 from fedlight.evaluation.reference import Moments, Reference, make_reference
 from fedlight.evaluation.scores import score
 
@@ -203,3 +205,19 @@ def test_the_moments_of_a_reference_are_numpy_s(digits_classifier: Extractor, re
     values = digits_classifier(TEST.pixels).values.double().numpy()
     assert np.allclose(real.moments.mean, values.mean(axis=0), rtol=1e-12)
     assert np.allclose(real.moments.covariance, np.cov(values, rowvar=False), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("generated", "real"), [(16, 1100), (1023, 501), (700, 1024)])
+def test_precision_and_recall_are_those_of_torch_fidelity(generated: int, real: int) -> None:
+    draw = torch.Generator().manual_seed(generated)
+    a, b = torch.randn(generated, 8, generator=draw), 1.3 * torch.randn(real, 8, generator=draw)
+    found = prc_features_to_metric(a, b, prc_neighborhood=3, save_cpu_ram=True, verbose=False)
+    assert precision_recall(a, b) == (found["precision"], found["recall"])
+    assert 0 < min(precision_recall(a, b)) < 1
+
+
+@pytest.mark.parametrize("length", [16, 17, 100, 1003])
+def test_the_kth_smallest_value_is_found_among_equals_too(length: int) -> None:
+    rows = torch.randint(length // 2, (50, length), generator=torch.Generator().manual_seed(0)).float()
+    for k in range(1, 5):
+        torch.testing.assert_close(kth_smallest(rows, k), rows.sort(dim=1).values[:, k - 1], rtol=0, atol=0)

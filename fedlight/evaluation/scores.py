@@ -3,14 +3,13 @@
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from fedlight.evaluation.extractor import DIMENSIONS, Features
+from fedlight.evaluation.manifolds import precision_recall
 from fedlight.evaluation.reference import Moments, Reference
 from fedlight.runtime.errors import BadInput
 
 KID_SUBSETS, KID_LARGEST_SUBSET = 100, 1000  # torch-fidelity's own
-NEIGHBOURS = 3  # of precision and recall, arXiv 1904.06991
 
 
 def check_budget(samples: int, reference: int, source: str, extractor: str) -> None:
@@ -55,14 +54,12 @@ def score(generated: Features, reference: Reference) -> dict[str, float]:
         kid_subset_size=subset,
         verbose=False,
     )
-    manifolds = prc_features_to_metric(
-        generated.values, real.values, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
-    )
+    precision, recall = precision_recall(generated.values, real.values)
     return {
         "fid": frechet(Moments.of(generated.values), reference.moments),
         "kid": kid[KEY_METRIC_KID_MEAN],
-        "precision": manifolds[KEY_METRIC_PRECISION],
-        "recall": manifolds[KEY_METRIC_RECALL],
+        "precision": precision,
+        "recall": recall,
         "inception_score": isc_features_to_metric(generated.logits)[KEY_METRIC_ISC_MEAN],
     }
 
