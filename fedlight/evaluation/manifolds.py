@@ -1,4 +1,4 @@
-"""Precision and recall: how far generated and real images lie in each other's manifolds (arXiv 1904.06991)."""
+"""Precision and recall: how far generated and real images lie in each other's manifold (arXiv 1904.06991)."""
 
 import math
 
