@@ -30,10 +30,10 @@ demo: install  ## what federating gives, and what each method costs, on digits, 
 	$(BIN)/python -m fedlight.report runs/demo
 
 check: lint  ## lint, types and the fast tests: about 2 minutes
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test: install $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM) lint  ## lint, types and all tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check

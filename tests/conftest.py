@@ -42,6 +42,19 @@ SLICE_PREFIXES = {
     "decoder": ("ups", "head"),
 }
 
+LONGEST = (
+    "slurm",
+    "flower",
+    "restart",
+    "processes",
+    "dask",
+    "extractors",
+    "exchange",
+    "make_gpu",
+    "audit",
+    "transforms",
+)
+
 SMALL = ["logger=none", "data.limit=120", "rounds=2", "epochs=1", "evaluation.steps=2", "evaluation.grid=0"]
 SMALL += ["evaluation.samples=0"]
 
@@ -207,7 +220,12 @@ def fmnist() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests marked `gpu` where there is none, but for `-m gpu`."""
+    """Puts the longest files first, so that no worker is left with one, and leaves out what needs a GPU.
+
+    Tests marked `gpu` run where there is one, and with `-m gpu`.
+    """
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
     if config.option.markexpr == "gpu" or torch.cuda.is_available():
         return
     left_out = [item for item in items if item.get_closest_marker("gpu")]

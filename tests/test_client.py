@@ -331,3 +331,12 @@ def test_bytes_that_are_no_message_are_refused() -> None:
         with pytest.raises(Damaged):
             from_bytes(content)
     assert unpack(pack({"a": [1, None, "ü"]}, {"g": {"x/y": torch.ones(2)}}))[0] == {"a": [1, None, "ü"]}
+
+
+def test_an_optimizer_step_does_not_look_for_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[None] = []
+    monkeypatch.setattr(torch.cuda, "_raw_device_count_nvml", lambda: looked.append(None) or -1)
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    torch.optim.Adam([weight], fused=True).step()
+    assert not looked

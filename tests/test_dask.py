@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from heapq import heapreplace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from distributed.cfexecutor import ClientExecutor
 from test_processes import end_whole
 
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.messages import Broadcast, to_bytes
 from fedlight.federation.server import Server
 from fedlight.federation.transport.dask_workers import started
 
@@ -60,6 +62,38 @@ def outcome(cell: Cell) -> tuple[Any, ...]:
 def test_workers_give_the_bits_of_one_process(cell: MakeCell, workers: Client, arguments: list[str]) -> None:
     alone = outcome(cell(*arguments, "transport=inline"))
     assert outcome(cell(*arguments, *at(workers))) == alone
+
+
+@THREE
+def test_a_skewed_round_takes_hardly_longer_than_it_must(
+    cell: MakeCell, workers: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of a round of 20 clients on four workers, of whom whoever is free takes the next that comes."""
+    begun: list[int] = []
+
+    def note(message: Broadcast) -> bytes:
+        begun.append(message.client)
+        return to_bytes(message)
+
+    monkeypatch.setattr("fedlight.federation.transport.dask.to_bytes", note)
+    skewed = ["clients=20", "partition=quantity_skew", "partition.beta=1.5", "data.batch_size=8", "rounds=1"]
+    skewed += ["data.limit=1000"]
+    images = [0] * 20
+    for row in cell(*skewed, *at(workers)).rows("partition.csv"):
+        images[int(row["client"])] += int(row["count"])
+    assert sorted(begun) == list(range(20))
+    assert sum(images) == 1000
+
+    def finish(sequence: Iterable[int]) -> int:
+        free = [0] * 4
+        for client in sequence:
+            heapreplace(free, free[0] + -(-images[client] // 8))
+        return max(free)
+
+    steps = sum(-(-count // 8) for count in images)
+    must = max(steps / 4, -(-max(images) // 8))
+    assert finish(begun) <= 1.1 * must
+    assert finish(reversed(begun)) > 1.1 * must
 
 
 class Broken(FedAvg):

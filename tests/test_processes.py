@@ -6,20 +6,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL, Cell, workers_of
 from hydra import compose, initialize_config_dir
+from loky.process_executor import BrokenProcessPool
 
 from fedlight import run
 from fedlight.config import validate
 from fedlight.experiment import build, execute
-from fedlight.federation.messages import Update
+from fedlight.federation.messages import Evaluation, Update
 from fedlight.federation.site import Site
 from fedlight.federation.transport import processes, tasks
 from fedlight.federation.transport.transport import Surroundings
@@ -128,6 +131,62 @@ def test_there_are_no_more_workers_than_clients_of_a_round(monkeypatch: pytest.M
         asked.clear()
         processes.Processes(Surroundings(here, here, cohort, room, here, here), workers)
         assert len(asked) == expected
+
+
+class Pool:
+    """In place of loky's: does a task at once, but for those with these numbers, at which a worker dies."""
+
+    def __init__(self, deaths: Container[int]) -> None:
+        self.deaths, self.count = deaths, 0
+
+    def submit(self, act: Any, make_site: Callable[[], Any], task: Callable[[Any], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        if self.count in self.deaths:
+            future.set_exception(BrokenProcessPool())
+        else:
+            future.set_result(task(make_site()))
+        self.count += 1
+        return future
+
+
+def answers_of(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, check: Callable[[], None] = lambda: None
+) -> list[tuple[str, int]]:
+    """Who answered the evaluations of six clients, as they come from this process and one worker."""
+    monkeypatch.setattr(processes, "_executor", lambda workers: pool)
+    here, there = (
+        SimpleNamespace(evaluate=lambda request, place=place: (place, request.client))
+        for place in ("here", "there")
+    )
+    surroundings = Surroundings(here, lambda: there, 6, 2, lambda: None, check)
+    requests = (Evaluation("cell", 1, client, 0, False, {}) for client in range(6))
+    return list(processes.Processes(surroundings).evaluate(requests))
+
+
+def test_a_worker_has_two_tasks_while_this_process_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = ["there", "there", "here"] * 2
+    assert answers_of(Pool(()), monkeypatch) == list(zip(places, range(6), strict=True))
+
+
+@pytest.mark.parametrize(("deaths", "losses"), [({1}, 1), ({2}, 1), ({1, 3}, 2), (range(1, 99), 3)])
+def test_what_a_worker_leaves_is_done_again_and_after_three_losses_here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], deaths: Container[int], losses: int
+) -> None:
+    answers = answers_of(Pool(deaths), monkeypatch)
+    assert [client for _, client in answers] == list(range(6))
+    assert [place for place, _ in answers].count("there") > 0 or losses == 3
+    assert capfd.readouterr().err.splitlines() == [processes.LOST] * losses
+
+
+def test_a_signal_that_ended_a_worker_ends_the_cell_without_a_word_of_loss(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answers_of(Pool({1}), monkeypatch, check)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow
@@ -356,9 +415,13 @@ def test_a_worker_whose_work_is_done_ends_by_itself() -> None:
     assert subprocess.run([sys.executable, "-c", worker], timeout=60).returncode == 0
 
 
-def test_an_idle_worker_obeys_a_signal_that_ends_it() -> None:
-    executor = processes._executor(1)
-    worker = executor.submit(os.getpid).result()
+def test_an_idle_worker_obeys_a_signal_that_ends_it_even_where_its_parent_does_not() -> None:
+    processes.end_workers()
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a new process inherits
+    try:
+        worker = processes._executor(1).submit(os.getpid).result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     os.kill(worker, signal.SIGTERM)
     asked = time.monotonic()
     while Path(f"/proc/{worker}").exists():

@@ -1,6 +1,7 @@
 """What a cell is built of: data, model, method, algorithm, Trainer and evaluator, all checked."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -64,6 +65,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 disable_possible_user_warnings()
 warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 registry.entry_points = cache(registry.entry_points)  # type: ignore[assignment]  # each Trainer asks: 15 ms
+os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # lightning sets it: each step looks for NVML, 0.3 ms
 
 CHECKPOINT = "checkpoint"  # in a cell's folder
 
