@@ -4,14 +4,10 @@ import json
 import os
 import shutil
 import socket
-import sqlite3
-import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
 from pathlib import Path
 
 from fedlight.experiment.agreement import agreed_hash
@@ -102,8 +98,6 @@ class Consortium:
         client: int,
         key: str,
         ca: str = "ca",
-        port: int = 0,
-        acts: dict[int, str] | None = None,
     ) -> None:
         """Starts a SuperNode.
 
@@ -112,23 +106,14 @@ class Consortium:
             client: the institution's number.
             key: the name of its key, of its log and of its memory's folder.
             ca: the authority that it trusts.
-            port: where it reaches the SuperLink, 0 for the SuperLink's own.
-            acts: round: how it misbehaves.
         """
         agreed = agreed_hash(app / "federation" / "cell.yaml")
         config = f'client={client} agreed="{agreed}" memory="{self.folder / key}"'
         options = (
-            f"--superlink 127.0.0.1:{port or self.port} --host 127.0.0.1 --port {free_port()} "
+            f"--superlink 127.0.0.1:{self.port} --host 127.0.0.1 --port {free_port()} "
             f"--root-certificates {ca}.pem --auth-supernode-private-key {key}.key"
         )
-        bad = {"PYTHONPATH": f"{ROOT / 'tests' / 'misbehaving'}:{ROOT}", "MISBEHAVE": json.dumps(acts)}
-        command = [*SUPERNODE, *options.split(), "--node-config", config]
-        self._spawn(key, command, bad if acts else {})
-
-    def kill(self, name: str) -> None:
-        """Ends a SuperNode or the SuperLink at once, without a word."""
-        self.processes[name].kill()
-        self.processes[name].wait()
+        self._spawn(key, [*SUPERNODE, *options.split(), "--node-config", config])
 
     def submit(self, app: Path) -> None:
         """Starts the cell of an app, or goes on with it."""
@@ -144,12 +129,6 @@ class Consortium:
         (path,) = self.runs(app).glob("*/*/result.json")
         found: dict[str, object] = json.loads(path.read_text())
         return found
-
-    def said(self) -> list[str]:
-        """The lines that the server printed, as `flwr log` shows them."""
-        with closing(sqlite3.connect(self.folder / "flower.db")) as database:
-            found = database.execute("SELECT log FROM task_logs").fetchall()
-        return [line for (text,) in found for line in text.splitlines()]
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
@@ -169,12 +148,12 @@ class Consortium:
         for name in [*self.processes]:
             self.end(name)
 
-    def _spawn(self, name: str, command: list[str], more: dict[str, str] | None = None) -> None:
+    def _spawn(self, name: str, command: list[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env=self.environment | (more or {}),
+                env=self.environment,
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -183,53 +162,6 @@ class Consortium:
     def _do(self, command: list[str]) -> None:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-
-
-class Tap:
-    """Between a node and the SuperLink: TLS ends here, what the node sends is kept, and goes on over TLS.
-
-    Args:
-        folder: with the authority's and the server's certificates.
-        port: of the SuperLink.
-    """
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.sent = bytearray()
-        self._to = ("127.0.0.1", port)
-        self._serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._serving.load_cert_chain(folder / "server.pem", folder / "server.key")
-        self._calling = ssl.create_default_context(cafile=str(folder / "ca.pem"))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                threading.Thread(target=self._carry, args=self._listener.accept()[:1], daemon=True).start()
-
-    def _carry(self, caller: socket.socket) -> None:
-        """One connection: bytes of the node and of the SuperLink in turns, as HTTP/1.1 has them."""
-        with suppress(OSError):
-            raw = socket.create_connection(self._to)
-            node = self._serving.wrap_socket(caller, server_side=True)
-            link = self._calling.wrap_socket(raw, server_hostname="127.0.0.1")
-            back = threading.Thread(target=self._copy, args=(link, node, None), daemon=True)
-            back.start()
-            self._copy(node, link, self.sent)
-
-    def _copy(self, source: ssl.SSLSocket, to: ssl.SSLSocket, kept: bytearray | None) -> None:
-        with suppress(OSError):
-            while content := source.recv(1 << 16):
-                if kept is not None:
-                    kept += content
-                to.sendall(content)
-        for end in (source, to):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
 
 
 def until(happened: Callable[[], object], seconds: float) -> None:

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Cell, invoke
-from consortium import Consortium, Tap, missing, until
+from consortium import Consortium, missing, until
 from PIL import Image
-from safetensors.torch import load_file
 from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
 
 from fedlight import deploy
@@ -29,7 +28,6 @@ from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.flower import Flower
-from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.transport import Surroundings
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput, Damaged
@@ -526,11 +524,6 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]
 JOINED = "Activated node_id"
 
 
-def joined(consortium: Consortium, count: int) -> None:
-    """Waits until the SuperLink has heard nodes join so often."""
-    until(lambda: consortium.log("superlink").count(JOINED) >= count, 300)
-
-
 STATEFUL = ["method=USPLIT", "algorithm=scaffold", "transform=topk"]
 """State on both sides, errors of encoding that clients keep, and an uplink that is dealt to pairs."""
 
@@ -567,96 +560,3 @@ def test_a_wrong_certificate_and_an_unregistered_key_are_refused(app: Path, cons
     assert consortium.log("superlink").count(JOINED) == before
     for name in ("stranger", "deceived"):
         consortium.end(name)
-
-
-ACTS = {2: "flip", 3: "shape", 4: "name", 5: "nan", 6: "slice", 7: "until never"}
-TOLD = {
-    2: "sent what cannot be read",
-    3: "of torch.float32 and shape (3,) in place of",
-    4: "has a tensor theirs in slice decoder",
-    5: "left the finite numbers",
-    6: "reports decoder, encoder in place of decoder",
-    7: "did not answer",
-}
-
-
-def check_tap(sent: bytes, kept: Path, app: Path) -> None:
-    """Of what client 1 sent, only its updates are large; no image is in it, and nothing that it keeps."""
-    (file,) = (kept / "updates").iterdir()
-    update = file.read_bytes().partition(b"\n")[2]
-    assert isinstance(from_bytes(update), Update)
-    assert update in sent
-    large = [size for size in map(int, re.findall(rb"(?i)content-length: (\d+)\r\n", sent)) if size > 4096]
-    assert len(large) in (
-        10,
-        11,
-    )  # one a round, and perhaps the one that the SuperLink had under way once more
-    assert all(len(update) <= size < len(update) + 2048 for size in large)
-    (*_, memory) = sorted((kept / "clients" / "000001").iterdir())
-    private = {
-        name: t for name, t in load_file(memory).items() if name.startswith("model/") and t.nbytes >= 64
-    }
-    assert len(private) > 10
-    assert not [name for name, tensor in private.items() if tensor.numpy().tobytes()[:64] in sent]
-    mine = build_institution(agreed(app / "federation" / "cell.yaml", None), 1)
-    assert not [n for n in mine.shares[1] if mine.dataset.train.pixels[n].numpy().tobytes() in sent]
-
-
-@pytest.mark.slow
-def test_bad_updates_and_kills_cost_a_client_its_rounds_and_nothing_else_leaves_a_node(
-    consortium: Consortium, cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    app, back, again = tmp_path / "app", tmp_path / "back", tmp_path / "again"
-    chosen = ["method=UDEC", "rounds=10", "clients=3"]
-    assert invoke("init", str(app), *COMMON, *chosen, "transport.timeout=90", main=deploy.main) == 0
-    before = consortium.log("superlink").count(JOINED)
-    tap = Tap(consortium.folder, consortium.port)
-    consortium.start_node(app, 0, "node0", acts={8: f"until {back}", 9: f"until {again}"})
-    consortium.start_node(app, 1, "node1", port=tap.port)
-    consortium.start_node(app, 2, "node2", acts=ACTS)
-    joined(consortium, before + 3)
-    consortium.submit(app)
-
-    def stored(round_: int) -> bool:
-        return any(consortium.runs(app).glob(f"*/*/checkpoint/server-r{round_:04d}-*"))
-
-    until(lambda: stored(6), 900)
-    consortium.kill("node2")
-    until(lambda: stored(7), 300)
-    consortium.start_node(app, 2, "node2")
-    joined(consortium, before + 4)
-    back.touch()
-    until(lambda: stored(8), 300)
-    consortium.kill("superlink")
-    consortium.start_superlink()
-    again.touch()
-    consortium.submit(app)
-    found = consortium.result(app)
-    tap.close()
-    for client in range(3):
-        consortium.end(f"node{client}")
-
-    lines = consortium.said()
-    for told in TOLD.values():
-        assert [
-            line for line in lines if told in line and re.match(r"fedlight: client 2 \(node \d+\) ", line)
-        ]
-    (path,) = consortium.runs(app).glob("*/*/ledger.csv")
-    up = {
-        (int(r["round"]), int(r["client"]))
-        for r in Cell(path.parent).rows("ledger.csv")
-        if r["direction"] == "up"
-    }
-    lost = {(round_, client) for round_ in range(1, 11) for client in range(3)} - up
-    assert {(round_, 2) for round_ in TOLD} <= lost <= {(round_, 2) for round_ in range(2, 10)}
-
-    exchange = Inline.exchange
-    monkeypatch.setattr(
-        Inline,
-        "exchange",
-        lambda self, asked: (u for u in exchange(self, asked) if (u.round, u.client) not in lost),
-    )
-    plain = cell(*chosen, "transport=inline").result
-    for key in ("cell", "state_sha256", "client_sha256", "train_loss", "exchange"):
-        assert found[key] == plain[key]
-    check_tap(bytes(tap.sent), consortium.folder / "node1" / path.parent.name / "checkpoint", app)
