@@ -92,13 +92,7 @@ class Consortium:
         self._spawn("superlink", [*SUPERLINK, *options.split()])
         until(lambda: self.log("superlink").count(STARTED) > begun, 300)
 
-    def start_node(
-        self,
-        app: Path,
-        client: int,
-        key: str,
-        ca: str = "ca",
-    ) -> None:
+    def start_node(self, app: Path, client: int, key: str, ca: str = "ca") -> None:
         """Starts a SuperNode.
 
         Args:
