@@ -230,7 +230,7 @@ def _explain(error: Any) -> str:
 def _unknown(key: str) -> str:
     known = list(_keys(CellConfig))
     if key in known:
-        return f"{key} has no value in the configuration that it could replace; +{key}=... adds one"
+        return f"{key} has no value in the configuration that it could replace; ++{key}=... sets it"
     close = get_close_matches(key, known, n=1)
     return f"{key} is not a key of the configuration" + (f"; did you mean {close[0]}?" if close else "")
 

@@ -25,7 +25,7 @@ CASES = {
     "misspelled key of a group": (["methd=FULL"], "methd is not a key .* did you mean method"),
     "key left out of the configuration": (
         ["method.keep_optimizer=true"],
-        r"method.keep_optimizer has no value .* \+method.keep_optimizer=\.\.\. adds one",
+        r"method.keep_optimizer has no value .* \+\+method.keep_optimizer=\.\.\. sets it",
     ),
     "misspelled new key": (["+dta.limit=1"], "dta is not a key .* did you mean data"),
     "grid without -m": (["sweeps=demo"], "sweeps=demo is a grid .* add -m .* method=... clients=..."),
