@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -19,7 +20,9 @@ from fedlight.runtime.files import atomic
 
 INK, PALE = "#1B1F24", "#DDE1E6"
 WIDTH, HEIGHT = 3.7, 2.9  # of a panel, in inches: readable on a telephone
-LEFT, MARGIN, TITLE, LEGEND = 0.62, 0.12, 0.25, 0.45  # what stands around the axes, in inches
+LEFT, MARGIN = 0.62, 0.12  # what stands around the axes, in inches
+TITLE, NAME = 0.2, 0.19  # height of a line of a title, and of the legend, in inches
+LETTERS = 44  # of a line of a title
 COLUMNS, PANELS = 3, 9  # of a figure; what does not fit is in its CSV
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -91,15 +94,18 @@ class Plot:
         panels = self.panels
         columns = min(COLUMNS, len(panels))
         lines = ceil(len(panels) / columns)
+        titles = {panel: fill(panel, LETTERS) for panel in panels}
+        height = HEIGHT + TITLE * max(title.count("\n") + 1 for title in titles.values())
+        across = max(1, min(len(self.legend), 3 * columns))
+        legend = MARGIN + NAME * ceil(len(self.legend) / across)
         with rc_context(STYLE):
-            figure = Figure((WIDTH * columns, (HEIGHT + TITLE) * lines + LEGEND), dpi=160)
+            figure = Figure((WIDTH * columns, height * lines + legend), dpi=160)
             for position, panel in enumerate(panels):
                 line, column = divmod(position, columns)
-                corner = (WIDTH * column, LEGEND + (HEIGHT + TITLE) * (lines - 1 - line))
-                self._draw_panel(figure, corner, panel).set_title(panel)
+                corner = (WIDTH * column, legend + height * (lines - 1 - line))
+                self._draw_panel(figure, corner, panel).set_title(titles[panel])
             if self.legend:
                 handles = [Line2D([], [], color=colour, marker="o") for colour in self.legend.values()]
-                across = min(len(handles), 3 * columns)
                 figure.legend(handles, list(self.legend), loc="lower center", ncols=across, frameon=False)
             FigureCanvasAgg(figure)
             for ending, metadata in (("png", None), ("pdf", {"CreationDate": None})):
