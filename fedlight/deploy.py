@@ -93,12 +93,11 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
     Raises:
         BadInput: the configuration is not the one that was agreed, or cannot be followed here.
     """
-    from fedlight.experiment.agreement import FILE, agreed_hash
+    from fedlight.experiment.agreement import FILE, check_agreed
     from fedlight.experiment.deployed import agreed, build_institution
 
     path = folder / PACKAGE / FILE
-    if (found := agreed_hash(path)) != agreed_to:
-        raise BadInput(f"{path} has the SHA-256 {found}, and {agreed_to} was agreed")
+    check_agreed(path, agreed_to)
     settings = agreed(path, None if root is None else str(root.absolute()))
     components = build_institution(settings, client)
     images = len(components.shares[client])
@@ -107,7 +106,7 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
     slices, method = components.slices.names, components.method
     state = components.module.state_dict()
     place = root or f"the share of client {client} in {settings.data.name}, dealt as in a simulation"
-    print(f"configuration  {found}, as agreed")
+    print(f"configuration  {agreed_to}, as agreed")
     print(f"data           {images} images of {settings.data.shape} to train on, from {place}")
     print(f"leaves, in each of up to {settings.rounds} rounds:")
     for slice_ in method.uplink:

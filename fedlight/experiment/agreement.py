@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fedlight.runs.identity import read_config, write_config
 from fedlight.runtime.errors import BadInput
 
 FILE = "cell.yaml"
@@ -15,7 +14,7 @@ PLACES = ("root", "cache", "weights")  # keys that each institution has values o
 
 def write_agreement(path: Path, plain: dict[str, Any]) -> None:
     """Writes the configuration of a cell without the paths of this machine."""
-    path.write_text(yaml.safe_dump(_placed(plain, dict.fromkeys(PLACES)), sort_keys=False))
+    write_config(path, _placed(plain, dict.fromkeys(PLACES)))
 
 
 def agreed_hash(path: Path) -> str:
@@ -26,6 +25,12 @@ def agreed_hash(path: Path) -> str:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
 
 
+def check_agreed(path: Path, agreed_to: str) -> None:
+    """Raises BadInput where the file is not the one of that SHA-256."""
+    if (found := agreed_hash(path)) != agreed_to:
+        raise BadInput(f"{path} has the SHA-256 {found}, and {agreed_to} was agreed")
+
+
 def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
     """The configuration with this machine's paths: `data.root`, and the cache of FEDLIGHT_CACHE.
 
@@ -33,21 +38,12 @@ def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
         BadInput: the file is not there, or is no configuration.
     """
     cache = os.environ.get("FEDLIGHT_CACHE") or str(Path.home() / ".cache" / "fedlight")
-    try:
-        plain = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(plain, dict):
-        raise BadInput(f"{path} holds no configuration")
     weights = os.environ.get("FEDLIGHT_INCEPTION")
-    found: dict[str, Any] = _placed(plain, {"root": root, "cache": cache, "weights": weights})
+    found: dict[str, Any] = _placed(read_config(path), {"root": root, "cache": cache, "weights": weights})
     return found
 
 
 def _placed(node: Any, places: dict[str, Any]) -> Any:
     if isinstance(node, dict):
-        return {
-            key: places.get(key, _placed(value, places)) if key in places else _placed(value, places)
-            for key, value in node.items()
-        }
+        return {key: places[key] if key in places else _placed(value, places) for key, value in node.items()}
     return node

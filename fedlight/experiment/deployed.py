@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fedlight.config import CellConfig, PartitionConfig, validate
-from fedlight.experiment.agreement import agreed_hash, read_agreement
+from fedlight.experiment.agreement import agreed_hash, check_agreed, read_agreement
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_algorithm
 from fedlight.experiment.execute import run_cell
 from fedlight.experiment.targets import check_targets
@@ -133,8 +133,7 @@ class Institution:
         Raises:
             BadInput: the agreement is another one, or cannot be followed here.
         """
-        if (found := agreed_hash(path)) != agreed_to:
-            raise BadInput(f"{path} has the SHA-256 {found}, and {agreed_to} was agreed")
+        check_agreed(path, agreed_to)
         settings = agreed(path, root)
         cell = cell_id(settings.plain())
         folder = memory / cell

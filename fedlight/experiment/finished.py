@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from fedlight.federation.codec import Codec
 from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
-from fedlight.runs.identity import read_result
+from fedlight.runs.identity import read_config, read_result
 from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput, Damaged
 
@@ -112,7 +110,7 @@ def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
     status = (read_result(folder) or {}).get("status")
     if status != "completed":
         raise BadInput(f"{folder} holds no completed cell" + (f": it is {status}" if status else ""))
-    config = _read_config(folder / "config.yaml")
+    config = read_config(folder / "config.yaml")
     if not trust:
         try:
             check_targets(config)
@@ -126,13 +124,3 @@ def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
     if server.round != settings.rounds:
         raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
     return FinishedCell(folder, settings, module, server, classes)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict):
-        raise BadInput(f"{path} holds no configuration")
-    return config

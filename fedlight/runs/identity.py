@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from fedlight.runs.checksums import lost_file
+from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic, naming
 
 SCHEMA = 1
@@ -72,6 +73,21 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
     """Writes the resolved configuration as YAML."""
     with atomic(path) as temporary:
         temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What `write_config` wrote, or what somebody put in its place.
+
+    Raises:
+        BadInput: the file cannot be read, or holds no configuration.
+    """
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise BadInput(f"{path} holds no configuration")
+    return config
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
