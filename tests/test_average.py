@@ -11,6 +11,7 @@ from fedlight.experiment.finished import open_cell
 MakeCell = Callable[..., Cell]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["FULL", pytest.param("CENTRAL", marks=pytest.mark.slow)])
 def test_the_average_is_exported_sampled_and_pictured_and_costs_nothing(cell: MakeCell, method: str) -> None:
     """With decay 0.75: theta_1, then 3/4 theta_1 + 1/4 theta_2; each theta is that of a cell without it."""

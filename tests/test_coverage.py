@@ -102,6 +102,7 @@ def test_the_global_model_has_coverage_and_no_classes_of_its_own(cell: MakeCell)
     assert fid["coverage"].keys() == {"share", "entropy"}
 
 
+@pytest.mark.slow
 def test_report_and_terminal_show_them_and_read_cells_without_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_score_says_how_it_came_about(cell: MakeCell, digits_classifier: Extra
     assert expected.keys() == {"kid", "precision", "recall", "inception_score"}
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_scores_and_scoring_changes_no_model(cell: MakeCell) -> None:
     asked = ["method=UDEC", "clients=2"]
     first, second = (cell(*asked, *SCORED, "evaluation.every=1") for _ in range(2))

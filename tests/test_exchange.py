@@ -85,6 +85,7 @@ def test_the_paper_s_unet_has_the_paper_s_parameters(paper_cells: dict[str, Cell
     assert result["slices"] == {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}
 
 
+@pytest.mark.slow
 def test_the_paper_s_unet_at_64_pixels_in_colour_has_the_paper_s_parameters(
     cell: MakeCell, tmp_path: Path
 ) -> None:
@@ -132,7 +133,7 @@ def test_a_warm_start_exchanges_everything_and_once_more_with_a_client_that_miss
         assert set(slices) == (set(SLICES) if round_ <= 2 else {"decoder"})
 
 
-@pytest.mark.parametrize("clients", [2, 5, 6])
+@pytest.mark.parametrize("clients", [2, pytest.param(5, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)])
 def test_usplit_deals_one_encoder_and_one_decoder_to_each_pair(cell: MakeCell, clients: int) -> None:
     made = cell("method=USPLIT", f"clients={clients}", "rounds=4")
     reports = crossed(made, "up")

@@ -372,6 +372,7 @@ def test_an_update_is_done_again_only_for_another_broadcast(toys: MakeToys) -> N
     assert institution.answer(to_bytes(other)) != first
 
 
+@pytest.mark.slow
 def test_without_a_deployment_the_transport_says_how_to_get_one(
     command: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:

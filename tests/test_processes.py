@@ -199,6 +199,7 @@ def test_the_transport_is_no_part_of_the_cell(cell: MakeCell, shares: list[int])
     assert len(shares) == 2
 
 
+@pytest.mark.slow
 def test_updates_are_received_in_any_sequence(cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("method=ULATDEC", "clients=4", "partition=quantity_skew")
     plain = outcome(cell(*arguments))

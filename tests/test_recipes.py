@@ -103,6 +103,7 @@ def test_a_client_trains_at_the_rate_of_its_round(tmp_path: Path) -> None:
     assert seen == pytest.approx([seen[0], seen[0] / 2, seen[0] / 3])
 
 
+@pytest.mark.slow
 def test_what_is_not_chosen_is_in_no_id_and_what_is_makes_another_cell(cell: MakeCell) -> None:
     plain = cell("rounds=0")
     off = ["optimizer.warmup=0", "optimizer.decay=null", "model.snr_gamma=null"]

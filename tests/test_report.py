@@ -97,6 +97,7 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "made"
 
 
+@pytest.mark.slow
 def test_page_csv_and_latex_agree_with_the_results_to_the_printed_digit(sweep: Path) -> None:
     seeds = [1, 2, 3]
     axes = {"method": METHODS[:4], "clients": [2, 5], "partition": ["iid", "label_skew"], "seed": seeds}
@@ -225,6 +226,7 @@ def test_a_folder_without_cells_is_refused_in_one_line(
     assert not (sweep / "report").exists()
 
 
+@pytest.mark.slow
 def test_the_grids_of_a_place_stand_in_one_picture(sweep: Path) -> None:
     for method, clients in (("FULL", 2), ("UDEC", 2), ("LOCAL", 2), ("FULL", 5)):
         write_cell(sweep, method, clients)

@@ -271,6 +271,7 @@ def test_damage_to_any_file_is_noticed_and_changes_nothing(
         shutil.rmtree(runner.folder)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_cell_is_not_taken(
     stopped: Runner, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
 ) -> None:
@@ -287,7 +288,9 @@ def test_a_file_of_another_cell_is_not_taken(
     assert outcome(runner.cell) == quiet("UDEC")["outcome"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_cell_cleanly(
     number: signal.Signals, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
 ) -> None:
@@ -356,6 +359,7 @@ def test_the_offline_run_of_a_cell_that_was_stopped_is_one_and_whole(tmp_path: P
     assert sum("samples" in key for row in history for key in row) == 3
 
 
+@pytest.mark.slow
 def test_the_time_before_a_kill_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "EVERY", 0.0)
     runner = Runner(tmp_path / "runs", "method=FULL", "evaluation.every=null", "evaluation.grid=0")
