@@ -133,7 +133,9 @@ def test_a_warm_start_exchanges_everything_and_once_more_with_a_client_that_miss
         assert set(slices) == (set(SLICES) if round_ <= 2 else {"decoder"})
 
 
-@pytest.mark.parametrize("clients", [2, pytest.param(5, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "clients", [2, pytest.param(5, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_usplit_deals_one_encoder_and_one_decoder_to_each_pair(cell: MakeCell, clients: int) -> None:
     made = cell("method=USPLIT", f"clients={clients}", "rounds=4")
     reports = crossed(made, "up")

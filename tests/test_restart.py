@@ -288,9 +288,7 @@ def test_a_file_of_another_cell_is_not_taken(
     assert outcome(runner.cell) == quiet("UDEC")["outcome"]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_cell_cleanly(
     number: signal.Signals, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
 ) -> None:
