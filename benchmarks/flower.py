@@ -6,14 +6,19 @@ Five clients, three rounds of one local epoch on digits, FULL. Both are commands
 clients are plain PyTorch loops, one a core.
 """
 
+import json
+import os
 from functools import partial
 
 from common import in_turns, parser, show, typed, write
-from flower_app import SETTINGS
+
+SETTINGS = ["clients=5", "rounds=3", "epochs=1", "data.batch_size=16", "logger=none"]
+SETTINGS += ["evaluation.samples=0", "evaluation.grid=0"]
 
 
 def main() -> None:
     given = parser(__doc__).parse_args()
+    os.environ["SETTINGS"] = json.dumps(SETTINGS)
     seconds = in_turns(
         {
             "Flower": partial(typed, "-c", "import flower_app; flower_app.run()", sign="FINISHED"),

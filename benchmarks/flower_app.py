@@ -1,5 +1,11 @@
-"""The work of `flower.py` as a Flower app: FedAvg by its strategy, clients as plain PyTorch loops."""
+"""A cell's work as a Flower app: FedAvg by its strategy, clients as plain PyTorch loops, one a core.
 
+The cell's overrides are a JSON list in the environment variable `SETTINGS`, which Flower's processes inherit.
+"""
+
+import json
+import os
+import time
 from functools import cache
 
 import torch
@@ -11,28 +17,25 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from fedlight.experiment.build import Parts, build
-
-CLIENTS, ROUNDS, BATCH = 5, 3, 16
-SETTINGS = [f"clients={CLIENTS}", f"rounds={ROUNDS}", "epochs=1", f"data.batch_size={BATCH}", "logger=none"]
-SETTINGS += ["evaluation.samples=0", "evaluation.grid=0"]
+from fedlight.experiment.build import Components, build
 
 client, server = ClientApp(), ServerApp()
 
 
 @cache
-def parts() -> Parts:
-    return build(*composed(*SETTINGS))
+def components() -> Components:
+    return build(composed(*json.loads(os.environ["SETTINGS"]))[1])
 
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    module, data = parts().module, parts().dataset.train
-    own = data.pixels[torch.from_numpy(parts().shares[context.node_config["partition-id"]])]
+    module, data = components().module, components().dataset.train
+    share = torch.from_numpy(components().shares[int(context.node_config["partition-id"])])
+    own = data.pixels[share]
     module.load_state_dict(message.content["arrays"].to_torch_state_dict())
     optimizer = module.configure_optimizers()
     total = 0.0
-    for batch in torch.randperm(len(own)).split(BATCH):
+    for batch in torch.randperm(len(own)).split(components().settings.data.batch_size):
         images = own[batch].float().div_(127.5).sub_(1)
         t = torch.randint(1000, images.shape[:1])
         eps = torch.randn_like(images)
@@ -50,13 +53,18 @@ def train(message: Message, context: Context) -> Message:
 
 @server.main()
 def serve(grid: Grid, context: Context) -> None:
-    strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0)
-    first = ArrayRecord(parts().module.state_dict())
-    result = strategy.start(grid=grid, initial_arrays=first, num_rounds=ROUNDS)
-    metrics = result.train_metrics_clientapp
-    print("FINISHED", len(result.arrays), metrics[ROUNDS]["train_loss"])  # it exits with 0 when clients fail
+    """Prints the mean loss of the last round and the seconds that it took."""
+    settings = components().settings
+    strategy = FedAvg(fraction_train=settings.fraction, fraction_evaluate=0.0)
+    arrays = ArrayRecord(components().module.state_dict())
+    for _ in range(settings.rounds):
+        begun = time.perf_counter()
+        result = strategy.start(grid=grid, initial_arrays=arrays, num_rounds=1)
+        seconds, arrays = time.perf_counter() - begun, result.arrays
+    loss = result.train_metrics_clientapp[1]["train_loss"]  # it exits with 0 when clients fail
+    print("FINISHED", json.dumps({"loss": loss, "seconds": seconds}))
 
 
 def run() -> None:
     resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(server, client, num_supernodes=CLIENTS, backend_config=resources)
+    run_simulation(server, client, num_supernodes=components().settings.clients, backend_config=resources)

@@ -1,0 +1,103 @@
+"""What an update costs where very many clients take few steps: fedlight's transports, Flower's simulation.
+
+pip install -e '.[bench,cluster]' && python benchmarks/throughput.py [--quick] [--out FILE.json]
+
+100,000 clients of one or two digits, of which 1,000 (with --quick 200) take one local epoch, a single step of
+the tiny UNet, in each of two rounds; two worker processes. The second round is timed, inside each engine; the
+steps by themselves in a bare loop. Written is what a run's processes write to disk; Ray's do it unseen.
+"""
+
+import csv
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import ROOT, composed, parser, show, write
+
+CLIENTS, WORKERS = 100_000, 2
+SETTINGS = [f"clients={CLIENTS}", "rounds=2", "epochs=1", "logger=none", f"trainer.workers={WORKERS}"]
+SETTINGS += ["evaluation.samples=0", "evaluation.grid=0"]
+SETTINGS += ["data.source._target_=many_digits.load", "+data.source.copies=70"]
+
+
+def measured(command: list[str], folder: str) -> tuple[str, float]:
+    """What a command that must succeed printed, and the MB that its processes wrote to disk."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    return done.stdout, (resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock - before) * 512 / 1e6
+
+
+def flower() -> tuple[float, float]:
+    """Seconds of a round of Flower's simulation, and the MB written in its run."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed, written = measured(["-c", "import flower_app; flower_app.run()"], folder)
+    (line,) = (line for line in printed.splitlines() if line.startswith("FINISHED"))
+    return json.loads(line.removeprefix("FINISHED"))["seconds"], written
+
+
+def fedlight(transport: str) -> tuple[float, float]:
+    """Seconds of a round by that transport, and the MB written in its run."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["-m", "fedlight.run", *json.loads(os.environ["SETTINGS"]), f"transport={transport}"]
+        _, written = measured(command, folder)
+        (path,) = Path(folder).glob("runs/*/*/rounds.csv")
+        with path.open() as file:
+            return float(list(csv.DictReader(file))[-1]["seconds"]), written
+
+
+def steps(updates: int) -> float:
+    """Seconds of so many single steps of the same model by a bare loop in one thread."""
+    from fedlight.experiment.build import build
+
+    torch.set_num_threads(1)
+    made = build(composed()[1])
+    module = made.module
+    images = made.dataset.train.pixels[:1].float().div(127.5).sub(1)
+    begun = time.perf_counter()
+    for _ in range(updates):
+        optimizer = module.configure_optimizers()
+        t, eps = torch.randint(1000, (1,)), torch.randn_like(images)
+        loss = torch.nn.functional.smooth_l1_loss(
+            module.unet(module.schedule.add_noise(images, eps, t), t).sample, eps
+        )
+        loss.backward()
+        optimizer.step()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    given = parser(__doc__).parse_args()
+    updates = 200 if given.quick else 1_000
+    os.environ["SETTINGS"] = json.dumps([*SETTINGS, f"fraction={updates / CLIENTS}"])
+    os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'benchmarks'}"
+    alone = steps(updates) / WORKERS
+    found = {"Flower": flower(), "processes": fedlight("processes"), "dask": fedlight("dask")}
+    theirs = found["Flower"][0]
+    show(
+        f"a round of {updates} updates of one step, {CLIENTS:,} clients, {WORKERS} processes",
+        ["", "ms an update", "beside its step", "MB/s written", "times as fast as Flower"],
+        [
+            [
+                name,
+                f"{1e3 * seconds / updates:.1f}",
+                f"{1e3 * (seconds - alone) / updates:.1f}",
+                "" if name == "Flower" else f"{written / 2 / seconds:.1f}",
+                f"{theirs / seconds:.2f}x",
+            ]
+            for name, (seconds, written) in found.items()
+        ],
+    )
+    ratios = {f"Flower over {name}": theirs / found[name][0] for name in ("processes", "dask")}
+    write(given.out, ratios, {"seconds": found, "steps": alone})
+
+
+if __name__ == "__main__":
+    main()
