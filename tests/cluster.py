@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import socket
@@ -84,20 +83,19 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """Kills a node's daemon and all that it started, as a power cut would."""
-        jobs = "|".join(self.ask("squeue", "-h", "-w", node, "-o", "%A").split())
         self._daemons[node].kill()
         self._daemons[node].wait()
+        own = str(self.folder / f"{node}.log")
         stewards, others = [], []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 environment = (process / "environ").read_bytes().split(b"\0")
-                command = (process / "cmdline").read_bytes()
                 if f"SLURM_CONF={self.folder}/slurm.conf".encode() not in environment:
                     continue
-                if re.match(rb"slurmstepd: \[(%s)\." % jobs.encode(), command):
-                    stewards.append(int(process.name))
-                elif f"SLURMD_NODENAME={node}".encode() in environment:
+                if f"SLURMD_NODENAME={node}".encode() in environment:
                     others.append(int(process.name))
+                elif own in (os.readlink(opened) for opened in (process / "fd").iterdir()):
+                    stewards.append(int(process.name))
         for pid in [*stewards, *others]:  # a steward that lived on would report the death of its job
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -175,20 +175,40 @@ def test_a_preempted_job_whose_clients_train_at_once_goes_on(
     assert len(results(tmp_path)) == 1
 
 
-def test_a_job_of_two_nodes_trains_on_both_and_goes_on_after_preemption(
+def test_a_job_of_two_nodes_trains_on_both_and_survives_a_power_cut_and_preemption(
     cluster: Cluster, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = tmp_path / "runs" / "grid"
-    work = ["-m", "method=UDEC", "clients=4", "name=grid", *TINY, "data.limit=240", "epochs=8", "rounds=6"]
+    work = ["-m", "method=UDEC", "clients=4", "name=grid", *TINY, "data.limit=240", "epochs=8", "rounds=14"]
     many = ["hydra.launcher.nodes=2", "transport=dask", "transport.workers=1"]
     launched = start("fedlight.run", *work, *SLURM, *many)
     until(lambda: jobs(sweep), seconds=60)
     ((cell, job),) = jobs(sweep).items()
     at_work(sweep / cell, seconds=300)
     assert dask_workers(cluster) == {"n1", "n2"}
+
+    def starts() -> int:
+        return log(sweep, job, "out").count("Starting with JobEnvironment")
+
+    host = cluster.ask("squeue", "-h", "-j", job, "-o", "%B").strip()
+    (other,) = {"n1", "n2"} - {host}
+    before = rounds_of(sweep / cell)
+    cluster.kill_node(other)
+    until(lambda: rounds_of(sweep / cell) >= before + 2, seconds=120)
+    assert dask_workers(cluster) == {host}
+    assert starts() == 1
+
+    cluster.ask(
+        "scontrol", "update", f"nodename={other}", "state=down", "reason=power"
+    )  # as after SlurmdTimeout
+    cluster.start_node(other)
+    cluster.ask("scontrol", "update", f"nodename={other}", "state=resume")
+    until(lambda: starts() == 2 and dask_workers(cluster) == {"n1", "n2"}, seconds=120)
+    before = rounds_of(sweep / cell)
+    until(lambda: rounds_of(sweep / cell) > before, seconds=120)
     cluster.ask("scancel", "--signal=USR2", job)
     end(launched)
-    assert log(sweep, job, "out").count("Starting with JobEnvironment") == 2
+    assert starts() == 3
     until(lambda: not dask_workers(cluster))
 
     (tmp_path / "alone").mkdir()
@@ -224,14 +244,15 @@ def log(sweep: Path, job: str, stream: str) -> str:
     return (sweep / ".slurm" / job / f"{job}_0_log.{stream}").read_text()
 
 
+def rounds_of(cell: Path) -> int:
+    """How many rounds of a cell are done."""
+    try:
+        with (cell / "rounds.csv").open() as file:
+            return len(list(csv.DictReader(file)))
+    except FileNotFoundError:
+        return 0
+
+
 def at_work(cell: Path, seconds: float = 120) -> None:
     """Waits until the first round of a cell is done."""
-
-    def rounds() -> int:
-        try:
-            with (cell / "rounds.csv").open() as file:
-                return len(list(csv.DictReader(file)))
-        except FileNotFoundError:
-            return 0
-
-    until(rounds, seconds)
+    until(lambda: rounds_of(cell), seconds)
