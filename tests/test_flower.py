@@ -278,6 +278,34 @@ def test_a_bad_update_is_refused_in_one_line_and_changes_nothing(
     assert over.server.met == {0: 2, 1: 1}
 
 
+@pytest.mark.parametrize(
+    ("extras", "told"),
+    [
+        (None, "reports shared in place of algorithm, shared"),
+        ({"shared.bias": torch.zeros(2)}, r"has shared.bias of torch.float32 and shape \(2,\)"),
+        ({"own.bias": torch.zeros(1)}, "has a tensor own.bias"),
+    ],
+)
+def test_an_update_whose_control_variates_are_not_those_of_its_slices_is_refused(
+    extras: dict[str, torch.Tensor] | None, told: str, toys: MakeToys, capfd: pytest.CaptureFixture[str]
+) -> None:
+    over = toys(toy_setup(PARTIAL, algorithm=Scaffold()))
+    good = over.grid.nodes[12].act
+
+    def bad(content: bytes) -> bytes:
+        update = from_bytes(good(content))
+        payloads = {name: payload for name, payload in update.payloads.items() if name != "algorithm"}
+        if extras is not None:
+            payloads["algorithm"] = Payload(extras, sum(tensor.numel() for tensor in extras.values()))
+        return to_bytes(replace(update, payloads=payloads))
+
+    over.grid.nodes[12].act = bad
+    over.run(1)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search(f"client 1 .node 12. sent an update that {told}.*: refused", line), line
+    assert over.server.met == {0: 1}
+
+
 def test_a_flipped_bit_in_a_tensor_that_stays_finite_is_not_noticed_here_but_by_tls(toys: MakeToys) -> None:
     over = toys(toy_setup(PARTIAL))
     good = over.grid.nodes[12].act

@@ -14,7 +14,7 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 
 LOOK = 1.0  # seconds between two looks at the process that it ends with
-FAILED, MEMORY_LOST = b"failed", b"memory lost"
+FAILED = b"failed"
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
     path, parent = Path(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(parent, path), daemon=True).start()
     from fedlight.experiment.deployed import Institution
+    from fedlight.federation.transport.envelope import MEMORY_LOST
     from fedlight.runtime.errors import MemoryLost
 
     made: tuple[bytes, Institution] | None = None
@@ -46,7 +47,7 @@ def main() -> None:
                     problem, answer = b"", made[1].answer(content) if content else b""
                 except MemoryLost as error:
                     print(f"fedlight: {error}", file=sys.stderr)
-                    problem, answer = MEMORY_LOST, b""
+                    problem, answer = MEMORY_LOST.encode(), b""
                 except Exception as error:  # it stays here: an error's text may say what data hold
                     print(f"fedlight: error: {error}", file=sys.stderr)
                     traceback.print_exc()

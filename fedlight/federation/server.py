@@ -169,10 +169,10 @@ class Server:
         self._check(update)
         if update.client in self._waiting:
             raise Damaged(f"came twice in round {update.round}")
-        extras_like = self._extras_like()
-        reported = update.payloads.keys() - ({EXTRAS} if extras_like else set())
-        if reported != set(uplink):
-            raise Damaged(f"reports {_listed(reported)} in place of {_listed(uplink)}")
+        extras_like = self._algorithm.extras_like(self.slices.select(uplink, self.theta))
+        asked = {*uplink, EXTRAS} if extras_like else set(uplink)
+        if update.payloads.keys() != asked:
+            raise Damaged(f"reports {_listed(update.payloads)} in place of {_listed(asked)}")
         for slice_ in uplink:
             if odd := update.payloads[slice_].tensors.keys() - {*self._slice(slice_), DELTA}:
                 raise Damaged(f"has a tensor {min(odd)} in slice {slice_}")

@@ -5,6 +5,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 BYTES, WORDS = "bytes", "words"
 CLIENT, HASH, PROBLEM = "client", "sha256", "problem"
 """The words beside it: who a node is, the configuration that it agreed to, why there is no update."""
+MEMORY_LOST = "memory lost"
+"""The problem of a client that cannot go on from its last round."""
 
 
 def wrap(content: bytes, words: dict[str, str | int]) -> RecordDict:

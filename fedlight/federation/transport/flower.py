@@ -12,7 +12,6 @@ from fedlight.runtime.errors import BadInput, Damaged
 
 LOOK = 0.5  # seconds between two looks for answers
 AGAIN = 60.0  # seconds after which a node that was refused is asked again
-MEMORY_LOST = "memory lost"  # the problem of a client that cannot go on from its last round
 HELLO, TRAIN, EVALUATE = "query", "train", "evaluate"  # types of Flower's messages
 
 
@@ -165,7 +164,7 @@ class Flower:
 
     def _read(self, client: int, reply: Any, kind: type) -> Any:
         """The message in an answer, or None with a line that says what is wrong."""
-        from fedlight.federation.transport.envelope import PROBLEM, open_bytes, open_words
+        from fedlight.federation.transport.envelope import MEMORY_LOST, PROBLEM, open_bytes, open_words
 
         if not reply.has_content():
             self._tell(client, f"did not answer ({reply.error.code}); it drops out of the round")
