@@ -128,7 +128,7 @@ class PrivacyConfig(Section):
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     clip: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
-    target_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    target_epsilon: Annotated[float, Field(gt=0)] | None = None
     noise_at: Literal["server", "clients"] | None = None
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     draws: Whole | None = None

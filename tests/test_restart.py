@@ -21,9 +21,11 @@ from fedlight.experiment import execute  # loaded once here, so that the process
 from fedlight.federation import outbox
 from fedlight.federation.checkpoint import ClientMemory, ServerCheckpoint
 from fedlight.federation.federator import Federator
+from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.outbox import Outbox
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
+from fedlight.privacy.account import Account
 from fedlight.runs import clock, record
 from fedlight.runtime.signals import EXIT
 
@@ -40,6 +42,7 @@ INSTANTS = [
     (Outbox, "add"),  # after it: the update is written, and not yet acknowledged
     (Site, "update"),
     (Server, "receive"),
+    (GaussianMechanism, "finish"),  # draws the noise of a round
     (Server, "close_round"),  # after it: aggregated, and not yet stored
     (execute, "evaluate_models"),
     (ServerCheckpoint, "write"),
@@ -194,8 +197,8 @@ def test_a_cell_killed_at_any_instant_ends_the_same(
     expected = quiet(method)
     instants = expected["instants"]
     named = {kind.split(maxsplit=1)[1] for kind in instants}
-    keeps = set() if method == "USPLIT" else {"ClientMemory.write"}
-    assert named == {f"{owner.__name__}.{name}" for owner, name in INSTANTS} - {"ClientMemory.write"} | keeps
+    missing = {"GaussianMechanism.finish"} | ({"ClientMemory.write"} if method == "USPLIT" else set())
+    assert named == {f"{owner.__name__}.{name}" for owner, name in INSTANTS} - missing
     for point in kill_points(instants, SEED):
         print(f"{method}: killed at instant {point} of {len(instants)}, {instants[point]}")
         runner = Runner(tmp_path / f"kill{point}", *f"method={method}".split())
@@ -205,6 +208,37 @@ def test_a_cell_killed_at_any_instant_ends_the_same(
         repeated = sum(runner.updates.values()) - UPDATES
         assert 0 <= repeated <= 1, runner.updates
         shutil.rmtree(runner.folder)
+
+
+PRIVATE = ["method=FULL", "data.limit=8", "clients=2", "rounds=2", "evaluation.every=null", "evaluation.grid=0"]
+PRIVATE += ["evaluation.steps=1", "privacy=client", "privacy.noise=0.1", "privacy.clip_quantile=0.5"]
+OF_A_RELEASE = ("Server.receive", "GaussianMechanism.finish", "Server.close_round", "ServerCheckpoint.write")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("secure", [False, True], ids=["seeded", "secure"])
+def test_a_private_round_that_is_done_again_never_counts_for_less_than_was_released(
+    secure: bool, tmp_path: Path
+) -> None:
+    """Seeded noise is the same again, and nothing further is released; secure noise is another release."""
+    arguments = [*PRIVATE, f"privacy.secure_noise={str(secure).lower()}"]
+    quiet = Runner(tmp_path / "quiet", *arguments)
+    assert quiet.run() == 0, quiet.err
+    epsilons = [Account(0.1, 1, 1e-5).epsilon(releases) for releases in range(5)]
+    for kind in (f"after {what}" for what in OF_A_RELEASE):
+        point = random.Random(kind).choice([i for i, passed in enumerate(quiet.instants) if passed == kind])
+        runner = Runner(tmp_path / f"kill{point}", *arguments)
+        assert runner.run(kill_at=point) == -signal.SIGKILL
+        passed = Counter(runner.instants)
+        assert runner.run() == 0, runner.err
+        passed += Counter(runner.instants)
+        found = runner.cell.result["privacy"]["epsilon"]
+        if secure:
+            drawn, begun = (passed[f"{when} GaussianMechanism.finish"] for when in ("after", "before"))
+            assert epsilons[drawn] <= found <= epsilons[begun], kind
+        else:
+            assert outcome(runner.cell) == outcome(quiet.cell), kind
+            assert found == epsilons[2]
 
 
 @pytest.fixture(scope="module")

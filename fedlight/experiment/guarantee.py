@@ -1,5 +1,6 @@
 """What a cell promises about privacy: checked beforehand, and accounted after every round."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -124,7 +125,7 @@ def make_participation(settings: CellConfig) -> Participation:
 
 
 def with_noise(settings: CellConfig, shares: Sequence[Indices], method: Method) -> CellConfig:
-    """The settings with the noise that `privacy.target_epsilon` asks for, in its place."""
+    """The settings with the noise that `privacy.target_epsilon` asks for, none if it is infinite, in its place."""
     asked = settings.privacy
     if asked is None or asked.target_epsilon is None or not settings.rounds:
         return settings
@@ -138,6 +139,8 @@ def with_noise(settings: CellConfig, shares: Sequence[Indices], method: Method) 
         return max((Account(noise, rate, asked.delta).epsilon(steps), rate, steps) for rate, steps in plans)
 
     noise, (epsilon, rate, releases) = 1.0, worst(1.0)
+    if asked.target_epsilon == math.inf:
+        noise, releases = 0.0, 0
     while releases and (noise == 1.0 or epsilon > asked.target_epsilon):
         noise = calibrate(asked.target_epsilon, asked.delta, rate, releases)
         epsilon, rate, releases = worst(noise)
