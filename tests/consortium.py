@@ -24,11 +24,10 @@ SUPERLINK = [
     "-c",
     f"{PATIENT}from flwr.superlink.cli import flower_superlink; flower_superlink()",
 ]
-SUPERNODE = [  # known to be away after twice 15 s, in place of a minute
+SUPERNODE = [
     sys.executable,
     "-c",
-    f"{PATIENT}import flwr.supernode.fleet_http_connection as fleet; fleet.HEARTBEAT_DEFAULT_INTERVAL = 15; "
-    "from flwr.supernode.cli import flower_supernode; flower_supernode()",
+    f"{PATIENT}from flwr.supernode.cli import flower_supernode; flower_supernode()",
 ]
 
 

@@ -1,11 +1,9 @@
 """Institutions that share nothing: messages over Flower, who is away, what is refused, and the app for it."""
 
-import csv
 import hashlib
 import os
 import re
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -552,11 +550,6 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]
         found.stop()
 
 
-def csv_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 JOINED = "Activated node_id"
 
 
@@ -580,50 +573,6 @@ def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
     assert found["status"] == "completed"
     for key in ("cell", "state_sha256", "train_loss", "exchange"):
         assert found[key] == plain[key]
-
-
-@pytest.mark.slow
-def test_a_killed_node_a_frozen_one_and_a_killed_superlink_cost_a_round_at_most(
-    consortium: Consortium, tmp_path: Path
-) -> None:
-    app = tmp_path / "faults" / "app"
-    app.parent.mkdir()
-    asked = [*COMMON, "method=UDEC", "rounds=10", "transport.timeout=60"]
-    assert invoke("init", str(app), *asked, main=deploy.main) == 0
-
-    def reports() -> list[int]:
-        rows = [row for path in consortium.runs(app).glob("*/*/rounds.csv") for row in csv_rows(path)]
-        return [int(row["reports"]) for row in rows]
-
-    for client in range(3):
-        consortium.start_node(app, client, f"node{client}")
-    consortium.submit(app)
-    until(lambda: 3 in reports(), 400)
-    frozen, killed = consortium.processes["node1"], consortium.processes.pop("node2")
-    frozen.send_signal(signal.SIGSTOP)
-    killed.kill()
-    killed.wait()
-    until(lambda: 1 in reports(), 200)
-    frozen.send_signal(signal.SIGCONT)
-    consortium.start_node(app, 2, "node2")
-    until(lambda: 3 in reports()[reports().index(1) :], 300)
-
-    superlink = consortium.processes.pop("superlink")
-    superlink.kill()
-    superlink.wait()
-    (rounds,) = consortium.runs(app).glob("*/*/rounds.csv")
-    before = rounds.read_bytes()
-    consortium.start_superlink()
-    consortium.submit(app)
-    until(lambda: consortium.result(app)["status"] == "completed", 300)
-    for client in range(3):
-        consortium.end(f"node{client}")
-    assert rounds.read_bytes().startswith(before)
-    assert len(reports()) == 10
-    ledger = csv_rows(rounds.with_name("ledger.csv"))
-    up = {(int(row["round"]), int(row["client"])) for row in ledger if row["direction"] == "up"}
-    for number, count in enumerate(reports(), 1):
-        assert len([client for round_, client in up if round_ == number]) == count
 
 
 @pytest.mark.slow

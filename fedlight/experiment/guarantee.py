@@ -125,7 +125,7 @@ def make_participation(settings: CellConfig) -> Participation:
 
 
 def with_noise(settings: CellConfig, shares: Sequence[Indices], method: Method) -> CellConfig:
-    """The settings with the noise that `privacy.target_epsilon` asks for, none if it is infinite, in its place."""
+    """The settings with the noise that `privacy.target_epsilon` asks for (none if infinite), in its place."""
     asked = settings.privacy
     if asked is None or asked.target_epsilon is None or not settings.rounds:
         return settings
