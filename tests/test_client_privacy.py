@@ -408,7 +408,9 @@ def test_a_private_cell_says_what_it_spent(cell: MakeCell, wire: Wire) -> None:
 @pytest.mark.slow
 def test_a_cell_without_noise_promises_nothing(cell: MakeCell) -> None:
     made = cell("clients=2", "rounds=1", "privacy=client", "privacy.noise=0", "privacy.clip=inf")
-    assert made.result["privacy"]["epsilon"] == "inf"
+    same = cell("clients=2", "rounds=1", "privacy=client", "privacy.target_epsilon=inf", "privacy.clip=inf")
+    assert same.result["state_sha256"] == made.result["state_sha256"]
+    assert made.result["privacy"]["epsilon"] == same.result["privacy"]["epsilon"] == "inf"
     assert made.rows("rounds.csv")[0]["epsilon"] == "inf"
     assert "privacy" not in cell("clients=2", "rounds=0").result
 

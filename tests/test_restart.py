@@ -210,14 +210,8 @@ def test_a_cell_killed_at_any_instant_ends_the_same(
         shutil.rmtree(runner.folder)
 
 
-PRIVATE = ["method=FULL", "data.limit=8", "clients=2", "rounds=2", "evaluation.every=null"]
-PRIVATE += [
-    "evaluation.grid=0",
-    "evaluation.steps=1",
-    "privacy=client",
-    "privacy.noise=0.1",
-    "privacy.clip_quantile=0.5",
-]
+PRIVATE = ["data.limit=8", "clients=2", "rounds=2", "evaluation.every=null", "evaluation.grid=0"]
+PRIVATE += ["privacy=client", "privacy.noise=0.1", "privacy.clip_quantile=0.5"]
 OF_A_RELEASE = ("Server.receive", "GaussianMechanism.finish", "Server.close_round", "ServerCheckpoint.write")
 
 
