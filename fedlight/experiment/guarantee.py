@@ -1,6 +1,5 @@
 """What a cell promises about privacy: checked beforehand, and accounted after every round."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -139,8 +138,6 @@ def with_noise(settings: CellConfig, shares: Sequence[Indices], method: Method) 
         return max((Account(noise, rate, asked.delta).epsilon(steps), rate, steps) for rate, steps in plans)
 
     noise, (epsilon, rate, releases) = 1.0, worst(1.0)
-    if asked.target_epsilon == math.inf:
-        noise, releases = 0.0, 0
     while releases and (noise == 1.0 or epsilon > asked.target_epsilon):
         noise = calibrate(asked.target_epsilon, asked.delta, rate, releases)
         epsilon, rate, releases = worst(noise)

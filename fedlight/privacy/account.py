@@ -40,7 +40,12 @@ class Account:
 
 
 def calibrate(target_epsilon: float, delta: float, rate: float, releases: int) -> float:
-    """The smallest noise, to 1e-3, that keeps so many releases within the target; arguments of `Account`."""
+    """The smallest noise, to 1e-3, that keeps so many releases within the target; arguments of `Account`.
+
+    It is 0 for an infinite target.
+    """
+    if target_epsilon == math.inf:
+        return 0.0
     accounting = _library()
     noise = accounting.calibrate_dp_mechanism(
         lambda: accounting.rdp.RdpAccountant(ORDERS),
