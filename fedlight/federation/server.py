@@ -169,7 +169,8 @@ class Server:
         self._check(update)
         if update.client in self._waiting:
             raise Damaged(f"came twice in round {update.round}")
-        extras_like = self._algorithm.extras_like(self.slices.select(uplink, self.theta))
+        values_like = self.slices.select(uplink, self.theta)
+        extras_like = self._algorithm.extras_like(values_like)
         asked = {*uplink, EXTRAS} if extras_like else set(uplink)
         if update.payloads.keys() != asked:
             raise Damaged(f"reports {_listed(update.payloads)} in place of {_listed(asked)}")
@@ -180,7 +181,7 @@ class Server:
             values, extras = self.decode(update)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise Damaged(f"cannot be decoded ({' '.join(repr(error).split())})") from error
-        _check_like(values, self.slices.select(uplink, self.theta))
+        _check_like(values, values_like)
         _check_like(extras, {name: extras_like[name] for name in extras if name in extras_like})
         for slice_ in uplink:
             if update.payloads[slice_].params != self.slice_params()[slice_]:
