@@ -46,8 +46,8 @@ def composed(*overrides: str) -> tuple[DictConfig, CellConfig]:
     return config, validate(config)
 
 
-def typed(*arguments: str, sign: str = "") -> None:
-    """Runs `python ARGUMENTS` in an empty folder, as if typed there; its output must hold `sign`."""
+def typed(*arguments: str, sign: str = "") -> str:
+    """What `python ARGUMENTS` prints, typed in an empty folder; it must hold `sign`."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "WANDB_MODE": "offline"}
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
@@ -55,6 +55,7 @@ def typed(*arguments: str, sign: str = "") -> None:
         )
     if done.returncode or sign not in done.stdout:
         sys.exit(done.stdout + done.stderr)
+    return done.stdout
 
 
 def in_turns(

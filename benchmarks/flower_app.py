@@ -27,12 +27,10 @@ def components() -> Components:
     return build(composed(*json.loads(os.environ["SETTINGS"]))[1])
 
 
-@client.train()
-def train(message: Message, context: Context) -> Message:
-    module, data = components().module, components().dataset.train
-    share = torch.from_numpy(components().shares[int(context.node_config["partition-id"])])
-    own = data.pixels[share]
-    module.load_state_dict(message.content["arrays"].to_torch_state_dict())
+def fit(number: int) -> tuple[float, int]:
+    """Trains the model for an epoch on a client's images; returns their mean loss and their number."""
+    module = components().module
+    own = components().dataset.train.pixels[torch.from_numpy(components().shares[number])]
     optimizer = module.configure_optimizers()
     total = 0.0
     for batch in torch.randperm(len(own)).split(components().settings.data.batch_size):
@@ -44,9 +42,17 @@ def train(message: Message, context: Context) -> Message:
         loss.backward()
         optimizer.step()
         total += loss.item() * len(images)
+    return total / len(own), len(own)
+
+
+@client.train()
+def train(message: Message, context: Context) -> Message:
+    module = components().module
+    module.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    loss, images = fit(int(context.node_config["partition-id"]))
     content = {
         "arrays": ArrayRecord(module.state_dict()),
-        "metrics": MetricRecord({"train_loss": total / len(own), "num-examples": len(own)}),
+        "metrics": MetricRecord({"train_loss": loss, "num-examples": images}),
     }
     return Message(content=RecordDict(content), reply_to=message)
 

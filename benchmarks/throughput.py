@@ -11,75 +11,63 @@ import csv
 import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import flower_app
 import torch
-from common import ROOT, composed, parser, show, write
+from common import parser, show, typed, write
 
 CLIENTS, WORKERS = 100_000, 2
+TRANSPORTS = ("processes", "dask")
 SETTINGS = [f"clients={CLIENTS}", "rounds=2", "epochs=1", "logger=none", f"trainer.workers={WORKERS}"]
 SETTINGS += ["evaluation.samples=0", "evaluation.grid=0"]
 SETTINGS += ["data.source._target_=many_digits.load", "+data.source.copies=70"]
 
 
-def measured(command: list[str], folder: str) -> tuple[str, float]:
-    """What a command that must succeed printed, and the MB that its processes wrote to disk."""
+def measured(*command: str, sign: str) -> tuple[str, float]:
+    """What a command printed, and the MB that its processes wrote to disk."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock
-    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    return done.stdout, (resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock - before) * 512 / 1e6
+    printed = typed(*command, sign=sign)
+    return printed, (resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock - before) * 512 / 1e6
 
 
 def flower() -> tuple[float, float]:
     """Seconds of a round of Flower's simulation, and the MB written in its run."""
-    with tempfile.TemporaryDirectory() as folder:
-        printed, written = measured(["-c", "import flower_app; flower_app.run()"], folder)
+    printed, written = measured("-c", "import flower_app; flower_app.run()", sign="FINISHED")
     (line,) = (line for line in printed.splitlines() if line.startswith("FINISHED"))
     return json.loads(line.removeprefix("FINISHED"))["seconds"], written
 
 
-def fedlight(transport: str) -> tuple[float, float]:
+def fedlight(settings: Sequence[str], transport: str) -> tuple[float, float]:
     """Seconds of a round by that transport, and the MB written in its run."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["-m", "fedlight.run", *json.loads(os.environ["SETTINGS"]), f"transport={transport}"]
-        _, written = measured(command, folder)
-        (path,) = Path(folder).glob("runs/*/*/rounds.csv")
+        command = ["-m", "fedlight.run", *settings, f"transport={transport}", f"output={folder}"]
+        _, written = measured(*command, sign="loss 0.")
+        (path,) = Path(folder).glob("*/*/rounds.csv")
         with path.open() as file:
             return float(list(csv.DictReader(file))[-1]["seconds"]), written
 
 
 def steps(updates: int) -> float:
-    """Seconds of so many single steps of the same model by a bare loop in one thread."""
-    from fedlight.experiment.build import build
-
+    """Seconds of as many clients' steps, one after the other in one thread, without any engine."""
     torch.set_num_threads(1)
-    made = build(composed()[1])
-    module = made.module
-    images = made.dataset.train.pixels[:1].float().div(127.5).sub(1)
+    flower_app.components()
     begun = time.perf_counter()
-    for _ in range(updates):
-        optimizer = module.configure_optimizers()
-        t, eps = torch.randint(1000, (1,)), torch.randn_like(images)
-        loss = torch.nn.functional.smooth_l1_loss(
-            module.unet(module.schedule.add_noise(images, eps, t), t).sample, eps
-        )
-        loss.backward()
-        optimizer.step()
+    for client in range(updates):
+        flower_app.fit(client)
     return time.perf_counter() - begun
 
 
 def main() -> None:
     given = parser(__doc__).parse_args()
     updates = 200 if given.quick else 1_000
-    os.environ["SETTINGS"] = json.dumps([*SETTINGS, f"fraction={updates / CLIENTS}"])
-    os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'benchmarks'}"
+    settings = [*SETTINGS, f"fraction={updates / CLIENTS}"]
+    os.environ["SETTINGS"] = json.dumps(settings)
     alone = steps(updates) / WORKERS
-    found = {"Flower": flower(), "processes": fedlight("processes"), "dask": fedlight("dask")}
+    found = {"Flower": flower(), **{name: fedlight(settings, name) for name in TRANSPORTS}}
     theirs = found["Flower"][0]
     show(
         f"a round of {updates} updates of one step, {CLIENTS:,} clients, {WORKERS} processes",
@@ -95,7 +83,7 @@ def main() -> None:
             for name, (seconds, written) in found.items()
         ],
     )
-    ratios = {f"Flower over {name}": theirs / found[name][0] for name in ("processes", "dask")}
+    ratios = {f"Flower over {name}": theirs / found[name][0] for name in TRANSPORTS}
     write(given.out, ratios, {"seconds": found, "steps": alone})
 
 
