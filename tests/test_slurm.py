@@ -198,11 +198,10 @@ def test_a_job_of_two_nodes_trains_on_both_and_survives_a_power_cut_and_preempti
     assert dask_workers(cluster) == {host}
     assert starts() == 1
 
-    cluster.ask(
-        "scontrol", "update", f"nodename={other}", "state=down", "reason=power"
-    )  # as after SlurmdTimeout
+    update = ("scontrol", "update", f"nodename={other}")
+    cluster.ask(*update, "state=down", "reason=power")  # as after SlurmdTimeout
     cluster.start_node(other)
-    cluster.ask("scontrol", "update", f"nodename={other}", "state=resume")
+    cluster.ask(*update, "state=resume")
     until(lambda: starts() == 2 and dask_workers(cluster) == {"n1", "n2"}, seconds=120)
     before = rounds_of(sweep / cell)
     until(lambda: rounds_of(sweep / cell) > before, seconds=120)
