@@ -2,15 +2,25 @@
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
 import pytest
 from conftest import Cell
+from matplotlib.figure import Figure
+from plausible import read_result, write_cell
 
 from fedlight.privacy.account import Account
+from fedlight.reporting import figures
+from fedlight.reporting.comparison import make_comparisons
 from fedlight.reporting.page import write_report
+from fedlight.reporting.plots import Plot
+from fedlight.reporting.privacy_cost import quality_epsilon
+from fedlight.runs.status import read_sweep
 
 MakeCell = Callable[..., Cell]
 
@@ -42,3 +52,77 @@ def test_the_page_shows_guarantee_epsilon_and_attacks(cell: MakeCell, tmp_path: 
     page = (tmp_path / "report" / "index.html").read_text()
     for part in ("what is promised", "epsilon over rounds", "what an attacker finds", "ROC of the attacks"):
         assert f"Privacy: {part}" in page
+
+
+def promise(
+    sweep: Path, epsilon: float | None, clip: float = 2, kind: str = "client", lr: float = 0.1, **cell: Any
+) -> float:
+    """Writes a cell that promises an epsilon, none where that is None; returns its FID."""
+    asked = {"name": kind, "noise": 1.0, "clip": clip, "delta": 1e-5, "target_epsilon": epsilon}
+    private = {"privacy": asked} if epsilon else {}
+    folder = write_cell(sweep, picture=False, sections={**private, "optimizer": {"lr": lr}}, **cell)
+    result = read_result(folder)
+    if epsilon:
+        spent = {"kind": kind, "epsilon": 0.999 * epsilon, "delta": 1e-5, "noise": 3 / epsilon, "clip": clip}
+        result["privacy"] = {key: "inf" if value == math.inf else value for key, value in spent.items()}
+    (folder / "result.json").write_text(json.dumps(result))
+    return float(result["fid"]["value"])
+
+
+def cost(sweep: Path) -> Plot:
+    (comparison,) = make_comparisons(read_sweep(sweep))
+    return quality_epsilon(comparison, "")
+
+
+def test_quality_against_epsilon_is_a_point_for_each_promise_and_a_mean_over_seeds(tmp_path: Path) -> None:
+    fids = {epsilon: [promise(tmp_path, epsilon, seed=s) for s in (1, 2, 3)] for epsilon in (10, 1, math.inf)}
+    plot = cost(tmp_path)
+    found = plot.data.set_index("epsilon")
+    assert set(found.index) == {9.99, 0.999, math.inf}
+    assert set(plot.data["panel"]) == {"iid"}
+    for epsilon, values in fids.items():
+        row = found.loc[0.999 * epsilon]
+        assert (row["method"], row["clients"], row["fid_std_over"]) == ("FULL", 5, "3 seeds")
+        assert (row["fid"], row["fid_std"]) == pytest.approx((mean(values), stdev(values)))
+
+
+def test_what_promises_nothing_stands_apart_in_the_panels_of_its_own_recipe(tmp_path: Path) -> None:
+    for kind, clip in (("client", 2), ("client", 0.5), ("example", 2)):
+        for epsilon in (1, 10, math.inf):
+            promise(tmp_path, epsilon, clip, kind)
+    unclipped = promise(tmp_path, math.inf, math.inf)
+    plain = promise(tmp_path, None)
+    promise(tmp_path, None, lr=0.2)  # neither another recipe
+    promise(tmp_path, None, partition="label_skew")  # nor another deal of the images
+    plot = cost(tmp_path)
+    panels = plot.data.groupby("panel")
+    client = {f"iid, privacy.name=client, privacy.clip={clip}" for clip in (0.5, 2)}
+    assert panels.groups.keys() == client | {"iid, privacy.name=example, privacy.clip=2"}
+    for panel, rows in panels:
+        nothing = {unclipped, plain} if panel in client else {plain}
+        assert set(rows["fid"][rows["epsilon"].isna()]) == nothing
+        axis = Figure().subplots()
+        plot.draw(axis, rows)
+        assert axis.get_xscale() == "log"
+        labels = {
+            label.get_text(): at for at, label in zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
+        }
+        (border,) = (line for line in axis.lines if line.get_linestyle() == ":")
+        edge = border.get_xdata()[0]
+        assert labels["1"] < labels["10"] < edge < labels["inf"] < labels["none"]
+        (joined,) = (line for line in axis.lines if line.get_linestyle() == "-")
+        assert list(joined.get_xdata()) == [0.999, 9.99]
+
+
+def test_quality_against_epsilon_needs_two_epsilons_of_a_method(tmp_path: Path) -> None:
+    promise(tmp_path, 3)
+    promise(tmp_path, 10, method="UDEC")
+    promise(tmp_path, None)
+    assert cost(tmp_path).data.empty
+    promise(tmp_path, 1)
+    (comparison,) = make_comparisons(read_sweep(tmp_path))
+    (plot,) = (plot for plot in figures.plots(comparison, "") if plot.name == "quality_epsilon")
+    assert list(plot.legend) == ["FULL", "UDEC"]
+    assert plot.svg("iid").startswith("<svg")
+    plot.write(tmp_path)
+    assert {path.suffix for path in tmp_path.glob("quality_epsilon.*")} == {".png", ".pdf", ".csv"}

@@ -2,23 +2,20 @@
 
 from dataclasses import replace
 from functools import partial
-from itertools import cycle
-from math import ceil
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
-from fedlight.reporting import leakage
+from fedlight.reporting import leakage, privacy_cost
 from fedlight.reporting.comparison import Comparison, in_words
-from fedlight.reporting.plots import INK, WIDTH, Plot
+from fedlight.reporting.marks import Marks
+from fedlight.reporting.plots import INK, Plot
 
 WIDE = 40  # labels; more are not named at the axis
 ALIKE = 0.03  # of their mean, by which curves differ that a reader cannot tell apart
-MARKERS = "os^DvPX*p<>hd8"
 LONG = 14  # characters of a label at the axis
 TRANSFORM = "transform.name"  # beside methods it is what decides how many bytes cross
 BAND = "Mean over seeds; the band is their standard deviation."
@@ -53,6 +50,7 @@ def plots(comparison: Comparison, prefix: str) -> list[Plot]:
             "parameters exchanged",
         ),
         partitions(comparison, prefix),
+        privacy_cost.quality_epsilon(comparison, prefix),
         _finite(
             rounds_curve(
                 comparison,
@@ -90,8 +88,7 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
     columns = ["panel", "method", "transform", "clients", "bytes", "fid", "fid_std", "fid_std_over"]
     data = pd.DataFrame(rows, columns=columns)
     key = "transform" if data["transform"].nunique() > 1 else "clients"
-    markers = dict(zip(sorted(set(data[key])), cycle(MARKERS), strict=False))
-    across = int(WIDTH / (0.35 + 0.06 * max((len(_mark_name(value)) for value in markers), default=0)))
+    marks = Marks(data[key])
     return Plot(
         f"{prefix}quality_exchange",
         "Quality against exchange",
@@ -99,25 +96,14 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
         "images for few bytes; nothing lies below the dotted frontier. Bars: standard deviation over seeds "
         "or clients. Dashed: nothing crosses.",
         data,
-        partial(_draw_quality, palette=comparison.palette, key=key, markers=markers, across=across),
+        partial(_draw_quality, palette=comparison.palette, key=key, marks=marks),
         comparison.palette,
-        below=0.5 + 0.15 * ceil(len(markers) / across),
+        below=marks.below,
     )
 
 
-def _mark_name(value: str | int) -> str:
-    return value if isinstance(value, str) else f"{value} clients"
-
-
-def _draw_quality(
-    axis: Axes,
-    rows: pd.DataFrame,
-    palette: dict[str, str],
-    key: str,
-    markers: dict[Any, str],
-    across: int,
-) -> None:
-    """Marks tell the values of `key` apart, and are named below the axes, `across` in a line."""
+def _draw_quality(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], key: str, marks: Marks) -> None:
+    """Marks tell the values of `key` apart."""
     for (method, _), group in rows.groupby(["method", "transform"], sort=False):
         colour, points = palette[str(method)], group[group["bytes"] > 0].sort_values("clients")
         if points.empty:
@@ -126,25 +112,14 @@ def _draw_quality(
         spread = points["fid_std"].astype(float)
         axis.errorbar(points["bytes"], points["fid"], spread, color=colour, elinewidth=1, capsize=2)
         for x, y, value in zip(points["bytes"], points["fid"], points[key], strict=True):
-            axis.plot(x, y, color=colour, marker=markers[value])
+            axis.plot(x, y, color=colour, marker=marks.of[value])
     ends = frontier(rows[rows["bytes"] > 0])
     axis.step(ends["bytes"], ends["fid"], where="post", color=INK, linestyle=":", linewidth=1, marker="")
     _scale_bytes(axis)
     axis.set_xlabel("exchanged, both ways (bytes)")
     axis.set_ylabel("FID")
     axis.set_ylim(bottom=0)
-    axis.legend(
-        [Line2D([], [], color=INK, marker=marker, linestyle="") for marker in markers.values()],
-        [_mark_name(value) for value in markers],
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-        borderaxespad=4.5,  # below the label of the axis
-        ncols=across,
-        fontsize=7,
-        handletextpad=0.1,
-        columnspacing=1,
-        frameon=False,
-    )
+    marks.name(axis)
 
 
 def frontier(rows: pd.DataFrame) -> pd.DataFrame:

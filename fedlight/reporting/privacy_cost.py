@@ -1,0 +1,117 @@
+"""What privacy costs: image quality over epsilon."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from fedlight.reporting.comparison import AXES, REPEATED, Comparison, Group, in_words, varying_keys
+from fedlight.reporting.marks import Marks
+from fedlight.reporting.plots import INK, Plot
+from fedlight.runs.reader import Result
+
+SPENT = ("privacy.noise", "privacy.target_epsilon")  # what epsilon stands for
+ROOM = 0.1  # of a label at the axis, as a share of its length
+
+
+def quality_epsilon(comparison: Comparison, prefix: str) -> Plot:
+    """What a promise costs: FID over epsilon; empty where no method has cells of two epsilons."""
+    everything = [group for place in comparison.places for group in comparison.in_place(place)]
+    scored = [group for group in everything if group.fid is not None and not group.everywhere]
+    promising = [group for group in scored if group.mean(_epsilon)]  # 0, of no round, has no logarithm
+    settings = [comparison.settings[group.place.setting] for group in promising]
+    shared = {key for key in comparison.varying if len({repr(setting[key]) for setting in settings}) == 1}
+    panels: dict[str, list[Group]] = {}
+    for group, setting in zip(promising, settings, strict=True):
+        told = {key: value for key, value in setting.items() if key not in shared.union(SPENT)}
+        panels.setdefault(group.place._replace(setting=in_words(told)).panel, []).append(group)
+    rows = [
+        {
+            "panel": panel,
+            "method": group.method,
+            "clients": group.place.clients,
+            "epsilon": group.mean(_epsilon),
+            "fid": group.fid,
+            "fid_std": group.spread[0],
+            "fid_std_over": group.spread[1],
+        }
+        for panel, groups in panels.items()
+        for group in scored
+        if group in groups or any(_is_open(group, other) for other in groups)
+    ]
+    columns = ["panel", "method", "clients", "epsilon", "fid", "fid_std", "fid_std_over"]
+    data = pd.DataFrame(rows, columns=columns).astype({"epsilon": float, "fid_std": float})
+    lines = data.groupby(["panel", "method", "clients"])["epsilon"].nunique()
+    data = data[data["panel"].isin(lines[lines > 1].index.get_level_values("panel"))]
+    drawn = set(data["method"])
+    palette = {method: colour for method, colour in comparison.palette.items() if method in drawn}
+    marks = Marks(data["clients"])
+    return Plot(
+        f"{prefix}quality_epsilon",
+        "Privacy: quality against epsilon",
+        "FID over what is promised, a line a method and number of clients. Further left is more private, "
+        "lower is better. Right of the dotted line nothing is promised: inf is clipped without noise, none "
+        "not even clipped. Bars: standard deviation over seeds or clients.",
+        data,
+        partial(_draw_epsilon, palette=palette, marks=marks),
+        palette,
+        below=marks.below,
+    )
+
+
+def _epsilon(result: Result) -> float | None:
+    """What a cell promises, infinite where it only clips; None where it does not even do that."""
+    promised = result.privacy
+    return None if promised is None or promised["clip"] == "inf" else float(promised["epsilon"])
+
+
+def _is_open(group: Group, other: Group) -> bool:
+    """Whether a group has no privacy, and is otherwise as another one that has."""
+    mine, others = (cells[0].files.config for cells in (group.cells, other.cells))
+    private = {key for key in (*mine, *others) if key.startswith("privacy.")}
+    return (
+        group.mean(_epsilon) is None
+        and group.place.partition == other.place.partition
+        and mine.get("privacy.name") in (None, others.get("privacy.name"))
+        and not varying_keys([group.cells[0], other.cells[0]], {*AXES, *REPEATED, *private})
+    )
+
+
+def _draw_epsilon(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], marks: Marks) -> None:
+    """Epsilon in log scale; cells that promise nothing stand apart at the right."""
+    epsilon = rows["epsilon"]
+    finite = np.isfinite(epsilon)
+    low, high = epsilon[finite].min(), epsilon[finite].max()
+    step = max(2.0, (high / low) ** 0.25)
+    at, edge, labels = epsilon.where(finite), high, {}
+    for label, beyond in (("inf", np.isposinf(epsilon)), ("none", epsilon.isna())):
+        if beyond.any():
+            edge *= step
+            at, labels[edge] = at.mask(beyond, edge), label
+    free = low
+    for value in sorted(epsilon[finite]):
+        if value >= free:
+            labels[value] = f"{value:.2g}"
+            free = value * (edge / low) ** ROOM
+    rows = rows.assign(at=at, finite=finite).sort_values("at")
+    for (method, clients, joined), points in rows.groupby(["method", "clients", "finite"]):
+        axis.errorbar(
+            points["at"],
+            points["fid"],
+            points["fid_std"],
+            color=palette[str(method)],
+            marker=marks.of[clients],
+            linestyle="-" if joined else "",
+            elinewidth=1,
+            capsize=2,
+        )
+    if not finite.all():
+        axis.axvline(high * step**0.5, color=INK, linestyle=":", linewidth=1)
+    axis.set_xscale("log")
+    axis.set_xticks([*labels], [*labels.values()])
+    axis.minorticks_off()
+    axis.set_xlabel("epsilon")
+    axis.set_ylabel("FID")
+    axis.set_ylim(bottom=0)
+    marks.name(axis)
