@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Cell
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from PIL import Image
 
 from fedlight.data import digits
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.memorisation import CopyCheck, Memorisation
 from fedlight.experiment.finished import open_cell
+from fedlight.loggers import pictures
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.seeds import derive_seed
 
@@ -132,3 +136,14 @@ def test_suspect_is_what_lies_nearer_than_99_of_100_unseen_images() -> None:
     found = Memorisation(np.array([0.01, 0.05, 3, 4, 9]), unseen, np.zeros(3, np.int64)).summary()
     del found["duplicates"]
     assert found == pytest.approx({"ratio": 3, "ratio_unseen": 5.05, "suspect": 2 / 5})
+
+
+def test_the_names_in_the_histogram_hide_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    save = pictures._save
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: (drawn.append(figure), save(figure, path)))
+    pictures.memorisation_histogram(tmp_path / "h.png", np.linspace(0, 2, 99), np.linspace(0, 2, 99), "")
+    (figure,) = drawn
+    (names,) = figure.findobj(Legend)
+    assert [text.get_text() for text in names.get_texts()] == ["unseen test images", "generated images"]
+    assert not names.get_window_extent().overlaps(figure.axes[0].get_window_extent())

@@ -24,10 +24,14 @@ from PIL import Image
 from plausible import METHODS, read_result, write_cell, write_grid
 
 from fedlight import report
+from fedlight.reporting.comparison import make_comparisons
 from fedlight.reporting.figures import frontier
+from fedlight.reporting.paper import beside_paper
+from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.reporting.terminal import print_summary
 from fedlight.runs.plan import Launch, PlannedCell
 from fedlight.runs.reader import flat
+from fedlight.runs.status import read_sweep
 from fedlight.runtime.lock import this_process
 
 GROUPS = ("method", "partition", "data")
@@ -416,6 +420,21 @@ def test_transforms_share_a_panel_of_quality_against_exchange(sweep: Path) -> No
     kept = [list(point) for point in points.to_numpy().tolist()]
     beaten = [p for p in kept if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in kept)]
     assert frontier(points).to_numpy().tolist() == sorted(p for p in kept if p not in beaten)
+
+
+def test_what_a_cell_does_without_is_none_in_every_table(sweep: Path) -> None:
+    own = {"data": {"limit": 60}, "model": {"name": "paper"}}
+    for algorithm in ({}, {"algorithm": {"name": "fedprox", "mu": 0.1}}):
+        write_cell(sweep, "UDEC", data="fmnist", picture=False, sections={**own, **algorithm})
+    cells = read_sweep(sweep)
+    (comparison,) = make_comparisons(cells)
+    for table in (*summaries(comparison, ""), by_cell(cells)):
+        shown = table.columns.index("algorithm")
+        assert {row[shown].text for row in table.rows} == {"none", "fedprox"}
+    assert {place.setting for place in comparison.places} == {"algorithm.name=none", "algorithm.name=fedprox"}
+    published = beside_paper(comparison, "")
+    assert published
+    assert "data.limit=60 instead of none" in published.note
 
 
 @pytest.mark.slow

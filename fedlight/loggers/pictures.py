@@ -105,7 +105,7 @@ def memorisation_histogram(path: Path, generated: NDArray[Any], unseen: NDArray[
     axis.set_xlabel("distance to the nearest training image / to the nearest test image")
     axis.set_ylabel("share of images")
     axis.set_title(title, fontsize=9)
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     _save(figure, path)
 
 

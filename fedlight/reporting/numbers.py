@@ -49,10 +49,8 @@ def seconds(value: float) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of the configuration, as it is typed on the command line."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
+    """A value of the configuration, as it is typed on the command line, or `none`."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def rank(value: Any) -> tuple[bool, float, str]:

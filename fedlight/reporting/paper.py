@@ -70,7 +70,7 @@ def _of_the_paper(config: dict[str, object]) -> bool:
 
 def _departures(config: dict[str, object]) -> set[str]:
     return {
-        f"{key}={config.get(key)} instead of {value}"
+        f"{key}={numbers.plain(config.get(key))} instead of {numbers.plain(value)}"
         for key, value in PROTOCOL.items()
         if config.get(key) != value
     }
