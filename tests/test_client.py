@@ -127,6 +127,19 @@ def test_slices_are_frozen_as_they_came_once_the_warm_start_is_over(tmp_path: Pa
     assert all(parameter.requires_grad for parameter in setup.module.parameters())
 
 
+def test_a_client_is_evaluated_with_what_it_trained_in_the_warm_start(tmp_path: Path) -> None:
+    """It keeps its private slices, though the next broadcast would replace them: it may never get one."""
+    setup = toy_setup(PARTIAL.model_copy(update={"warm_start": 2}))
+    server, site = toy_server(setup), toy_site(setup, tmp_path)
+    (first, _) = toy_server(setup).broadcasts()
+    for _ in federate(server, inline(site), 1):
+        pass
+    (request,) = server.evaluations([0], draw=False)
+    trained = local_update(first, {}, setup)[1]["model"]
+    assert not torch.equal(trained["own.weight"], server.theta["own.weight"])
+    assert site.evaluate(request).sha256 == state_sha256({**server.global_state(), **trained})
+
+
 def test_a_kept_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
     """Two rounds of one epoch with a kept Adam are two epochs, where nobody else takes part."""
     method = PARTIAL.model_copy(update={"keep_optimizer": True})
