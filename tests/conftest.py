@@ -19,6 +19,7 @@ os.environ.setdefault("FEDLIGHT_WORKERS", "1")  # the tests of helpers ask for t
 
 import torch
 from diffusers import DDPMPipeline
+from hydra._internal.hydra import Hydra
 from hydra.utils import instantiate
 from joblib.externals.loky import reusable_executor
 from omegaconf import OmegaConf
@@ -110,6 +111,8 @@ def invoke(*arguments: str, main: Callable[[], None] = run.main) -> int:
     """Runs `python -m fedlight.run ARGUMENTS`, or another `main`, in this process; returns its status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fedlight", *arguments])
+        # Hydra would compose each configuration twice, first to look for a hydra.mode, which nothing here sets.
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         try:
             main()
         except SystemExit as stop:
