@@ -107,11 +107,16 @@ def configured(path: Path, image_size: int, channels: int = 1) -> tuple[DDPM, Sl
     return model, SliceMap.build(model.slices, model.state_dict(), model.private)
 
 
+def slow(*values: Any) -> list[Any]:
+    """Values of a test's parameter that `make check` leaves out."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def invoke(*arguments: str, main: Callable[[], None] = run.main) -> int:
     """Runs `python -m fedlight.run ARGUMENTS`, or another `main`, in this process; returns its status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fedlight", *arguments])
-        # Hydra would compose each configuration twice, first to look for a hydra.mode, which nothing here sets.
+        # Hydra would compose each configuration twice, first to look for a hydra.mode, which nobody sets.
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         try:
             main()

@@ -49,6 +49,7 @@ def test_an_average_that_clients_exchange_is_theirs_over_steps(cell: MakeCell) -
         assert torch.equal(server.theta[f"ema.module.{name}"], tensor)
 
 
+@pytest.mark.slow
 def test_where_clients_are_evaluated_they_keep_the_average(cell: MakeCell) -> None:
     made = cell("method=UDEC", "clients=2", "model.ema_decay=0.75")
     finished = open_cell(made.folder)

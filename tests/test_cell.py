@@ -139,6 +139,7 @@ def test_secrets_are_masked_in_the_configuration() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_cell_inside_a_slurm_job_joins_no_world(cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = cell()
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}

@@ -249,6 +249,7 @@ def test_what_a_cell_could_not_do_cannot_be_prepared(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_long_work_tells_of_itself_without_a_terminal_and_clears_up_after_a_kill(
     cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

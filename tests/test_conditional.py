@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cell, configured, invoke
+from conftest import Cell, configured, invoke, slow
 from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
@@ -143,6 +143,7 @@ def test_accuracy_is_told_for_classes_held_and_never_seen() -> None:
     assert whole == pytest.approx({"all": 5 / 8, "held": 5 / 8})
 
 
+@pytest.mark.slow
 def test_a_column_of_the_grid_is_a_class(cell: MakeCell) -> None:
     """30 images: three rows of ten classes; two of at most 16 where there is nothing to ask for."""
 
@@ -156,7 +157,7 @@ def test_a_column_of_the_grid_is_a_class(cell: MakeCell) -> None:
     assert own == asked  # three clients, a row each
 
 
-@pytest.mark.parametrize("method", ["FULL", "UDEC", "CENTRAL"])
+@pytest.mark.parametrize("method", ["FULL", *slow("UDEC", "CENTRAL")])
 def test_the_label_accuracy_of_a_cell_is_that_of_its_images(
     cell: MakeCell, digits_classifier: Extractor, method: str
 ) -> None:
@@ -192,12 +193,14 @@ def test_the_embedding_of_labels_travels_with_the_slice_that_is_named(cell: Make
     assert decoder == {**plain, "decoder": plain["decoder"] + table}
 
 
+@pytest.mark.slow
 def test_a_conditional_model_starts_from_the_weights_of_the_unconditional_one(cell: MakeCell) -> None:
     plain, conditional = (cell("rounds=0", *more).model for more in ([], [CONDITIONAL]))
     assert conditional.keys() - plain.keys() == {"class_embedding.weight"}
     assert all(torch.equal(conditional[name], plain[name]) for name in plain)
 
 
+@pytest.mark.slow
 def test_switched_off_it_is_the_same_cell(cell: MakeCell) -> None:
     off = ["model.conditional=false", "model.label_dropout=0.1", "evaluation.guidance=1.0"]
     assert cell("rounds=0", *off).folder.name == cell("rounds=0").folder.name
@@ -209,6 +212,7 @@ def draw(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str]
     return status, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_of_one_label_are_drawn_by_command(
     cell: MakeCell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

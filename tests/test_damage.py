@@ -200,6 +200,7 @@ def test_files_have_the_umask_of_the_user(cell: MakeCell, umask: int, file: int,
     assert modes == {(False, file), (True, folder)}
 
 
+@pytest.mark.slow
 def test_reading_never_writes(made: Cell, capfd: pytest.CaptureFixture[str]) -> None:
     damaged = last(made.folder, "checkpoint/clients/000000/r0002-*")
     flip(damaged)

@@ -711,6 +711,7 @@ def prepare(command: Callable[..., int], *arguments: str) -> int:
     return command("data=image_folder", "rounds=0", "clients=2", "logger=none", *unseen, *arguments)
 
 
+@pytest.mark.slow
 def test_two_folders_are_two_cells_even_of_the_same_name(
     command: Callable[..., int], pictures: Path, tmp_path: Path
 ) -> None:
@@ -826,6 +827,7 @@ def test_other_faces_of_another_list_are_other_data(celeba_root: Path, tmp_path:
     assert named("celeba", celeba_root, tmp_path / "cache") != first
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fmnist")
 def test_fashion_mnist_keeps_its_name_wherever_it_lies_zipped_or_not(tmp_path: Path) -> None:
     (tmp_path / "moved").mkdir()

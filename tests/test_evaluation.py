@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import Cell
+from conftest import Cell, slow
 from test_scores import frechet
 
 from fedlight.data import digits
@@ -26,7 +26,7 @@ SAMPLES = 65  # one more than features
 SCORED = [f"evaluation.samples={SAMPLES}"]
 
 
-@pytest.mark.parametrize("method", ["UDEC", "ULATDEC", "LOCAL"])
+@pytest.mark.parametrize("method", ["UDEC", *slow("ULATDEC", "LOCAL")])
 def test_where_clients_keep_slices_each_is_scored_and_their_mean_and_deviation_are_told(
     cell: MakeCell, digits_classifier: Extractor, method: str
 ) -> None:
@@ -44,7 +44,7 @@ def test_where_clients_keep_slices_each_is_scored_and_their_mean_and_deviation_a
     assert [row["fid"] for row in made.rows("rounds.csv")] == ["", repr(fid["value"])]
 
 
-@pytest.mark.parametrize("method", ["FULL", "USPLIT", "CENTRAL"])
+@pytest.mark.parametrize("method", ["FULL", *slow("USPLIT", "CENTRAL")])
 def test_where_all_is_federated_the_one_model_is_scored(
     cell: MakeCell, digits_classifier: Extractor, method: str
 ) -> None:
@@ -94,6 +94,7 @@ def test_the_same_command_gives_the_same_scores_and_scoring_changes_no_model(cel
         assert first.result[sha256] == unscored.result[sha256]
 
 
+@pytest.mark.slow
 def test_of_many_clients_the_same_few_are_scored_in_every_round(cell: MakeCell) -> None:
     asked = ["method=UDEC", "clients=4", "evaluation.clients=2", "evaluation.every=1", "rounds=3"]
     made = cell(*asked, *SCORED, "logger=csv")
@@ -106,6 +107,7 @@ def test_of_many_clients_the_same_few_are_scored_in_every_round(cell: MakeCell) 
     assert scored == [{f"client_fid/{client}" for client in fid["clients"]}] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("digits_classifier")
 def test_clients_that_never_trained_are_not_scored(cell: MakeCell) -> None:
     asked = ["method=UDEC", "clients=6", "fraction=0.34", "evaluation.every=1", "evaluation.clients=3"]
@@ -151,6 +153,7 @@ def test_images_can_be_compared_with_those_that_the_federation_trained_on(
     assert made.result["fid"]["value"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_of_an_extractor_that_is_not_asked_for_do_not_make_another_cell(
     cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,7 @@ def test_poisson_batches() -> None:
     assert len(next(iter(PoissonBatches(5, 8, secret=True)))) == 5
 
 
+@pytest.mark.slow
 def test_a_cell_accounts_for_every_client(cell: MakeCell, wire: Wire) -> None:
     made = cell(
         "clients=3", "partition=quantity_skew", "privacy=example", "privacy.draws=1", "data.batch_size=30"

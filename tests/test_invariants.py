@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from conftest import Cell, Wire
+from conftest import Cell, Wire, slow
 
 from fedlight.federation import cohort
 from fedlight.federation.aggregate import WeightedMean
@@ -19,13 +19,13 @@ def digest(cell: Cell) -> tuple[object, ...]:
     return result["state_sha256"], tuple(result["client_sha256"]), result["train_loss"]
 
 
-@pytest.mark.parametrize("method", ["FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL"])
+@pytest.mark.parametrize("method", ["USPLIT", *slow("FULL", "UDEC", "ULATDEC", "LOCAL", "CENTRAL")])
 def test_the_same_config_gives_the_same_bits(cell: MakeCell, method: str) -> None:
     arguments = (f"method={method}", "clients=3")
     assert digest(cell(*arguments)) == digest(cell(*arguments))
 
 
-@pytest.mark.parametrize("method", ["USPLIT", "UDEC"])
+@pytest.mark.parametrize("method", [*slow("USPLIT"), "UDEC"])
 def test_the_order_in_which_clients_train_does_not_matter(
     cell: MakeCell, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -58,6 +58,7 @@ def test_usplit_with_one_client_is_full(cell: MakeCell) -> None:
     assert usplit.result["exchange"] == full.result["exchange"]
 
 
+@pytest.mark.slow
 def test_full_with_one_client_and_one_round_is_central(cell: MakeCell) -> None:
     full = cell("method=FULL", "clients=1", "rounds=1", "epochs=3")
     central = cell("method=CENTRAL", "clients=1", "rounds=1", "epochs=3")
@@ -81,6 +82,7 @@ def test_central_does_not_depend_on_how_the_data_was_dealt(cell: MakeCell) -> No
     assert len({made.result["state_sha256"] for made in dealt}) == 1
 
 
+@pytest.mark.slow
 def test_central_keeps_its_optimizer_and_full_does_not(cell: MakeCell) -> None:
     central, full = (cell(f"method={method}", "clients=1", "rounds=2") for method in ("CENTRAL", "FULL"))
     first = [made.rows("rounds.csv")[0]["train_loss"] for made in (central, full)]
@@ -92,6 +94,7 @@ def test_another_seed_gives_another_result(cell: MakeCell) -> None:
     assert cell("seed=1").result["state_sha256"] != cell("seed=2").result["state_sha256"]
 
 
+@pytest.mark.slow
 def test_the_logger_and_the_output_folder_are_not_part_of_the_cell(cell: MakeCell) -> None:
     here, there = cell("logger=csv"), cell("output=elsewhere/../runs")
     assert here.folder.name == there.folder.name
@@ -105,6 +108,7 @@ def test_what_changes_the_result_changes_the_cell(cell: MakeCell) -> None:
     assert len(set(names)) == len(changes) + 1
 
 
+@pytest.mark.slow
 def test_a_number_written_otherwise_is_the_same_cell(cell: MakeCell) -> None:
     assert cell("rounds=0", "fraction=1").folder.name == cell("rounds=0", "fraction=1.0").folder.name
 

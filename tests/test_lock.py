@@ -59,6 +59,7 @@ def tell(process: Process) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.slow
 def test_of_two_processes_at_once_one_works(start: Callable[[], Process], tmp_path: Path) -> None:
     for _ in range(20):
         pair = [start(), start()]
@@ -173,6 +174,7 @@ def test_a_deposed_holder_is_told_and_leaves_its_successor_alone(
     assert (cell / lock.LOCK).exists()
 
 
+@pytest.mark.slow
 def test_a_deposed_cell_stores_nothing_more_and_says_so_in_one_line(
     command: Callable[..., int],
     elsewhere: Holder,

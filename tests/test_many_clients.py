@@ -13,6 +13,7 @@ from fedlight.federation.cohort import draw_poisson
 from fedlight.federation.site import Site
 
 
+@pytest.mark.slow
 def test_clients_that_never_took_part_are_asked_once_for_all(
     cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from conftest import SLICE_PREFIXES, Cell, Wire
+from conftest import SLICE_PREFIXES, Cell, Wire, slow
 
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.federation.messages import Broadcast, Update
@@ -115,17 +115,10 @@ def test_the_loss_of_a_round_is_weighted_by_data_size(cell: MakeCell, wire: Wire
 
 @pytest.mark.parametrize(
     "transform",
-    [
-        (),
-        ("transform=topk",),
-        *(
-            pytest.param((f"transform={name}",), marks=pytest.mark.slow)
-            for name in ("int4", "lowrank", "best")
-        ),
-    ],
+    [(), ("transform=topk",), *slow(*((f"transform={name}",) for name in ("int4", "lowrank", "best")))],
     ids=lambda transform: "".join(transform) or "values",
 )
-@pytest.mark.parametrize("method", ["FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL"])
+@pytest.mark.parametrize("method", ["UDEC", *slow("FULL", "USPLIT", "ULATDEC", "LOCAL", "CENTRAL")])
 def test_the_ledger_is_the_wire(cell: MakeCell, wire: Wire, method: str, transform: tuple[str, ...]) -> None:
     """Every payload is weighed as the bytes of its tensors, at the moment at which its message crosses."""
     dropout = ("federation.dropout=0.3", "fraction=0.7", "clients=4")

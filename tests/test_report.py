@@ -142,6 +142,7 @@ def test_page_csv_and_latex_agree_with_the_results_to_the_printed_digit(sweep: P
         assert int(line["bytes"]) == cell["exchange"]["bytes_total"]
 
 
+@pytest.mark.slow
 def test_with_one_seed_the_spread_is_that_of_the_clients(sweep: Path) -> None:
     fid = read_result(write_cell(sweep, "UDEC"))["fid"]
     run_report(sweep)
@@ -195,6 +196,7 @@ def test_what_is_missing_failed_interrupted_or_corrupt_is_shown_as_such(
     assert "the loss of client 1 became nan in round 3" in page.text
 
 
+@pytest.mark.slow
 def test_cells_that_are_planned_and_not_begun_are_missing(sweep: Path) -> None:
     rates = (0.1, 0.01)
     planned = {
@@ -343,6 +345,7 @@ def test_methods_of_different_length_do_not_stand_side_by_side(sweep: Path) -> N
     assert [line["FULL"] for line in page if line["rounds"] == "2"] == ["–"]
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_in_two_folders_counts_once(sweep: Path) -> None:
     folder = write_cell(sweep)
     shutil.copytree(folder, sweep.with_name("copy") / folder.name)

@@ -32,7 +32,7 @@ from fedlight.runtime.signals import EXIT
 CELL = [*SMALL, "data.limit=60", "clients=3", "rounds=3", "evaluation.every=1", "evaluation.grid=2"]
 UPDATES = 9  # local updates of such a cell
 SEED = 11  # decides where the cells are killed
-MORE_KILLS = 12  # beside one at each kind of instant
+MORE_KILLS = 4  # beside one at each kind of instant
 TIMES = ("seconds",)  # columns that differ between any two runs
 
 INSTANTS = [
@@ -322,7 +322,8 @@ def test_a_file_of_another_cell_is_not_taken(
     assert outcome(runner.cell) == quiet("UDEC")["outcome"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_cell_cleanly(
     number: signal.Signals, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
 ) -> None:

@@ -122,6 +122,7 @@ def test_secrets_of_a_user_s_own_files_are_masked(
     assert not any(secret in out + err for secret in SENTINELS)
 
 
+@pytest.mark.slow
 def test_an_error_tells_no_secret(
     command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

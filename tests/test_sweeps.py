@@ -213,6 +213,7 @@ def test_where_no_slurm_answers_one_line_says_so(
     )
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_what_the_cells_then_exchange_and_runs_nothing(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +245,7 @@ def test_a_cell_that_a_grid_names_twice_is_run_once(
     assert "Launching 1 jobs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_loads_nothing_heavy(command: Command, tmp_path: Path) -> None:
     assert command(*SWEEP, *TINY, "rounds=0") == 0
     code = (
@@ -256,6 +258,7 @@ def test_a_finished_sweep_loads_nothing_heavy(command: Command, tmp_path: Path) 
     assert done.stdout.strip().endswith("[]")
 
 
+@pytest.mark.slow
 def test_offline_runs_are_sent_by_wandb_and_what_is_not_sent_is_named(
     cell: Callable[..., Cell],
     tmp_path: Path,
@@ -273,6 +276,7 @@ def test_offline_runs_are_sent_by_wandb_and_what_is_not_sent_is_named(
     assert "0 offline W&B runs sent, 1 had been before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_processes_on_one_machine_see_one_gpu_each(tmp_path: Path) -> None:
     def look(config: None) -> str:
         time.sleep(1)
