@@ -1,5 +1,6 @@
 """A real consortium on this machine: a SuperLink and SuperNodes with TLS and node keys, on loopback."""
 
+import csv
 import json
 import os
 import shutil
@@ -7,12 +8,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from fedlight.experiment.agreement import agreed_hash
+from fedlight.federation.messages import Update, from_bytes
 
 ROOT = Path(__file__).parents[1]
+TAP = Path(__file__).parent / "tapped"
 BIN = Path(sys.executable).parent
 PROGRAMS = ("flower-superlink", "flower-supernode", "flwr")
 STARTED = "Uvicorn running"
@@ -24,11 +31,14 @@ SUPERLINK = [
     "-c",
     f"{PATIENT}from flwr.superlink.cli import flower_superlink; flower_superlink()",
 ]
-SUPERNODE = [
-    sys.executable,
-    "-c",
-    f"{PATIENT}from flwr.supernode.cli import flower_supernode; flower_supernode()",
-]
+SUPERNODE = (
+    f"{PATIENT}import flwr.supercore.heartbeat as pace, flwr.supernode.fleet_http_connection as told; "
+    "pace.HEARTBEAT_DEFAULT_INTERVAL = told.HEARTBEAT_DEFAULT_INTERVAL = {heartbeat}; "
+    "from flwr.supernode.cli import flower_supernode; flower_supernode()"
+)
+REQUEST = b"POST /v1/fleet/"  # what each of a SuperNode's requests begins with
+NO_POWERS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+"""Makes root a user like any other, who cannot read what others keep for themselves."""
 
 
 def missing() -> str | None:
@@ -89,25 +99,48 @@ class Consortium:
             f"{tls} --disable-runtime-dependency-installation"
         )
         begun = self.log("superlink").count(STARTED)
-        self._spawn("superlink", [*SUPERLINK, *options.split()])
+        self._spawn("superlink", [*NO_POWERS, *SUPERLINK, *options.split()], self.environment)
         until(lambda: self.log("superlink").count(STARTED) > begun, 300)
 
-    def start_node(self, app: Path, client: int, key: str, ca: str = "ca") -> None:
-        """Starts a SuperNode.
+    def start_node(
+        self,
+        app: Path,
+        client: int,
+        key: str,
+        ca: str = "ca",
+        home: Path | None = None,
+        heartbeat: int = 300,
+    ) -> None:
+        """Starts a SuperNode, whose processes write down what they send.
 
         Args:
             app: that `fedlight deploy init` wrote.
             client: the institution's number.
-            key: the name of its key, of its log and of its memory's folder.
+            key: the name of its key and of its log.
             ca: the authority that it trusts.
+            home: where it keeps its memory and, if it has any of its own, its `images`.
+            heartbeat: seconds; after twice that without one, it counts as away.
         """
+        home = home or self.folder / key
         agreed = agreed_hash(app / "federation" / "cell.yaml")
-        config = f'client={client} agreed="{agreed}" memory="{self.folder / key}"'
+        config = f'client={client} agreed="{agreed}" memory="{home / "memory"}"'
+        config += f' data-root="{home / "images"}"' if (home / "images").exists() else ""
         options = (
             f"--superlink 127.0.0.1:{self.port} --host 127.0.0.1 --port {free_port()} "
             f"--root-certificates {ca}.pem --auth-supernode-private-key {key}.key"
         )
-        self._spawn(key, [*SUPERNODE, *options.split(), "--node-config", config])
+        program = [sys.executable, "-c", SUPERNODE.format(heartbeat=heartbeat)]
+        environment = {
+            **self.environment,
+            "PYTHONPATH": f"{ROOT}:{TAP}",
+            "TAPPED": str(self.sent(app, key).folder),
+            "FEDLIGHT_CACHE": str(home / "cache"),
+        }
+        self._spawn(key, [*program, *options.split(), "--node-config", config], environment)
+
+    def sent(self, app: Path, key: str) -> "Sent":
+        """What the processes of a node sent while they served an app."""
+        return Sent(self.folder / "sent" / f"{app.parent.name}-{key}")
 
     def submit(self, app: Path) -> None:
         """Starts the cell of an app, or goes on with it."""
@@ -124,6 +157,12 @@ class Consortium:
         found: dict[str, object] = json.loads(path.read_text())
         return found
 
+    def rows(self, app: Path, table: str) -> list[dict[str, str]]:
+        """A table of the cell of an app, as far as it is written."""
+        (path,) = self.runs(app).glob(f"*/*/{table}")
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
@@ -138,16 +177,22 @@ class Consortium:
             process.kill()
             process.wait()
 
+    def kill(self, name: str) -> None:
+        """Ends a SuperNode or the SuperLink as a power cut would."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
     def stop(self) -> None:
         for name in [*self.processes]:
             self.end(name)
 
-    def _spawn(self, name: str, command: list[str]) -> None:
+    def _spawn(self, name: str, command: list[str], environment: dict[str, str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env=self.environment,
+                env=environment,
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -156,6 +201,58 @@ class Consortium:
     def _do(self, command: list[str]) -> None:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+
+
+@contextmanager
+def consortium_of_three(folder: Path) -> Iterator[Consortium]:
+    """A SuperLink, and the keys node0, node1 and node2 of three institutions; nothing is left of it."""
+    found = Consortium(folder)
+    try:
+        found.start_superlink()
+        for client in range(3):
+            found.make_key(f"node{client}")
+        yield found
+    finally:
+        found.stop()
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What the processes of an institution sent, as `tapped` wrote it down before it was encrypted."""
+
+    folder: Path
+
+    def requests(self) -> list[bytes]:
+        """All HTTP requests, with their headers."""
+        found = []
+        for path in self.folder.glob("*.sent"):
+            nothing, *requests = path.read_bytes().split(REQUEST)
+            assert not nothing
+            found += [REQUEST + request for request in requests]
+        return found
+
+    def updates(self) -> list[Update]:
+        """The updates in them, each as often as it was sent."""
+        from flwr.proto.message_pb2 import PushObjectRequest
+
+        found = []
+        for request in self.requests():
+            if request.startswith(REQUEST + b"push-object"):
+                pushed = PushObjectRequest.FromString(request.partition(b"\r\n\r\n")[2]).object_content
+                kind, _, content = pushed.partition(b"\0")
+                if kind.startswith(b"ArrayChunk") and isinstance(message := from_bytes(content), Update):
+                    found.append(message)
+        return found
+
+    def holds(self, image: Tensor) -> bool:
+        """Whether the uint8 pixels of an image are among them, as they are or as a model sees them."""
+        forms = (image, image.float() / 255, image.float() / 127.5 - 1)
+        everything = b"".join(self.requests())
+        return any(form.numpy().tobytes() in everything for form in forms)
+
+    def addresses(self) -> set[str]:
+        """Where to connections were opened."""
+        return {line for path in self.folder.glob("*addresses") for line in path.read_text().splitlines()}
 
 
 def until(happened: Callable[[], object], seconds: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Cell, invoke
-from consortium import Consortium, missing, until
+from consortium import Consortium, consortium_of_three, missing, until
 from PIL import Image
 from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
 
@@ -540,14 +540,8 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]
     """A SuperLink, and the keys of three institutions."""
     if absent := missing():
         pytest.skip(absent)
-    found = Consortium(tmp_path_factory.mktemp("consortium") / "all")
-    try:
-        found.start_superlink()
-        for client in range(3):
-            found.make_key(f"node{client}")
+    with consortium_of_three(tmp_path_factory.mktemp("consortium") / "all") as found:
         yield found
-    finally:
-        found.stop()
 
 
 JOINED = "Activated node_id"
@@ -573,6 +567,25 @@ def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
     assert found["status"] == "completed"
     for key in ("cell", "state_sha256", "train_loss", "exchange"):
         assert found[key] == plain[key]
+    for client in range(3):
+        sent = consortium.sent(app, f"node{client}")
+        rows = [
+            (int(row["round"]), row["slice"], int(row["bytes"]))
+            for row in consortium.rows(app, "ledger.csv")
+            if (row["client"], row["direction"]) == (str(client), "up")
+        ]
+        assert sorted(rows) == sorted(
+            (update.round, name, payload.bytes)
+            for update in sent.updates()
+            for name, payload in update.payloads.items()
+        )
+        requests = sent.requests()
+        more = sum(len(request) for request in requests) - sum(bytes_ for _, _, bytes_ in rows)
+        assert more < 1500 * len(requests)  # names, shapes, signatures
+        components = build_institution(agreed(app / "federation" / "cell.yaml", None), client)
+        share = components.shares[client]
+        assert len(share) == 40
+        assert not any(sent.holds(image) for image in components.dataset.train.pixels[share])
 
 
 @pytest.mark.slow
