@@ -45,6 +45,7 @@ SLICE_PREFIXES = {
 
 LONGEST = (
     "slurm",
+    "flower_faults",
     "flower",
     "restart",
     "processes",

@@ -159,9 +159,8 @@ class Consortium:
 
     def rows(self, app: Path, table: str) -> list[dict[str, str]]:
         """A table of the cell of an app, as far as it is written."""
-        (path,) = self.runs(app).glob(f"*/*/{table}")
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        text = "".join(path.read_text() for path in self.runs(app).glob(f"*/*/{table}"))
+        return list(csv.DictReader(text.splitlines()))
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
@@ -231,19 +230,6 @@ class Sent:
             found += [REQUEST + request for request in requests]
         return found
 
-    def updates(self) -> list[Update]:
-        """The updates in them, each as often as it was sent."""
-        from flwr.proto.message_pb2 import PushObjectRequest
-
-        found = []
-        for request in self.requests():
-            if request.startswith(REQUEST + b"push-object"):
-                pushed = PushObjectRequest.FromString(request.partition(b"\r\n\r\n")[2]).object_content
-                kind, _, content = pushed.partition(b"\0")
-                if kind.startswith(b"ArrayChunk") and isinstance(message := from_bytes(content), Update):
-                    found.append(message)
-        return found
-
     def holds(self, image: Tensor) -> bool:
         """Whether the uint8 pixels of an image are among them, as they are or as a model sees them."""
         forms = (image, image.float() / 255, image.float() / 127.5 - 1)
@@ -253,6 +239,18 @@ class Sent:
     def addresses(self) -> set[str]:
         """Where to connections were opened."""
         return {line for path in self.folder.glob("*addresses") for line in path.read_text().splitlines()}
+
+
+def update_in(request: bytes) -> Update | None:
+    """The update that a request of a SuperNode carries, if it does."""
+    from flwr.proto.message_pb2 import PushObjectRequest
+
+    if not request.startswith(REQUEST + b"push-object"):
+        return None
+    pushed = PushObjectRequest.FromString(request.partition(b"\r\n\r\n")[2]).object_content
+    kind, _, content = pushed.partition(b"\0")
+    message = from_bytes(content) if kind.startswith(b"ArrayChunk") else None
+    return message if isinstance(message, Update) else None
 
 
 def until(happened: Callable[[], object], seconds: float) -> None:

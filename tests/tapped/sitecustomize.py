@@ -1,4 +1,4 @@
-"""Each process of an institution imports it as it starts: writes down what it sends, before TLS encrypts it."""
+"""Imported by every process of an institution: writes down what it sends, before TLS encrypts it."""
 
 import os
 import ssl
