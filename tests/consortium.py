@@ -4,12 +4,13 @@ import csv
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,19 +168,17 @@ class Consortium:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def end(self, name: str) -> None:
-        """Ends a SuperNode or the SuperLink as Ctrl-C would."""
-        process = self.processes.pop(name)
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        """Ends a SuperNode or the SuperLink as Ctrl-C would, and then what it leaves."""
+        self.processes[name].terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.processes[name].wait(20)
+        self.kill(name)
 
     def kill(self, name: str) -> None:
-        """Ends a SuperNode or the SuperLink as a power cut would."""
+        """Ends a SuperNode or the SuperLink, with all that it started, as a power cut would."""
         process = self.processes.pop(name)
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def stop(self) -> None:
@@ -195,6 +194,7 @@ class Consortium:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     def _do(self, command: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A federation of institutions in which a node, another one and the SuperLink fail; and what the server could see."""
+"""Two nodes and the SuperLink of a federation fail, and it ends all the same; what its server may see."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ pytest.importorskip("flwr")
 pytestmark = pytest.mark.slow
 
 OWNER = 64_997  # a system user that owns what the institutions have, and nothing else
-ROUNDS = 10
+ROUNDS = 8
 TIMEOUT = 100  # seconds
 ASKED = ["name=faults", "logger=none", "method=UDEC", f"rounds={ROUNDS}", "epochs=1", "clients=3"]
 ASKED += ["data=image_folder", "data.image_size=8", "data.channels=1", f"transport.timeout={TIMEOUT}"]
@@ -66,7 +66,7 @@ def make_home(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
-    """Round 1 is whole; then node 1 is frozen, node 2 killed; both come back; then the SuperLink is killed."""
+    """Node 1 is frozen and node 2 killed; when both are back, the SuperLink is killed and started again."""
     if absent := missing():
         pytest.skip(absent)
     folder = tmp_path_factory.mktemp("faults")
@@ -111,16 +111,12 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
 
 
 def test_a_node_that_is_killed_and_one_that_is_frozen_drop_out_and_come_back(disturbed: Disturbed) -> None:
-    rounds = range(1, ROUNDS + 1)
-    assert disturbed.clients("up", 1) == {0, 1, 2}
-    for client in (1, 2):
-        away = [round_ for round_ in rounds if client not in disturbed.clients("up", round_)]
-        assert client in disturbed.clients("down", away[0])  # it was asked, and is lost
-        assert max(away) < ROUNDS
-    assert all(0 in disturbed.clients("up", round_) for round_ in rounds)
-    assert [len(disturbed.clients("up", round_)) for round_ in rounds] == [
-        int(row["reports"]) for row in disturbed.rounds()
-    ]
+    up = [disturbed.clients("up", round_) for round_ in range(1, ROUNDS + 1)]
+    assert [len(clients) for clients in up] == [int(row["reports"]) for row in disturbed.rounds()]
+    lost = up.index({0})
+    assert {0, 1, 2} in up[:lost]
+    assert {0, 1, 2} in up[lost:]
+    assert disturbed.clients("down", lost + 1) == {0, 1, 2}
 
 
 def test_a_killed_superlink_costs_no_round_that_was_done_and_none_is_done_twice(disturbed: Disturbed) -> None:
