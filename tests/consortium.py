@@ -32,11 +32,7 @@ SUPERLINK = [
     "-c",
     f"{PATIENT}from flwr.superlink.cli import flower_superlink; flower_superlink()",
 ]
-SUPERNODE = (
-    f"{PATIENT}import flwr.supercore.heartbeat as pace, flwr.supernode.fleet_http_connection as told; "
-    "pace.HEARTBEAT_DEFAULT_INTERVAL = told.HEARTBEAT_DEFAULT_INTERVAL = {heartbeat}; "
-    "from flwr.supernode.cli import flower_supernode; flower_supernode()"
-)
+SUPERNODE = [sys.executable, str(Path(__file__).with_name("supernode.py"))]
 REQUEST = b"POST /v1/fleet/"  # what each of a SuperNode's requests begins with
 NO_POWERS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
 """Makes root a user like any other, who cannot read what others keep for themselves."""
@@ -130,14 +126,13 @@ class Consortium:
             f"--superlink 127.0.0.1:{self.port} --host 127.0.0.1 --port {free_port()} "
             f"--root-certificates {ca}.pem --auth-supernode-private-key {key}.key"
         )
-        program = [sys.executable, "-c", SUPERNODE.format(heartbeat=heartbeat)]
         environment = {
             **self.environment,
             "PYTHONPATH": f"{ROOT}:{TAP}",
             "TAPPED": str(self.sent(app, key).folder),
             "FEDLIGHT_CACHE": str(home / "cache"),
         }
-        self._spawn(key, [*program, *options.split(), "--node-config", config], environment)
+        self._spawn(key, [*SUPERNODE, str(heartbeat), *options.split(), "--node-config", config], environment)
 
     def sent(self, app: Path, key: str) -> "Sent":
         """What the processes of a node sent while they served an app."""
@@ -175,7 +170,7 @@ class Consortium:
         self.kill(name)
 
     def kill(self, name: str) -> None:
-        """Ends a SuperNode or the SuperLink, with all that it started, as a power cut would."""
+        """Ends a SuperNode or the SuperLink, with the processes of its group, as a power cut would."""
         process = self.processes.pop(name)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -21,7 +21,7 @@ pytest.importorskip("flwr")
 pytestmark = pytest.mark.slow
 
 OWNER = 64_997  # a system user that owns what the institutions have, and nothing else
-ROUNDS = 8
+ROUNDS = 7
 TIMEOUT = 100  # seconds
 ASKED = ["name=faults", "logger=none", "method=UDEC", f"rounds={ROUNDS}", "epochs=1", "clients=3"]
 ASKED += ["data=image_folder", "data.image_size=8", "data.channels=1", f"transport.timeout={TIMEOUT}"]
