@@ -572,12 +572,13 @@ def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
         sent = consortium.sent(app, f"node{client}")
         crossed = []
         for request in sent.requests():
+            payloads = {}
             if update := update_in(request):
-                payloads = update.payloads.items()
-                crossed += [(update.round, name, payload.bytes) for name, payload in payloads]
-                assert len(request) < 8000 + sum(payload.bytes for _, payload in payloads)  # and the names
-            else:
-                assert len(request) < 2000
+                payloads = update.payloads
+                crossed += [(update.round, name, payload.bytes) for name, payload in payloads.items()]
+            counted = sum(payload.bytes for payload in payloads.values())
+            names = sum(len(payload.tensors) for payload in payloads.values())
+            assert len(request) - counted < 2000 + 200 * names  # signed, and with the shapes of its tensors
         assert sorted(crossed) == sorted(
             (int(row["round"]), row["slice"], int(row["bytes"]))
             for row in consortium.rows(app, "ledger.csv")
