@@ -432,6 +432,7 @@ def test_the_app_holds_the_agreement_and_no_path_of_this_machine(app: Path) -> N
     readme = (app / "README.md").read_text()
     assert f'agreed="{hashlib.sha256(text.encode()).hexdigest()}"' in readme
     assert "$" not in readme
+    assert "FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1\nflower-supernode" in readme
     assert {path.name for path in (app / "federation").iterdir()} == {
         "__init__.py",
         "cell.yaml",
