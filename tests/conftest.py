@@ -117,8 +117,8 @@ def invoke(*arguments: str, main: Callable[[], None] = run.main) -> int:
     """Runs `python -m fedlight.run ARGUMENTS`, or another `main`, in this process; returns its status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fedlight", *arguments])
-        # Hydra would compose each configuration twice, first to look for a hydra.mode, which nobody sets.
-        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        if "--config-dir" not in arguments:  # Hydra composes twice, to find a hydra.mode, which only they set
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         try:
             main()
         except SystemExit as stop:

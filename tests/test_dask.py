@@ -172,9 +172,10 @@ def test_a_cell_whose_scheduler_is_killed_goes_on_with_another(
         receive(server, update)
 
     try:
-        while not (tmp_path / "other").exists():
+        found = tmp_path / "other"
+        while not (found.exists() and found.read_text().endswith("}")):
             time.sleep(0.1)
-        address = json.loads((tmp_path / "other").read_text())["address"]
+        address = json.loads(found.read_text())["address"]
         with monkeypatch.context() as patch:
             patch.setattr(Server, "receive", strike)
             lost = [*SMALL, "name=cell1", *LONG]
