@@ -92,10 +92,11 @@ def federated(components: Components, folder: Path, first: Mapping[str, Tensor],
 def main() -> None:
     given = parser(__doc__).parse_args()
     quick = given.quick
+    # Two rounds or more: a worker stays, and would hand out the last round's updates again in the same round.
     works = [  # model and data, steps an update, local epochs, rounds, repeats
         ("tiny UNet, digits", ["model=tiny"], 5, 1, 2, 9 if quick else 25),
-        ("tiny UNet, digits", ["model=tiny"], 100, 5, 1, 2 if quick else 5),
-        ("paper's UNet, Fashion-MNIST", ["model=paper", "data=fmnist"], 5, 1, 1, 1 if quick else 5),
+        ("tiny UNet, digits", ["model=tiny"], 100, 5, 2, 2 if quick else 5),
+        ("paper's UNet, Fashion-MNIST", ["model=paper", "data=fmnist"], 5, 1, 2, 1 if quick else 5),
     ]
     rows, ratios, figures = [], {}, {}
     for what, chosen, steps, epochs, rounds, repeats in works:
