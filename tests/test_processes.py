@@ -360,10 +360,16 @@ def end_whole(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("early", [True, False], ids=["as the workers begin", "in the second round"])
+@pytest.mark.parametrize(
+    ("early", "number"),
+    [
+        pytest.param(True, signal.SIGKILL, id="killed as the workers begin"),
+        pytest.param(True, signal.SIGTERM, id="ended as the workers begin"),
+        pytest.param(False, signal.SIGKILL, id="killed in the second round"),
+    ],
+)
 def test_nothing_is_left_of_a_cell_that_was_killed(
-    tmp_path: Path, quiet: tuple[Any, ...], number: signal.Signals, early: bool
+    tmp_path: Path, quiet: tuple[Any, ...], early: bool, number: signal.Signals
 ) -> None:
     process = begun(tmp_path) if early else started(tmp_path)
     end_whole(process, number)
