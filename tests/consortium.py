@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,10 +225,10 @@ class Sent:
             found += [REQUEST + request for request in requests]
         return found
 
-    def holds(self, image: Tensor) -> bool:
+    def holds_any(self, images: Iterable[Tensor]) -> bool:
         """Whether the uint8 pixels of an image are among them, as they are or as a model sees them."""
-        forms = (image, image.float() / 255, image.float() / 127.5 - 1)
         everything = b"".join(self.requests())
+        forms = (form for x in images for form in (x, x.float() / 255, x.float() / 127.5 - 1))
         return any(form.numpy().tobytes() in everything for form in forms)
 
     def addresses(self) -> set[str]:

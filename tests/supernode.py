@@ -11,12 +11,8 @@ from flwr.supernode.cli import flower_supernode
 
 interval = int(sys.argv.pop(1))
 heartbeat.HEARTBEAT_DEFAULT_INTERVAL = fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = interval
-for state in (
-    in_memory_corestate,
-    sql_corestate,
-):  # a process that it starts has 30 s to be there, too few here
-    state.HEARTBEAT_DEFAULT_INTERVAL = 300
-start_client_internal.time = SimpleNamespace(
-    sleep=lambda seconds: time.sleep(seconds / 10)
-)  # it waits for 3 s
+# A process that it starts has 30 s to be there, too few on a busy machine.
+in_memory_corestate.HEARTBEAT_DEFAULT_INTERVAL = sql_corestate.HEARTBEAT_DEFAULT_INTERVAL = 300
+# It waits for 3 s between two questions.
+start_client_internal.time = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 10))
 flower_supernode()

@@ -588,7 +588,7 @@ def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
         components = build_institution(agreed(app / "federation" / "cell.yaml", None), client)
         share = components.shares[client]
         assert len(share) == 40
-        assert not any(sent.holds(image) for image in components.dataset.train.pixels[share])
+        assert not sent.holds_any(components.dataset.train.pixels[share])
         reached = sent.addresses()
         assert f"('127.0.0.1', {consortium.port})" in reached
         assert len(reached) == 3  # the SuperLink, and inside the institution its SuperNode and its resident
