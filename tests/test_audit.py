@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Cell, invoke
+import torch
+from conftest import Cell, configured, invoke
 from hydra import compose, initialize_config_dir
 
 from fedlight import audit
 from fedlight.config import CellConfig, validate
+from fedlight.experiment.attack import _losses, _proximal_errors
 from fedlight.experiment.canaries import canary_scores
 from fedlight.federation import mechanism
 from fedlight.privacy.account import Account
@@ -46,6 +48,17 @@ def test_auc_and_rates_by_counting() -> None:
     points = np.array(roc(members, others))
     assert points[0].tolist() == [0, (members > others.max()).mean()]
     assert np.trapezoid(points[:, 1], points[:, 0]) == pytest.approx(auc, abs=0.02)
+
+
+def test_a_model_drowned_in_noise_is_scored_all_the_same() -> None:
+    module, _ = configured(ROOT / "configs" / "model" / "tiny.yaml", 8)
+    images = torch.rand(40, 1, 8, 8) * 2 - 1
+    torch.nn.init.constant_(module.unet.head.out.weight, 1e15)
+    for score in (_losses, _proximal_errors):
+        with torch.no_grad():
+            found = score(module, images, torch.zeros(40), torch.Generator().manual_seed(0))
+        assert found.isfinite().all()
+        assert len(found.unique()) > 30
 
 
 # --- the lower bound ---

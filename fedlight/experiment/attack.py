@@ -146,28 +146,34 @@ class Attacker:
         with torch.no_grad():
             for pixels, labels in zip(*(tensor.split(BATCH) for tensor in images), strict=True):
                 x_0 = (pixels.to(module.device).float() / 127.5) - 1
-                found.append(score(module, x_0, labels.to(module.device), generator).double().cpu())
+                found.append(score(module, x_0, labels.to(module.device), generator).cpu())
         return torch.cat(found).numpy()
 
 
 def _losses(module: DDPM, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """The mean squared error of each image's prediction over time steps, shape (n,)."""
+    """The mean squared error of each image's prediction over time steps, float64, shape (n,).
+
+    In double precision, since the predictions of a model drowned in noise may be huge.
+    """
     length = module.schedule.config.num_train_timesteps
     losses = []
     for number in range(TIMES):
         t = torch.full((len(x_0),), int((number + 0.5) / TIMES * length), device=x_0.device)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         predicted = _predict_noise(module, module.schedule.add_noise(x_0, eps, t), t, labels)
-        losses.append((predicted - eps).square().flatten(1).mean(dim=1))
+        losses.append((predicted - eps).double().square().flatten(1).mean(dim=1))
     return torch.stack(losses).mean(dim=0)
 
 
 def _proximal_errors(module: DDPM, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """The distance of PIA between the noise predicted at t = 0 and that predicted where it was added."""
+    """The distance of PIA between the noise predicted at t = 0 and that predicted where it was added.
+
+    Float64, as for the losses: a fourth power soon leaves float32.
+    """
     t = torch.full((len(x_0),), int(PIA_TIME * module.schedule.config.num_train_timesteps), device=x_0.device)
     eps = _predict_noise(module, x_0, torch.zeros_like(t), labels)
     again = _predict_noise(module, module.schedule.add_noise(x_0, eps, t), t, labels)
-    return (eps - again).flatten(1).norm(PIA_NORM, dim=1)
+    return (eps - again).double().flatten(1).norm(PIA_NORM, dim=1)
 
 
 def _predict_noise(module: DDPM, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
