@@ -123,6 +123,9 @@ def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_noise_the_canaries_tell_all() -> None:
     assert lower_bound(*canary_scores(settings("privacy.noise=0"), 1), 1e-5) > 3
+    at_most = max(lower_bound(np.ones(n), np.zeros(n), 1e-3) for n in (25, 50, 100, 500, 1000))
+    found = lower_bound(*canary_scores(settings("privacy.noise=0", "privacy.delta=1e-3"), 1), 1e-3)
+    assert 1.5 < at_most == pytest.approx(found, abs=0.2)
 
 
 # --- cells ---
