@@ -12,9 +12,10 @@ class Downlink:
 
     Without a chain the values cross. With it the server keeps the reference: the downlink slices as the
     clients of the last round decoded them. In each round the encoded difference between the global model and
-    the reference crosses, and is added to the reference by both sides; so what an encoding lost is part of
-    the next difference (error feedback), and in the server's state. A client that was away gets every
-    difference that it missed, or the values of the reference where these are fewer bytes.
+    the reference crosses, and is added to the reference by both sides; the global model is the reference from
+    then on. What an encoding lost is forgotten: clients train from a model without it and make up for it by
+    themselves, so that with error feedback it would count twice. A client that was away gets every difference
+    that it missed, or the values of the reference where these are fewer bytes.
 
     Args:
         method: resolved over the slices.
@@ -37,15 +38,22 @@ class Downlink:
         self._deltas: State = {}  # `slice/delta/round`: encoded
         self._round = 0
 
-    def open(self, round_: int, theta: State) -> None:
-        """Brings the reference nearer to the global model, for the clients of this round."""
+    def open(self, round_: int, theta: State) -> State:
+        """Brings the reference to the global model, for the clients of this round.
+
+        Returns:
+            The global model as they will hold it.
+        """
         self._round = round_
         if not self._codec.down:
             self._reference = dict(theta)
         elif round_ > 1:
             whole = self._method.whole_down(round_ - 1)
-            for slice_ in self._slices.names if whole else self._method.downlink:
+            sent = self._slices.names if whole else self._method.downlink
+            for slice_ in sent:
                 self._encode(slice_, self._slices.select([slice_], theta))
+            return {**theta, **self._slices.select(sent, self._reference)}
+        return theta
 
     def payloads(self, previous: int) -> dict[str, Payload]:
         """What a client of this round gets, which last took part in the round `previous`, 0 for never."""
@@ -58,13 +66,6 @@ class Downlink:
     def held(self, slice_: str) -> State:
         """A slice as the clients of this round hold it."""
         return self._slices.select([slice_], self._reference)
-
-    def uploaded(self, slice_: str, values: State, theta: State) -> State:
-        """What a client's trained values are for the mean: its own change, added to the global model."""
-        if not self._codec.down:
-            return values
-        change = difference(values, self.held(slice_))
-        return {**values, **{name: theta[name] + delta for name, delta in change.items()}}
 
     def state(self) -> dict[str, State]:
         """For the checkpoint."""

@@ -133,7 +133,7 @@ class Server:
         cohort, tasks = self.participation.draw(self._method_now(), self.round + 1)
         self._cohort = cohort
         self._open(tasks)
-        self._downlink.open(self.round + 1, self.theta)
+        self.theta = self._downlink.open(self.round + 1, self.theta)
         self._met_before = met = dict(self.met)
         self.met.update({task.client: task.round for task in tasks})
         for task in tasks:
@@ -200,8 +200,7 @@ class Server:
         values: State = {}
         for slice_, payload in update.payloads.items():
             if slice_ != EXTRAS:
-                trained = self._codec.decode(payload, self._downlink.held(slice_))
-                values |= self._downlink.uploaded(slice_, trained, self.theta)
+                values |= self._codec.decode(payload, self._downlink.held(slice_))
         return values, update.payloads[EXTRAS].tensors if EXTRAS in update.payloads else {}
 
     def close_round(self) -> Outcome:

@@ -17,7 +17,7 @@ class Rounding:
 
     The step is a multiple of the tensor's root mean square, in bfloat16. Sends the packed codes of each
     tensor, four bits an entry, and its step. It is made for a chain that ends in entropy coding; as it is
-    biased, it needs the error feedback that every chain has.
+    biased, it needs error feedback where the deltas of many clients are averaged.
 
     Args:
         step: in root mean squares, above 0.
