@@ -253,10 +253,6 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
 def deleted(path: Path) -> None:
     path.unlink()
 
@@ -285,7 +281,7 @@ def test_the_checkpoint_holds_what_a_restart_needs_and_nothing_older(stopped: Ru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [truncated, bit_flipped, emptied, deleted])
+@pytest.mark.parametrize("damage", [truncated, bit_flipped, deleted])
 def test_damage_to_any_file_is_noticed_and_changes_nothing(
     damage: Callable[[Path], None],
     stopped: Runner,
@@ -359,7 +355,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kibibytes", [40, 200, 500, 900, 1300, 1700, 2100, 2500])
+@pytest.mark.parametrize("kibibytes", [40, 200, 500, 1300, 2100])
 def test_a_full_disk_is_told_and_waited_out(
     kibibytes: int,
     small_disk: Callable[[int], Path],
