@@ -1,5 +1,7 @@
 """The downlink: the slices as clients hold them, and what each client needs to hold them so."""
 
+from collections.abc import Iterable
+
 from fedlight.federation.codec import DELTA, Codec, as_payload, difference
 from fedlight.federation.messages import Payload, State
 from fedlight.federation.method import Method
@@ -48,8 +50,7 @@ class Downlink:
         if not self._codec.down:
             self._reference = dict(theta)
         elif round_ > 1:
-            whole = self._method.whole_down(round_ - 1)
-            sent = self._slices.names if whole else self._method.downlink
+            sent = self._sent(round_ - 1)
             for slice_ in sent:
                 self._encode(slice_, self._slices.select([slice_], theta))
             return {**theta, **self._slices.select(sent, self._reference)}
@@ -60,8 +61,7 @@ class Downlink:
         version = previous or int(self._codec.seeded_start)  # from the seed it has what round 1 would send
         if version and self._round == 1:
             return {}
-        slices = self._slices.names if self._method.whole_down(version) else self._method.downlink
-        return {slice_: self._payload(slice_, version) for slice_ in slices}
+        return {slice_: self._payload(slice_, version) for slice_ in self._sent(version)}
 
     def held(self, slice_: str) -> State:
         """A slice as the clients of this round hold it."""
@@ -76,6 +76,10 @@ class Downlink:
         self.begin()
         if self._codec.down:
             self._reference, self._deltas = groups["reference"], groups.get("deltas", {})
+
+    def _sent(self, version: int) -> Iterable[str]:
+        """The slices that go down to a client whose reference is of the round `version`."""
+        return self._slices.names if self._method.whole_down(version) else self._method.downlink
 
     def _encode(self, slice_: str, values: State) -> None:
         chain, held = self._codec.down, self.held(slice_)
