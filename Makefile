@@ -8,6 +8,8 @@ CHROMEDRIVER := /usr/bin/chromedriver
 BOOKTABS := /usr/share/texlive/texmf-dist/tex/latex/booktabs/booktabs.sty
 SLURM := /usr/sbin/slurmctld
 
+# Debian's packages are installed while Python's are.
+MAKEFLAGS += --jobs=2
 .DEFAULT_GOAL := help
 .PHONY: help install demo check test lint bench gpu format clean
 
@@ -16,9 +18,11 @@ help:  ## show this list
 
 install: $(INSTALLED)  ## make .venv with everything in it
 
-$(INSTALLED): pyproject.toml
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV) || \
 	  { apt-get update -q && apt-get install -yq python3-venv && $(PYTHON) -m venv --clear $(VENV); }
+
+$(INSTALLED): pyproject.toml | $(BIN)/pip
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip install --python $(BIN)/python -q --compile-bytecode -e '.[dev]'
 	touch $@
@@ -49,13 +53,10 @@ gpu: install  ## tests, measurements and the paper's grid on a GPU; with SLICE=6
 
 # Real data, a browser, LaTeX and SLURM for the tests, which start and stop it by themselves; without the right to
 # install them, the tests that need them are skipped.
-$(FMNIST): DEBIAN := dataset-fashion-mnist
-$(CHROMEDRIVER): DEBIAN := chromium chromium-driver
-$(BOOKTABS): DEBIAN := texlive-latex-recommended
-$(SLURM): DEBIAN := slurm-wlm munge
-$(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM):
+$(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM) &: | $(BIN)/pip
 	-test "$$(id -u)" != 0 || \
-	  { apt-get update -q && apt-get install -yq --no-install-recommends $(DEBIAN); }
+	  { apt-get update -q && apt-get install -yq --no-install-recommends dataset-fashion-mnist chromium chromium-driver \
+	    texlive-latex-recommended slurm-wlm munge; }
 
 format: install  ## format the code
 	$(BIN)/ruff check --fix

@@ -25,15 +25,14 @@ from fedlight.federation.transport.dask_workers import started
 
 MakeCell = Callable[..., Cell]
 LONG = ["method=UDEC", "clients=4", "epochs=8", "rounds=3"]
-THREE = pytest.mark.parametrize("workers", [3], indirect=True)
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[1, 3])
-def workers(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """A scheduler that runs already, and has one worker or three; Dask's configuration holds its TLS keys."""
-    with started(request.param, gpus=0) as (client, _):
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Client]:
+    """A scheduler that runs already, and has three workers; Dask's configuration holds its TLS keys."""
+    with started(3, gpus=0) as (client, _):
         yield client
 
 
@@ -64,7 +63,6 @@ def test_workers_give_the_bits_of_one_process(cell: MakeCell, workers: Client, a
     assert outcome(cell(*arguments, *at(workers))) == alone
 
 
-@THREE
 def test_a_skewed_round_takes_hardly_longer_than_it_must(
     cell: MakeCell, workers: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +121,6 @@ def test_an_address_without_a_scheduler_is_bad_input(
     assert "fedlight: error: transport.address: no scheduler of Dask answers at tcp://127.0.0.1:1\n" in told
 
 
-@THREE
 def test_a_round_whose_worker_is_killed_gives_the_same_bits(
     cell: MakeCell, workers: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +145,6 @@ def test_a_round_whose_worker_is_killed_gives_the_same_bits(
     assert len(killed) == 3
 
 
-@THREE
 def test_a_cell_whose_scheduler_is_killed_goes_on_with_another(
     cell: MakeCell,
     command: Callable[..., int],
@@ -194,10 +190,7 @@ def test_a_cell_whose_scheduler_is_killed_goes_on_with_another(
     assert outcome(Cell(path.parent)) == quiet
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_our_own_workers_end_with_the_cell(
-    command: Callable[..., int], tmp_path: Path, number: signal.Signals
-) -> None:
+def test_our_own_workers_end_with_a_cell_that_is_killed(command: Callable[..., int], tmp_path: Path) -> None:
     typed = [*SMALL, *LONG, "name=long", "transport=dask", "transport.workers=2"]
     asked = [sys.executable, "-m", "fedlight.run", *typed]
     process = subprocess.Popen(asked, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -206,7 +199,7 @@ def test_our_own_workers_end_with_the_cell(
         assert process.poll() is None
         assert time.monotonic() - begun < 200
         time.sleep(0.02)
-    end_whole(process, number)
+    end_whole(process, signal.SIGKILL)
     assert command(*typed[:-2], "transport=inline") == 0
     (path,) = tmp_path.glob("runs/long/*/result.json")
     kept = outcome(Cell(path.parent))

@@ -88,8 +88,6 @@ def outcome(cell: Cell) -> tuple[Any, ...]:
             "rounds=3",
         ],
         ["method=FULL", "clients=6", "fraction=0.5", "model.ema_decay=0.9", "rounds=3"],
-        ["method=LOCAL", "clients=3", "partition=label_skew"],
-        ["algorithm=localadam", "method=USPLIT", "clients=4", "rounds=3"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -102,10 +100,9 @@ def test_two_processes_give_the_bits_of_one(cell: MakeCell, shares: list[int], a
 
 @pytest.mark.slow
 def test_any_number_of_workers_trains_a_round(cell: MakeCell, shares: list[int]) -> None:
-    cells = [cell("method=USPLIT", "clients=4", f"trainer.workers={n}") for n in (1, 3, 9)]
-    assert outcome(cells[0]) == outcome(cells[1]) == outcome(cells[2])
-    assert sum(shares[:2]) >= 4  # two of three processes
-    assert sum(shares[2:]) >= 6  # three of four, since there are no more clients
+    cells = [cell("method=USPLIT", "clients=4", f"trainer.workers={n}") for n in (1, 9)]
+    assert outcome(cells[0]) == outcome(cells[1])
+    assert sum(shares) >= 6  # three of four processes, since there are no more clients
 
 
 def test_the_cores_are_shared_by_workers_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +358,6 @@ def end_whole(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
 @pytest.mark.parametrize(
     ("early", "number"),
     [
-        pytest.param(True, signal.SIGKILL, id="killed as the workers begin"),
         pytest.param(True, signal.SIGTERM, id="ended as the workers begin"),
         pytest.param(False, signal.SIGKILL, id="killed in the second round"),
     ],
