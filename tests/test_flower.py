@@ -553,16 +553,15 @@ STATEFUL = ["method=USPLIT", "algorithm=scaffold", "transform=topk"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chosen", [["method=UDEC"], STATEFUL])
 def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
-    chosen: list[str], consortium: Consortium, cell: Callable[..., Cell], tmp_path: Path
+    consortium: Consortium, cell: Callable[..., Cell], tmp_path: Path
 ) -> None:
     app = tmp_path / "app"
-    assert invoke("init", str(app), *COMMON, *chosen, main=deploy.main) == 0
+    assert invoke("init", str(app), *COMMON, *STATEFUL, main=deploy.main) == 0
     for client in range(3):
         consortium.start_node(app, client, f"node{client}")
     consortium.submit(app)
-    plain, found = cell("clients=3", "transport=inline", *chosen).result, consortium.result(app)
+    plain, found = cell("clients=3", "transport=inline", *STATEFUL).result, consortium.result(app)
     for client in range(3):
         consortium.end(f"node{client}")
     assert found["status"] == "completed"
