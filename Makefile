@@ -7,9 +7,8 @@ FMNIST := /usr/share/datasets/fashion-mnist
 CHROMEDRIVER := /usr/bin/chromedriver
 BOOKTABS := /usr/share/texlive/texmf-dist/tex/latex/booktabs/booktabs.sty
 SLURM := /usr/sbin/slurmctld
+DEBIAN := $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM)
 
-# Debian's packages are installed while Python's are.
-MAKEFLAGS += --jobs=2
 .DEFAULT_GOAL := help
 .PHONY: help install demo check test lint bench gpu format clean
 
@@ -36,7 +35,8 @@ demo: install  ## what federating gives, and what each method costs, on digits, 
 check: lint  ## lint, types and the fast tests: about 2 minutes
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-test: install $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM) lint  ## lint, types and all tests
+test:  ## lint, types and all tests
+	$(MAKE) --jobs=2 lint $(DEBIAN)   # Debian's packages are installed while Python's are
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
@@ -53,10 +53,9 @@ gpu: install  ## tests, measurements and the paper's grid on a GPU; with SLICE=6
 
 # Real data, a browser, LaTeX and SLURM for the tests, which start and stop it by themselves; without the right to
 # install them, the tests that need them are skipped.
-$(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM) &: | $(BIN)/pip
-	-test "$$(id -u)" != 0 || \
-	  { apt-get update -q && apt-get install -yq --no-install-recommends dataset-fashion-mnist chromium chromium-driver \
-	    texlive-latex-recommended slurm-wlm munge; }
+$(DEBIAN) &: | $(BIN)/pip
+	-test "$$(id -u)" != 0 || { apt-get update -q && for packages in dataset-fashion-mnist "chromium chromium-driver" \
+	    texlive-latex-recommended "slurm-wlm munge"; do apt-get install -yq --no-install-recommends $$packages; done; }
 
 format: install  ## format the code
 	$(BIN)/ruff check --fix

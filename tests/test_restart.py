@@ -165,16 +165,16 @@ def outcome(cell: Cell) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """The outcome of a method's cell that nothing disturbed, and its instants."""
-    known: dict[str, dict[str, Any]] = {}
+    """The outcome of a cell that nothing disturbed, and its instants."""
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
 
-    def run(method: str) -> dict[str, Any]:
-        if method not in known:
-            runner = Runner(tmp_path_factory.mktemp("quiet") / "cell", *f"method={method}".split())
+    def run(*arguments: str) -> dict[str, Any]:
+        if arguments not in known:
+            runner = Runner(tmp_path_factory.mktemp("quiet") / "cell", *arguments)
             assert runner.run() == 0, runner.err
-            known[method] = {"outcome": outcome(runner.cell), "instants": runner.instants}
+            known[arguments] = {"outcome": outcome(runner.cell), "instants": runner.instants}
             assert sum(runner.updates.values()) == UPDATES
-        return known[method]
+        return known[arguments]
 
     return run
 
@@ -193,14 +193,14 @@ def kill_points(instants: list[str], seed: int) -> list[int]:
 def test_a_cell_killed_at_any_instant_ends_the_same(
     tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
 ) -> None:
-    method = "UDEC transform=best"
-    expected = quiet(method)
+    arguments = ["method=UDEC", "transform=best"]
+    expected = quiet(*arguments)
     instants = expected["instants"]
     named = {kind.split(maxsplit=1)[1] for kind in instants}
     assert named == {f"{owner.__name__}.{name}" for owner, name in INSTANTS} - {"GaussianMechanism.finish"}
     for point in kill_points(instants, SEED):
-        print(f"{method}: killed at instant {point} of {len(instants)}, {instants[point]}")
-        runner = Runner(tmp_path / f"kill{point}", *f"method={method}".split())
+        print(f"killed at instant {point} of {len(instants)}, {instants[point]}")
+        runner = Runner(tmp_path / f"kill{point}", *arguments)
         assert runner.run(kill_at=point) == -signal.SIGKILL
         assert runner.run() == 0, runner.err
         assert outcome(runner.cell) == expected["outcome"]
@@ -288,7 +288,7 @@ def test_damage_to_any_file_is_noticed_and_changes_nothing(
         shutil.copytree(stopped.folder, runner.folder)
         damage(runner.checkpoint / name)
         assert runner.run() == 0, runner.err
-        assert outcome(runner.cell) == quiet("UDEC")["outcome"], name
+        assert outcome(runner.cell) == quiet("method=UDEC")["outcome"], name
         told = Path(name).name in runner.err or Path(name).name.rpartition("-")[0] in runner.err
         not_needed = "r0001-" in name or name.startswith(("clients/000000/r0002", "clients/000001/r0002"))
         deleted_updates = name.startswith("updates/") and damage is deleted
@@ -310,7 +310,7 @@ def test_a_file_of_another_cell_is_not_taken(
     shutil.copy(foreign, runner.checkpoint)
     assert runner.run() == 0
     assert "belongs to another cell" in runner.err
-    assert outcome(runner.cell) == quiet("UDEC")["outcome"]
+    assert outcome(runner.cell) == quiet("method=UDEC")["outcome"]
 
 
 @pytest.mark.slow
@@ -326,7 +326,7 @@ def test_a_signal_ends_a_cell_cleanly(
     assert number.name in runner.cell.result["error"]
     assert "the same command goes on from here" in runner.err
     assert runner.run() == 0
-    assert outcome(runner.cell) == quiet("UDEC")["outcome"]
+    assert outcome(runner.cell) == quiet("method=UDEC")["outcome"]
     assert sum(runner.updates.values()) <= UPDATES + 1
 
 
@@ -363,7 +363,7 @@ def test_a_full_disk_is_told_and_waited_out(
     assert runner.err.count("fedlight: error") == 1
     small_disk(64 * 1024)
     assert runner.run() == 0, runner.err
-    assert outcome(runner.cell) == quiet("UDEC")["outcome"]
+    assert outcome(runner.cell) == quiet("method=UDEC")["outcome"]
 
 
 @pytest.mark.slow
