@@ -113,8 +113,9 @@ class Toys:
         for name in ("_run_id", "_task_id", "_node_id"):
             patch.setattr(TaskIdentity, name, 1)
         here = self.institutions[0].site
-        vetting = {"admit": self.server.admit, "forget": self.server.forget}
-        around = Surroundings(here, lambda: here, 2, 1, lambda: None, lambda: None, **vetting)
+        server = self.server
+        told = {"admit": server.admit, "forget": server.forget, "unsent": server.unsent}
+        around = Surroundings(here, lambda: here, 2, 1, lambda: None, lambda: None, **told)
         self.transport = Flower(around, timeout=0.5)
 
     def run(self, rounds: int) -> None:
@@ -165,6 +166,9 @@ def test_who_is_away_drops_out_and_goes_on_when_it_is_back(
     assert capfd.readouterr().err.count("client 1 (node 12) has no node online") == 2
     up = [(row.round, row.client) for row in over.server.ledger.entries if row.direction == "up"]
     assert up == [(1, 0), (1, 1), (2, 0), (3, 0)]
+    down = {(row.round, row.client) for row in over.server.ledger.entries if row.direction == "down"}
+    assert down == {*up}, "nothing was sent to who is away"
+    assert over.server.ledger.visits == 8
     alone = from_bytes(over.institutions[0].site.outbox.find(0).read())  # type: ignore[union-attr]
     assert all(over.server.theta[n].equal(t) for n, t in alone.payloads["shared"].tensors.items())
     over.grid.nodes[12].online = True

@@ -164,6 +164,7 @@ class Components:
             ending,
             admit=server.admit,
             forget=server.forget,
+            unsent=server.unsent,
         )
         if self.method.pool or settings.rounds == 0:
             return Inline(around)

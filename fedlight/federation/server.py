@@ -191,6 +191,11 @@ class Server:
         if update.loss is not None and not (isinstance(update.loss, float) and math.isfinite(update.loss)):
             raise Damaged(f"has a loss of {update.loss!r}")
 
+    def unsent(self, client: int) -> None:
+        """Takes back the downlink of a client that could not be sent to: nothing crossed."""
+        self.ledger.withdraw(client)
+        self._unsent.add(client)
+
     def forget(self, client: int) -> None:
         """Takes a client whose memory is lost for one that was never met."""
         self._met_before.pop(client, None)
@@ -242,7 +247,7 @@ class Server:
             client_losses={client: loss for client, (_, loss) in known.items()},
             cohort=len(self._cohort),
             reports=len(self._losses),
-            exchange=self.ledger.close_round(len(self._cohort) + uplinks),
+            exchange=self.ledger.close_round(len(self._cohort) - len(self._unsent) + uplinks),
         )
 
     def save(self, checkpoint: ServerCheckpoint, history: dict[str, Any]) -> None:
@@ -286,6 +291,7 @@ class Server:
     def _open(self, tasks: list[Task]) -> None:
         self._expected = sorted(task.client for task in tasks if not task.drops_out)
         self._waiting: dict[int, Update] = {}
+        self._unsent: set[int] = set()
         self._losses: dict[int, tuple[int, float | None]] = {}
         self._fitting: list[bool] = []
         self._mean, self._extras = WeightedMean(self._federated()), WeightedMean(self._extras_like())

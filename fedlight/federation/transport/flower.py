@@ -92,6 +92,7 @@ class Flower:
                     until = time.monotonic() + self._timeout
                     under_way[sent] = Sent(asked, self._nodes[client], until)
                 else:
+                    self._around.unsent(client)
                     self._tell(client, "could not be sent to; it drops out of the round")
             for reply in self._pull(under_way):
                 sent_ = under_way.pop(reply.metadata.reply_to_message_id)
@@ -102,6 +103,7 @@ class Flower:
                 self._tell(client, f"did not answer within {self._timeout:g} s; it drops out of the round")
             if not under_way and now - begun > (self._timeout if patient else 0) and not self._greeted:
                 for client in waiting:
+                    self._around.unsent(client)
                     self._tell(client, "has no node online; it drops out of the round")
                 return
             time.sleep(LOOK)

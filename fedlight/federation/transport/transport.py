@@ -34,6 +34,7 @@ class Surroundings:
         admit: raises Damaged for an update that does not fit the global model or the slices that were asked
             for; only of use for clients whom nobody can vouch for.
         forget: notes that a client has lost what it kept, so that it is met anew.
+        unsent: notes that a broadcast of this round was not sent to its client.
     """
 
     here: Site
@@ -45,3 +46,4 @@ class Surroundings:
     ending: ExitStack = field(default_factory=ExitStack)
     admit: Callable[[Update, tuple[str, ...]], None] = lambda update, uplink: None
     forget: Callable[[int], None] = lambda client: None
+    unsent: Callable[[int], None] = lambda client: None
