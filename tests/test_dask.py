@@ -132,7 +132,7 @@ def test_a_round_whose_worker_is_killed_gives_the_same_bits(
         nonlocal begun
         future = submit(executor, *arguments, **more)
         begun += 1
-        if begun in (2, 6, 10):  # in each round
+        if begun == 6:  # in the second round
             while not (busy := [address for address, tasks in workers.processing().items() if tasks]):
                 time.sleep(0.01)
             ((_, worker),) = workers.run(os.getpid, workers=busy[:1]).items()
@@ -142,7 +142,7 @@ def test_a_round_whose_worker_is_killed_gives_the_same_bits(
 
     monkeypatch.setattr(ClientExecutor, "submit", strike)
     assert outcome(cell(*LONG, *at(workers))) == alone
-    assert len(killed) == 3
+    assert len(killed) == 1
 
 
 def test_a_cell_whose_scheduler_is_killed_goes_on_with_another(
