@@ -238,12 +238,17 @@ def test_figures_follow_the_reader_s_scheme(browser: webdriver.Chrome, page: Pat
     assert (most > 229) == (scheme == "dark")
 
 
+SEEN = """
+return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)]
+    .filter((row) => row.checkVisibility())
+    .map((row) => [...row.cells].map((field) => field.innerText.trim()))
+"""
+
+
 def table(browser: webdriver.Chrome, name: str) -> list[list[str]]:
     """The rows of a table that are to be seen."""
-    rows = browser.find_elements(By.CSS_SELECTOR, f"#{name} tbody tr")
-    return [
-        [field.text for field in row.find_elements(By.TAG_NAME, "td")] for row in rows if row.is_displayed()
-    ]
+    seen: list[list[str]] = browser.execute_script(SEEN, name)
+    return seen
 
 
 def test_a_click_on_a_column_sorts_by_its_numbers(browser: webdriver.Chrome, page: Path) -> None:
