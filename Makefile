@@ -32,7 +32,7 @@ demo: install  ## what federating gives, and what each method costs, on digits, 
 	$(BIN)/python -m fedlight.run -m sweeps=demo hydra/launcher=local
 	$(BIN)/python -m fedlight.report runs/demo
 
-check: lint  ## lint, types and the fast tests: about 2 minutes
+check: lint  ## lint, types and the fast tests: about 3 minutes
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test:  ## lint, types and all tests
