@@ -58,7 +58,9 @@ class Flower:
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
         waiting = {broadcast.client: broadcast for broadcast in broadcasts}
         for asked, reply in self._ask(TRAIN, waiting):
-            if (update := self._admitted(asked, reply)) is not None:
+            if reply is None:
+                self._around.unsent(asked.client)
+            elif (update := self._admitted(asked, reply)) is not None:
                 yield update
         self._first = False
 
@@ -66,7 +68,7 @@ class Flower:
         for request in requests:
             answered = False
             for _, reply in self._ask(EVALUATE, {request.client: request}):
-                scores = self._read(request.client, reply, Scores)
+                scores = None if reply is None else self._read(request.client, reply, Scores)
                 if scores is not None and scores.client == request.client:
                     answered = True
                     yield scores
@@ -76,7 +78,10 @@ class Flower:
                 )
 
     def _ask(self, kind: str, waiting: dict[int, Any]) -> Iterator[tuple[Any, Any]]:
-        """Each request with its answer, as they come; of a client that does not answer, a line is told."""
+        """Each request with its answer, as they come; a line is told of a client that does not answer.
+
+        Where a request could not be sent, None stands for the answer.
+        """
         from fedlight.federation.transport.envelope import wrap
 
         begun, under_way, patient = time.monotonic(), dict[str, Sent](), True
@@ -92,8 +97,8 @@ class Flower:
                     until = time.monotonic() + self._timeout
                     under_way[sent] = Sent(asked, self._nodes[client], until)
                 else:
-                    self._around.unsent(client)
                     self._tell(client, "could not be sent to; it drops out of the round")
+                    yield asked, None
             for reply in self._pull(under_way):
                 sent_ = under_way.pop(reply.metadata.reply_to_message_id)
                 yield sent_.asked, reply
@@ -102,9 +107,9 @@ class Flower:
                 client = under_way.pop(number).asked.client  # type: ignore[union-attr]
                 self._tell(client, f"did not answer within {self._timeout:g} s; it drops out of the round")
             if not under_way and now - begun > (self._timeout if patient else 0) and not self._greeted:
-                for client in waiting:
-                    self._around.unsent(client)
+                for client, asked in waiting.items():
                     self._tell(client, "has no node online; it drops out of the round")
+                    yield asked, None
                 return
             time.sleep(LOOK)
 
