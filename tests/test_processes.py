@@ -357,8 +357,7 @@ def test_nothing_is_left_of_a_cell_that_was_killed(
 ) -> None:
     process = begun(tmp_path) if early else started(tmp_path)
     end_whole(process, number)
-    if not early:
-        assert ended_well(tmp_path) == quiet
+    assert ended_well(tmp_path) == quiet
 
 
 def test_a_worker_makes_the_site_of_a_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def outcome(cell: Cell) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """The outcome of a cell that nothing disturbed, and its instants."""
     known: dict[tuple[str, ...], dict[str, Any]] = {}
 
@@ -191,7 +191,7 @@ def kill_points(instants: list[str], seed: int) -> list[int]:
 
 @pytest.mark.slow
 def test_a_cell_killed_at_any_instant_ends_the_same(
-    tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
+    tmp_path: Path, quiet: Callable[..., dict[str, Any]]
 ) -> None:
     arguments = ["method=UDEC", "transform=best"]
     expected = quiet(*arguments)
@@ -281,7 +281,7 @@ def test_damage_to_any_file_is_noticed_and_changes_nothing(
     damage: Callable[[Path], None],
     stopped: Runner,
     tmp_path: Path,
-    quiet: Callable[[str], dict[str, Any]],
+    quiet: Callable[..., dict[str, Any]],
 ) -> None:
     for number, name in enumerate(files(stopped.checkpoint)):
         runner = Runner(tmp_path / f"damage{number}", "method=UDEC")
@@ -298,7 +298,7 @@ def test_damage_to_any_file_is_noticed_and_changes_nothing(
 
 @pytest.mark.slow
 def test_a_file_of_another_cell_is_not_taken(
-    stopped: Runner, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
+    stopped: Runner, tmp_path: Path, quiet: Callable[..., dict[str, Any]]
 ) -> None:
     other = Runner(tmp_path / "other", "method=UDEC", "seed=1")
     assert other.run(stop_at=9) == -signal.SIGKILL
@@ -316,7 +316,7 @@ def test_a_file_of_another_cell_is_not_taken(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_cell_cleanly(
-    number: signal.Signals, tmp_path: Path, quiet: Callable[[str], dict[str, Any]]
+    number: signal.Signals, tmp_path: Path, quiet: Callable[..., dict[str, Any]]
 ) -> None:
     runner = Runner(tmp_path / "runs", "method=UDEC")
     assert runner.run(stop_at=5, by=number) == EXIT + number
@@ -354,7 +354,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 def test_a_full_disk_is_told_and_waited_out(
     kibibytes: int,
     small_disk: Callable[[int], Path],
-    quiet: Callable[[str], dict[str, Any]],
+    quiet: Callable[..., dict[str, Any]],
 ) -> None:
     runner = Runner(small_disk(kibibytes) / "runs", "method=UDEC")
     runner.log = small_disk(kibibytes).with_name("full.log")
