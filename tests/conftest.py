@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's job in the background has it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small tensors, busy machines
 os.environ.setdefault("FEDLIGHT_WORKERS", "1")  # the tests of helpers ask for them
@@ -229,6 +227,12 @@ def fmnist() -> None:
     """Real Fashion-MNIST, from the Debian package dataset-fashion-mnist."""
     if not DEBIAN.is_dir():
         pytest.skip("Fashion-MNIST is not installed: apt-get install dataset-fashion-mnist")
+
+
+def pytest_configure() -> None:
+    """Lets the suite's processes hear an interrupt, which one of a shell's jobs in the background ignores."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
