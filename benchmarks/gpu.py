@@ -100,7 +100,6 @@ SMALL_SIZE = Size(
     images=16,
     grid=(
         "sweeps=paper_iid clients=2",
-        "sweeps=paper_iid clients=3",
         "sweeps=paper_skew clients=2 partition=label_skew",
         "sweeps=paper_skew clients=2 partition=quantity_skew",
     ),

@@ -28,12 +28,14 @@ def crossed(cell: Cell, direction: str) -> dict[tuple[int, int], dict[str, int]]
 
 
 @pytest.fixture(scope="module")
-def paper_cells(fmnist: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
-    """The paper's R = 15, K = 10 with its UNet on real images, one image a client, by method."""
+def paper_cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
+    """The paper's R = 15, K = 10 with its UNet, by method; digits, one a client, since they are small."""
     folder = tmp_path_factory.mktemp("paper")
     arguments = [
         "-m",
         "experiment=paper",
+        "data=digits",
+        "model.unet.dim=28",
         "method=FULL,USPLIT,UDEC,ULATDEC",
         "clients=10",
         "epochs=1",
