@@ -57,6 +57,13 @@ def test_a_test_set_of_which_less_than_two_images_are_left_is_told(test: tuple[f
         CopyCheck(train=column(0, 10), test=column(*test))
 
 
+def test_beside_few_training_images_one_far_from_all_is_no_copy() -> None:
+    found = CopyCheck(train=column(0), test=column(10, 11, 12, 13))(column(0.1, 1000))
+    assert found.generated == pytest.approx([0.1 / 9.9, 1000 / 987])
+    assert found.unseen == pytest.approx([10, 11, 12, 13])
+    assert found.summary()["suspect"] == 0.5
+
+
 @pytest.mark.parametrize("where", ["both", "within", "neither"])
 def test_duplicates_change_neither_what_is_suspect_nor_the_numbers(
     digits_classifier: Extractor, where: str

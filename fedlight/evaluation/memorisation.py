@@ -19,8 +19,10 @@ class Memorisation(NamedTuple):
     """How near images lie to the training set, against how near they lie to the test set.
 
     A ratio is the distance to the nearest training image over that to the nearest test image, in the
-    extractor's features. Training images are more, so even an unseen image's ratio is mostly below 1;
-    what counts is how far the generated images' ratios lie below those of the test images.
+    extractor's features. Where training images are more, even an unseen image's ratio is mostly below 1;
+    what counts is how far the generated images' ratios lie below those of the test images. Where they are
+    few, as a small client's are, an unseen image's is mostly above 1, and so is that of an image far from
+    all others, such as noise; a copy's is below 1 all the same.
 
     Attributes:
         generated: ratios of the generated images, finite, 0 or more, shape (n,).
@@ -39,11 +41,11 @@ class Memorisation(NamedTuple):
         return checks[0]._replace(generated=np.concatenate([check.generated for check in checks]))
 
     def summary(self) -> dict[str, Any]:
-        """The medians, the share of generated ratios below those of 99 % of unseen images, the duplicates."""
+        """The medians, the share of generated ratios below 1 and 99 % of the unseen ones, the duplicates."""
         return {
             "ratio": float(np.median(self.generated)),
             "ratio_unseen": float(np.median(self.unseen)),
-            "suspect": float((self.generated < np.quantile(self.unseen, 0.01)).mean()),
+            "suspect": float((self.generated < min(1.0, np.quantile(self.unseen, 0.01))).mean()),
             "duplicates": dict(
                 zip(("test_in_train", "test", "train"), self.duplicates.tolist(), strict=True)
             ),
