@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, Cell, invoke
+from conftest import SMALL, Cell
 from distributed import Client
 from distributed.cfexecutor import ClientExecutor
-from test_processes import end_whole
+from test_processes import end_whole, ended_well, outcome
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.messages import Broadcast, to_bytes
@@ -38,23 +38,12 @@ def workers() -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """What the long cell comes to where nothing disturbs it."""
-    folder = tmp_path_factory.mktemp("quiet")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert invoke(*SMALL, *LONG, "transport=inline") == 0
-    (path,) = folder.glob("runs/default/*/result.json")
-    return outcome(Cell(path.parent))
+    return ended_well(tmp_path_factory.mktemp("quiet"), [*SMALL, *LONG, "name=long", "transport=inline"])
 
 
 def at(client: Client) -> list[str]:
     """What is typed to use its workers."""
     return ["transport=dask", f"transport.address={client.scheduler.address}"]
-
-
-def outcome(cell: Cell) -> tuple[Any, ...]:
-    result = cell.result
-    tables = [cell.rows("ledger.csv"), [{**row, "seconds": ""} for row in cell.rows("rounds.csv")]]
-    return result["cell"], result["state_sha256"], result["client_sha256"], tables
 
 
 @pytest.mark.parametrize(
@@ -182,7 +171,7 @@ def test_a_cell_whose_scheduler_is_killed_goes_on_with_another(
         address = json.loads(found.read_text())["address"]
         with monkeypatch.context() as patch:
             patch.setattr(Server, "receive", strike)
-            lost = [*SMALL, "name=cell1", *LONG]
+            lost = [*SMALL, "name=lost", *LONG]
             capfd.readouterr()
             assert command(*lost, "transport=dask", f"transport.address={address}") == 1
         (line,) = capfd.readouterr().err.splitlines()
@@ -193,7 +182,7 @@ def test_a_cell_whose_scheduler_is_killed_goes_on_with_another(
         worker.wait(30)
     assert command(*lost, *at(workers)) == 0
     assert "goes on after round 1" in capfd.readouterr().err
-    (path,) = tmp_path.glob("runs/cell1/*/result.json")
+    (path,) = tmp_path.glob("runs/lost/*/result.json")
     assert outcome(Cell(path.parent)) == quiet
 
 

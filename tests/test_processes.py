@@ -245,10 +245,10 @@ def started(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def ended_well(folder: Path) -> tuple[Any, ...]:
+def ended_well(folder: Path, arguments: list[str] = LONG) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert invoke(*LONG) == 0
+        assert invoke(*arguments) == 0
     (path,) = folder.glob("runs/long/*/result.json")
     return outcome(Cell(path.parent))
 

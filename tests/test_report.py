@@ -461,7 +461,7 @@ def test_latex_compiles(sweep: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_five_hundred_cells_are_quick_and_small(sweep: Path) -> None:
+def test_five_hundred_cells_make_a_small_page(sweep: Path) -> None:
     axes: dict[str, Any] = {"method": METHODS[:5], "clients": [2, 5, 10, 20, 50], "rounds": [15]}
     axes |= {"partition": ["iid", "label_skew"], "data": ["digits", "fmnist"], "seed": [1, 2, 3, 4, 5]}
     assert len(list(write_grid(sweep, **axes))) == 500
