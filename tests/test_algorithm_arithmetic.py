@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from fedlight.federation.algorithms.fednova import FedNova
 from fedlight.federation.algorithms.fedprox import FedProx
 from fedlight.federation.algorithms.fedyogi import FedYogi
 from fedlight.federation.algorithms.localadam import LocalAdam
-from fedlight.federation.algorithms.scaffold import Scaffold
+from fedlight.federation.algorithms.scaffold import RESET, Scaffold
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
@@ -30,7 +31,8 @@ from fedlight.federation.messages import EXTRAS, Broadcast, Update, from_bytes
 from fedlight.federation.method import Method, Split
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
-from fedlight.federation.slices import SliceMap
+from fedlight.federation.slices import SliceMap, buffer_names
+from fedlight.runtime.errors import MemoryLost
 
 SLICES = {"front": slice(0, 2), "middle": slice(2, 4), "back": slice(4, 6)}
 START = np.array([0.3, -0.2, 0.1, 0.4, -0.5, 0.2])
@@ -45,6 +47,7 @@ SPLIT = Method(
     evaluate="global",
 )
 BACK = Method(name="BACK", downlink=("back",), uplink=("back",), evaluate="clients")
+WARM = BACK.model_copy(update={"name": "WARM", "warm_start": 2})
 
 ALGORITHMS: dict[str, FedAvg] = {
     "fedavg": FedAvg(),
@@ -132,17 +135,19 @@ def play(
     decay: float | None = None,
     backwards: bool = False,
     restarts: bool = False,
+    loses: tuple[int, int] | None = None,
 ) -> Played:
     """Plays a federation.
 
     Args:
         backwards: clients train and report in reverse.
         restarts: before each round, and after the first update of it, all that is not on disk is lost.
+        loses: a round, and the client whose memory is gone when that round begins.
     """
     module = Quadratic(optimizer)
     prefixes = {name: [name] for name in SLICES}
     prefixes["back"].append("counter")
-    slices = SliceMap.build(prefixes, module.state_dict())
+    slices = SliceMap.build(prefixes, module.state_dict(), buffers=buffer_names(module))
     method = method.resolve(SLICES)
     setup: ClientSetup = replace(
         toy_setup(algorithm=algorithm, epochs=EPOCHS),
@@ -169,7 +174,14 @@ def play(
             site.update(next(server.broadcasts()))
             server, site = begin()
         broadcasts = list(server.broadcasts())
-        receipts = [site.update(broadcast) for broadcast in (broadcasts[::-1] if backwards else broadcasts)]
+        receipts = []
+        for broadcast in broadcasts[::-1] if backwards else broadcasts:
+            if (broadcast.round, broadcast.client) == loses:
+                rmtree(folder / "clients" / f"{broadcast.client:06d}")
+            try:
+                receipts.append(site.update(broadcast))
+            except MemoryLost:
+                server.forget(broadcast.client)
         updates = [from_bytes(receipt.read()) for receipt in receipts if receipt]
         for update in updates:
             server.receive(update)
@@ -190,7 +202,7 @@ def by_hand(name: str, played: Played, optimizer: Any, clients: int, rounds: int
     for round_ in range(1, rounds + 1):
         sums, counts = np.zeros(6), np.zeros(6)
         new_c, new_moments = c.copy(), {kind: np.zeros(6) for kind in moments}
-        taus, images = [], []
+        steps, reporters = np.zeros(6), 0
         for update in (update for update in played.updates if update.round == round_):
             k = update.client
             reports = np.zeros(6, dtype=bool)
@@ -220,14 +232,14 @@ def by_hand(name: str, played: Played, optimizer: Any, clients: int, rounds: int
             n = 1 if name == "scaffold" else IMAGES[k]
             sums += reports * n * ((y - theta) / (tau if name == "fednova" else 1))
             counts += reports * n
-            taus.append(tau)
-            images.append(n)
+            steps += reports * n * tau
+            reporters += 1
             for kind, own in zip(moments, (m_k, v_k, t_k), strict=True):
                 new_moments[kind] += reports * n * own
         known = counts > 0
         delta = sums / np.where(known, counts, 1)
-        if name == "fednova" and taus:
-            delta = delta * np.dot(taus, images) / sum(images)
+        if name == "fednova":  # each number by the steps of those that reported it
+            delta = delta * steps / np.where(known, counts, 1)
         if name == "fedavgm":
             velocity = np.where(known, 0.6 * velocity + delta, velocity)
             delta = 0.8 * velocity
@@ -242,7 +254,7 @@ def by_hand(name: str, played: Played, optimizer: Any, clients: int, rounds: int
         c = new_c
         for kind in moments:
             moments[kind] = np.where(known, new_moments[kind] / np.where(known, counts, 1), moments[kind])
-        if taus:
+        if reporters:
             average = theta if average is None else 0.6 * average + 0.4 * theta
     return {"theta": theta, "c": c, "c_k": c_k, "average": average, **moments}
 
@@ -349,6 +361,74 @@ def test_fednova_finds_the_minimum_though_steps_differ(tmp_path: Path) -> None:
     assert np.abs(fednova - best).sum() < 0.5 * np.abs(fedavg - best).sum()
 
 
+@pytest.mark.parametrize("name", ["scaffold", "localadam"])
+def test_after_a_warm_start_the_auxiliary_state_is_of_the_exchanged_slices(tmp_path: Path, name: str) -> None:
+    played = play(tmp_path, ALGORITHMS[name], WARM, optimizer=ADAM, rounds=4)
+    for message in (*played.broadcasts, *played.updates):
+        if EXTRAS not in message.payloads:
+            assert (message.round, type(message)) == (1, Broadcast)
+            continue
+        parameters = {key.split("/")[-1] for key in message.payloads[EXTRAS].tensors}
+        assert parameters == (set(SLICES) if message.round <= 2 else {"back"})
+    for client in range(2):
+        assert {key.split("/")[-1] for key in played.memory(client).get("algorithm", {})} <= {"back"}
+
+
+def test_after_a_warm_start_private_slices_go_on_with_the_client_s_own_moments(tmp_path: Path) -> None:
+    """LocalAdam with keep_optimizer, written out: in round 3 only the moments of `back` are the mean ones."""
+    keeping = WARM.model_copy(update={"keep_optimizer": True})
+    played = play(tmp_path, LocalAdam(), keeping, optimizer=ADAM, rounds=3)
+
+    def train(k: int, y: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        m, v, t = moments
+        for _ in range(EPOCHS * IMAGES[k] // 2):
+            g = curvature(k) * (y - minimum(k))
+            t, m, v = t + 1, 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+            y = y - LR * m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + EPS)
+        return y, np.stack([m, v, t])
+
+    theta, mean, own = START.copy(), np.zeros((3, 6)), [np.zeros((3, 6))] * 2
+    for _ in range(2):
+        trained = [train(k, theta, mean) for k in range(2)]
+        theta, mean = (
+            np.average(list(part), axis=0, weights=IMAGES[:2]) for part in zip(*trained, strict=True)
+        )
+        own = [moments for _, moments in trained]
+    private = slice(0, 4)
+    for k in range(2):
+        mixed = mean.copy()
+        mixed[:, private] = own[k][:, private]
+        y, _ = train(k, theta, mixed)
+        model = played.memory(k)["model"]
+        kept = np.concatenate([model["front"].numpy(), model["middle"].numpy()])
+        np.testing.assert_allclose(kept, y[private], rtol=2e-5, atol=2e-6)
+        wrong, _ = train(k, theta, mean)
+        assert np.abs(wrong[private] - y[private]).max() > 1e-3
+
+
+@pytest.mark.parametrize("method", [FULL, SPLIT], ids=["full", "split"])
+def test_scaffold_s_c_is_the_mean_of_the_variates_after_a_client_lost_its_memory(
+    tmp_path: Path, method: Method
+) -> None:
+    played = play(tmp_path, Scaffold(), method, clients=3, rounds=6, loses=(3, 1))
+    assert not [update for update in played.updates if (update.round, update.client) == (3, 1)]
+    variates = [played.memory(client)["algorithm"] for client in range(3)]
+    assert {float(own[RESET]) for own in variates} == {3.0}
+    for name in SLICES:
+        mean = sum(own.get(name, torch.zeros(2)) for own in variates) / 3
+        assert mean.abs().max() > 1e-3
+        torch.testing.assert_close(played.server.state[name], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_fednova_moves_a_slice_by_the_steps_of_the_clients_that_reported_it(tmp_path: Path) -> None:
+    played = play(tmp_path, FedNova(), SPLIT, rounds=1)
+    expected = by_hand("fednova", played, SGD, 2, 1)["theta"]
+    np.testing.assert_allclose(played.theta, expected, rtol=2e-5, atol=2e-6)
+    for update in played.updates:
+        steps = {float(tensor) for tensor in update.payloads[EXTRAS].tensors.values()}
+        assert steps == {EPOCHS * IMAGES[update.client] // 2}
+
+
 EXTRAS_BY_HAND = {  # scalars beside the slices: down in the first round, down later, up; 6 numbers, 3 tensors
     "fedavg": (0, 0, 0),
     "fedprox": (0, 0, 0),
@@ -356,7 +436,7 @@ EXTRAS_BY_HAND = {  # scalars beside the slices: down in the first round, down l
     "fedadam": (0, 0, 0),
     "fedyogi": (0, 0, 0),
     "scaffold": (0, 6, 6),
-    "fednova": (0, 0, 1),
+    "fednova": (0, 0, 3),
     "localadam": (0, 6 + 6 + 3, 6 + 6 + 3),
 }
 
@@ -391,7 +471,7 @@ def test_no_extra_tells_of_a_slice_that_is_not_reported(tmp_path: Path, name: st
         played = play(tmp_path / str(number), ALGORITHMS[name], method, optimizer=optimizer, rounds=2)
         for update in played.updates:
             extras = update.payloads[EXTRAS].tensors if EXTRAS in update.payloads else {}
-            named = {extra.split("/")[-1] for extra in extras} - {"steps"}
+            named = {extra.split("/")[-1] for extra in extras}
             assert named <= update.payloads.keys()
 
 

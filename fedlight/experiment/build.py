@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -51,7 +51,7 @@ from fedlight.federation.learning_rate import rate
 from fedlight.federation.method import Method
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
-from fedlight.federation.slices import SliceMap
+from fedlight.federation.slices import SliceMap, buffer_names
 from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.processes import Processes
 from fedlight.federation.transport.transport import Surroundings, Transport
@@ -263,8 +263,8 @@ def assemble(settings: CellConfig, whole: Dataset) -> Components:
     if settings.trainer.compile:
         module.unet.compile()
     algorithm = make_algorithm(settings)
-    check_privacy(settings, method, algorithm, slices.select(method.uplink, module.state_dict()))
-    codec = make_codec(settings, method)
+    check_privacy(settings, method, algorithm, slices, module.state_dict())
+    codec = make_codec(settings, method, slices.buffers)
     return Components(
         settings, dataset, shares, module, slices, method, algorithm, codec, make_trainer, device, None
     )
@@ -317,8 +317,13 @@ def make_algorithm(settings: CellConfig) -> FedAvg:
     return algorithm
 
 
-def make_codec(settings: CellConfig, method: Method) -> Codec:
-    """What encodes the slices; without a transform, and inside CENTRAL, values cross as they are.
+def make_codec(settings: CellConfig, method: Method, buffers: Collection[str]) -> Codec:
+    """What encodes the slices; without a transform, and inside CENTRAL, values are sent uncompressed.
+
+    Args:
+        settings: of the cell.
+        method: resolved over the slices.
+        buffers: names that are sent uncompressed in any case.
 
     Raises:
         BadInput: a client would report the delta of a slice that it does not receive.
@@ -334,7 +339,7 @@ def make_codec(settings: CellConfig, method: Method) -> Codec:
         [make_extension("transform", stage) for stage in stages]
         for stages in (settings.transform.up, settings.transform.down)
     )
-    return Codec(up, down, settings.transform.seeded_start)
+    return Codec(up, down, settings.transform.seeded_start, buffers)
 
 
 def load_data(settings: CellConfig) -> Dataset:
@@ -406,7 +411,7 @@ def make_module(settings: CellConfig, classes: int) -> tuple[DDPM, SliceMap]:
         snr_gamma=settings.model.snr_gamma,
         label_dropout=settings.model.label_dropout if settings.model.conditional else None,
     )
-    return module, SliceMap.build(module.slices, module.state_dict(), module.private)
+    return module, SliceMap.build(module.slices, module.state_dict(), module.private, buffer_names(module))
 
 
 def _averages_rounds(settings: CellConfig) -> bool:

@@ -17,6 +17,7 @@ from fedlight.federation.mechanism import COUNT_NOISE, GaussianMechanism
 from fedlight.federation.messages import State
 from fedlight.federation.method import Method
 from fedlight.federation.noise import SecretNoise, SeededNoise, note
+from fedlight.federation.slices import SliceMap
 from fedlight.privacy.account import Account, calibrate
 from fedlight.privacy.example_level import PrivateGradients
 from fedlight.runtime.errors import BadInput
@@ -196,14 +197,17 @@ def make_private_training(
     return make
 
 
-def check_privacy(settings: CellConfig, method: Method, algorithm: FedAvg, theta: State) -> None:
-    """Refuses what would break the promise.
+def check_privacy(
+    settings: CellConfig, method: Method, algorithm: FedAvg, slices: SliceMap, first: State
+) -> None:
+    """Rejects configurations that void the privacy guarantee.
 
     Args:
         settings: of the cell.
         method: resolved over the slices.
         algorithm: of the cell.
-        theta: the first global model, as far as clients report it.
+        slices: the slice map of the model.
+        first: the first state_dict.
 
     Raises:
         BadInput: the privacy does not go with something else that was asked for.
@@ -218,7 +222,9 @@ def check_privacy(settings: CellConfig, method: Method, algorithm: FedAvg, theta
         reasons["trainer.compile=false"] = settings.trainer.compile
     else:
         unsent = [slice_ for slice_ in method.uplink if slice_ not in method.downlink]
+        theta = slices.select(method.uplink, first)
         whole = [name for name, tensor in theta.items() if not tensor.is_floating_point()]
+        buffers = [name for name in theta if name in slices.buffers]
         silent = type(algorithm).report is not FedAvg.report and not algorithm.extras_like(theta)
         at_clients, adaptive = asked.noise_at == "clients", asked.clip_quantile is not None
         most = 2 * COUNT_NOISE * settings.fraction * settings.clients  # noise that leaves the count its share
@@ -228,6 +234,7 @@ def check_privacy(settings: CellConfig, method: Method, algorithm: FedAvg, theta
             "a method that exchanges the same in every round: warm_start changes it": method.warm_start,
             f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
             f"floating tensors: {', '.join(whole)} holds whole numbers, which noise cannot hide": whole,
+            f"parameters alone: {', '.join(buffers)} is a buffer, which noise would spoil": buffers,
             "an algorithm that tells beforehand what clients report beside the slices": silent,
             "privacy.noise_at=server where a transform encodes updates": at_clients and settings.transform,
             "privacy.noise_at=server for an adaptive clip": at_clients and adaptive,

@@ -103,14 +103,14 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
 
     round_, client = broadcast.round, broadcast.client
     extras = broadcast.payloads[EXTRAS].tensors if EXTRAS in broadcast.payloads else {}
-    own = memory.get("algorithm", {})
+    own = setup.slices.auxiliary(method.downlink, memory.get("algorithm", {}))
     kept_optimizer = memory.get("optimizer", {}) if setup.method.keep_optimizer else None
 
     seed_everything(derive_seed(setup.seed, "client", round_, client), verbose=False)
     frozen = setup.slices.select(method.freeze, state)
     federator = Federator(client, round_, state, kept_optimizer, setup.rate(round_), frozen)
     data = setup.data(client)
-    added = setup.algorithm.callbacks(federated, extras, own)
+    added = setup.algorithm.callbacks(setup.slices.parameters(federated), extras, own)
     if setup.private_training:
         added = [setup.private_training(client), *added]
     setup.make_trainer([federator, *added]).fit(setup.module, datamodule=data)
@@ -118,8 +118,11 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
 
     own = own | {name: tensor for callback in added for name, tensor in callback.state_dict().items()}
     reporting = [slice_ for slice_ in method.downlink if slice_ in broadcast.uplink]
-    sent, after = (setup.slices.select(reporting, values) for values in (state, trained))
+    sent, after = (
+        setup.slices.parameters(setup.slices.select(reporting, values)) for values in (state, trained)
+    )
     reported, own = setup.algorithm.report(sent, after, extras, own, federator.steps)
+    reported = setup.slices.auxiliary(reporting, reported)
     leaving = setup.slices.select(broadcast.uplink, trained)
     if setup.privacy and setup.privacy.at_clients:
         leaving, reported = setup.privacy.share(leaving, reported, state, round_, client)

@@ -1,6 +1,6 @@
 """How slices become payloads and back: as values, or as deltas encoded by a chain of transforms."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,13 +41,16 @@ class Chain:
     """Transforms, first to last, and perhaps a coder after them.
 
     Args:
-        stages: of the chain; without any, values cross as they are.
+        stages: of the chain; without any, values are sent uncompressed.
+        buffers: names of the model that are sent uncompressed in any case, as whole numbers are: a lossy
+            running variance may become negative.
 
     Raises:
         BadInput: a coder is not the last stage.
     """
 
-    def __init__(self, stages: Sequence[Any] = ()) -> None:
+    def __init__(self, stages: Sequence[Any] = (), buffers: Collection[str] = ()) -> None:
+        self._buffers = buffers
         coders = [number for number, stage in enumerate(stages) if hasattr(stage, "compress")]
         if coders and coders[0] < len(stages) - 1:
             raise BadInput("transform: entropy coding must be the last stage")
@@ -101,15 +104,28 @@ class Chain:
             payload: as it arrived.
             held: the values that its deltas are added to, in the sequence of their rounds.
         """
-        floating = _floating(held)
+        encoded = self._encoded(held)
         plain = {name: tensor for name, tensor in payload.tensors.items() if not name.startswith(DELTA)}
         if plain.keys() == held.keys():
             return plain
-        values = dict(floating)
+        values = dict(encoded)
         for name in sorted(payload.tensors.keys() - plain.keys()):
-            delta = self.decode(payload.tensors[name], floating)
+            delta = self.decode(payload.tensors[name], encoded)
             values = {key: value + delta[key] for key, value in values.items()}
         return {name: values[name] if name in values else plain[name] for name in held}
+
+    def difference(self, values: State, held: State) -> State:
+        """What is to be encoded and added to `held`."""
+        return {name: value - held[name] for name, value in self._encoded(values).items()}
+
+    def payload(self, values: State, deltas: State) -> Payload:
+        """The payload of encoded deltas that lead to `values`, and of what is sent uncompressed."""
+        encoded = self._encoded(values)
+        plain = {name: tensor for name, tensor in values.items() if name not in encoded}
+        return Payload({**deltas, **plain}, Payload.plain(values).params)
+
+    def _encoded(self, state: State) -> State:
+        return {name: tensor for name, tensor in _floating(state).items() if name not in self._buffers}
 
     def _shapes(self, like: State) -> list[State]:
         """Tensors as they are before the first stage, after it, and so on to the last."""
@@ -124,17 +140,24 @@ class Codec:
 
     Without a chain the values themselves cross. With it the difference to the values that the client
     received crosses; what the encoding lost stays with the client and is added to its next delta (error
-    feedback, arXiv 1901.09847). Integer tensors always cross as they are.
+    feedback, arXiv 1901.09847). Integer tensors and buffers are always sent uncompressed.
 
     Args:
         up: the stages of the uplink, first to last.
         down: those of the downlink.
         seeded_start: clients make the first model from the seed, and nothing of it crosses.
+        buffers: names of the model's buffers.
     """
 
-    def __init__(self, up: Sequence[Any] = (), down: Sequence[Any] = (), seeded_start: bool = False) -> None:
-        self.up = Chain(up)
-        self.down = Chain(down)
+    def __init__(
+        self,
+        up: Sequence[Any] = (),
+        down: Sequence[Any] = (),
+        seeded_start: bool = False,
+        buffers: Collection[str] = (),
+    ) -> None:
+        self.up = Chain(up, buffers)
+        self.down = Chain(down, buffers)
         self.seeded_start = seeded_start
 
     def encode(
@@ -157,26 +180,16 @@ class Codec:
         """
         if not self.up:
             return Payload.plain(values), {}
-        delta = difference(values, received)
+        delta = self.up.difference(values, received)
         delta |= {name: delta[name] + error for name, error in errors.items()}
         content = self.up.encode(delta, rng, whose)
         arriving = self.up.decode(content, delta)
         lost = {name: delta[name] - arriving[name] for name in delta}
-        return as_payload(values, {DELTA: content}), lost
+        return self.up.payload(values, {DELTA: content}), lost
 
     def decode(self, payload: Payload, received: State) -> State:
         """The trained values of a slice at the server, which sent `received` in this round."""
         return self.up.values(payload, received)
-
-
-def difference(values: State, held: State) -> State:
-    """What is to be added to `held`, floating tensors only."""
-    return {name: value - held[name] for name, value in _floating(values).items()}
-
-
-def as_payload(values: State, deltas: State) -> Payload:
-    """The payload of encoded deltas that lead to `values`; whole numbers cross as they are."""
-    return Payload({**deltas, **_whole(values)}, Payload.plain(values).params)
 
 
 def _floating(state: State) -> State:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from fedlight.federation.codec import DELTA, Codec, as_payload, difference
+from fedlight.federation.codec import DELTA, Codec
 from fedlight.federation.messages import Payload, State
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
@@ -85,10 +85,10 @@ class Downlink:
         chain, held = self._codec.down, self.held(slice_)
         rng = stream(self._seed, "downlink", self._round, slice_)
         content = chain.encode(
-            difference(values, held), rng, f"slice {slice_} of the server in round {self._round}"
+            chain.difference(values, held), rng, f"slice {slice_} of the server in round {self._round}"
         )
         name = f"{DELTA}{self._round:06d}"
-        self._reference |= chain.values(as_payload(values, {name: content}), held)
+        self._reference |= chain.values(chain.payload(values, {name: content}), held)
         self._deltas[f"{slice_}/{name}"] = content
         missed = self._missed(slice_, 0)
         while sum(map(len, missed.values())) >= Payload.plain(held).bytes:  # the values are cheaper
@@ -100,7 +100,7 @@ class Downlink:
         held = self.held(slice_)
         missed = self._missed(slice_, version)
         if version and len(missed) == self._round - version:
-            return as_payload(held, missed)
+            return self._codec.down.payload(held, missed)
         return Payload.plain(held)
 
     def _missed(self, slice_: str, version: int) -> State:

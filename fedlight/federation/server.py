@@ -94,7 +94,7 @@ class Server:
         self.round = 0
         self.theta: State = self.slices.select(self.slices.names, self._initial)
         self.average: State = {}
-        self.state = self._algorithm.init(self._federated())
+        self.state = self._algorithm.init(self._stepped())
         self._private: State = self._privacy.init() if self._privacy else {}
         self.met: dict[int, int] = {}
         self._met_before: dict[int, int] = {}
@@ -136,10 +136,11 @@ class Server:
         self.theta = self._downlink.open(self.round + 1, self.theta)
         self._met_before = met = dict(self.met)
         self.met.update({task.client: task.round for task in tasks})
+        extras = self._exchanged(self._algorithm.broadcast(self.state))
         for task in tasks:
             previous = met.get(task.client, 0)
             payloads = self._downlink.payloads(previous)
-            if extras := self._algorithm.broadcast(self.state):
+            if extras:
                 payloads[EXTRAS] = Payload.plain(extras)
             if not self.method.pool:  # the server trains by itself: nothing crosses
                 self.ledger.add(task.round, task.client, "down", payloads)
@@ -170,7 +171,7 @@ class Server:
         if update.client in self._waiting:
             raise Damaged(f"came twice in round {update.round}")
         values_like = self.slices.select(uplink, self.theta)
-        extras_like = self._algorithm.extras_like(values_like)
+        extras_like = self._algorithm.extras_like(self.slices.parameters(values_like))
         asked = {*uplink, EXTRAS} if extras_like else set(uplink)
         if update.payloads.keys() != asked:
             raise Damaged(f"reports {_listed(update.payloads)} in place of {_listed(asked)}")
@@ -199,6 +200,7 @@ class Server:
     def forget(self, client: int) -> None:
         """Takes a client whose memory is lost for one that was never met."""
         self._met_before.pop(client, None)
+        self._forgot = True
 
     def decode(self, update: Update) -> tuple[State, State]:
         """What an update of this round says: the values of its slices, and the extras."""
@@ -231,13 +233,17 @@ class Server:
                 self._private,
             )
         if self._losses or self._privacy:
+            mean = self._mean.result()
+            stepped = self.slices.parameters(mean)
             theta, self.state = self._algorithm.step(
-                self._federated(), self._mean.result(), self._merged_extras(), self.state
+                self._stepped(), stepped, self._merged_extras(), self.state
             )
             self._check_step(theta)
-            self.theta.update(theta)
+            self.theta.update({name: mean[name] for name in mean if name not in stepped} | theta)
             self._update_average()
         self.round += 1
+        if self._forgot:
+            self.state = self._algorithm.forget(self.state, self.round)
         known = {client: (n, loss) for client, (n, loss) in self._losses.items() if loss is not None}
         total = sum(num_examples for num_examples, _ in known.values())
         weighted = sum(num_examples * loss for num_examples, loss in known.values())
@@ -292,6 +298,7 @@ class Server:
         self._expected = sorted(task.client for task in tasks if not task.drops_out)
         self._waiting: dict[int, Update] = {}
         self._unsent: set[int] = set()
+        self._forgot = False
         self._losses: dict[int, tuple[int, float | None]] = {}
         self._fitting: list[bool] = []
         self._mean, self._extras = WeightedMean(self._federated()), WeightedMean(self._extras_like())
@@ -337,7 +344,7 @@ class Server:
             raise Damaged(f"came twice in round {update.round}")
 
     def _extras_like(self) -> State:
-        return self._algorithm.extras_like(self._federated())
+        return self._algorithm.extras_like(self._stepped())
 
     def _merged_extras(self) -> State:
         clients = 1 if self.method.pool else self.participation.clients
@@ -357,6 +364,14 @@ class Server:
 
     def _federated(self) -> State:
         return self.slices.select(self._method_now().uplink, self.theta)
+
+    def _stepped(self) -> State:
+        """The federated parameters, without buffers: what the algorithm steps."""
+        return self.slices.parameters(self._federated())
+
+    def _exchanged(self, extras: State) -> State:
+        """What an algorithm sends, as far as it concerns the slices of this round."""
+        return self.slices.auxiliary(self._method_now().downlink, extras)
 
     def _method_now(self) -> Method:
         """What the method is in the round under way."""

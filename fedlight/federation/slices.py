@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import Module
 
 from fedlight.runtime.errors import BadInput
 
@@ -15,10 +16,13 @@ class SliceMap:
     Attributes:
         names: slice -> its state_dict names, in the order of the state_dict.
         private: the state_dict names that belong to no slice and never leave a client.
+        buffers: the state_dict names that are no parameters, such as running statistics: they are averaged
+            and sent uncompressed, and no optimizer steps them.
     """
 
     names: dict[str, tuple[str, ...]]
     private: tuple[str, ...] = ()
+    buffers: frozenset[str] = frozenset()
 
     @classmethod
     def build(
@@ -26,6 +30,7 @@ class SliceMap:
         prefixes: Mapping[str, Sequence[str]],
         state_names: Iterable[str],
         private: Sequence[str] = (),
+        buffers: Iterable[str] = (),
     ) -> "SliceMap":
         """Sorts every state_dict name into its slice by prefix, cut at dots.
 
@@ -33,6 +38,7 @@ class SliceMap:
             prefixes: slice -> prefixes of names; `downs` covers `downs.0.weight`, not `downsample`.
             state_names: all names of the state_dict.
             private: prefixes of the names that stay with the client whatever the method.
+            buffers: the state_dict names that are no parameters.
 
         Raises:
             BadInput: a name in no slice or in two, or a slice without a name.
@@ -54,11 +60,31 @@ class SliceMap:
         for slice_, members in names.items():
             if not members:
                 raise BadInput(f"model.slices: slice {slice_} holds no parameter of the model")
-        return cls({slice_: tuple(members) for slice_, members in names.items()}, tuple(kept))
+        slices = {slice_: tuple(members) for slice_, members in names.items()}
+        return cls(slices, tuple(kept), frozenset(buffers))
 
     def select(self, slices: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of `state` that belong to `slices`."""
         return {name: state[name] for slice_ in slices for name in self.names[slice_]}
+
+    def parameters(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of `state` without buffers."""
+        return {name: tensor for name, tensor in state.items() if name not in self.buffers}
+
+    def auxiliary(self, slices: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of an algorithm that concern `slices`, or the model as a whole.
+
+        A tensor concerns a state_dict name if its own name is that name, or `<kind>/<that name>`; otherwise
+        it concerns the whole model.
+        """
+        others = {name for slice_ in self.names.keys() - set(slices) for name in self.names[slice_]}
+        return {name: tensor for name, tensor in tensors.items() if name.split("/", 1)[-1] not in others}
+
+
+def buffer_names(module: Module) -> set[str]:
+    """The names in the state_dict of a module that are no parameters."""
+    parameters = (name for name, _ in module.named_parameters(remove_duplicate=False))
+    return module.state_dict().keys() - set(parameters)
 
 
 def _covered(name: str, prefixes: Sequence[str]) -> bool:

@@ -8,10 +8,12 @@ from fedlight.federation.messages import State
 class FedAvg:
     """Clients train as they are, and the mean of their updates is the new global model.
 
-    Every tensor below is of the slices that the method federates: what a client keeps private takes no part.
-    A client's `memory` and the server's own `state` are carried from round to round and belong to the
-    algorithm alone;
-    `extras` are what the algorithm sends beside the slices, counted in the ledger under the name `algorithm`.
+    Every tensor below is a parameter of the slices that the method exchanges in that round: what a client
+    keeps private takes no part, and buffers are averaged whatever the algorithm. A client's `memory` and the
+    server's own `state` are carried from round to round and belong to the algorithm alone; `extras` are what
+    the algorithm sends beside the slices, counted in the ledger under the name `algorithm`. An entry of
+    `extras` or `memory` that is named like a parameter, or `<kind>/<parameter>`, is dropped where that
+    parameter is not exchanged (after a warm start, for example).
 
     Attributes:
         keeps_memory: whether clients carry something from round to round for this algorithm.
@@ -54,6 +56,10 @@ class FedAvg:
             steps: optimizer steps of this local update.
         """
         return {}, memory
+
+    def forget(self, state: State, round_: int) -> State:
+        """The server's state after a round, 1..R, in which a client's memory turned out to be lost."""
+        return state
 
     def weight(self, num_examples: int) -> float:
         """The weight of an update with n_k images in the mean."""

@@ -1,4 +1,4 @@
-"""FedNova (arXiv 2007.07481): clients count by direction, whatever the number of their steps."""
+"""FedNova (arXiv 2007.07481): normalised averaging, each client's update divided by its number of steps."""
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -12,8 +12,9 @@ class FedNova(FedAvg):
 
     Client k reports theta + (theta_k - theta) / tau_k after tau_k steps; the new global model is
     theta + tau * (mean - theta), where tau is the mean of tau_k with weights n_k (equation 7 for plain SGD:
-    every step counts 1, and so it does here under other optimizers). Where all take as many steps it is
-    FedAvg up to rounding. The number of steps crosses as one more scalar.
+    every step counts 1, and so it does here under other optimizers). Both means are over the clients that
+    reported the tensor, so under USPLIT a slice moves by the steps of its own reporters. Where all take as
+    many steps it is FedAvg up to rounding. The number of steps is sent as one scalar for each tensor.
     """
 
     def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
@@ -22,11 +23,13 @@ class FedNova(FedAvg):
     def report(
         self, received: State, trained: State, extras: State, memory: State, steps: int
     ) -> tuple[State, State]:
-        return {"steps": torch.tensor(float(steps))} if received else {}, memory
+        return {f"steps/{name}": torch.tensor(float(steps)) for name in received}, memory
 
     def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
         floating = [name for name, tensor in mean.items() if tensor.is_floating_point()]
-        moved = {name: theta[name] + extras["steps"] * (mean[name] - theta[name]) for name in floating}
+        moved = {
+            name: theta[name] + extras[f"steps/{name}"] * (mean[name] - theta[name]) for name in floating
+        }
         return {**mean, **moved}, state
 
 

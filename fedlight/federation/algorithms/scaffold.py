@@ -10,6 +10,9 @@ from torch.optim import Optimizer
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.messages import State
 
+RESET = "reset/round"
+"""The round after which all variates started again from 0; absent where they never did."""
+
 
 class Scaffold(FedAvg):
     """Adds c - c_k to each gradient of a client; the server's c is the mean of all clients' variates c_k.
@@ -22,6 +25,10 @@ class Scaffold(FedAvg):
     The server learns the change of c_k for the slices that a client reports, and only for those the client
     takes its new variate. As in the paper clients count alike, whatever the number of their images; one that
     never took part counts with a variate of 0.
+
+    The server knows c and no client's c_k, so it cannot take out what a client contributed that lost its
+    memory. After such a round all variates start again from 0: c is cleared, the broadcasts name the round of
+    the reset, and a client drops a c_k of an earlier reset.
     """
 
     keeps_memory = True
@@ -30,8 +37,11 @@ class Scaffold(FedAvg):
     def broadcast(self, state: State) -> State:
         return state
 
+    def forget(self, state: State, round_: int) -> State:
+        return {RESET: torch.tensor(float(round_))}
+
     def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
-        return [GradientCorrection(received, extras, memory)]
+        return [GradientCorrection(received, extras, _valid(memory, extras))]
 
     def extras_like(self, theta: State) -> State:
         return theta
@@ -42,15 +52,23 @@ class Scaffold(FedAvg):
         means = {
             name: memory[f"gradient.{name}"] / steps for name in received if f"gradient.{name}" in memory
         }
-        before = {name: memory[name] for name in memory if not name.startswith("gradient.")}
+        kept = _valid(memory, extras)
+        before = {name: kept[name] for name in kept if not name.startswith("gradient.")}
         change = {name: mean - before.get(name, torch.zeros(())) for name, mean in means.items()}
-        return change, {**before, **means}
+        reset = {RESET: extras[RESET]} if RESET in extras else {}
+        return change, {**before, **means, **reset}
 
     def weight(self, num_examples: int) -> float:
         return 1
 
     def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
         return mean, {**state, **{name: state.get(name, 0) + change for name, change in extras.items()}}
+
+
+def _valid(memory: State, extras: State) -> State:
+    """A client's variates; none where they are older than the last reset."""
+    never = torch.zeros(())
+    return memory if torch.equal(memory.get(RESET, never), extras.get(RESET, never)) else {}
 
 
 class GradientCorrection(Callback):
