@@ -390,10 +390,9 @@ def test_after_a_warm_start_private_slices_go_on_with_the_client_s_own_moments(t
     theta, mean, own = START.copy(), np.zeros((3, 6)), [np.zeros((3, 6))] * 2
     for _ in range(2):
         trained = [train(k, theta, mean) for k in range(2)]
-        theta, mean = (
-            np.average(list(part), axis=0, weights=IMAGES[:2]) for part in zip(*trained, strict=True)
-        )
         own = [moments for _, moments in trained]
+        theta = np.average([y for y, _ in trained], axis=0, weights=IMAGES[:2])
+        mean = np.average(own, axis=0, weights=IMAGES[:2])
     private = slice(0, 4)
     for k in range(2):
         mixed = mean.copy()
