@@ -19,7 +19,7 @@ from typing import Any
 
 from common import ROOT, parser, show, write
 
-BASE = "73b8aa1"
+BASE = "0855a85"
 SMALL = (
     "data.limit=120",
     "rounds=2",
@@ -40,6 +40,14 @@ CELLS: list[tuple[str, ...]] = [
     ("method=FULL", "clients=3", "model.ema_decay=0.9", "model.exchange_ema=true", *ALONE),
     ("method=UDEC", "clients=4", "trainer.workers=2"),
     ("method=FULL", "clients=4", "trainer.workers=2"),
+    *(
+        (f"algorithm={name}", "method=USPLIT", "clients=3", "partition=quantity_skew", *ALONE)
+        for name in ("fedprox", "fedavgm", "fedadam", "scaffold", "localadam")
+    ),
+    ("transform=best", "method=UDEC", "clients=3", "rounds=3", *ALONE),
+    ("method=UDEC_WARM", "++method.warm_start=1", "model.conditional=true", "clients=3", *ALONE),
+    ("privacy=client", "privacy.noise=1.0", "clients=6", "fraction=0.5", *ALONE),
+    ("privacy=example", "privacy.noise=1.0", "clients=2", "data.batch_size=32", *ALONE),
     (*PAPER, "evaluation.samples=0", "evaluation.grid=0", *ALONE),
 ]
 
