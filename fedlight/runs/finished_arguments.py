@@ -27,9 +27,9 @@ def finished_parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Ends the process with one line on stderr: status 2 for bad input, 1 for predictions that are not finite.
+    """Ends the process with one line on stderr where a command fails.
 
-    What the system refuses counts as bad input.
+    The status is 2 for bad input and for what the system refuses, 1 for predictions that are not finite.
     """
     try:
         yield
