@@ -61,7 +61,24 @@ CASES = {
         "must be a diffusers model .ModelMixin., got Identity",
     ),
     "accelerator that is not there": (["trainer.accelerator=tpu"], "torch_xla|TPU"),
-    "trainer argument of the federation": (["+trainer.devices=2"], "trainer.devices cannot be set"),
+    **{
+        f"trainer argument of the federation: {argument}": (
+            [f"+trainer.{argument}"],
+            rf"trainer\.{argument.partition('=')[0]} cannot be set: .* limit_train_batches, max_steps$",
+        )
+        for argument in (
+            "devices=2",
+            "num_nodes=2",
+            "strategy=ddp",
+            "max_epochs=9",
+            "max_time=00:00:01",
+            "fast_dev_run=true",
+            "callbacks=[]",
+            "logger=true",
+            "profiler=simple",
+            "default_root_dir=x",
+        )
+    },
     "correcting scaled gradients": (
         ["trainer.precision=16-mixed", "algorithm=scaffold"],
         "algorithm in 16-mixed precision .* add optimizer.fused=false",
@@ -150,7 +167,7 @@ CASES = {
     "unknown loss": (["model.loss=l7"], "model.loss must be one of huber, mse, got l7"),
     "learning rate below nothing": (["optimizer.lr=-1"], "optimizer.lr: .* greater than 0"),
     "unknown optimizer argument": (["+optimizer.warp=9"], "Adam.* unexpected keyword argument 'warp'"),
-    "unknown trainer argument": (["+trainer.warp=9"], "Trainer.* unexpected keyword argument 'warp'"),
+    "unknown trainer argument": (["+trainer.warp=9"], "trainer.warp cannot be set: .* limit_train_batches"),
     "unknown precision": (["trainer.precision=7"], "trainer.precision: .* '32-true', 'bf16-mixed' .* got 7"),
     "unknown accelerator": (["trainer.accelerator=abacus"], "invalid accelerator name.*abacus"),
     "unknown sampler": (["evaluation.sampler=dice"], "must be one of ddpm, ddim, dpm-solver"),

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from fedlight.config import CellConfig
 from fedlight.data.partition import count_labels
-from fedlight.experiment.build import CHECKPOINT, Components, build, make_server, precision
+from fedlight.experiment.build import CHECKPOINT, Components, build, make_server
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
 from fedlight.experiment.extensions import blamed
 from fedlight.experiment.guarantee import Guarantee
@@ -79,7 +79,8 @@ def run_cell(settings: CellConfig, held: Hold, make: Callable[[CellConfig], Comp
         components.codec,
         folder / CHECKPOINT,
     )
-    record = Record(folder, _blank_result(cell, settings, server), held.check)
+    precision = components.make_trainer().precision
+    record = Record(folder, _blank_result(cell, settings, server, precision), held.check)
     result = record.result
     bars = ProgressBars(cell, settings.rounds, cohort_size(settings.clients, settings.fraction))
     with stoppable() as stop, record.closing(), bars, ExitStack() as ending:
@@ -283,8 +284,8 @@ def _make_folder(folder: Path) -> None:
         raise BadInput(f"output: cannot write to {folder}: {error.strerror}") from error
 
 
-def _blank_result(cell: str, settings: CellConfig, server: Server) -> dict[str, Any]:
-    """`result.json` before the first round."""
+def _blank_result(cell: str, settings: CellConfig, server: Server, precision: str) -> dict[str, Any]:
+    """`result.json` before the first round; `precision` is that of the clients' Trainers."""
     return {
         "schema": SCHEMA,
         "status": "failed",
@@ -308,6 +309,6 @@ def _blank_result(cell: str, settings: CellConfig, server: Server) -> dict[str, 
         "client_sha256": [],
         "seconds": dict.fromkeys(("total", "training", "merging", "evaluation", "checkpoint"), 0.0),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-        "machine": describe_machine() | {"precision": precision(settings)},
+        "machine": describe_machine() | {"precision": precision},
         "error": None,
     }
