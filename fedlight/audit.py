@@ -12,7 +12,7 @@ from fedlight.runtime.files import atomic
 
 
 def main() -> None:
-    """Exits with 0, or with 2 for bad input; a lower bound above the stated epsilon ends with 1."""
+    """Exits with 0, with 2 for bad input, or with 1: predictions are not finite, or epsilon is refuted."""
     parser = finished_parser("audit", "Attacks a finished cell; writes audit.json into its folder.")
     parser.add_argument(
         "--images", type=int, default=1000, help="of each side, at most (default: %(default)s)"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Exits with 0, or with 2 for bad input."""
+    """Exits with 0, with 1 for images that are not finite, or with 2 for bad input."""
     parser = finished_parser("sample", "Images from a finished cell.")
     parser.add_argument(
         "--label", type=int, help="of all images; without it, a conditional model draws each in turn"

@@ -19,6 +19,7 @@ from fedlight.privacy.account import Account
 from fedlight.privacy.lower_bound import lower_bound, p_value
 from fedlight.privacy.membership import Attack, roc
 from fedlight.run import ROOT, register_resolvers
+from fedlight.runtime.errors import Diverged
 
 MakeCell = Callable[..., Cell]
 
@@ -59,6 +60,11 @@ def test_a_model_drowned_in_noise_is_scored_all_the_same() -> None:
             found = score(module, images, torch.zeros(40), torch.Generator().manual_seed(0))
         assert found.isfinite().all()
         assert len(found.unique()) > 30
+
+
+def test_scores_that_are_no_numbers_are_not_ranked() -> None:
+    with pytest.raises(Diverged, match="update of client 0: predictions are not finite"):
+        Attack("update of client 0", "loss drop", np.array([1.0, np.nan]), np.array([0.0]))
 
 
 # --- the lower bound ---

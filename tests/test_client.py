@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, Trainer
 from torch.optim import Adam
 from toy import FULL, PARTIAL, Toy, ToyData, inline, toy_server, toy_setup, toy_site
 
@@ -108,6 +109,26 @@ def test_private_slices_carry_over_and_received_ones_take_the_place_of_the_own(t
     assert update.num_examples == 2
     assert set(first.payloads) == {"own", "shared"}
     assert set(second.payloads) == {"shared"}
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_the_reported_loss_is_that_of_an_image_however_many_batches_a_step_accumulates(
+    tmp_path: Path, batches: int
+) -> None:
+    """At a vanishing rate all losses are those of the first weights: five rows, in batches of 2, 2 and 1."""
+    setup = toy_setup(FULL, epochs=1, optimizer=partial(torch.optim.SGD, lr=1e-12))
+
+    def make_trainer(callbacks: list[Any]) -> Trainer:
+        trainer = setup.make_trainer(callbacks)
+        trainer.accumulate_grad_batches = batches
+        return trainer
+
+    broadcast = replace(broadcasts_of(setup, 1, tmp_path)[0], client=3)
+    update, _ = local_update(broadcast, {}, replace(setup, make_trainer=make_trainer))
+    x, y = (torch.stack(part) for part in zip(*ToyData(3).rows, strict=True))
+    toy = Toy()
+    assert update is not None
+    assert update.loss == pytest.approx((toy.shared(toy.own(x)) - y).square().mean().item())
 
 
 def test_slices_are_frozen_as_they_came_once_the_warm_start_is_over(tmp_path: Path) -> None:

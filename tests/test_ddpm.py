@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.unet import ConvNextUNet
 from fedlight.federation.slices import SliceMap
+from fedlight.runtime.errors import BadInput
 
 MODELS = Path(__file__).parents[1] / "configs" / "model"
 SLICES = {"encoder": ["init_conv", "time_mlp", "downs"], "bottleneck": ["mid"], "decoder": ["ups", "head"]}
@@ -249,3 +250,29 @@ def test_the_optimizer_holds_exactly_the_parameters_of_the_unet(ema_decay: float
 def test_each_fit_starts_from_a_new_optimizer() -> None:
     model = make_model()
     assert model.configure_optimizers() is not model.configure_optimizers()
+
+
+@pytest.mark.parametrize(
+    "schedule", [{"rescale_betas_zero_snr": True}, {"trained_betas": [0.1, 0.2, 1.0]}], ids=["flag", "betas"]
+)
+def test_noise_is_not_predicted_where_x_t_is_nothing_else(schedule: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match=r"ends in pure noise .*prediction_type=v_prediction"):
+        make_model(schedule=DDPMScheduler(**schedule))
+    make_model(schedule=DDPMScheduler(**schedule, prediction_type="v_prediction"))
+
+
+def test_betas_beyond_one_are_refused() -> None:
+    with pytest.raises(BadInput, match="betas between 0 and 1"):
+        make_model(schedule=DDPMScheduler(beta_end=2.0))
+
+
+@pytest.mark.parametrize("snr_gamma", [None, 5.0])
+def test_at_zero_snr_the_velocity_is_the_image_and_its_weight_is_that_of_the_equation(
+    snr_gamma: float | None,
+) -> None:
+    """v = -x_0 where alpha_bar = 0; min-SNR gives such a step weight min(0, gamma) / (0 + 1) = 0."""
+    schedule = DDPMScheduler(trained_betas=[1.0], num_train_timesteps=1, prediction_type="v_prediction")
+    model = make_model(AffineDenoiser(a=0.0, b=0.0), schedule=schedule, loss="mse", snr_gamma=snr_gamma)
+    x_0 = torch.full((8, 1, 4, 4), 0.5)
+    expected = 0.25 if snr_gamma is None else 0.0
+    assert model.training_step(x_0, 0).item() == pytest.approx(expected)

@@ -47,6 +47,14 @@ def test_the_result_says_in_which_precision_the_clients_trained(
     assert made.result["state_sha256"] == asked.result["state_sha256"]
 
 
+@pytest.mark.filterwarnings("ignore:You passed")  # Lightning's own, of the same
+def test_the_result_says_that_a_cpu_trains_in_bf16_where_fp16_is_configured(cell: MakeCell) -> None:
+    few = ["clients=1", "rounds=1", "data.limit=32", "trainer.accelerator=cpu"]
+    made, bf16 = (cell(*few, f"trainer.precision={name}") for name in ("16-mixed", "bf16-mixed"))
+    assert made.result["machine"]["precision"] == "bf16-mixed"
+    assert made.result["state_sha256"] == bf16.result["state_sha256"]
+
+
 @pytest.mark.slow
 def test_bf16_moves_every_weight_as_fp32_does_and_leaves_fp32_weights(cell: MakeCell) -> None:
     """By plain gradient descent, whose steps are as long as the gradients; Adam's are not."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedlight.diffusion.sampling import check_sampler, sample, sampling_steps
 from fedlight.diffusion.unet import ConvNextUNet
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, Diverged
 
 SAMPLERS = ["ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++"]
 DETERMINISTIC = {"ddim", "dpm-solver++"}
@@ -313,3 +313,120 @@ def test_progress_can_be_foretold(images: int) -> None:
         on_step=lambda: told.append(1),
     )
     assert sampling_steps(images, 2) == len(told)
+
+
+# ---- zero terminal SNR (arXiv 2305.08891)
+
+BETAS = torch.linspace(1e-4, 0.02, 999, dtype=torch.float64).tolist()
+ZERO_SNR = {
+    "rescaled linear": DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    "rescaled cosine": DDPMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, beta_schedule="squaredcos_cap_v2"
+    ),
+    "last beta 1": DDPMScheduler(prediction_type="v_prediction", trained_betas=[*BETAS, 1.0]),
+    "nearly zero": DDPMScheduler(prediction_type="v_prediction", trained_betas=[*BETAS, 1 - 1e-12]),
+}
+
+
+class VelocityOracle(nn.Module):
+    """Knows the one grey level of all pixels, and so v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0."""
+
+    def __init__(self, level: float, alpha_bar: Tensor) -> None:
+        super().__init__()
+        self.x_0, self.alpha_bar = nn.Parameter(torch.tensor(level)), alpha_bar.double()
+        self.noise: list[Tensor] = []
+
+    def forward(self, x_t: Tensor, t: Tensor) -> SimpleNamespace:
+        alpha_bar = self.alpha_bar[t]
+        eps = (x_t - alpha_bar.sqrt() * self.x_0) / (1 - alpha_bar).sqrt()
+        self.noise.append(eps)
+        velocity = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * self.x_0
+        return SimpleNamespace(sample=velocity.to(x_t.dtype))
+
+
+def test_rescaled_schedules_end_in_pure_noise_as_the_paper_says() -> None:
+    """Algorithm 1: sqrt(alpha_bar) is shifted to 0 at T and scaled so that the first one stays."""
+    root = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).sqrt()
+    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+    found = ZERO_SNR["rescaled linear"].alphas_cumprod.double()
+    assert found[-1] == 0
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("schedule", ZERO_SNR.values(), ids=ZERO_SNR.keys())
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_from_pure_noise_every_sampler_follows_the_velocity_to_the_image(
+    sampler: str, schedule: DDPMScheduler, steps: int
+) -> None:
+    unet = VelocityOracle(0.6, schedule.alphas_cumprod)
+    images = sample(unet, schedule, (16, 3, 8, 8), sampler=sampler, steps=steps, seed=1)
+    assert (images.int() - round((0.6 + 1) * 127.5)).abs().max() <= 1
+    for noise in unet.noise:  # x_t holds the image in the proportion that its step says
+        assert noise.mean().item() == pytest.approx(0, abs=0.06)
+        assert noise.std().item() == pytest.approx(1, abs=0.06)
+
+
+def test_from_pure_noise_ddim_takes_the_steps_of_its_equation() -> None:
+    """x_s = sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s) eps (arXiv 2010.02502, eq. 12 without noise)."""
+    schedule = ZERO_SNR["rescaled linear"]
+    alpha_bar = schedule.alphas_cumprod.double()
+
+    class Linear(VelocityOracle):
+        def forward(self, x_t: Tensor, t: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(sample=0.3 * x_t - self.x_0)
+
+    x = torch.randn((4, 1, 8, 8), generator=torch.Generator().manual_seed(1)).double()
+    for t, s in [(999, 749), (749, 499), (499, 249), (249, None)]:
+        at, after = alpha_bar[t], torch.tensor(1.0).double() if s is None else alpha_bar[s]
+        x_0 = (at.sqrt() * x - (1 - at).sqrt() * (0.3 * x - 0.2)).clamp(-1, 1)
+        eps = (x - at.sqrt() * x_0) / (1 - at).sqrt()
+        x = after.sqrt() * x_0 + (1 - after).sqrt() * eps
+    images = sample(Linear(0.2, alpha_bar), schedule, (4, 1, 8, 8), sampler="ddim", steps=4, seed=1)
+    assert (images.double() - (x.clamp(-1, 1) + 1) * 127.5).abs().max() <= 0.51
+
+
+# ---- predictions that are not finite
+
+
+class Broken(nn.Module):
+    """Predicts a value for one pixel from time step 599 on."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> SimpleNamespace:
+        predicted = torch.zeros_like(x_t)
+        if t < 600:
+            predicted[-1, 0, 0, 0] = self.value
+        return SimpleNamespace(sample=predicted)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_images_that_are_not_finite_are_refused_with_the_model_and_the_step(
+    sampler: str, value: float, workers: int
+) -> None:
+    message = r"client 7 draws images .* not finite, from denoising step 3 of 5 \(t = 599\) on; lower"
+    with pytest.raises(Diverged, match=message):
+        sample(
+            Broken(value),
+            SCHEDULE,
+            (3, 1, 8, 8),
+            sampler=sampler,
+            steps=5,
+            seed=0,
+            batch_size=2,
+            workers=workers,
+            model="client 7",
+        )
+
+
+def test_a_negative_running_variance_is_named() -> None:
+    unet = Broken(float("nan"))
+    unet.norm.running_var.fill_(-1e-3)
+    with pytest.raises(Diverged, match=r"norm\.running_var has negative entries"):
+        sample(unet, SCHEDULE, (1, 1, 8, 8), sampler="ddim", steps=5, seed=0)

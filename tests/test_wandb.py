@@ -1,5 +1,6 @@
 """A Weights & Biases that refuses, hangs or dies stops no cell."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import SMALL
+from wandb_file import read_wandb
 
 from fedlight.runs import record
 
@@ -118,3 +120,46 @@ def test_a_service_killed_in_mid_run_stops_no_cell(
     monkeypatch.chdir(tmp_path)
     assert command(*CELL, "seed=1") == 0
     assert len(list(tmp_path.glob("runs/default/*-s1-*/wandb/offline-run-*/run-*.wandb"))) == 1
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment that `wandb agent` gives to the command that it starts."""
+    import wandb
+
+    wandb.teardown()  # whose settings are those of the process's first run
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc12345")
+    monkeypatch.setenv("WANDB_RUN_ID", "run00001")
+    yield
+    wandb.teardown()
+
+
+def runs_in(sweep: Path) -> set[tuple[str, str, str, str]]:
+    """Id, group, name and sweep of the runs in W&B's own files."""
+    return {
+        (record.run.run_id, record.run.run_group, record.run.display_name, record.run.sweep_id)
+        for path in sweep.glob("*/wandb/offline-run-*/run-*.wandb")
+        for record in read_wandb(path)
+        if record.WhichOneof("record_type") == "run"
+    }
+
+
+def test_a_single_cell_is_the_run_of_the_agent_that_started_it(
+    agent: None, command: Callable[..., int], tmp_path: Path
+) -> None:
+    assert command("-m", *CELL, "rounds=0") == 0
+    ((run, _, _, sweep),) = runs_in(tmp_path / "runs" / "default")
+    assert (run, sweep) == ("run00001", "abc12345")
+
+
+def test_every_cell_of_a_grid_under_an_agent_is_a_run_of_its_own_in_the_group_of_the_agents_sweep(
+    agent: None, command: Callable[..., int], tmp_path: Path
+) -> None:
+    assert command("-m", *CELL, "rounds=0", "seed=1,2") == 0
+    runs = runs_in(tmp_path / "runs" / "default")
+    cells = {path.parent.name for path in tmp_path.glob("runs/default/*/result.json")}
+    own = {cell: hashlib.blake2b(f"default/{cell}".encode(), digest_size=8).hexdigest() for cell in cells}
+    assert len(cells) == 2
+    assert runs == {(own[cell], "abc12345", cell, "") for cell in cells}  # the ids are those without an agent
+    assert os.environ["WANDB_RUN_ID"] == "run00001"
+    assert "FEDLIGHT_WANDB_GROUP" not in os.environ

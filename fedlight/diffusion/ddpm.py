@@ -50,7 +50,8 @@ class DDPM(LightningModule):
         private: prefixes of the state_dict names that belong to no slice and never leave a client.
 
     Raises:
-        BadInput: unknown loss, a decay outside (0, 1), or a schedule of another kind.
+        BadInput: unknown loss, a decay outside (0, 1), a schedule of another kind, or one of epsilon
+            prediction whose last step is pure noise.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class DDPM(LightningModule):
                 f"model.schedule must have prediction_type {' or '.join(PREDICTIONS)} and at least one time "
                 f"step, got {schedule.config.prediction_type} and {schedule.config.num_train_timesteps}"
             )
+        _check_alpha_bar(schedule)
         self.unet = unet.to(memory_format=torch.channels_last)
         self.schedule = schedule
         self.loss = LOSSES[loss]
@@ -136,3 +138,22 @@ class DDPM(LightningModule):
         if self.ema is not None and self.ema.n_averaged > 0:
             return self.ema.module
         return self.unet
+
+
+def _check_alpha_bar(schedule: DDPMScheduler) -> None:
+    """Raises BadInput where a beta is outside [0, 1], or alpha_bar is 0 and the model predicts the noise.
+
+    At alpha_bar = 0 (zero terminal SNR, arXiv 2305.08891) x_t is the noise itself: predicting it says nothing
+    of the image.
+    """
+    if not ((schedule.betas >= 0) & (schedule.betas <= 1)).all():
+        raise BadInput(
+            f"model.schedule must have betas between 0 and 1, got {schedule.betas.min():g} to "
+            f"{schedule.betas.max():g}"
+        )
+    if schedule.config.prediction_type == "epsilon" and (schedule.alphas_cumprod == 0).any():
+        raise BadInput(
+            "model.schedule ends in pure noise (alpha_bar = 0, as by rescale_betas_zero_snr), from which "
+            f"epsilon prediction gives no image: add +model.schedule.prediction_type={VELOCITY}, or leave "
+            "rescale_betas_zero_snr out"
+        )

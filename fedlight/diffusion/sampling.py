@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, Diverged
 
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "ddpm": DDPMScheduler.from_config,  # arXiv 2006.11239
@@ -24,6 +24,10 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
 
 
 BATCH = 256
+
+LEAST_ALPHA_BAR = 1e-9
+"""Below it, float32 noise determines the image x_0 = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar) to
+worse than half a grey level."""
 
 
 def sampling_steps(images: int, steps: int) -> int:
@@ -62,6 +66,7 @@ def sample(
     workers: int = 1,
     on_step: Callable[[], None] = lambda: None,
     on_frame: Callable[[Tensor], None] | None = None,
+    model: str = "the model",
 ) -> Tensor:
     """Draws images.
 
@@ -79,12 +84,20 @@ def sample(
         workers: Python threads that denoise a batch each; the images do not depend on it.
         on_step: called after each denoising step of each batch, by one thread at a time.
         on_frame: is given the images of the batch as they then are, uint8, on the CPU.
+        model: names the model in error messages.
 
     Returns:
         The images, uint8 in 0..255, on the CPU, of the given shape.
+
+    Raises:
+        BadInput: unknown sampler, or steps that do not divide the schedule.
+        Diverged: the model predicts values that are not finite; the message names the first such step.
     """
     check_sampler(sampler, steps, schedule)
     velocity = schedule.config.prediction_type == "v_prediction"
+    least = schedule.alphas_cumprod.min()
+    form = "sample" if velocity and least < LEAST_ALPHA_BAR else "epsilon"  # what the sampler is given
+    zero_snr = {"rescale_betas_zero_snr": True} if least == 0 else {}  # changes no beta of such a schedule
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     noises = torch.randn(shape, generator=generator).split(batch_size)
@@ -92,7 +105,9 @@ def sample(
     telling = Lock()
 
     def make_scheduler() -> Any:
-        made = SAMPLERS[sampler](schedule.config, timestep_spacing="trailing", prediction_type="epsilon")
+        made = SAMPLERS[sampler](
+            schedule.config, timestep_spacing="trailing", prediction_type=form, **zero_snr
+        )
         made.set_timesteps(steps)
         return made
 
@@ -106,14 +121,21 @@ def sample(
     @torch.no_grad()  # of this thread
     def denoise(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         scheduler, x_t = make_scheduler(), noise.to(device)
+        finite: list[Tensor] = []
         for t in scheduler.timesteps:
             predicted = _predict(unet, x_t, t, labels, guidance)
-            eps = _noise(predicted, x_t, schedule.alphas_cumprod[t], velocity=velocity)
-            x_t = scheduler.step(eps, t, x_t, generator=generator).prev_sample
+            alpha_bar = schedule.alphas_cumprod[t]
+            x_0 = _image(predicted, x_t, alpha_bar, velocity=velocity)
+            output = x_0 if form == "sample" else _noise(x_0, x_t, alpha_bar)
+            x_t = scheduler.step(output, t, x_t, generator=generator).prev_sample
+            finite.append(predicted.isfinite().all() & x_t.isfinite().all())
             with telling:
                 on_step()
                 if on_frame is not None:
                     on_frame(_to_bytes(x_t))
+        if bad := torch.stack(finite).logical_not().nonzero().flatten().tolist():
+            when = f"denoising step {bad[0] + 1} of {steps} (t = {int(scheduler.timesteps[bad[0]])})"
+            raise Diverged(f"{model} draws images that are not finite, from {when} on; {_remedy(unet)}")
         return _to_bytes(x_t)
 
     training = unet.training
@@ -146,13 +168,26 @@ def _predict(unet: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, gui
     return without + guidance * (given - without)
 
 
-def _noise(predicted: Tensor, x_t: Tensor, alpha_bar: Tensor, *, velocity: bool) -> Tensor:
-    """The noise that leads to the predicted image clipped to [-1, 1], so that x_t keeps its noise level."""
+def _image(predicted: Tensor, x_t: Tensor, alpha_bar: Tensor, *, velocity: bool) -> Tensor:
+    """The predicted image x_0, clipped to [-1, 1]."""
     if velocity:
         x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * predicted
     else:
         x_0 = (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
-    return (x_t - alpha_bar.sqrt() * x_0.clamp(-1, 1)) / (1 - alpha_bar).sqrt()
+    return x_0.clamp(-1, 1)
+
+
+def _noise(x_0: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise that leads from x_t to x_0, so that x_t keeps its noise level."""
+    return (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+
+
+def _remedy(unet: nn.Module) -> str:
+    """What to do about a model whose predictions are not finite."""
+    for name, buffer in unet.named_buffers():
+        if name.endswith("running_var") and (buffer < 0).any():
+            return f"{name} has negative entries: use GroupNorm in place of BatchNorm"
+    return "lower optimizer.lr or epochs, or set trainer.gradient_clip_val"
 
 
 def _to_bytes(x: Tensor) -> Tensor:

@@ -68,6 +68,20 @@ registry.entry_points = cache(registry.entry_points)  # type: ignore[assignment]
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # lightning sets it: each step looks for NVML, 0.3 ms
 
 CHECKPOINT = "checkpoint"  # in a cell's folder
+TRAINER_ARGUMENTS = frozenset(
+    {
+        "accumulate_grad_batches",
+        "benchmark",
+        "detect_anomaly",
+        "deterministic",
+        "gradient_clip_algorithm",
+        "gradient_clip_val",
+        "limit_train_batches",
+        "max_steps",
+    }
+)
+"""What a configuration may add to a client's Trainer. The federation decides others (devices, nodes, epochs,
+loggers), and the rest makes a result depend on time, or has no effect on training."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +297,9 @@ def _try_unet(settings: CellConfig, module: DDPM) -> None:
         raise
     except Exception as error:  # it may be a user's own
         call = f"unet(x_t, t).sample with x_t of {x_t.dtype} and shape (n, {settings.data.shape})"
-        raise BadInput(f"{backbone}, called as {call}: {told(error)}") from error
+        shapes = isinstance(error, RuntimeError)  # as where images are halved and do not fit together again
+        hint = f"; it may need another data.image_size than {settings.data.image_size}" if shapes else ""
+        raise BadInput(f"{backbone}, called as {call}: {told(error)}{hint}") from error
     if found != (x_t.dtype, settings.data.shape):
         raise BadInput(
             f"{backbone} predicts {found[1]} of {found[0]} for images of {settings.data.shape} of {x_t.dtype}"
@@ -420,7 +436,7 @@ def _averages_rounds(settings: CellConfig) -> bool:
 
 
 def precision(settings: CellConfig) -> str:
-    """What the clients train in, as Lightning names it."""
+    """What the clients' Trainers are given, as Lightning names it; on a CPU 16-mixed becomes bf16-mixed."""
     asked = settings.trainer.precision
     return best_precision(settings.trainer.accelerator) if asked == "auto" else asked
 
@@ -494,7 +510,14 @@ def _labelled(images: Images) -> tuple[Tensor, Tensor]:
 
 
 def _trainer_factory(settings: CellConfig) -> Callable[..., Trainer]:
-    """Makes the Trainer of one local update; what the federation decides is not the user's to set."""
+    """Makes the Trainer of one local update; only TRAINER_ARGUMENTS are the user's to set."""
+    if unknown := sorted((settings.trainer.model_extra or {}).keys() - TRAINER_ARGUMENTS):
+        raise BadInput(
+            f"trainer.{unknown[0]} cannot be set: of the arguments of lightning.Trainer a client takes "
+            f"{', '.join(sorted(TRAINER_ARGUMENTS))}"
+        )
+    for name in [name for name in os.environ if name.startswith("PL_TRAINER_")]:
+        del os.environ[name]  # Lightning's defaults of arguments, such as num_nodes, which no cell's id has
     asked = settings.trainer.model_dump(exclude={"threads", "compile", "workers"})
     asked["precision"] = precision(settings)
     decided: dict[str, Any] = {
@@ -506,8 +529,6 @@ def _trainer_factory(settings: CellConfig) -> Callable[..., Trainer]:
         "enable_model_summary": False,
         "plugins": [LightningEnvironment()],  # a client's Trainer joins no SLURM world
     }
-    if taken := asked.keys() & (decided.keys() | {"callbacks"}):
-        raise BadInput(f"trainer.{min(taken)} cannot be set: the federation decides it")
     fused = (settings.optimizer.model_extra or {}).get("fused")
     if fused and asked.get("gradient_clip_val") and asked["precision"] != FULL:
         raise BadInput(

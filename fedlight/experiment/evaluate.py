@@ -149,6 +149,7 @@ def draw_and_score(
     seed = derive_seed(settings.seed, "sample", round_, client or 0)
     labels = even_labels(settings, _images(settings), len(components.dataset.classes))
     workers = 1 if settings.trainer.compile or client is not None else components.room  # clients: processes
+    model = "the global model" if client is None else f"the model of client {client}"
     images = draw(
         components.module,
         components.device,
@@ -157,6 +158,7 @@ def draw_and_score(
         _images(settings),
         seed,
         labels,
+        f"{model} after round {round_}",
         workers,
         on_step,
     )
@@ -199,6 +201,7 @@ def draw(
     images: int,
     seed: int,
     labels: Tensor | None,
+    model: str,
     workers: int = 1,
     on_step: Callable[[], None] = lambda: None,
     on_frame: Callable[[Tensor], None] | None = None,
@@ -207,6 +210,9 @@ def draw(
 
     `labels` are asked of a conditional model, int64, shape (images,); None of another. The images do not
     depend on `workers`, the threads that denoise a batch each.
+
+    Raises:
+        Diverged: the images are not finite; the message begins with `model`.
     """
     module.to(device).load_state_dict(state)
     drawn = sample(
@@ -221,6 +227,7 @@ def draw(
         workers=workers,
         on_step=on_step,
         on_frame=on_frame,
+        model=model,
     )
     module.cpu()
     return drawn

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from fedlight.config import CellConfig
 from fedlight.data.partition import count_labels
-from fedlight.experiment.build import CHECKPOINT, Components, build, make_server, precision
+from fedlight.experiment.build import CHECKPOINT, Components, build, make_server
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
 from fedlight.experiment.extensions import blamed
 from fedlight.experiment.guarantee import Guarantee
@@ -66,6 +67,8 @@ def run_cell(settings: CellConfig, held: Hold, make: Callable[[CellConfig], Comp
     plain = masked(settings.plain())
     components = make(settings)
     settings = components.settings
+    if advice := _label_advice(settings):
+        _mention_once(advice)
     _make_folder(folder)
     write_config(folder / "config.yaml", plain)
     _picture_data(folder, components)
@@ -79,7 +82,8 @@ def run_cell(settings: CellConfig, held: Hold, make: Callable[[CellConfig], Comp
         components.codec,
         folder / CHECKPOINT,
     )
-    record = Record(folder, _blank_result(cell, settings, server), held.check)
+    precision = components.make_trainer().precision
+    record = Record(folder, _blank_result(cell, settings, server, precision), held.check)
     result = record.result
     bars = ProgressBars(cell, settings.rounds, cohort_size(settings.clients, settings.fraction))
     with stoppable() as stop, record.closing(), bars, ExitStack() as ending:
@@ -239,6 +243,26 @@ class Run:
         return self.checkpoint.watch.take() + self.here.take_seconds()
 
 
+def _label_advice(settings: CellConfig) -> str | None:
+    """What makes labels visible, where an averaged conditional model is sampled without guidance; else None."""
+    evaluation, method = settings.evaluation, settings.method
+    averaged = method.uplink and not method.pool
+    drawn = evaluation.samples or evaluation.grid
+    if not (settings.model.conditional and averaged and drawn and evaluation.guidance == 1):
+        return None
+    decay = "" if settings.optimizer.decay else " optimizer.decay=cosine"
+    return (
+        "model.conditional=true with evaluation.guidance=1: averaged models follow labels weakly; for images "
+        f"that show their labels set evaluation.guidance=3{decay}"
+    )
+
+
+@cache
+def _mention_once(message: str) -> None:
+    """Prints a line once a process, however many cells it is about."""
+    print(f"fedlight: {message}", file=sys.stderr)
+
+
 def _picture_data(folder: Path, components: Components) -> None:
     """Writes and draws who holds what, and real images."""
     dataset, settings = components.dataset, components.settings
@@ -283,8 +307,8 @@ def _make_folder(folder: Path) -> None:
         raise BadInput(f"output: cannot write to {folder}: {error.strerror}") from error
 
 
-def _blank_result(cell: str, settings: CellConfig, server: Server) -> dict[str, Any]:
-    """`result.json` before the first round."""
+def _blank_result(cell: str, settings: CellConfig, server: Server, precision: str) -> dict[str, Any]:
+    """`result.json` before the first round; `precision` is that of the clients' Trainers."""
     return {
         "schema": SCHEMA,
         "status": "failed",
@@ -308,6 +332,6 @@ def _blank_result(cell: str, settings: CellConfig, server: Server) -> dict[str, 
         "client_sha256": [],
         "seconds": dict.fromkeys(("total", "training", "merging", "evaluation", "checkpoint"), 0.0),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-        "machine": describe_machine() | {"precision": precision(settings)},
+        "machine": describe_machine() | {"precision": precision},
         "error": None,
     }

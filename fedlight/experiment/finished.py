@@ -83,6 +83,7 @@ class FinishedCell:
 
         Raises:
             BadInput: there is no such model, or it knows no such label.
+            Diverged: the model's images are not finite.
         """
         labels = even_labels(self.settings, images, self.classes)
         if label is not None:
@@ -91,8 +92,17 @@ class FinishedCell:
             if not 0 <= label < self.classes:
                 raise BadInput(f"{self.folder.name}: labels are 0 to {self.classes - 1}, got {label}")
             labels = torch.full_like(labels, label)
+        model = "the global model" if client is None else f"the model of client {client}"
         return draw(
-            self.module, DEVICE, self.state(client), self.settings, images, seed, labels, on_frame=on_frame
+            self.module,
+            DEVICE,
+            self.state(client),
+            self.settings,
+            images,
+            seed,
+            labels,
+            f"{self.folder.name}: {model}",
+            on_frame=on_frame,
         )
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from fedlight.federation.messages import State
 from fedlight.runtime.errors import BadInput, Diverged
+from fedlight.runtime.training_loss import batch_loss
 
 
 class Federator(Callback):
@@ -64,10 +65,8 @@ class Federator(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        assert isinstance(loss, Tensor)
         images = extract_batch_size(batch)
-        self._loss += loss.detach().to(self._loss) * images
+        self._loss += batch_loss(trainer, outputs).to(self._loss) * images
         self._images += images
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

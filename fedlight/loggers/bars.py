@@ -1,13 +1,14 @@
 """Progress of a cell: bars at a terminal, elsewhere a line now and then."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedlight.runtime.progress import Teller
+from fedlight.runtime.training_loss import batch_loss
 
 REFRESH = 0.5  # seconds between readings of the loss
 
@@ -95,8 +96,7 @@ class ProgressBars(Callback):
         self._tell()
         if not self._progress.disable and time.monotonic() - self._read_loss_at > REFRESH:
             self._read_loss_at = time.monotonic()
-            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-            self._progress.update(self._batches, note=f"loss {float(loss):.4f}")  # type: ignore[arg-type]
+            self._progress.update(self._batches, note=f"loss {batch_loss(trainer, outputs):.4f}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.end_update()

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from fedlight.loggers.wandb_mode import wandb_mode
+from fedlight.loggers.wandb_mode import GROUP, RUN, SWEEP, wandb_mode
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.secret import redacted
 
@@ -116,8 +116,9 @@ def csv_logger(folder: Path, sweep: str, cell: str, parameters: dict[str, Any]) 
 def wandb_logger(
     folder: Path, sweep: str, cell: str, parameters: dict[str, Any], project: str, entity: str | None
 ) -> WandbLogger:
-    """A W&B run of the cell, in the group of its sweep; its id follows from both, unless an agent sets it.
+    """A W&B run of the cell, in the group of its sweep; its id follows from both.
 
+    Under a W&B agent a single cell is the agent's run; the cells of a grid are grouped by the agent's sweep.
     `config.setting` has the names that runs are grouped by, `none` where a group is not chosen.
     Online where a key is known or WANDB_MODE asks for it, else offline in the cell's folder.
     """
@@ -128,9 +129,9 @@ def wandb_logger(
         "project": project,
         "entity": entity,
         "name": cell,
-        "group": sweep,
+        "group": os.environ.get(GROUP) or sweep,
         "job_type": "cell",
-        "id": os.environ["WANDB_RUN_ID"] if "WANDB_SWEEP_ID" in os.environ else own_id,
+        "id": os.environ.get(RUN, own_id) if SWEEP in os.environ else own_id,
         "save_dir": folder.absolute(),  # W&B's service has a working folder of its own
         "config": {**parameters, "setting": setting},
         "tags": [setting[key][:LONGEST_TAG] for key in ("method", "data", "partition")],

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlight.privacy.lower_bound import lower_bound
+from fedlight.runtime.errors import Diverged
 
 RATES = (0.01, 0.001)  # false positive rates (arXiv 2112.03570)
 RESAMPLES = 400
@@ -22,12 +23,19 @@ class Attack:
         name: of the attack.
         members: scores of images that were trained on, shape (n,).
         others: scores of images that were held out, shape (m,).
+
+    Raises:
+        Diverged: a score is NaN, as of a model whose predictions are not finite; no rank follows from it.
     """
 
     sees: str
     name: str
     members: NDArray[np.float64]
     others: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if np.isnan(self.members).any() or np.isnan(self.others).any():
+            raise Diverged(f"{self.sees}: predictions are not finite, so that {self.name} cannot rank images")
 
     def summary(self, delta: float) -> dict[str, Any]:
         """AUC and TPR with 95 % bootstrap intervals, the ROC, and the lower bound on epsilon that follows."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, Diverged
 
 
 def finished_parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -27,9 +27,12 @@ def finished_parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Bad input, and what the system refuses, ends the process with one line on stderr and status 2."""
+    """Ends the process with one line on stderr where a command fails.
+
+    The status is 2 for bad input and for what the system refuses, 1 for predictions that are not finite.
+    """
     try:
         yield
-    except (BadInput, OSError) as error:
+    except (BadInput, Diverged, OSError) as error:
         print(f"fedlight: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, Diverged) else 2)

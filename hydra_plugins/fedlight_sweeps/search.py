@@ -7,6 +7,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 
+from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.runs.identity import read_result
 from fedlight.runtime.errors import BadInput, CellFailed
 from hydra_plugins.fedlight_sweeps.sweeper import Cells, PlanningSweeper
@@ -77,7 +78,8 @@ class OptunaSweeper(PlanningSweeper):
             cells |= new
             try:
                 if pending:
-                    self.launch(pending, len(cells) - len(new))
+                    with runs_of_a_grid():
+                        self.launch(pending, len(cells) - len(new))
             except CellFailed as error:
                 failed = error
             for trial, typed in zip(trials, grid, strict=True):

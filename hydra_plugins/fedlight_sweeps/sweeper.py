@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.config import CellConfig, describe, validate
+from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.runs.identity import cell_folder, is_done, tell_done
 from fedlight.runs.plan import Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
@@ -71,7 +73,9 @@ class PlanningSweeper(BasicSweeper):
             return None
         pending = self.plan(cells)
         size = self.max_batch_size or max(1, len(pending))
-        return [self.launch(pending[first : first + size], first) for first in range(0, len(pending), size)]
+        batches = [(pending[first : first + size], first) for first in range(0, len(pending), size)]
+        with runs_of_a_grid() if len(cells) > 1 else nullcontext():
+            return [self.launch(batch, first) for batch, first in batches]
 
     def checked(self, grid: Sequence[list[str]]) -> Cells:
         """The cells of a grid by their folders, each once; those that are not done are built as a trial.
