@@ -12,6 +12,7 @@ import yaml
 from fedlight.runs.checksums import lost_file
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic, naming
+from fedlight.runtime.plain_yaml import read_yaml
 
 SCHEMA = 1
 NEUTRAL_GROUPS = ("name", "output", "logger", "transport")
@@ -96,9 +97,9 @@ def read_config(path: Path) -> dict[str, Any]:
         BadInput: the file cannot be read, or holds no configuration.
     """
     try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+        config = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read ({error})") from error
     if not isinstance(config, dict):
         raise BadInput(f"{path} holds no configuration")
     return config
