@@ -7,13 +7,14 @@ from typing import Any
 
 from fedlight.runs.identity import PLACES, read_config, write_config
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.secret import masked
 
 FILE = "cell.yaml"
 
 
 def write_agreement(path: Path, plain: dict[str, Any]) -> None:
-    """Writes the configuration of a cell without the paths of this machine."""
-    write_config(path, _placed(plain, dict.fromkeys(PLACES)))
+    """Writes the configuration of a cell without the paths of this machine and without secrets."""
+    write_config(path, masked(_placed(plain, dict.fromkeys(PLACES))))
 
 
 def agreed_hash(path: Path) -> str:
