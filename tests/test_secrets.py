@@ -183,7 +183,8 @@ def test_an_error_tells_no_secret(
      "password", "db_password", "passwd", "secret", "client_secret", "credential", "aws_credentials",
      "aws_access_key_id", "aws_secret_access_key", "private_key", "ssh-key", "+logger.api_key",
      "access_tokens", "auth_tokens", "authtoken", "authTokens", "hfToken", "HFToken", "pwd", "db_pwd",
-     "api_keys", "apikeys", "APIKeys", "tokens", "AWSSecretKey", "secretkey", "bearer", "pat", "github_pat", "cookie",
+     "api_keys", "apikeys", "APIKeys", "tokens", "AWSSecretKey", "secretkey", "bearer", "pat", "github_pat",
+     "cookie",
      "sessionCookies", "Authorization", "Proxy-Authorization", "X-Api-Key", "http_auth", "webhook_url"],
 )  # fmt: skip
 def test_what_is_secret(key: str) -> None:
