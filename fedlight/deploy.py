@@ -50,8 +50,6 @@ def write_app(folder: Path, overrides: list[str]) -> None:
     Raises:
         BadInput: the folder is there already, or the cell cannot be deployed.
     """
-    from omegaconf import OmegaConf
-
     from fedlight.config import validate
     from fedlight.experiment.agreement import FILE, agreed_hash, write_agreement
     from fedlight.experiment.deployed import check_deployable
@@ -63,7 +61,7 @@ def write_app(folder: Path, overrides: list[str]) -> None:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         settings = validate(compose("config", overrides=["transport=flower", *overrides]))
     check_deployable(settings)
-    check_targets(OmegaConf.to_container(OmegaConf.create(settings.plain())))
+    check_targets(settings.plain())
     inner = folder / PACKAGE
     inner.mkdir(parents=True)
     write_agreement(inner / FILE, settings.plain())

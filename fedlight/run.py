@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,7 +24,7 @@ from fedlight.runtime.environment import load_environment
 from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
-from fedlight.runtime.secret import move_to_environment, redacted
+from fedlight.runtime.secret import NESTED, move_to_environment, redacted
 from fedlight.runtime.signals import EXIT, Interrupted
 
 PACKAGE = Path(__file__).parent
@@ -68,6 +69,12 @@ def register_resolvers() -> None:
     data_name.cache_clear()  # files may have changed since an earlier command of this process
     OmegaConf.register_new_resolver("fedlight.data_name", data_name, replace=True)
     OmegaConf.register_new_resolver("fedlight.weights_name", weights_name, replace=True)
+    OmegaConf.register_new_resolver(NESTED, _decode_variable, replace=True)
+
+
+def _decode_variable(name: str) -> Any:
+    """The list or mapping that an environment variable holds, as on Hydra's command line."""
+    return OmegaConf.create({"value": f"${{oc.decode:${{oc.env:{name}}}}}"})["value"]
 
 
 def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:

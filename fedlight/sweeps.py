@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fedlight.runs.plan import Launch, read_launches
+from fedlight.runs.plan import LISTED, Launch, read_launches
 from fedlight.runs.status import (
     CORRUPT,
     DONE,
@@ -59,6 +59,9 @@ def main() -> None:
     again.add_argument(
         "overrides", nargs="*", help="added to the sweep's command, such as hydra.launcher.mem_gb=8"
     )
+    again.add_argument(
+        "--trust", action="store_true", help="run the sweep's command, whatever code or folder it names"
+    )
     commands.add_parser("cancel", parents=[sweep], help="take its jobs from SLURM; what is done stays")
     commands.add_parser("sync", parents=[sweep], help="send its offline W&B runs")
 
@@ -70,7 +73,7 @@ def main() -> None:
         if arguments.command == "status":
             code = status(arguments.sweep, cells, as_json=arguments.json, watch=arguments.watch)
         elif arguments.command == "retry":
-            code = retry(arguments.sweep, cells, arguments.overrides)
+            code = retry(arguments.sweep, cells, arguments.overrides, arguments.trust)
         elif arguments.command == "cancel":
             code = cancel(cells)
         else:
@@ -116,8 +119,18 @@ def status(sweep: Path, cells: list[SweepCell], as_json: bool = False, watch: bo
             live.update(_view(sweep, read_sweep(sweep)), refresh=True)
 
 
-def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str]) -> int:
-    """Runs the commands again that planned the unfinished cells."""
+def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str], trust: bool) -> int:
+    """Runs the commands again that planned the unfinished cells.
+
+    Args:
+        sweep: its folder, which may come from somebody else.
+        cells: of the sweep.
+        overrides: added to the commands.
+        trust: whether the commands may name any code, and any folder to run in.
+
+    Raises:
+        BadInput: a command is not trusted and would do more than run cells of what fedlight ships, here.
+    """
     unfinished = {cell.cell for cell in cells if cell.state in UNFINISHED}
     if not unfinished:
         print(f"nothing to retry; {_summary(sweep, cells)}")
@@ -129,6 +142,9 @@ def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str]) -> int:
             unfinished -= launch.cells.keys()
     for cell in sorted(unfinished):
         print(f"{cell}: no sweep planned it; type its own command again", file=sys.stderr)
+    for launch in launches:
+        _check(sweep, launch, trust)
+    environment = os.environ if trust else {**os.environ, LISTED: str(sweep.resolve()), "PYTHONSAFEPATH": "1"}
     codes = [1] if unfinished else [0]
     for launch in launches:
         if is_alive(launch.process, silent=float("inf")):
@@ -136,8 +152,25 @@ def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str]) -> int:
             codes.append(1)
             continue
         command = [sys.executable, "-m", "fedlight.run", *launch.command, *overrides]
-        codes.append(subprocess.run(command, cwd=launch.folder).returncode)
+        codes.append(subprocess.run(command, cwd=launch.folder, env=environment).returncode)
     return max(codes)
+
+
+def _check(sweep: Path, launch: Launch, trust: bool) -> None:
+    """Raises BadInput where the command of a launch cannot be run, or not without trust."""
+    from fedlight.experiment.replay import check_command
+
+    try:
+        if not trust:
+            check_command(launch.command)
+            if Path(launch.folder).resolve() != Path.cwd().resolve():
+                raise BadInput(f"it was typed in {launch.folder}: type this there")
+    except BadInput as error:
+        raise BadInput(
+            f"{sweep}: the command that planned it: {error}; --trust runs it, so know where the sweep is from"
+        ) from error
+    if not Path(launch.folder).is_dir():
+        raise BadInput(f"{sweep}: the folder {launch.folder}, where its command was typed, is not here")
 
 
 def cancel(cells: list[SweepCell]) -> int:

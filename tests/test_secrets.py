@@ -1,27 +1,51 @@
 """A secret is in no file that a command writes and no line that it prints, and still arrives."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from conftest import SMALL, invoke
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
+from omegaconf import OmegaConf
 
+from fedlight.config import CellConfig, _keys
+from fedlight.experiment.targets import STAGES, TARGETS, TRAINER
+from fedlight.run import register_resolvers
 from fedlight.runs.plan import read_launches
 from fedlight.runtime import environment
-from fedlight.runtime.secret import is_secret, move_to_environment, redacted
+from fedlight.runtime.secret import is_secret, masked, move_to_environment, redacted
 
 Command = Callable[..., int]
 
-SENTINELS = ("sesame-one", "sesame, two", "sesame-three", "sesame-four")
+SENTINELS = (
+    "sesame-one",
+    "sesame, two",
+    "sesame-three",
+    "sesame-four",
+    "sesame-five",
+    "sesame-six",
+    "sesame-7",
+)
 CELL = [*SMALL, "rounds=0", "clients=2,3", "name=grid"]
 
 RECORDER = """
 from lightning.pytorch.loggers import CSVLogger
 
-def make(folder, sweep, cell, parameters, api_key, deep):
+MORE = {
+    "access_tokens": ["sesame-five", "sesame-six"],
+    "server": "https://me:sesame-7@host/log?token=sesame-five",
+    "headers": {"Authorization": "Bearer sesame-six", "cookies": ["sesame-7"], "accept": "all"},
+}
+
+def make(folder, sweep, cell, parameters, api_key, deep, **more):
     assert parameters["logger"]["api_key"] == "***", parameters
+    assert "sesame" not in str(parameters)
     right = api_key == "sesame-one" and deep["passwd"] == "sesame, two" and deep["plain"] == "seen"
+    right = right and more in ({}, MORE)
     (folder / f"right-{right}").touch()
     return CSVLogger(folder)
 """
@@ -63,6 +87,11 @@ def test_secrets_of_a_sweep_are_in_no_file_and_no_line_and_arrive(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     typed = [f"+logger.api_key={SENTINELS[0]}", f"+logger.deep={{passwd: '{SENTINELS[1]}', plain: seen}}"]
+    typed += [
+        "+logger.access_tokens=[sesame-five, 'sesame-six']",
+        "+logger.server='https://me:sesame-7@host/log?token=sesame-five'",
+        "+logger.headers={Authorization: Bearer sesame-six, cookies: [sesame-7], accept: all}",
+    ]
     assert command("-m", *CELL, *recorder, *typed, "+hydra.job.env_set.AWS_SECRET_ACCESS_KEY=sesame-three",
                    "hydra.output_subdir=.hydra") == 0  # fmt: skip
     cells = list(tmp_path.glob("runs/grid/FULL-*"))
@@ -105,7 +134,11 @@ def test_secrets_of_a_user_s_own_files_are_masked(
     own = tmp_path / "modules" / "logger" / "mine.yaml"
     own.parent.mkdir()
     deep = "deep: {passwd: 'sesame, two', plain: seen}"
-    own.write_text(f"_target_: recorder_of_secrets.make\napi_key: sesame-one\n{deep}\n")
+    more = (
+        "access_tokens: [sesame-five, sesame-six]\nserver: https://me:sesame-7@host/log?token=sesame-five\n"
+    )
+    more += "headers: {Authorization: Bearer sesame-six, cookies: [sesame-7], accept: all}\n"
+    own.write_text(f"_target_: recorder_of_secrets.make\napi_key: sesame-one\n{deep}\n{more}")
     grid = tmp_path / "modules" / "sweeps" / "mine.yaml"
     grid.parent.mkdir()
     params = "{clients: '2,3', +data.passwd: sesame-four}"
@@ -148,7 +181,11 @@ def test_an_error_tells_no_secret(
     "key",
     ["api_key", "logger.api_key", "WANDB_API_KEY", "apiKey", "apikey", "token", "hf_token", "accessToken",
      "password", "db_password", "passwd", "secret", "client_secret", "credential", "aws_credentials",
-     "aws_access_key_id", "aws_secret_access_key", "private_key", "ssh-key", "+logger.api_key"],
+     "aws_access_key_id", "aws_secret_access_key", "private_key", "ssh-key", "+logger.api_key",
+     "access_tokens", "auth_tokens", "authtoken", "authTokens", "hfToken", "HFToken", "pwd", "db_pwd",
+     "api_keys", "apikeys", "APIKeys", "tokens", "AWSSecretKey", "secretkey", "bearer", "pat", "github_pat",
+     "cookie",
+     "sessionCookies", "Authorization", "Proxy-Authorization", "X-Api-Key", "http_auth", "webhook_url"],
 )  # fmt: skip
 def test_what_is_secret(key: str) -> None:
     assert is_secret(key)
@@ -157,10 +194,52 @@ def test_what_is_secret(key: str) -> None:
 @pytest.mark.parametrize(
     "key",
     ["num_tokens", "token_dim", "tokenizer", "max_tokens", "key", "key_dim", "query_key", "keep_optimizer",
-     "access", "api", "compass", "passes", "author", "PWD", "name", "keys", "secretary", "monkey", ""],
+     "access", "api", "compass", "passes", "author", "PWD", "name", "keys", "secretary", "monkey", "",
+     "special_tokens", "tokens_per_batch", "n_keys", "sort_keys", "keyword", "hotkey", "turkey", "patience",
+     "path", "paths", "pattern", "patch_size", "pathology", "spat", "format", "cookiecutter", "authors",
+     "auth_type", "OLDPWD", "SSH_AUTH_SOCK", "token_url", "bypass"],
 )  # fmt: skip
 def test_what_is_not(key: str) -> None:
     assert not is_secret(key)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://me:pa:s@host/x?a=1 now", "at https://***@host/x?a=1 now"),
+        ("https://ghp_0123456789abcdef@host/x", "https://***@host/x"),
+        ("https://h/x?token=abc&page=1#access_token=def", "https://h/x?token=***&page=1#access_token=***"),
+        ("https://h?key=abc&X-Amz-Signature=def&sig=ghi", "https://h?key=***&X-Amz-Signature=***&sig=***"),
+        ("Authorization: Bearer abcdefgh", "Authorization: Bearer ***"),
+        ("host=h user=me password=abc", "host=h user=me password=***"),
+    ],
+)
+def test_what_is_secret_by_its_form(text: str, shown: str) -> None:
+    assert masked({"a": [{"b": text}]}) == {"a": [{"b": shown}]}
+    assert redacted(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ssh://git@github.com/x", "tls://10.0.0.1:8786", "s3://bucket@region/x", "file:///a:b@c", "me@host.org",
+     "num_tokens=3 key=5", "/data/a=b,c=d", "http://[::1]:80/@x", "12:30", "sde-dpm-solver++"],
+)  # fmt: skip
+def test_what_is_plain_by_its_form(text: str) -> None:
+    assert masked(text) == redacted(text) == text
+
+
+def test_no_argument_of_what_a_configuration_may_call_is_secret() -> None:
+    keys = set(_keys(CellConfig)) | TRAINER
+    for target in chain(*TARGETS.values(), STAGES):
+        keys |= set(inspect.signature(get_object(target)).parameters)
+    assert len(keys) > 150
+    assert [key for key in keys if is_secret(key)] == []
+
+
+def test_a_flag_is_no_secret_and_a_mapping_of_secrets_is_one() -> None:
+    assert masked({"auth": True, "cookie": None}) == {"auth": True, "cookie": None}
+    assert masked({"credentials": {"user": "meee", "password": "sesame-8"}}) == {"credentials": "***"}
+    assert redacted("meee: sesame-8") == "***: ***"
 
 
 def test_nothing_that_fedlight_configures_itself_is_masked(command: Command, tmp_path: Path) -> None:
@@ -175,6 +254,32 @@ def test_arguments_without_a_secret_stay_as_they_were() -> None:
     found: dict[str, str] = {}
     assert move_to_environment(kept, found) == kept
     assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("typed", "secrets"),
+    [
+        ("+x.access_tokens=[aaaa, 'b, b']", ["[aaaa, 'b, b']"]),
+        ("+x={api_keys: [aaaa, {b: c}], y: 1, deep: {pwd: 'd}', n: 2}}", ["[aaaa, {b: c}]", "d}"]),
+        ("+x.url='https://me:aaaa@host'", ["https://me:aaaa@host"]),
+        ("+x=[{url: 'https://host/x?token=aaaa'}]", ["[{url: 'https://host/x?token=aaaa'}]"]),
+        ("+x={credentials: {user: a, password: 'q}{'}, y: 2}", ["{user: a, password: 'q}{'}"]),
+    ],
+)
+def test_secrets_move_and_are_what_was_typed_when_the_reference_is_resolved(
+    typed: str, secrets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, str] = {}
+    (moved,) = move_to_environment([typed], found)
+    assert sorted(found.values()) == sorted(secrets)
+    assert not any(secret in moved for secret in secrets)
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    register_resolvers()
+    parser = OverridesParser.create()
+    values = [OmegaConf.create({"x": parser.parse_override(text).value()}) for text in (typed, moved)]
+    expected, arrived = (OmegaConf.to_container(value, resolve=True) for value in values)
+    assert arrived == expected
 
 
 def test_two_secrets_of_one_key_are_two_variables() -> None:

@@ -2,7 +2,14 @@
 
 import os
 import pickle
-from collections.abc import Callable
+import pkgutil
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +19,17 @@ import pytest
 import torch
 import yaml
 from conftest import Cell, invoke
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 
-from fedlight import sample
-from fedlight.experiment.targets import check_targets
+import fedlight
+from fedlight import audit, deploy, export, sample
+from fedlight.config import validate
+from fedlight.experiment.agreement import agreed_hash
+from fedlight.experiment.targets import STAGES, TARGETS, check_targets
+from fedlight.run import register_resolvers
+from fedlight.runs.identity import read_config, write_config
+from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput
 
 MakeCell = Callable[..., Cell]
@@ -119,6 +134,116 @@ def test_a_value_that_would_be_computed_is_refused(
         assert "model.unet.widths would be computed from" in capfd.readouterr().err
 
 
+def test_a_received_folder_runs_no_pickle_by_any_command(
+    cell: MakeCell, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, ran = cell("rounds=0").folder, tmp_path / "ran"
+    payload = pickle.dumps((os.mkdir, str(ran)))
+    call = {"_target_": "fedlight.federation.transport.dask_workers.call"}
+    quiet = (folder / "config.yaml").read_text()
+    for pickled, refusal in (
+        (payload, "cannot be read (line "),  # YAML's !!binary
+        (payload.decode("latin-1"), "model.schedule._target_ would run fedlight.federation.transport"),
+    ):
+        (folder / "config.yaml").write_text(quiet)
+        plant(
+            folder,
+            lambda config, pickled=pickled: config["model"].update(schedule={**call, "pickled": pickled}),
+        )
+        for main, more in ((sample, []), (export, ["--out", str(tmp_path / "out")]), (audit, [])):
+            assert invoke(str(folder), *more, main=main.main) == 2
+            (line,) = capfd.readouterr().err.splitlines()
+            assert refusal in line
+        app = tmp_path / "app" / "federation" / "cell.yaml"
+        app.parent.mkdir(parents=True, exist_ok=True)
+        app.write_text((folder / "config.yaml").read_text())
+        arguments = ["check", str(app.parent.parent), "--agreed", agreed_hash(app), "--client", "0"]
+        assert invoke(*arguments, main=deploy.main) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert refusal in line
+    assert not ran.exists()
+    assert not (tmp_path / "out").exists()
+    function, *rest = pickle.loads(payload)  # noqa: S301  # it is a real one
+    function(*rest)
+    assert ran.exists()
+
+
+# ---- YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: !!binary aGFsbG8=", "line 1 holds a binary, which is no plain value"),
+        ("a: 1\nb: !!python/name:os.system ''", "line 2 holds a python/name:os.system"),
+        ("!!python/object/apply:os.system ['true']", "python/object/apply:os.system"),
+        ("a: !!set {x, y}", "holds a set"),
+        ("a: !!omap [x: 1]", "holds a omap"),
+        ("a: !mine x", "holds a !mine"),
+        ("a: 2023-01-01", "holds a timestamp"),
+        ("a: {<<: {b: 1}}", "has a key that is no text"),
+        ("1: x", "has a key that is no text"),
+        ("? [a, b]\n: x", "has a key that is no text"),
+        ("a: &x [1]\nb: *x", "it refers to an anchor, *x"),
+        ("a: &x\n  b: *x", "it refers to an anchor, *x"),
+        ("a: " + "[" * 200_000, "nest"),
+        ("a: " + "{a: " * 50 + "1" + "}" * 50, "deeper than 32 levels"),
+        ("a: " + "x" * 300_000, "it is larger than 262,144 bytes"),
+        ("a: " + "1" * 10_000, "limit"),
+        ("a: [1", "expected"),
+        ("a: \x00", "not allowed"),
+    ],
+)
+def test_yaml_that_is_no_plain_configuration_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput) as refused:
+        read_config(path)
+    assert str(refused.value).startswith(f"{path} cannot be read (")
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert CellFiles(tmp_path).config == {}
+    assert len(CellFiles(tmp_path).check()) == 1
+
+
+def test_a_thousand_million_laughs_take_no_time(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [lol]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    path = tmp_path / "config.yaml"
+    path.write_text("\n".join(lines))
+    started = time.perf_counter()
+    with pytest.raises(BadInput, match=r"anchor, \*a0"):
+        read_config(path)
+    assert time.perf_counter() - started < 1
+
+
+def test_plain_yaml_is_read_as_before(tmp_path: Path) -> None:
+    plain = {"a": [1, -2.5, True, None, "no", "2023-01-01", "1", "é\n"], "b": {"c": {}, "d": []}, "e": 1e-05}
+    write_config(tmp_path / "config.yaml", plain)
+    assert read_config(tmp_path / "config.yaml") == plain
+
+
+# ---- the lists of what a configuration may call
+
+PLACES = {**TARGETS, "transform.up.0": STAGES, "transform.down.0": STAGES}
+"""Where a `_target_` may stand, and what it may be."""
+LISTED = frozenset().union(*PLACES.values())
+
+
+def at(place: str, node: object) -> dict[str, Any]:
+    """A configuration that has a node in one place."""
+    for part in reversed(place.split(".")):
+        node = [node] if part == "0" else {part: node}
+    return node  # type: ignore[return-value]
+
+
+def is_admitted(place: str, target: object, **arguments: object) -> bool:
+    try:
+        check_targets(at(place, {"_target_": target, **arguments}))
+    except BadInput:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     "target",
     [
@@ -127,18 +252,24 @@ def test_a_value_that_would_be_computed_is_refused(
         "torch.load",
         "torch.hub.load",
         "torch.nn",
+        "torch.nn.Linear",
         "torch.nn.functional.relu",
         "torch.nn.modules.module.functools.partial",
-        "torch.nnn.Linear",
+        "torch.optim.Optimizer",
         "torch.optim.optimizer.warnings.warn",
         "diffusers.DiffusionPipeline.from_pretrained",
         "diffusers.UNet2DModel.from_pretrained",
+        "diffusers.UNet2DModel.load_config",
         "diffusers.DDPMPipeline",
         "diffusers.utils.dynamic_modules_utils.get_class_from_dynamic_module",
         "diffusers.utils.import_utils.importlib.import_module",
         "fedlight.data.download.TemporaryDirectory",
+        "fedlight.data.elsewhere.load",
         "fedlight.data.digits.load.__globals__",
         "fedlight.data.digits.no_such",
+        "fedlight.diffusion.unet.ConvNextUNet.from_pretrained",
+        "fedlight.federation.transport.dask_workers.call",
+        "fedlight.federation.messages.from_bytes",
         "fedlight.sweeps.retry",
         "fedlight.runtime.files.remove_temporaries",
         "fedlight.experiment.build.make_extension",
@@ -146,23 +277,112 @@ def test_a_value_that_would_be_computed_is_refused(
         "",
         ["os.system"],
         {"_target_": "os.system"},
+        None,
     ],
 )
 def test_what_else_a_target_may_not_be(target: object) -> None:
-    with pytest.raises(BadInput, match="_target_"):
-        check_targets({"model": [{"unet": {"_target_": target}}]})
+    assert [place for place in PLACES if is_admitted(place, target)] == (["logger"] if target is None else [])
 
 
-def test_all_that_fedlight_itself_configures_is_allowed() -> None:
-    own = [*ROOT.glob("configs/*/*.yaml"), *ROOT.glob("configs/*.yaml")]
-    targets = [line.split("_target_:")[1].split("#")[0].strip() for path in own for line in _targets(path)]
-    assert len(targets) > 15
-    for target in targets:
-        if target != "null" and "SweepWatch" not in target:  # Hydra's own part is in no cell's configuration
+def test_what_is_listed_is_allowed_in_its_own_place_only() -> None:
+    elsewhere = (
+        "trainer",
+        "model",
+        "model.unet.block",
+        "optimizer.lr",
+        "transform",
+        "transform.up",
+        "privacy",
+    )
+    for target in LISTED:
+        admitted = {place for place in PLACES if is_admitted(place, target)}
+        assert admitted == {place for place, listed in PLACES.items() if target in listed}
+        assert not [place for place in elsewhere if is_admitted(place, target)]
+        with pytest.raises(BadInput, match=f"^_target_ would run {target}$"):
             check_targets({"_target_": target})
-    for target in ("torch.optim.AdamW", "torch.nn.SiLU", "diffusers.UNet2DConditionModel"):
-        check_targets({"_target_": target})
 
 
-def _targets(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if "_target_:" in line]
+@pytest.mark.parametrize(
+    ("place", "node"),
+    [
+        ("optimizer", {"_target_": "torch.optim.Adam", "lr": 0.1, "_partial_": True}),
+        ("optimizer", {"_target_": "torch.optim.Adam", "_args_": [[]]}),
+        ("model.unet", {"_target_": "diffusers.UNet2DModel", "_convert_": "all"}),
+        ("model.unet", {"_target_": "diffusers.UNet2DModel", "_recursive_": False}),
+        ("model.unet", {"_target_": "diffusers.UNet2DModel", "pretrained_model_name_or_path": "x"}),
+        ("model.unet", {"_target_": "diffusers.UNet2DModel", "in_channels": {"_target_": "os.getpid"}}),
+        ("model.schedule", {"_target_": "diffusers.DDPMScheduler", "trained_betas": b"x"}),
+        ("model.schedule", {"_target_": "diffusers.DDPMScheduler", "beta_start": {1}}),
+        ("model.schedule", {"_target_": "diffusers.DDPMScheduler", 1: 2}),
+        ("data.source", {"_target_": "fedlight.data.fmnist.load", "cache": Path("x")}),
+        ("logger", {"_target_": "fedlight.loggers.metrics.wandb_logger", "settings": {}}),
+        ("transport", {"_target_": "fedlight.federation.transport.dask.Dask", "address": "tcp://a:1"}),
+        ("algorithm", {"_target_": "fedlight.federation.algorithms.fedprox.FedProx", "kwargs": {}}),
+        ("trainer", {"default_root_dir": "/"}),
+        ("trainer", {"model_registry": "x"}),
+        ("trainer", {"strategy": "deepspeed"}),
+    ],
+)
+def test_only_plain_arguments_that_the_target_takes(place: str, node: dict[str, Any]) -> None:
+    with pytest.raises(BadInput):
+        check_targets(at(place, node))
+
+
+def test_every_shipped_configuration_is_allowed_when_it_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDLIGHT_FMNIST", "/nowhere")
+    (tmp_path / "image").touch()
+    more = {"shards": ["partition.classes=2"], "image_folder": [f"data.root={tmp_path}"]}
+    without = {"evaluation", "experiment", "hydra", "launcher", "method", "privacy", "sweeper", "trainer"}
+    choices: dict[str, list[list[str]]] = defaultdict(list)
+    seen = set()
+    for path in sorted(ROOT.glob("configs/*/*.yaml")):
+        text = path.read_text()
+        assert path.parent.name not in without or "_target_" not in text
+        if path.parent.name not in without:
+            seen |= set(re.findall(r"_target_: ([\w.]+)", text)) - {"null"}
+            choices[path.parent.name].append([f"{path.parent.name}={path.stem}", *more.get(path.stem, [])])
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        for chosen in zip_longest(*choices.values(), fillvalue=[]):
+            config = compose("config", overrides=[*chain(*chosen)])
+            file = tmp_path / "config.yaml"
+            write_config(file, validate(config).plain())
+            check_targets(read_config(file))
+    assert len(seen) > 30
+    assert seen <= LISTED
+    mine = {t for t in LISTED if t.startswith("fedlight.")} - {"fedlight.federation.algorithms.fedavg.FedAvg"}
+    assert mine <= seen  # nothing of fedlight's is listed that no shipped configuration names
+
+
+def callables(modules: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:
+    """Everything that can be called by a dotted path: attributes of modules, and of classes in them."""
+    for name, module in modules:
+        for attribute, value in list(vars(module).items()):
+            if callable(value):
+                yield f"{name}.{attribute}", value
+            if isinstance(value, type):
+                yield from ((f"{name}.{attribute}.{k}", v) for k, v in vars(value).items() if callable(v))
+
+
+@pytest.mark.slow
+def test_no_callable_of_any_library_is_allowed_but_those_listed() -> None:
+    for found in pkgutil.walk_packages(fedlight.__path__, "fedlight."):
+        if not found.name.endswith("__main__"):
+            import_module(found.name)
+    objects = {place: {id(get_object(target)) for target in listed} for place, listed in PLACES.items()}
+    modules = [(name, module) for name, module in list(sys.modules.items()) if hasattr(module, "__dict__")]
+    packages = {name.partition(".")[0] for name, _ in modules}
+    assert packages >= {"builtins", "os", "torch", "diffusers", "fedlight", "hydra", "numpy", "lightning"}
+    tried, admitted = set(), set()
+    for path, value in callables(modules):
+        if path in tried:
+            continue
+        tried.add(path)
+        for place, known in objects.items():
+            if is_admitted(place, path):
+                assert id(value) in known, path
+                admitted.add(path)
+    assert len(tried) > 100_000
+    assert admitted == LISTED & tried

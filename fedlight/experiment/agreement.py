@@ -5,16 +5,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fedlight.runs.identity import read_config, write_config
+from fedlight.runs.identity import PLACES, read_config, write_config
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.secret import masked
 
 FILE = "cell.yaml"
-PLACES = ("root", "cache", "weights")  # keys that each institution has values of its own for
 
 
 def write_agreement(path: Path, plain: dict[str, Any]) -> None:
-    """Writes the configuration of a cell without the paths of this machine."""
-    write_config(path, _placed(plain, dict.fromkeys(PLACES)))
+    """Writes the configuration of a cell without the paths of this machine and without secrets."""
+    write_config(path, masked(_placed(plain, dict.fromkeys(PLACES))))
 
 
 def agreed_hash(path: Path) -> str:
@@ -39,11 +39,16 @@ def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
     """
     cache = os.environ.get("FEDLIGHT_CACHE") or str(Path.home() / ".cache" / "fedlight")
     weights = os.environ.get("FEDLIGHT_INCEPTION")
-    found: dict[str, Any] = _placed(read_config(path), {"root": root, "cache": cache, "weights": weights})
+    here = {"root": root, "cache": cache, "weights": weights}
+    found: dict[str, Any] = _placed(read_config(path), {key: here[key.rpartition(".")[2]] for key in PLACES})
     return found
 
 
-def _placed(node: Any, places: dict[str, Any]) -> Any:
-    if isinstance(node, dict):
-        return {key: places[key] if key in places else _placed(value, places) for key, value in node.items()}
-    return node
+def _placed(node: Any, places: dict[str, Any], prefix: str = "") -> Any:
+    """A configuration with other values under those of the dotted keys `places` that it has."""
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: places.get(f"{prefix}{key}", _placed(value, places, f"{prefix}{key}."))
+        for key, value in node.items()
+    }

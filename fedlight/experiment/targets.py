@@ -1,77 +1,161 @@
-"""What the configuration of a stored cell may call when the cell is opened."""
+"""What a configuration that may come from elsewhere may call: a list of names for each place."""
 
-from collections.abc import Iterator
-from importlib import import_module
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from types import NoneType
 from typing import Any
 
-from diffusers import ModelMixin, SchedulerMixin
-from torch.nn import Module
-from torch.optim import Optimizer
+from hydra.utils import get_object
 
+from fedlight.config import TrainerConfig
 from fedlight.runtime.errors import BadInput
 
-OWN = ("fedlight.data", "fedlight.diffusion", "fedlight.federation", "fedlight.loggers")
-LIBRARIES = ("diffusers", "torch.optim", "torch.nn")
-KINDS = (ModelMixin, SchedulerMixin, Optimizer, Module)
-"""Classes of the libraries whose constructors build and do nothing else."""
+
+def _named(prefix: str, names: Iterable[str]) -> frozenset[str]:
+    return frozenset(f"{prefix}.{name}" for name in names)
 
 
-def check_targets(config: Any) -> None:
-    """Checks every `_target_` of a configuration, at any depth, before anything of it is made.
+TARGETS: Mapping[str, frozenset[str]] = {
+    "data.source": _named(
+        "fedlight.data", ("celeba.load", "cifar10.load", "digits.load", "fmnist.load", "image_folder.load")
+    ),
+    "partition.deal": _named("fedlight.data.partition", ("iid", "label_skew", "quantity_skew", "shards")),
+    "model.unet": frozenset(
+        {"fedlight.diffusion.unet.ConvNextUNet", "diffusers.UNet2DModel", "diffusers.UNet2DConditionModel"}
+    ),
+    "model.schedule": _named(
+        "diffusers",
+        (
+            "DDIMScheduler",
+            "DDPMScheduler",
+            "DPMSolverMultistepScheduler",
+            "DPMSolverSinglestepScheduler",
+            "PNDMScheduler",
+            "UniPCMultistepScheduler",
+        ),
+    ),
+    "optimizer": _named(
+        "torch.optim",
+        (
+            "ASGD",
+            "Adadelta",
+            "Adafactor",
+            "Adagrad",
+            "Adam",
+            "AdamW",
+            "Adamax",
+            "LBFGS",
+            "Muon",
+            "NAdam",
+            "RAdam",
+            "RMSprop",
+            "Rprop",
+            "SGD",
+        ),
+    ),
+    "algorithm": _named(
+        "fedlight.federation.algorithms",
+        (
+            "fedadam.FedAdam",
+            "fedavg.FedAvg",
+            "fedavgm.FedAvgM",
+            "fednova.FedNova",
+            "fedprox.FedProx",
+            "fedyogi.FedYogi",
+            "localadam.LocalAdam",
+            "scaffold.Scaffold",
+        ),
+    ),
+    "transport": _named(
+        "fedlight.federation.transport",
+        ("dask.Dask", "flower.Flower", "inline.Inline", "processes.Processes"),
+    ),
+    "logger": _named("fedlight.loggers.metrics", ("csv_logger", "wandb_logger")),
+}
+"""Dotted key of the configuration: what the `_target_` in it may be."""
+STAGE = re.compile(r"transform\.(up|down)\.\d+")
+STAGES = _named(
+    "fedlight.federation.transforms",
+    (
+        "huffman.Huffman",
+        "lowrank.LowRank",
+        "quantisation.Quantisation",
+        "rounding.Rounding",
+        "sign.Sign",
+        "topk.TopK",
+    ),
+)
+"""What each item of the lists of a transform may be."""
 
-    Allowed are classes and functions of fedlight that a configuration is made for, and models, schedulers,
-    layers and optimizers of diffusers and torch. What counts is where the thing itself is defined, not the
-    path that leads to it.
+NO_ARGUMENTS = {"_target_", "name"}
+RATE = {"warmup", "decay"}  # keys of the optimizer that are no arguments of its class
+TRAINER = {
+    *TrainerConfig.model_fields,
+    *("accumulate_grad_batches", "benchmark", "detect_anomaly", "deterministic", "gradient_clip_algorithm"),
+    *("gradient_clip_val", "limit_train_batches", "max_steps", "max_time", "min_epochs", "min_steps"),
+    *("num_sanity_val_steps", "overfit_batches", "sync_batchnorm"),
+}
+"""Arguments of Lightning's Trainer that neither load nor write anything."""
+
+
+def check_targets(config: dict[str, Any]) -> None:
+    """Checks all that a configuration would call, at any depth, before anything of it is made.
+
+    A `_target_` is allowed where TARGETS or STAGES list it, letter by letter, with arguments that it takes
+    and that are plain values. Nothing else is imported.
 
     Raises:
-        BadInput: something else would be run; the message names it.
+        BadInput: something else would be called; the message names it.
     """
-    for key, value in _strings(config):
-        if "${" in value:
-            raise BadInput(f"{key} would be computed from '{value}'")
-        if key.rpartition(".")[2] == "_target_" and not _is_allowed(value):
-            raise BadInput(f"{key} would run {value}")
+    _check(config, "")
+    trainer = config.get("trainer")
+    for name in trainer if isinstance(trainer, dict) else ():
+        if name not in TRAINER:
+            raise BadInput(f"trainer.{name} is not among the listed arguments of Lightning's Trainer")
 
 
-def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a configuration, keys included, with the dotted key where it stands."""
+def _check(node: Any, key: str) -> None:
     if isinstance(node, dict):
+        if "_target_" in node:
+            _check_target(node["_target_"], key)
         for name, value in node.items():
             inner = f"{key}.{name}".lstrip(".")
-            yield key, str(name)
-            yield from _strings(str(value) if name == "_target_" and value else value, inner)
-    elif isinstance(node, list | tuple):
+            if not isinstance(name, str) or "${" in name:
+                raise BadInput(f"{inner} would be computed, or is no text")
+            if name.startswith("_") and name != "_target_":
+                raise BadInput(f"{inner} would change how an object is made")
+            _check(value, inner)
+        if node.get("_target_") is not None:
+            _check_arguments(node, key)
+    elif isinstance(node, list):
         for position, value in enumerate(node):
-            yield from _strings(value, f"{key}.{position}".lstrip("."))
-    elif node is not None:
-        yield key, str(node)
+            _check(value, f"{key}.{position}".lstrip("."))
+    elif isinstance(node, str):
+        if "${" in node:
+            raise BadInput(f"{key} would be computed from '{node}'")
+    elif not isinstance(node, NoneType | bool | int | float):
+        raise BadInput(f"{key} holds {type(node).__name__}, which is no plain value")
 
 
-def _is_allowed(path: str) -> bool:
-    found = _resolve(path) if path.startswith(tuple(f"{p}." for p in (*OWN, *LIBRARIES))) else None
-    if found is None or "." in getattr(found, "__qualname__", "."):
-        return False
-    if _is_in(found.__module__, OWN):
-        return True
-    return isinstance(found, type) and _is_in(found.__module__, LIBRARIES) and issubclass(found, KINDS)
+def _check_target(target: Any, key: str) -> None:
+    listed = STAGES if STAGE.fullmatch(key) else TARGETS.get(key, frozenset())
+    if key == "logger" and target is None:
+        return
+    if not isinstance(target, str) or target not in listed:
+        raise BadInput(f"{key}._target_".lstrip(".") + f" would run {target}")
 
 
-def _is_in(module: str, packages: tuple[str, ...]) -> bool:
-    return f"{module}.".startswith(tuple(f"{package}." for package in packages))
-
-
-def _resolve(path: str) -> Any:
-    """What a dotted path leads to, or None; only modules of the package where it begins are imported."""
-    package, *parts = path.split(".")
-    found: Any = import_module(package)
-    reached = package
-    for part in parts:
-        reached = f"{reached}.{part}"
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            try:
-                found = import_module(reached)
-            except ImportError:
-                return None
-    return found
+def _check_arguments(node: dict[str, Any], key: str) -> None:
+    """Checks the arguments of a listed target, which is imported for it."""
+    target = node["_target_"]
+    if target.endswith(".Dask") and node.get("address") is not None:
+        raise BadInput(f"{key}.address is a scheduler that could run any code here")
+    try:
+        parameters = inspect.signature(get_object(target)).parameters.values()
+    except ImportError:  # not installed here, so that it cannot be called either
+        return
+    takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    known = takes | NO_ARGUMENTS | (RATE if key == "optimizer" else set())
+    if unknown := sorted(set(node) - known):
+        raise BadInput(f"{key}.{unknown[0]} is no argument of {target}")

@@ -29,7 +29,7 @@ class SweepWatch(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepWatch.folder = folder = Path(config.output) / config.name
-        SweepWatch.created = [path for path in (folder, folder.parent) if not path.exists()]
+        SweepWatch.created = [path for path in (folder / PLAN, folder, folder.parent) if not path.exists()]
 
     @classmethod
     def close(cls) -> None:
@@ -40,7 +40,8 @@ class SweepWatch(Callback):
         if any(path.is_dir() and path.name != PLAN for path in folder.glob("*")):  # a cell, or logs of jobs
             print_summary(folder)
             return
-        shutil.rmtree(folder / PLAN, ignore_errors=True)
+        if folder / PLAN in cls.created:
+            shutil.rmtree(folder / PLAN, ignore_errors=True)
         for path in cls.created:
             with suppress(OSError):
                 path.rmdir()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,21 @@ import yaml
 from fedlight.runs.checksums import lost_file
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic, naming
+from fedlight.runtime.plain_yaml import read_yaml
 
 SCHEMA = 1
 NEUTRAL_GROUPS = ("name", "output", "logger", "transport")
-NEUTRAL = {"root", "cache", "weights", "workers"}
-"""Groups, and keys of any group, that say where things are, or are done, and change no result."""
+PLACES = (
+    "data.root",
+    "data.cache",
+    "data.source.root",
+    "data.source.cache",
+    "evaluation.weights",
+    "evaluation.cache",
+)
+"""Keys that hold paths of one machine."""
+NEUTRAL = frozenset({*PLACES, "trainer.workers"})
+"""Keys that change no result. They are full names: another key that ends in the same word counts."""
 
 
 def cell_id(config: dict[str, Any]) -> str:
@@ -25,7 +36,7 @@ def cell_id(config: dict[str, Any]) -> str:
         config: the checked configuration; what changes no result does not count.
     """
     counted = {key: value for key, value in config.items() if key not in NEUTRAL_GROUPS}
-    content = json.dumps(_without_neutral(counted), sort_keys=True)
+    content = json.dumps(without(counted, NEUTRAL), sort_keys=True)
     digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
     parts = (
         config["method"]["name"],
@@ -43,8 +54,7 @@ def cell_id(config: dict[str, Any]) -> str:
 
 def changes_no_result(key: str) -> bool:
     """Whether a dotted key of the configuration, such as `data.root`, counts in no cell's id."""
-    parts = key.split(".")
-    return parts[0] in NEUTRAL_GROUPS or not NEUTRAL.isdisjoint(parts)
+    return key.partition(".")[0] in NEUTRAL_GROUPS or key in NEUTRAL
 
 
 def cell_folder(settings: Any) -> Path:
@@ -63,10 +73,15 @@ def tell_done(folder: Path) -> None:
     print(f"{folder.name}: done already, in {folder}")
 
 
-def _without_neutral(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _without_neutral(value) for key, value in node.items() if key not in NEUTRAL}
-    return node
+def without(node: Any, keys: Collection[str], prefix: str = "") -> Any:
+    """A configuration without some of its keys, which are dotted names such as `data.root`."""
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: without(value, keys, f"{prefix}{key}.")
+        for key, value in node.items()
+        if f"{prefix}{key}" not in keys
+    }
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
@@ -82,9 +97,9 @@ def read_config(path: Path) -> dict[str, Any]:
         BadInput: the file cannot be read, or holds no configuration.
     """
     try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+        config = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read ({error})") from error
     if not isinstance(config, dict):
         raise BadInput(f"{path} holds no configuration")
     return config

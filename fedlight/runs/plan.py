@@ -4,13 +4,25 @@ import hashlib
 import json
 import shlex
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from fedlight.runtime.files import atomic
 from fedlight.runtime.lock import Holder
 
 PLAN = ".plan"
+LISTED = "FEDLIGHT_LISTED_ONLY"
+"""Environment variable: a sweep's folder; its cells must lie there and call only what fedlight lists."""
+LARGEST = 2**26  # bytes of a plan; a cell has about 2**10
+MOST = 100_000  # cells of a plan, and arguments of a command
+Text = Annotated[str, StringConstraints(max_length=10_000)]
+Job = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}(_[0-9]{1,18})?$")]
+CellId = Annotated[str, StringConstraints(pattern=r"^[\w+][\w.+-]*$", max_length=255)]
+Time = Annotated[Text, AfterValidator(lambda text: datetime.fromisoformat(text) and text)]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass
@@ -67,6 +79,39 @@ class Launch:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _PlannedProcess(_Strict):
+    host: Text
+    boot: Text
+    namespace: Text
+    pid: Number
+    started: Text
+    job: Job | None
+    restart: Number
+    since: Time
+    token: Text = ""
+
+
+class _PlannedCell(_Strict):
+    overrides: Annotated[list[Text], Field(max_length=MOST)]
+    rounds: Number
+    job: Job | None = None
+    config: dict[Text, JsonValue] = {}
+
+
+class _PlanFile(_Strict):
+    """What a file of `.plan/` holds, which may come from elsewhere."""
+
+    command: Annotated[list[Text], Field(max_length=MOST)]
+    folder: Text
+    process: _PlannedProcess
+    cells: Annotated[dict[CellId, _PlannedCell], Field(max_length=MOST)] = {}
+    shared: dict[Text, JsonValue] = {}
+
+
 def read_launches(sweep: Path) -> list[Launch]:
     """The launches of a sweep, the latest last."""
     files = (sweep / PLAN).glob("[!.]*.json")
@@ -97,13 +142,12 @@ def _path(sweep: Path, command: list[str], folder: str) -> Path:
 def _read(path: Path) -> Launch | None:
     """None for a file that is not ours, or was taken away meanwhile."""
     try:
-        content = json.loads(path.read_text())
-        content["process"] = Holder(**content["process"])
-        shared = content.pop("shared", {})
-        content["cells"] = {
-            cell: PlannedCell(**{**planned, "config": shared | planned.get("config", {})})
-            for cell, planned in content["cells"].items()
-        }
-        return Launch(**content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        with path.open("rb") as file:
+            plan = _PlanFile.model_validate_json(file.read(LARGEST))
+    except (OSError, ValueError):
         return None
+    cells = {
+        name: PlannedCell(cell.overrides, cell.rounds, cell.job, plan.shared | cell.config)
+        for name, cell in plan.cells.items()
+    }
+    return Launch(plan.command, plan.folder, Holder(**plan.process.model_dump()), cells)

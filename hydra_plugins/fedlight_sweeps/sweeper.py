@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedlight.config import CellConfig, describe, validate
 from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.runs.identity import cell_folder, is_done, tell_done
-from fedlight.runs.plan import Launch, PlannedCell, last_jobs
+from fedlight.runs.plan import LISTED, Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import this_process
@@ -34,6 +34,24 @@ class Checked(NamedTuple):
 
 Cells = dict[Path, Checked]
 """Cells by their folders."""
+
+
+def _check_listed(settings: CellConfig) -> None:
+    """Checks a cell of `fedlight.sweeps retry`, whose plan may come from elsewhere.
+
+    Raises:
+        BadInput: it would call what fedlight does not list, or lie in another folder than the sweep's.
+    """
+    if (sweep := os.environ.get(LISTED)) is None:
+        return
+    from fedlight.experiment.targets import check_targets
+
+    try:
+        check_targets(settings.plain())
+        if Path(settings.output, settings.name).resolve() != Path(sweep):
+            raise BadInput(f"output={settings.output} name={settings.name} is not the folder {sweep}")
+    except BadInput as error:
+        raise BadInput(f"{error}; --trust runs it, so know where the sweep is from") from error
 
 
 class PlanningSweeper(BasicSweeper):
@@ -96,6 +114,7 @@ class PlanningSweeper(BasicSweeper):
                 with open_dict(config):
                     del config["hydra"]
                 settings = validate(config)
+                _check_listed(settings)
                 folder = self.places[tuple(overrides)] = cell_folder(settings)
                 if folder in cells:
                     continue
