@@ -21,7 +21,11 @@ class Transform(Protocol):
         """The tensors to send in place of `delta`; draws come from `rng` alone."""
 
     def decode(self, sent: State, like: State) -> State:
-        """The delta that `sent` stands for; the tensors of `like` have its names, shapes and dtypes."""
+        """The delta that `sent` stands for; the tensors of `like` have its names, shapes and dtypes.
+
+        Raises:
+            Damaged: `encode` gives no such values. The names, shapes and dtypes are those of `sent_like`.
+        """
 
     def sent_like(self, like: State) -> State:
         """Tensors of the names, shapes and dtypes that `encode` gives for such a delta."""
@@ -34,7 +38,11 @@ class Coder(Protocol):
         """The bytes to send in place of `content`."""
 
     def decompress(self, content: bytes, size: int) -> bytes:
-        """The inverse; `size` is how many bytes are expected."""
+        """The inverse; `size` is how many bytes are expected, and more are never made.
+
+        Raises:
+            Damaged: they are of another number.
+        """
 
 
 class Chain:
@@ -87,7 +95,7 @@ class Chain:
         *shapes, last = self._shapes(like)
         if self._coder is not None:
             size = sum(tensor.nbytes for tensor in last.values())
-            content = _tensor(self._coder.decompress(content.numpy().tobytes(), size))
+            content = _tensor(self._coder.decompress(join({"content": content}).numpy().tobytes(), size))
         sent = split(content, last)
         for stage, shape in zip(reversed(self._stages), reversed(shapes), strict=True):
             kept = {name: sent[name] for name in _whole(shape)}

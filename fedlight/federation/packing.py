@@ -25,9 +25,16 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of `pack_bits`: the first `count` numbers, uint8."""
+    """The inverse of `pack_bits`: the first `count` numbers, uint8.
+
+    Raises:
+        Damaged: the room in the last byte is not zero.
+    """
     places = torch.arange(0, 8, bits, dtype=torch.uint8)
-    return (packed[:, None] >> places & (1 << bits) - 1).flatten()[:count]
+    codes = (packed[:, None] >> places & (1 << bits) - 1).flatten()
+    if codes[count:].any():
+        raise Damaged("an encoded payload goes on after its last code")
+    return codes[:count]
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -45,9 +52,11 @@ def split(content: Tensor, like: State) -> State:
     """The inverse of `join`; the tensors of `like` have the names, shapes and dtypes.
 
     Raises:
-        Damaged: there are more or fewer bytes than those tensors have.
+        Damaged: it is not a vector of bytes, or there are more or fewer than those tensors have.
     """
     sizes = [tensor.nbytes for tensor in like.values()]
+    if content.dtype is not torch.uint8 or content.dim() != 1:
+        raise Damaged(f"an encoded payload is {content.dtype} of shape {tuple(content.shape)}, not bytes")
     if len(content) != sum(sizes):
         raise Damaged(f"an encoded payload has {len(content)} bytes where {sum(sizes)} are expected")
     parts = zip(content.split(sizes), like.items(), strict=True)

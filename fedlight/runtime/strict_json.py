@@ -1,0 +1,46 @@
+"""JSON from elsewhere: no key twice, no number that is not finite, no deep nesting."""
+
+import json
+import re
+from itertools import accumulate
+from typing import Any
+
+from pydantic import ValidationError
+
+ESCAPED = re.compile(r"\\.", re.DOTALL)
+BRACKETS = re.compile(r"[\[\]{}]")
+
+
+def parse_json(text: str, depth: int) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: whose length the caller has limited; a value takes some 25 bytes of memory a character.
+        depth: the largest number of lists and objects inside each other.
+
+    Raises:
+        ValueError: it is no JSON, is nested more deeply, names a key twice or holds NaN or an infinity.
+    """
+    outside_strings = "".join(ESCAPED.sub("", text).split('"')[::2])
+    steps = (1 if bracket in "[{" else -1 for bracket in BRACKETS.findall(outside_strings))
+    if max(accumulate(steps), default=0) > depth:
+        raise ValueError(f"JSON is nested more than {depth} deep")
+    return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing that does not fit a schema: where it is, and what is wrong."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("JSON names a key twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"JSON holds {constant}")
