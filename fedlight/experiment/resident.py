@@ -49,7 +49,7 @@ def main() -> None:
                     print(f"fedlight: {error}", file=sys.stderr)
                     problem, answer = MEMORY_LOST.encode(), b""
                 except Damaged as error:
-                    print(f"fedlight: error: the server's message: {printable(error)}", file=sys.stderr)
+                    print(f"fedlight: error: {printable(error)}", file=sys.stderr)
                     problem, answer = FAILED.encode(), b""
                 except Exception as error:  # it stays here: an error's text may say what data hold
                     print(f"fedlight: error: {error}", file=sys.stderr)

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import Field, TypeAdapter, ValidationError, create_model
 from safetensors import SafetensorError, TensorSpec, serialize
 from safetensors.torch import load
 from torch import Tensor
 
 from fedlight.runtime.errors import Damaged
-from fedlight.runtime.strict_json import first_error, parse_json
+from fedlight.runtime.strict_json import Strict, first_error, parse_json
 
 MAX_BYTES = 2**34  # of a message
 MAX_HEADER = 2**21  # bytes of its header, which names its tensors
@@ -137,12 +137,6 @@ class Scores:
 Message: TypeAlias = Broadcast | Update | Evaluation | Scores
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Broadcast, Update, Evaluation, Scores)}
 EXTRAS = "algorithm"  # the payload that an algorithm adds to the slices
-
-
-class Strict(BaseModel):
-    """A part of a message's header; an unknown field and a value of another type are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TensorEntry(Strict):

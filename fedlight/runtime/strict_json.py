@@ -1,14 +1,20 @@
-"""JSON from elsewhere: no key twice, no number that is not finite, no deep nesting."""
+"""JSON from elsewhere: no key twice, no NaN, no deep nesting, no field beside those of a schema."""
 
 import json
 import re
 from itertools import accumulate
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 ESCAPED = re.compile(r"\\.", re.DOTALL)
 BRACKETS = re.compile(r"[\[\]{}]")
+
+
+class Strict(BaseModel):
+    """The schema of an object; an unknown field and a value of another type are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def parse_json(text: str, depth: int) -> Any:

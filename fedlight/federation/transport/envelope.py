@@ -5,10 +5,9 @@ from typing import Annotated
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError
 
-from fedlight.federation.messages import Number, Strict
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.printable import printable
-from fedlight.runtime.strict_json import first_error
+from fedlight.runtime.strict_json import Strict, first_error
 
 BYTES, WORDS = "bytes", "words"
 CLIENT, HASH, PROBLEM = "client", "sha256", "problem"
@@ -31,7 +30,7 @@ def wrap(content: bytes, words: dict[str, str | int]) -> RecordDict:
 class Words(Strict):
     """The words beside a message: the attributes have the names above."""
 
-    client: Number | None = None
+    client: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     sha256: Annotated[str, Field(max_length=64, pattern="^[0-9a-z]*$")] | None = None
     problem: Annotated[str, Field(max_length=2**10)] | None = None
 
