@@ -70,17 +70,8 @@ class Flower:
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
         waiting = {request.client: request for request in requests}
         for request, reply in self._ask(EVALUATE, waiting):
-            scores = None if reply is None else self._read(request.client, reply, Scores)
-            if scores is None:
-                continue
-            try:
-                check_scores(scores, request)
-                if request.draw:
-                    self._around.admit_scores(scores)
-            except Damaged as error:
-                self._tell(request.client, f"sent scores, and what it sent {printable(error)}: refused")
-                continue
-            yield scores
+            if reply is not None and (scores := self._admitted_scores(request, reply)) is not None:
+                yield scores
 
     def _ask(self, kind: str, waiting: dict[int, Any]) -> Iterator[tuple[Any, Any]]:
         """Each request with its answer, as they come; a line is told of a client that does not answer.
@@ -177,6 +168,20 @@ class Flower:
             weight = f"client {update.client} counts as {update.num_examples:,} images in the mean"
             print(f"fedlight: {weight}", flush=True)
         return update
+
+    def _admitted_scores(self, request: Evaluation, reply: Any) -> Scores | None:
+        """The scores, where they answer the request; else a line says why not."""
+        scores: Scores | None = self._read(request.client, reply, Scores)
+        if scores is None:
+            return None
+        try:
+            check_scores(scores, request)
+            if request.draw:
+                self._around.admit_scores(scores)
+        except Damaged as error:
+            self._tell(request.client, f"sent an evaluation that {printable(error)}: refused")
+            return None
+        return scores
 
     def _read(self, client: int, reply: Any, kind: type) -> Any:
         """The message in an answer, or None with a line that says what is wrong."""
