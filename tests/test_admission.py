@@ -34,6 +34,7 @@ from fedlight.federation.messages import (
 )
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.processes import Processes
+from fedlight.run import register_resolvers
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.printable import printable
 
@@ -259,6 +260,7 @@ def test_a_cell_completes_without_the_client_that_does_not_answer(
 
 
 def settings(*arguments: str) -> CellConfig:
+    register_resolvers()
     with initialize_config_dir(str(CONFIGS), version_base=None):
         return validate(compose("config", ["method=UDEC", "evaluation.grid=4", *arguments]))
 
