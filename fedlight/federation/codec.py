@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedlight.federation.messages import Payload, State
 from fedlight.federation.packing import join, split
-from fedlight.runtime.errors import BadInput, Diverged
+from fedlight.runtime.errors import BadInput, Damaged, Diverged
 
 DELTA = "delta/"  # begins the name of an encoded delta in a payload; what follows names its round
 
@@ -92,10 +92,12 @@ class Chain:
         Raises:
             Damaged: they stand for no such delta.
         """
+        if content.dtype is not torch.uint8 or content.dim() != 1:
+            raise Damaged(f"an encoded payload is {content.dtype} of shape {tuple(content.shape)}, not bytes")
         *shapes, last = self._shapes(like)
         if self._coder is not None:
             size = sum(tensor.nbytes for tensor in last.values())
-            content = _tensor(self._coder.decompress(join({"content": content}).numpy().tobytes(), size))
+            content = _tensor(self._coder.decompress(content.numpy().tobytes(), size))
         sent = split(content, last)
         for stage, shape in zip(reversed(self._stages), reversed(shapes), strict=True):
             kept = {name: sent[name] for name in _whole(shape)}

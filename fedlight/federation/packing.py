@@ -52,11 +52,9 @@ def split(content: Tensor, like: State) -> State:
     """The inverse of `join`; the tensors of `like` have the names, shapes and dtypes.
 
     Raises:
-        Damaged: it is not a vector of bytes, or there are more or fewer than those tensors have.
+        Damaged: there are more or fewer bytes than those tensors have.
     """
     sizes = [tensor.nbytes for tensor in like.values()]
-    if content.dtype is not torch.uint8 or content.dim() != 1:
-        raise Damaged(f"an encoded payload is {content.dtype} of shape {tuple(content.shape)}, not bytes")
     if len(content) != sum(sizes):
         raise Damaged(f"an encoded payload has {len(content)} bytes where {sum(sizes)} are expected")
     parts = zip(content.split(sizes), like.items(), strict=True)
