@@ -313,8 +313,12 @@ def mutate(draw: DrawFn, honest: bytes) -> bytes:
         elif how == "entries":
             parts.tensors = change_json(draw, parts.tensors, [*VALUES, *DTYPES])
         elif draw(strategies.integers(0, 20)) == 0:  # as large as a header may be, and larger
-            size = draw(strategies.sampled_from([100_000, 500_000, 4_000_000]))
-            parts.header = {**parts.header, "more": [[]] * size}
+            size = draw(strategies.sampled_from([100_000, 700_000, 1_300_000]))
+            many = draw(strategies.sampled_from([[[]], ["a"], [0], [{"a": 0}]])) * size
+            params = {str(number): 0 for number in range(size // 10)}
+            parts.header |= draw(
+                strategies.sampled_from([{"more": many}, {"cell": many}, {"params": params}])
+            )
         with suppress(TypeError):  # the entries are no object any more
             content = parts.to_bytes()
     return change_bytes(draw, content) if how == "bytes" else content

@@ -18,6 +18,7 @@ from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import Damaged
 
 MOST_EXAMPLES = 10**9  # images of one client, which bound its weight in the mean
+LARGEST_COUNT = 2**53  # of a counter in a state_dict, to which clients add
 LARGEST = 2.0**60  # magnitude of a value; the square of a difference of two stays finite in float32
 
 
@@ -211,7 +212,7 @@ def _check_magnitude(name: str, tensor: torch.Tensor) -> None:
     """Floating tensors are bounded, and so is a counter, which others add to, of a single element."""
     if not tensor.is_floating_point():
         room = tensor.numel() == 1 and tensor.dtype is not torch.bool
-        if room and abs(int(tensor)) > torch.iinfo(tensor.dtype).max // 2:
+        if room and abs(int(tensor)) > min(LARGEST_COUNT, torch.iinfo(tensor.dtype).max // 2):
             raise Damaged(f"has a count of {int(tensor)} in {name}")
         return
     largest = float(tensor.abs().max()) if tensor.numel() else 0.0

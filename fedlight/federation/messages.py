@@ -24,8 +24,8 @@ from fedlight.runtime.errors import Damaged
 from fedlight.runtime.strict_json import Strict, first_error, parse_json
 
 MAX_BYTES = 2**34  # of a message
-MAX_HEADER = 2**21  # bytes of its header, which names its tensors
-MAX_TENSORS = 2**13
+MAX_HEADER = 2**22  # bytes of its header, which names its tensors
+MAX_TENSORS = 2**14
 MAX_DEPTH = 3  # of nested lists and objects in a header
 MAX_NAMES = 2**10  # payloads of a message, slices of an uplink, metrics of a model
 
