@@ -245,8 +245,8 @@ BAD: dict[str, tuple[Callable[[Update], Update], str]] = {
     ),
     "other": (lambda u: replace(u, client=0), "answers another broadcast"),
     "earlier": (lambda u: replace(u, round=1), "answers another broadcast"),
-    "count": (lambda u: replace(u, num_examples=-5), "says that it is of -5 images"),
-    "loss": (lambda u: replace(u, loss=float("inf")), "has a loss of inf"),
+    "count": (lambda u: replace(u, num_examples=-5), "num_examples: Input should be greater"),
+    "loss": (lambda u: replace(u, loss=float("inf")), "JSON holds Infinity"),
     "params": (
         lambda u: replace(u, payloads={"shared": replace(u.payloads["shared"], params=9)}),
         "counts 9",

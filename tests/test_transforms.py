@@ -1,5 +1,7 @@
 """Transforms: each against a second writing, its packed size by hand; chains lose nothing for good."""
 
+import tracemalloc
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -372,6 +374,74 @@ def test_bytes_that_are_no_payload_are_refused() -> None:
     ):
         with pytest.raises(Damaged, match="an encoded payload"):
             chain.decode(wrong, state)
+
+
+def encoded(stages: list[Any], state: State, **changed: Tensor) -> Tensor:
+    """The bytes of a delta, some of whose sent tensors are other ones."""
+    sent = stages[0].encode(state, rng())
+    assert all(
+        (changed[name].shape, changed[name].dtype) == (sent[name].shape, sent[name].dtype) for name in changed
+    )
+    return join({name: (sent | changed)[name] for name in stages[0].sent_like(state)})
+
+
+def bfloats(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.bfloat16)
+
+
+def codes(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.uint8)
+
+
+HOSTILE: list[tuple[Any, dict[str, Tensor], str]] = [
+    (TopK(0.05), {"w.positions": codes(0, 0, 1, 2, 3, 4)}, "ascending positions"),
+    (TopK(0.05), {"w.positions": codes(1, 0, 2, 3, 4, 5)}, "ascending positions"),
+    (TopK(0.05), {"w.positions": codes(0, 1, 2, 3, 4, 101)}, "ascending positions"),
+    (TopK(0.5), {"w.mask": codes(*[255] * 13)}, "after its last code"),
+    (TopK(0.5), {"w.mask": codes(*[255] * 12, 31)}, "ascending positions"),
+    (TopK(0.5), {"w.mask": codes(*[0] * 13)}, "ascending positions"),
+    (Quantisation(2), {"w.codes": codes(*[255] * 25, 1)}, "after its last code|above 2"),
+    (Quantisation(2), {"w.codes": codes(*[3] * 25, 0)}, "a code of w above 2"),
+    (Quantisation(8), {"w.codes": codes(*[255] * 101)}, "a code of w above 254"),
+    (Quantisation(8), {"w.scales": bfloats(torch.inf)}, "a scale of w"),
+    (Quantisation(4), {"w.scales": bfloats(torch.nan)}, "a scale of w"),
+    (Sign(), {"w.scales": bfloats(-1.0)}, "a scale of w"),
+    (Sign(), {"w.codes": codes(*[0] * 12, 255)}, "after its last code"),
+    (Rounding(1.0), {"w.codes": codes(*[15] * 51)}, "a code of w above 14"),
+    (Rounding(1.0), {"w.step": bfloats(torch.nan)[0]}, "a scale of w"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_what_no_encoder_gives_is_damaged(number: int) -> None:
+    stage, changed, told = HOSTILE[number]
+    state = {"w": torch.randn(101, generator=torch.Generator().manual_seed(3))}
+    assert Chain([stage]).decode(encoded([stage], state), state)["w"].shape == (101,)
+    with pytest.raises(Damaged, match=told):
+        Chain([stage]).decode(encoded([stage], state, **changed), state)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_content_that_is_no_vector_of_bytes_is_damaged(name: str) -> None:
+    chain, state = Chain(STAGES[name]), {"w": torch.randn(8, 16)}
+    content = chain.encode(state, rng(), "it")
+    for wrong in (content.float(), content.to(torch.int8), content[None], content[:0], content[:-1]):
+        with pytest.raises(Damaged):
+            chain.decode(wrong, state)
+
+
+def test_a_deflated_bomb_takes_no_more_memory_than_what_is_expected() -> None:
+    deflate = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    bomb = deflate.compress(bytes(2**28)) + deflate.flush()
+    content = torch.frombuffer(bytearray(bomb), dtype=torch.uint8)
+    chain, state = Chain([Sign(), Huffman()]), {"w": torch.randn(64, 100)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(Damaged, match="does not decompress to"):
+            chain.decode(content, state)
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(bomb)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -13,7 +13,6 @@ from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation
-from fedlight.federation.federator import on_cpu
 from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.method import Method
 from fedlight.federation.server import Server
@@ -69,9 +68,10 @@ def toy_setup(
     codec: Codec | None = None,
     epochs: int = 2,
     privacy: GaussianMechanism | None = None,
+    module: LightningModule | None = None,
     **toy: Any,
 ) -> ClientSetup:
-    module = Toy(**toy)
+    module = module or Toy(**toy)
     slices = SliceMap.build({"own": ["own"], "shared": ["shared"]}, module.state_dict())
 
     def make_trainer(callbacks: list[Any]) -> Trainer:
@@ -98,7 +98,7 @@ def toy_setup(
 
 
 def toy_server(setup: ClientSetup, clients: int = 2, fraction: float = 1.0, dropout: float = 0.0) -> Server:
-    first = on_cpu(Toy().state_dict())
+    first = setup.first
     privacy = setup.privacy
     participation = Participation(clients, fraction, dropout, setup.seed, poisson=privacy is not None)
     return Server(

@@ -32,7 +32,7 @@ from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
-from fedlight.experiment.evaluate import draw_and_score
+from fedlight.experiment.evaluate import check_drawn, draw_and_score
 from fedlight.experiment.extensions import make_extension
 from fedlight.experiment.guarantee import (
     EXAMPLE,
@@ -177,6 +177,7 @@ class Components:
             check,
             ending,
             admit=server.admit,
+            admit_scores=partial(check_drawn, settings=settings),
             forget=server.forget,
             unsent=server.unsent,
         )

@@ -12,6 +12,7 @@ from fedlight.experiment.agreement import agreed_hash, check_agreed, read_agreem
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_algorithm
 from fedlight.experiment.execute import run_cell
 from fedlight.experiment.targets import check_targets
+from fedlight.federation.admission import check_broadcast, check_evaluation
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.messages import Broadcast, Evaluation, fingerprint, from_bytes, to_bytes
 from fedlight.federation.site import Site
@@ -147,22 +148,31 @@ class Institution:
             Damaged: this is no message for this client, or it asks for what does not leave it.
             MemoryLost: what the client kept is gone.
         """
-        message = from_bytes(content)
+        message = self.read(content)
+        if isinstance(message, Evaluation):
+            return to_bytes(self.site.evaluate(message))
+        self._begin(fingerprint(content))
+        receipt = self.site.update(message)
+        return receipt.read() if receipt else b""
+
+    def read(self, content: bytes) -> Broadcast | Evaluation:
+        """The message, checked before anything is done or kept.
+
+        Raises:
+            Damaged: as `answer` does.
+        """
+        message, setup = from_bytes(content), self.site.setup
         if not isinstance(message, Broadcast | Evaluation):
             raise Damaged(f"a server does not send {type(message).__name__}")
         if (message.cell, message.client) != (self.cell, self.client):
             raise Damaged(f"the message is for client {message.client} of {message.cell}")
-        setup = self.site.setup
-        method = setup.method.in_round(message.round, setup.slices.names)
-        if isinstance(message, Evaluation):
-            if method.evaluate != "clients":
-                raise Damaged(f"{method.name} asks no client for scores")
-            return to_bytes(self.site.evaluate(message))
-        if undeclared := sorted(set(message.uplink).difference(method.uplink)):
-            raise Damaged(f"{method.name} does not let {', '.join(undeclared)} leave")
-        self._begin(fingerprint(content))
-        receipt = self.site.update(message)
-        return receipt.read() if receipt else b""
+        if isinstance(message, Broadcast):
+            check_broadcast(message, setup.first, setup.slices, setup.method, setup.codec, setup.algorithm)
+        elif setup.method.evaluate != "clients":
+            raise Damaged(f"{setup.method.name} asks no client for scores")
+        else:
+            check_evaluation(message, setup.first, setup.slices)
+        return message
 
     def _begin(self, hash_: str) -> None:
         """Forgets finished updates where the server, having gone back, sends another broadcast."""

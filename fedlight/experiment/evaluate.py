@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -17,11 +18,12 @@ from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import sample, sampling_steps
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.memorisation import Memorisation
-from fedlight.federation.messages import State
+from fedlight.federation.messages import Scores, State
 from fedlight.federation.server import Server
 from fedlight.federation.transport.transport import Transport
 from fedlight.loggers import pictures
 from fedlight.loggers.bars import ProgressBars
+from fedlight.runtime.errors import Damaged
 from fedlight.runtime.seeds import derive_seed, stream
 
 if TYPE_CHECKING:
@@ -93,7 +95,8 @@ def evaluate_models(
         on_step: called after every denoising step of this process, and may end the cell.
 
     Returns:
-        The `fid` entry of `result.json`, or None where nothing is scored.
+        The `fid` entry of `result.json`, or None where nothing is scored. A client that did not answer counts
+        nowhere.
     """
     settings, per_client = components.settings, server.method.evaluate == "clients"
     images = _images(settings)
@@ -112,10 +115,16 @@ def evaluate_models(
     drawn: list[Drawn] = []
     if per_client:
         clients = [client for client in models if client is not None]
+        answers: dict[int | None, Drawn] = {}
         for scores in transport.evaluate(server.evaluations(clients, draw=True)):
             groups = {name: payload.tensors for name, payload in scores.payloads.items()}
-            drawn.append(Drawn.from_groups(scores.metrics, groups))
+            answers[scores.client] = Drawn.from_groups(scores.metrics, groups)
             advance(steps)
+        models = [client for client in models if client in answers]  # an institution may not answer
+        if not models:
+            print(f"fedlight: no client scored its model after round {server.round}", file=sys.stderr)
+            return None
+        drawn = [answers[client] for client in models]
     else:
         drawn.append(draw_and_score(components, server.global_state(), server.round, None, step))
 
@@ -139,6 +148,45 @@ def evaluate_models(
     if components.evaluator is None:
         return None
     return _entry(metrics, models, check, components.evaluator.extractor, settings, len(server.trained))
+
+
+def check_drawn(scores: Scores, settings: CellConfig) -> None:
+    """Checks scores and images from a client that nobody can vouch for.
+
+    Args:
+        scores: the answer to a request to draw, with finite numbers.
+        settings: of the cell.
+
+    Raises:
+        Damaged: the cell's evaluation gives other metrics, or tensors of other names, shapes and dtypes.
+    """
+    asked = settings.evaluation
+    required = {"fid", *METRICS} if asked.samples else set()
+    known = {"own_fid", *(f"{group}.{name}" for group, names in GROUPS.items() for name in names)}
+    if missing := required - scores.metrics.keys():
+        raise Damaged(f"has no {min(missing)}")
+    if odd := scores.metrics.keys() - (required | known if required else required):
+        raise Damaged(f"has a metric {min(odd)}")
+    shapes: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...] | None]]] = {
+        "grid": {"images": (torch.uint8, (_shown(settings), *settings.data.shape))}
+    }
+    if asked.samples and asked.memorisation:
+        shapes["memorisation"] = {
+            "generated": (torch.float64, (asked.samples,)),
+            "unseen": (torch.float64, None),
+            "duplicates": (torch.int64, (3,)),
+        }
+    if scores.payloads.keys() != shapes.keys():
+        raise Damaged(f"shows {', '.join(sorted(scores.payloads)) or 'nothing'}")
+    for group, wanted in shapes.items():
+        tensors = scores.payloads[group].tensors
+        if tensors.keys() != wanted.keys():
+            raise Damaged(f"shows {', '.join(sorted(tensors)) or 'nothing'} as its {group}")
+        for name, (dtype, shape) in wanted.items():
+            tensor = tensors[name]
+            fits = tensor.dim() == 1 and len(tensor) > 0 if shape is None else tensor.shape == shape
+            if tensor.dtype is not dtype or not fits or (tensor < 0).any():
+                raise Damaged(f"has {name} of {tensor.dtype} and shape {tuple(tensor.shape)} in its {group}")
 
 
 def draw_and_score(

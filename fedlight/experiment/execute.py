@@ -224,9 +224,10 @@ class Run:
         if self.server.method.evaluate == "clients":
             met, clients = self.server.met, range(self.settings.clients)
             strangers = [client for client in clients if client not in met]  # all hold the same model
+            # an institution may not answer: its place holds None
             asked = self.server.evaluations(sorted(met) + strangers[:1], draw=False)
             found = {scores.client: scores.sha256 for scores in self.transport.evaluate(asked)}
-            own = [found[client if client in met else strangers[0]] for client in clients]
+            own = [found.get(client if client in met else strangers[0]) for client in clients]
             self.record.result["client_sha256"] = own
 
     def _check(self) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fedlight.experiment.agreement import agreed_hash
-from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, open_bytes, wrap
+from fedlight.federation.transport.envelope import CLIENT, FAILED, HASH, PROBLEM, open_bytes, wrap
+from fedlight.runtime.errors import Damaged
+from fedlight.runtime.printable import printable
 
+LONGEST_SOCKET = 103  # bytes of a path of AF_UNIX, on macOS; Linux takes 107
 START = 300.0  # seconds that the resident process has for loading its libraries
 
 
@@ -38,23 +41,46 @@ def answer(content: Any, path: Path, node_config: dict[str, Any]) -> Any:
         "root": None if root is None else str(Path(root).absolute()),
         "memory": str(Path(node_config.get("memory", "memory")).absolute()),
     }
+    try:
+        message = open_bytes(content)
+    except Damaged as error:
+        print(f"fedlight: the server's message: {printable(error)}: refused", file=sys.stderr)
+        return wrap(b"", {CLIENT: client, HASH: "", PROBLEM: FAILED})
     with _resident() as resident:
         resident.send_bytes(json.dumps(whose).encode())
-        resident.send_bytes(open_bytes(content))
+        resident.send_bytes(message)
         problem, reply = resident.recv_bytes().decode(), resident.recv_bytes()
     if problem:
         return wrap(b"", {CLIENT: client, HASH: "", PROBLEM: problem})
     return wrap(reply, {CLIENT: client, HASH: found})
 
 
+def socket_path(node: int) -> Path:
+    """Where the resident process of a SuperNode listens, in a folder that only this user may enter.
+
+    The folder is below TMPDIR, or below /tmp where the path would be longer than a socket's may be.
+
+    Args:
+        node: number of the SuperNode's process.
+
+    Raises:
+        PermissionError: the folder belongs to another user, others may enter it, or it is a link.
+    """
+    name = f"fedlight-{os.getuid()}"
+    path = Path(tempfile.gettempdir()) / name / str(node)
+    if len(os.fsencode(path)) > LONGEST_SOCKET:
+        path = Path("/tmp") / name / str(node)
+    folder = path.parent
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+        raise PermissionError(f"{folder} must be a folder that belongs to this user alone")
+    return path
+
+
 def _resident() -> Connection:
     """A connection to the resident process of this SuperNode, which is started where there is none."""
     node = os.getppid()
-    folder = Path(tempfile.gettempdir()) / f"fedlight-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
-        raise PermissionError(f"{folder} must belong to this user alone")
-    path, deadline, started = folder / str(node), time.monotonic() + START, None
+    path, deadline, started = socket_path(node), time.monotonic() + START, None
     while True:
         try:
             return Client(str(path), "AF_UNIX")

@@ -14,7 +14,6 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 
 LOOK = 1.0  # seconds between two looks at the process that it ends with
-FAILED = b"failed"
 
 
 def main() -> None:
@@ -22,8 +21,9 @@ def main() -> None:
     path, parent = Path(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(parent, path), daemon=True).start()
     from fedlight.experiment.deployed import Institution
-    from fedlight.federation.transport.envelope import MEMORY_LOST
-    from fedlight.runtime.errors import MemoryLost
+    from fedlight.federation.transport.envelope import FAILED, MEMORY_LOST
+    from fedlight.runtime.errors import Damaged, MemoryLost
+    from fedlight.runtime.printable import printable
 
     made: tuple[bytes, Institution] | None = None
     path.unlink(missing_ok=True)
@@ -48,10 +48,13 @@ def main() -> None:
                 except MemoryLost as error:
                     print(f"fedlight: {error}", file=sys.stderr)
                     problem, answer = MEMORY_LOST.encode(), b""
+                except Damaged as error:
+                    print(f"fedlight: error: {printable(error)}", file=sys.stderr)
+                    problem, answer = FAILED.encode(), b""
                 except Exception as error:  # it stays here: an error's text may say what data hold
                     print(f"fedlight: error: {error}", file=sys.stderr)
                     traceback.print_exc()
-                    problem, answer = FAILED, b""
+                    problem, answer = FAILED.encode(), b""
                 try:
                     caller.send_bytes(problem)
                     caller.send_bytes(answer)

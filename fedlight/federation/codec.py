@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedlight.federation.messages import Payload, State
 from fedlight.federation.packing import join, split
-from fedlight.runtime.errors import BadInput, Diverged
+from fedlight.runtime.errors import BadInput, Damaged, Diverged
 
 DELTA = "delta/"  # begins the name of an encoded delta in a payload; what follows names its round
 
@@ -21,7 +21,11 @@ class Transform(Protocol):
         """The tensors to send in place of `delta`; draws come from `rng` alone."""
 
     def decode(self, sent: State, like: State) -> State:
-        """The delta that `sent` stands for; the tensors of `like` have its names, shapes and dtypes."""
+        """The delta that `sent` stands for; the tensors of `like` have its names, shapes and dtypes.
+
+        Raises:
+            Damaged: `encode` gives no such values. The names, shapes and dtypes are those of `sent_like`.
+        """
 
     def sent_like(self, like: State) -> State:
         """Tensors of the names, shapes and dtypes that `encode` gives for such a delta."""
@@ -34,7 +38,11 @@ class Coder(Protocol):
         """The bytes to send in place of `content`."""
 
     def decompress(self, content: bytes, size: int) -> bytes:
-        """The inverse; `size` is how many bytes are expected."""
+        """The inverse; `size` is how many bytes are expected, and more are never made.
+
+        Raises:
+            Damaged: they are of another number.
+        """
 
 
 class Chain:
@@ -87,6 +95,8 @@ class Chain:
         Raises:
             Damaged: they stand for no such delta.
         """
+        if content.dtype is not torch.uint8 or content.dim() != 1:
+            raise Damaged(f"an encoded payload is {content.dtype} of shape {tuple(content.shape)}, not bytes")
         *shapes, last = self._shapes(like)
         if self._coder is not None:
             size = sum(tensor.nbytes for tensor in last.values())
@@ -104,7 +114,7 @@ class Chain:
             payload: as it arrived.
             held: the values that its deltas are added to, in the sequence of their rounds.
         """
-        encoded = self._encoded(held)
+        encoded = self.encoded(held)
         plain = {name: tensor for name, tensor in payload.tensors.items() if not name.startswith(DELTA)}
         if plain.keys() == held.keys():
             return plain
@@ -116,15 +126,16 @@ class Chain:
 
     def difference(self, values: State, held: State) -> State:
         """What is to be encoded and added to `held`."""
-        return {name: value - held[name] for name, value in self._encoded(values).items()}
+        return {name: value - held[name] for name, value in self.encoded(values).items()}
 
     def payload(self, values: State, deltas: State) -> Payload:
         """The payload of encoded deltas that lead to `values`, and of what is sent uncompressed."""
-        encoded = self._encoded(values)
+        encoded = self.encoded(values)
         plain = {name: tensor for name, tensor in values.items() if name not in encoded}
         return Payload({**deltas, **plain}, Payload.plain(values).params)
 
-    def _encoded(self, state: State) -> State:
+    def encoded(self, state: State) -> State:
+        """The tensors that the stages see: floating ones that are no buffers."""
         return {name: tensor for name, tensor in _floating(state).items() if name not in self._buffers}
 
     def _shapes(self, like: State) -> list[State]:

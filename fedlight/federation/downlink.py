@@ -59,9 +59,8 @@ class Downlink:
     def payloads(self, previous: int) -> dict[str, Payload]:
         """What a client of this round gets, which last took part in the round `previous`, 0 for never."""
         version = previous or int(self._codec.seeded_start)  # from the seed it has what round 1 would send
-        if version and self._round == 1:
-            return {}
-        return {slice_: self._payload(slice_, version) for slice_ in self._sent(version)}
+        sent = sent_slices(self._method, self._slices, self._codec, previous, self._round)
+        return {slice_: self._payload(slice_, version) for slice_ in sent}
 
     def held(self, slice_: str) -> State:
         """A slice as the clients of this round hold it."""
@@ -110,3 +109,19 @@ class Downlink:
             name.removeprefix(begin): delta for name, delta in self._deltas.items() if name.startswith(begin)
         }
         return {name: delta for name, delta in found.items() if int(name.removeprefix(DELTA)) > version}
+
+
+def sent_slices(method: Method, slices: SliceMap, codec: Codec, previous: int, round_: int) -> Iterable[str]:
+    """The slices that go down in a round to a client.
+
+    Args:
+        method: resolved over the slices.
+        slices: the slice map of the model.
+        codec: names the start and the chain of the downlink.
+        previous: the round in which the client last took part, 0 for never.
+        round_: the round under way.
+    """
+    version = previous or int(codec.seeded_start)
+    if version and round_ == 1:
+        return ()
+    return slices.names if method.whole_down(version) else method.downlink

@@ -1,25 +1,43 @@
-"""All that may cross between the server and a client, and its one form as bytes.
+"""All that may cross between the server and a client, its schema, and its one form as bytes.
 
 Each message names its federation (`cell`), the `round` (1..R; in an `Evaluation` the rounds completed) and
 the `client` (0..K-1), and carries `payloads`: slice, or `EXTRAS`: what is sent. It is the bytes of a
 safetensors file: the tensors of its payloads, named `payload/tensor`, and a JSON header with everything else.
 The same bytes are what a transport carries, what is kept for a restart, and what the ledger counts.
+
+The annotations of the fields below are the schema of a message: `from_bytes` takes no other field, type or
+range. What a message must be for its receiver, such as the shapes of its tensors, `admission` checks.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+from pydantic import Field, TypeAdapter, ValidationError, create_model
 from safetensors import SafetensorError, TensorSpec, serialize
 from safetensors.torch import load
 from torch import Tensor
 
 from fedlight.runtime.errors import Damaged
+from fedlight.runtime.strict_json import Strict, first_error, parse_json
+
+MAX_BYTES = 2**34  # of a message
+MAX_HEADER = 2**22  # bytes of its header, which names its tensors
+MAX_TENSORS = 2**14
+MAX_DEPTH = 3  # of nested lists and objects in a header
+MAX_NAMES = 2**10  # payloads of a message, slices of an uplink, metrics of a model
 
 State: TypeAlias = dict[str, Tensor]
 """Tensors by name, on the CPU."""
+
+Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^/]*$")]
+CellId = Annotated[str, Field(min_length=1, max_length=256)]
+Number = Annotated[int, Field(ge=0, lt=2**31)]  # of a client, of a round, 0 for none
+RoundNumber = Annotated[int, Field(ge=1, lt=2**31)]
+Count = Annotated[int, Field(ge=0, le=2**40)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -56,11 +74,11 @@ class Broadcast:
         drops_out: the client receives the broadcast and never reports (a simulated fault).
     """
 
-    cell: str
-    round: int
-    client: int
-    previous: int
-    uplink: tuple[str, ...]
+    cell: CellId
+    round: RoundNumber
+    client: Number
+    previous: Number
+    uplink: Annotated[tuple[Name, ...], Field(strict=False, max_length=MAX_NAMES)]
     drops_out: bool
     payloads: dict[str, Payload]
 
@@ -74,11 +92,11 @@ class Update:
         loss: mean training loss of an image over the last local epoch; None where privacy hides it.
     """
 
-    cell: str
-    round: int
-    client: int
-    num_examples: int
-    loss: float | None
+    cell: CellId
+    round: RoundNumber
+    client: Number
+    num_examples: Count
+    loss: Finite | None
     payloads: dict[str, Payload]
 
 
@@ -92,10 +110,10 @@ class Evaluation:
         payloads: the slices of the global model; the client puts its private ones over them.
     """
 
-    cell: str
-    round: int
-    client: int
-    previous: int
+    cell: CellId
+    round: Number
+    client: Number
+    previous: Number
     draw: bool
     payloads: dict[str, Payload]
 
@@ -110,15 +128,47 @@ class Scores:
         payloads: what the evaluator shows of the images; empty where none were drawn.
     """
 
-    client: int
-    sha256: str
-    metrics: dict[str, float]
+    client: Number
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    metrics: Annotated[dict[Name, Finite], Field(max_length=MAX_NAMES)]
     payloads: dict[str, Payload]
 
 
 Message: TypeAlias = Broadcast | Update | Evaluation | Scores
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Broadcast, Update, Evaluation, Scores)}
 EXTRAS = "algorithm"  # the payload that an algorithm adds to the slices
+
+
+class TensorEntry(Strict):
+    """What the header says of a tensor."""
+
+    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+    shape: Annotated[list[Count], Field(max_length=16)]
+    data_offsets: Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+class Metadata(Strict):
+    """What the header holds beside its tensors."""
+
+    header: str
+
+
+Entries = TypeAdapter(
+    Annotated[dict[Annotated[str, Field(max_length=512)], TensorEntry], Field(max_length=MAX_TENSORS)]
+)
+
+
+def _header_model(kind: type[Any]) -> type[Strict]:
+    """The schema of a message's header: its fields but the payloads, whose numbers of parameters it has."""
+    own: dict[str, Any] = {
+        field.name: (field.type, ...) for field in fields(kind) if field.name != "payloads"
+    }
+    own["kind"] = str, ...
+    own["params"] = Annotated[dict[Name, Count], Field(max_length=MAX_NAMES)], ...
+    return create_model(f"{kind.__name__}Header", __base__=Strict, **own)
+
+
+HEADERS = {name: _header_model(kind) for name, kind in KINDS.items()}
 
 
 def to_bytes(message: Message) -> bytes:
@@ -133,19 +183,48 @@ def to_bytes(message: Message) -> bytes:
 
 
 def from_bytes(content: bytes) -> Any:
-    """The message that the bytes hold.
+    """The message that the bytes hold, which may come from a party that nobody vouches for.
+
+    Its header is limited in size before it is parsed, and no tensor is read before the header fits.
 
     Raises:
-        Damaged: they hold no message.
+        Damaged: they hold no message of the schema; the text is one line, but may be of any length and
+            characters.
     """
-    header, named = unpack(content)
     try:
-        kind, params = KINDS[header.pop("kind")], header.pop("params")
-        payloads = {name: Payload(named.get(name, {}), count) for name, count in params.items()}
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in header.items()}
-        return kind(**plain, payloads=payloads)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"this is no message of a federation ({error!r})") from error
+        entries, text = _open_header(content)
+        header = parse_json(text, MAX_DEPTH, 3)  # itself, params, and uplink or metrics
+        kind = header["kind"]
+        plain = HEADERS[kind].model_validate(header)
+        Entries.validate_python(entries)
+        groups = _groups(load(content))
+    except ValidationError as error:
+        raise Damaged(f"this is no message of a federation ({first_error(error)})") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise Damaged(f"these bytes hold no tensors with a header ({error})") from error
+    params = dict(plain)["params"]
+    if odd := groups.keys() - params.keys():
+        raise Damaged(f"this is no message of a federation (it has tensors of no payload, {min(odd)!r})")
+    payloads = {name: Payload(groups.get(name, {}), count) for name, count in params.items()}
+    values = {name: value for name, value in plain if name not in ("kind", "params")}
+    return KINDS[kind](**values, payloads=payloads)
+
+
+def _open_header(content: bytes) -> tuple[dict[str, Any], str]:
+    """The entries of the tensors, and the text of the header proper, of bytes that may hold anything.
+
+    Raises:
+        ValueError: the bytes are too many, or too few, or begin with no header.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"there are {len(content)} of them, and {MAX_BYTES} are allowed")
+    if length > min(MAX_HEADER, len(content) - 8):
+        raise ValueError(f"a header of {length} in {len(content)} bytes, and {MAX_HEADER} are allowed")
+    entries = parse_json(content[8 : 8 + length].decode(), MAX_DEPTH, 3 * MAX_TENSORS + 2)
+    if not isinstance(entries, dict):
+        raise ValueError("the header is no object")
+    return entries, Metadata.model_validate(entries.pop("__metadata__", None)).header
 
 
 def pack(header: Mapping[str, Any], groups: Mapping[str, State]) -> bytes:
@@ -168,7 +247,7 @@ def pack(header: Mapping[str, Any], groups: Mapping[str, State]) -> bytes:
 
 
 def unpack(content: bytes) -> tuple[dict[str, Any], dict[str, State]]:
-    """What `pack` was given; a group without tensors is absent.
+    """What `pack` was given, of a file of our own; a group without tensors is absent.
 
     Raises:
         Damaged: the bytes are not of `pack`.
@@ -176,14 +255,18 @@ def unpack(content: bytes) -> tuple[dict[str, Any], dict[str, State]]:
     try:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["header"])
-        tensors = load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        return header, _groups(load(content))
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"these bytes hold no tensors with a header ({error})") from error
+
+
+def _groups(tensors: State) -> dict[str, State]:
+    """Tensors named `group/name` by their group."""
     groups: dict[str, State] = {}
     for name, tensor in tensors.items():
         group, _, rest = name.partition("/")
         groups.setdefault(group, {})[rest] = tensor
-    return header, groups
+    return groups
 
 
 def fingerprint(content: bytes) -> str:

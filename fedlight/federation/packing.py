@@ -25,9 +25,16 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of `pack_bits`: the first `count` numbers, uint8."""
+    """The inverse of `pack_bits`: the first `count` numbers, uint8.
+
+    Raises:
+        Damaged: the room in the last byte is not zero.
+    """
     places = torch.arange(0, 8, bits, dtype=torch.uint8)
-    return (packed[:, None] >> places & (1 << bits) - 1).flatten()[:count]
+    codes = (packed[:, None] >> places & (1 << bits) - 1).flatten()
+    if codes[count:].any():
+        raise Damaged("an encoded payload goes on after its last code")
+    return codes[:count]
 
 
 def packed_size(count: int, bits: int) -> int:

@@ -1,6 +1,5 @@
 """The server: the global model, what it sends, what it receives, and how a round changes it."""
 
-import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,10 +7,11 @@ from typing import Any
 
 import torch
 
+from fedlight.federation.admission import check_turn, check_update
 from fedlight.federation.aggregate import WeightedMean
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.checkpoint import ServerCheckpoint
-from fedlight.federation.codec import DELTA, Codec
+from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation, Task
 from fedlight.federation.downlink import Downlink
 from fedlight.federation.ledger import Entry, Ledger
@@ -20,6 +20,7 @@ from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload,
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput, Damaged
+from fedlight.runtime.printable import printable
 
 
 @dataclass(frozen=True)
@@ -164,33 +165,17 @@ class Server:
             uplink: the slices that the client was to report.
 
         Raises:
-            Damaged: it is none of this round, or is not finite tensors of the names, shapes and dtypes that
-                were asked for.
+            Damaged: it is none of this round, or not what `check_update` demands.
         """
-        self._check(update)
-        if update.client in self._waiting:
-            raise Damaged(f"came twice in round {update.round}")
-        values_like = self.slices.select(uplink, self.theta)
-        extras_like = self._algorithm.extras_like(self.slices.parameters(values_like))
-        asked = {*uplink, EXTRAS} if extras_like else set(uplink)
-        if update.payloads.keys() != asked:
-            raise Damaged(f"reports {_listed(update.payloads)} in place of {_listed(asked)}")
-        for slice_ in uplink:
-            if odd := update.payloads[slice_].tensors.keys() - {*self._slice(slice_), DELTA}:
-                raise Damaged(f"has a tensor {min(odd)} in slice {slice_}")
-        try:
-            values, extras = self.decode(update)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise Damaged(f"cannot be decoded ({' '.join(repr(error).split())})") from error
-        _check_like(values, values_like)
-        _check_like(extras, {name: extras_like[name] for name in extras if name in extras_like})
-        for slice_ in uplink:
-            if update.payloads[slice_].params != self.slice_params()[slice_]:
-                raise Damaged(f"counts {update.payloads[slice_].params} parameters in slice {slice_}")
-        if type(update.num_examples) is not int or update.num_examples < (0 if self._privacy else 1):
-            raise Damaged(f"says that it is of {update.num_examples!r} images")
-        if update.loss is not None and not (isinstance(update.loss, float) and math.isfinite(update.loss)):
-            raise Damaged(f"has a loss of {update.loss!r}")
+        check_turn(update, self.cell, self.round + 1, self._cohort, {*self._waiting, *self._losses})
+        extras_like = self._algorithm.extras_like(
+            self.slices.parameters(self.slices.select(uplink, self.theta))
+        )
+        held = {slice_: self._downlink.held(slice_) for slice_ in uplink}
+        optional = self._algorithm.absent_is_zero
+        check_update(update, held, extras_like, optional, self._codec.up, self._privacy is not None)
+        if self._privacy:
+            self._privacy.admit(*self.decode(update), self._federated(), self._extras_like(), self._private)
 
     def unsent(self, client: int) -> None:
         """Takes back the downlink of a client that could not be sent to: nothing crossed."""
@@ -311,13 +296,14 @@ class Server:
             weight = self._algorithm.weight(update.num_examples)
         else:
             try:
-                self._check(update)
+                check_turn(update, self.cell, self.round + 1, self._cohort, self._losses)
                 values, extras, fits = self._privacy.admit(
                     *self.decode(update), self._federated(), self._extras_like(), self._private
                 )
             except (Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
                 reason = error if isinstance(error, Damaged) else f"cannot be decoded ({error!r})"
-                print(f"fedlight: the update of client {update.client} {reason}: refused", file=sys.stderr)
+                refusal = f"the update of client {update.client} {printable(reason)}: refused"
+                print(f"fedlight: {refusal}", file=sys.stderr)
                 return
             self._fitting.append(fits)
             weight = 1
@@ -335,13 +321,6 @@ class Server:
                 wanted = "which is no part of the global model" if held is None else f"expected {expected}"
                 who = f"{type(self._algorithm).__module__}.{type(self._algorithm).__qualname__}"
                 raise BadInput(f"algorithm {who}: step returned {found} for {name}, {wanted}")
-
-    def _check(self, update: Update) -> None:
-        """Raises Damaged for an update that nobody asked for."""
-        if update.round != self.round + 1 or update.client not in self._cohort:
-            raise Damaged(f"is of no client of round {self.round + 1}")
-        if update.client in self._losses:
-            raise Damaged(f"came twice in round {update.round}")
 
     def _extras_like(self) -> State:
         return self._algorithm.extras_like(self._stepped())
@@ -376,22 +355,3 @@ class Server:
     def _method_now(self) -> Method:
         """What the method is in the round under way."""
         return self.method.in_round(self.round + 1, self.slices.names)
-
-
-def _check_like(found: State, like: State) -> None:
-    """Raises Damaged where tensors have not the names, shapes and dtypes of others, or are not finite."""
-    if found.keys() != like.keys():
-        odd = min(found.keys() ^ like.keys())
-        raise Damaged(f"has {'no' if odd in like else 'a'} tensor {odd}")
-    for name, tensor in found.items():
-        if (tensor.dtype, tensor.shape) != (like[name].dtype, like[name].shape):
-            raise Damaged(
-                f"has {name} of {tensor.dtype} and shape {tuple(tensor.shape)} in place of "
-                f"{like[name].dtype} and {tuple(like[name].shape)}"
-            )
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise Damaged(f"left the finite numbers in {name}")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"

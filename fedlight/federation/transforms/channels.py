@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fedlight.federation.messages import State
 from fedlight.federation.packing import pack_bits, packed_size, unpack_bits
+from fedlight.runtime.errors import Damaged
 
 
 def by_channel(tensor: Tensor) -> Tensor:
@@ -28,9 +29,30 @@ def pack_channels(name: str, codes: Tensor, scales: Tensor, bits: int) -> State:
 
 
 def unpack_channels(name: str, sent: State, like: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The inverse: codes, float32, a row a channel of `like`; and scales, float32, shape (channels, 1)."""
+    """The inverse: codes, float32, a row a channel of `like`; and scales, float32, shape (channels, 1).
+
+    Raises:
+        Damaged: a scale is negative or not finite.
+    """
     codes = unpack_bits(sent[f"{name}.codes"], bits, like.numel()).view(like.shape)
-    return by_channel(codes).float(), sent[f"{name}.scales"].float()[:, None]
+    return by_channel(codes).float(), check_scales(name, sent[f"{name}.scales"])[:, None]
+
+
+def check_scales(name: str, scales: Tensor) -> Tensor:
+    """The scales of the tensor `name`, float32.
+
+    Raises:
+        Damaged: one of them is negative or not finite.
+    """
+    if not (scales.isfinite() & (scales >= 0)).all():
+        raise Damaged(f"an encoded payload has a scale of {name} that is negative or not finite")
+    return scales.float()
+
+
+def check_codes(name: str, codes: Tensor, largest: int) -> None:
+    """Raises Damaged where a code of the tensor `name` is above the largest one."""
+    if codes.numel() and codes.max() > largest:
+        raise Damaged(f"an encoded payload has a code of {name} above {largest}")
 
 
 def sent_like(like: State, bits: int) -> State:

@@ -4,7 +4,13 @@ import numpy as np
 import torch
 
 from fedlight.federation.messages import State
-from fedlight.federation.transforms.channels import by_channel, pack_channels, sent_like, unpack_channels
+from fedlight.federation.transforms.channels import (
+    by_channel,
+    check_codes,
+    pack_channels,
+    sent_like,
+    unpack_channels,
+)
 from fedlight.runtime.errors import BadInput
 
 
@@ -43,6 +49,7 @@ class Quantisation:
         delta: State = {}
         for name, tensor in like.items():
             codes, scales = unpack_channels(name, sent, tensor, self.bits)
+            check_codes(name, codes, 2 * self.levels)
             values = (codes - self.levels) * (scales / self.levels)
             delta[name] = values.to(tensor.dtype).view(tensor.shape)
         return delta

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fedlight.federation.messages import State
 from fedlight.federation.packing import pack_bits, packed_size, unpack_bits
+from fedlight.federation.transforms.channels import check_codes, check_scales
 from fedlight.runtime.errors import BadInput
 
 BITS = 4
@@ -53,5 +54,7 @@ class Rounding:
 
 
 def _values(sent: State, name: str, like: Tensor) -> Tensor:
-    codes = unpack_bits(sent[f"{name}.codes"], BITS, like.numel()).float() - LEVELS
-    return (codes * sent[f"{name}.step"].float()).to(like.dtype).view(like.shape)
+    codes = unpack_bits(sent[f"{name}.codes"], BITS, like.numel())
+    check_codes(name, codes, 2 * LEVELS)
+    step = check_scales(name, sent[f"{name}.step"])
+    return ((codes.float() - LEVELS) * step).to(like.dtype).view(like.shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedlight.federation.messages import State
 from fedlight.federation.packing import pack_bits, packed_size, unpack_bits
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, Damaged
 
 
 class TopK:
@@ -45,12 +45,16 @@ class TopK:
     def decode(self, sent: State, like: State) -> State:
         delta: State = {}
         for name, tensor in like.items():
+            size, values = tensor.numel(), sent[f"{name}.values"]
             if (mask := sent.get(f"{name}.mask")) is not None:
-                largest = unpack_bits(mask, 1, tensor.numel()).nonzero()[:, 0]
+                largest = unpack_bits(mask, 1, size).nonzero()[:, 0]
             else:
                 largest = sent[f"{name}.positions"].long()
-            flat = torch.zeros(tensor.numel(), dtype=tensor.dtype)
-            delta[name] = flat.scatter_(0, largest, sent[f"{name}.values"]).view(tensor.shape)
+            ascending = (largest.diff() > 0).all()
+            if len(largest) != len(values) or not ascending or (largest < 0).any() or (largest >= size).any():
+                raise Damaged(f"an encoded payload has no {len(values)} ascending positions in {name}")
+            flat = torch.zeros(size, dtype=tensor.dtype)
+            delta[name] = flat.scatter_(0, largest, values).view(tensor.shape)
         return delta
 
     def sent_like(self, like: State) -> State:

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fedlight.federation.admission import check_scores
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
 from fedlight.federation.transport.transport import Surroundings
 from fedlight.runtime.errors import BadInput, Damaged
+from fedlight.runtime.printable import printable
 
 LOOK = 0.5  # seconds between two looks for answers
 AGAIN = 60.0  # seconds after which a node that was refused is asked again
@@ -53,6 +55,7 @@ class Flower:
         self._nodes: dict[int, int] = {}  # client: node
         self._strangers: dict[int, float] = {}  # nodes that were refused, and when they may ask again
         self._greeted: dict[int, str] = {}  # node: message that asks who it is
+        self._counts: dict[int, int] = {}  # client: n_k, as it last said
         self._first = True
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
@@ -65,17 +68,10 @@ class Flower:
         self._first = False
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        for request in requests:
-            answered = False
-            for _, reply in self._ask(EVALUATE, {request.client: request}):
-                scores = None if reply is None else self._read(request.client, reply, Scores)
-                if scores is not None and scores.client == request.client:
-                    answered = True
-                    yield scores
-            if not answered:
-                raise TimeoutError(
-                    f"client {request.client} did not score its model: run again when it is there"
-                )
+        waiting = {request.client: request for request in requests}
+        for request, reply in self._ask(EVALUATE, waiting):
+            if reply is not None and (scores := self._admitted_scores(request, reply)) is not None:
+                yield scores
 
     def _ask(self, kind: str, waiting: dict[int, Any]) -> Iterator[tuple[Any, Any]]:
         """Each request with its answer, as they come; a line is told of a client that does not answer.
@@ -165,9 +161,27 @@ class Flower:
                 raise Damaged("answers another broadcast")
             self._around.admit(update, broadcast.uplink)
         except Damaged as error:
-            self._tell(broadcast.client, f"sent an update that {error}: refused")
+            self._tell(broadcast.client, f"sent an update that {printable(error)}: refused")
             return None
+        if update.num_examples != self._counts.get(update.client, 0):  # privacy reports 0
+            self._counts[update.client] = update.num_examples
+            weight = f"client {update.client} counts as {update.num_examples:,} images in the mean"
+            print(f"fedlight: {weight}", flush=True)
         return update
+
+    def _admitted_scores(self, request: Evaluation, reply: Any) -> Scores | None:
+        """The scores, where they answer the request; else a line says why not."""
+        scores: Scores | None = self._read(request.client, reply, Scores)
+        if scores is None:
+            return None
+        try:
+            check_scores(scores, request)
+            if request.draw:
+                self._around.admit_scores(scores)
+        except Damaged as error:
+            self._tell(request.client, f"sent an evaluation that {printable(error)}: refused")
+            return None
+        return scores
 
     def _read(self, client: int, reply: Any, kind: type) -> Any:
         """The message in an answer, or None with a line that says what is wrong."""
@@ -186,7 +200,7 @@ class Flower:
             if not isinstance(message, kind):
                 raise Damaged(f"this is a {type(message).__name__}")
         except Damaged as error:
-            self._tell(client, f"sent what cannot be read ({error}): refused")
+            self._tell(client, f"sent what cannot be read ({printable(error)}): refused")
             return None
         return message
 

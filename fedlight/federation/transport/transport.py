@@ -16,7 +16,10 @@ class Transport(Protocol):
         """Hands each broadcast to its client and yields the updates, in any sequence."""
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        """Asks clients to evaluate their own models; yields their answers, request by request."""
+        """Asks clients to evaluate their own models; yields their answers, in any sequence.
+
+        A client in an institution of its own may not answer.
+        """
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Surroundings:
         ending: what a transport enters here ends with the cell.
         admit: raises Damaged for an update that does not fit the global model or the slices that were asked
             for; only of use for clients whom nobody can vouch for.
+        admit_scores: raises Damaged for scores of drawn images that the cell's evaluator does not give.
         forget: notes that a client has lost what it kept, so that it is met anew.
         unsent: notes that a broadcast of this round was not sent to its client.
     """
@@ -45,5 +49,6 @@ class Surroundings:
     check: Callable[[], None]
     ending: ExitStack = field(default_factory=ExitStack)
     admit: Callable[[Update, tuple[str, ...]], None] = lambda update, uplink: None
+    admit_scores: Callable[[Scores], None] = lambda scores: None
     forget: Callable[[int], None] = lambda client: None
     unsent: Callable[[int], None] = lambda client: None

@@ -1,0 +1,17 @@
+"""Text from elsewhere, made fit for a line of a log."""
+
+LENGTH = 300  # characters
+
+
+def printable(text: object, length: int = LENGTH) -> str:
+    """A text on one line: control characters are escaped, and what exceeds `length` characters is cut.
+
+    Args:
+        text: whatever `str` takes, from a party that nobody vouches for.
+        length: the largest number of characters of the result, 1 or more.
+    """
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(text)[: length + 1]
+    )
+    return shown if len(shown) <= length else f"{shown[: length - 1]}…"
