@@ -12,14 +12,19 @@ from fedlight.experiment.agreement import agreed_hash, check_agreed, read_agreem
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_algorithm
 from fedlight.experiment.execute import run_cell
 from fedlight.experiment.targets import check_targets
+from fedlight.experiment.terms import Terms
 from fedlight.federation.algorithms.fedavg import FedAvg
-from fedlight.federation.messages import Broadcast, Evaluation, fingerprint, from_bytes, to_bytes
+from fedlight.federation.answers import Answers
+from fedlight.federation.messages import Broadcast, Evaluation, from_bytes, to_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.flower import Flower
 from fedlight.runs.identity import cell_folder, cell_id
 from fedlight.runtime.errors import BadInput, Damaged
-from fedlight.runtime.files import atomic
 from fedlight.runtime.lock import hold
+
+MODELS = (
+    2  # global models after one round that a client scores: a server with fresh noise makes a round again
+)
 
 
 def serve(grid: Any, path: Path, run_config: dict[str, Any]) -> None:
@@ -107,17 +112,23 @@ def _own(partition: PartitionConfig, client: int | None) -> PartitionConfig:
 class Institution:
     """Answers the server's messages for the one client of this place.
 
+    What leaves is noted in `answers`, and bounded by the agreement: one update in each round, in their sequence,
+    of the slices that the agreement names for it; and scores where they are due. The same message gets the
+    same bytes again, as a server that restarts may go back by one round.
+
     Attributes:
         cell: id of the federation.
         client: its number.
         site: with its images and its memory.
         folder: of its memory.
+        terms: of the agreement.
     """
 
     cell: str
     client: int
     site: Site
     folder: Path
+    terms: Terms
 
     @classmethod
     def make(cls, path: Path, agreed_to: str, client: int, root: str | None, memory: Path) -> "Institution":
@@ -138,13 +149,16 @@ class Institution:
         cell = cell_id(settings.plain())
         folder = memory / cell
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(cell, client, build_institution(settings, client).site(folder), folder / CHECKPOINT)
+        components = build_institution(settings, client)
+        terms = Terms.make(settings, components.method, tuple(components.slices.names))
+        return cls(cell, client, components.site(folder), folder / CHECKPOINT, terms)
 
     def answer(self, content: bytes) -> bytes:
-        """The update, or the scores, that a message asks for; empty for a client that drops out.
+        """The update, or the scores, that a message asks for.
 
         Raises:
-            Damaged: this is no message for this client, or it asks for what does not leave it.
+            Damaged: this is no message for this client, it asks for what the agreement does not provide for,
+                or what it asks for has left already.
             MemoryLost: what the client kept is gone.
         """
         message = from_bytes(content)
@@ -152,23 +166,37 @@ class Institution:
             raise Damaged(f"a server does not send {type(message).__name__}")
         if (message.cell, message.client) != (self.cell, self.client):
             raise Damaged(f"the message is for client {message.client} of {message.cell}")
-        setup = self.site.setup
-        method = setup.method.in_round(message.round, setup.slices.names)
-        if isinstance(message, Evaluation):
-            if method.evaluate != "clients":
-                raise Damaged(f"{method.name} asks no client for scores")
-            return to_bytes(self.site.evaluate(message))
-        if undeclared := sorted(set(message.uplink).difference(method.uplink)):
-            raise Damaged(f"{method.name} does not let {', '.join(undeclared)} leave")
-        self._begin(fingerprint(content))
-        receipt = self.site.update(message)
-        return receipt.read() if receipt else b""
+        if isinstance(message, Broadcast):
+            self.terms.check_broadcast(message)
+        else:
+            self.terms.check_evaluation(message)
+        with Answers(self.folder).opened() as answers:
+            if message.round < answers.last - 1:
+                raise Damaged(
+                    f"the server is in round {message.round}, and this node has answered round {answers.last}: "
+                    "a server that has lost its results starts anew, and this node does so only where it is "
+                    f"told to: move {self.folder.parent} elsewhere, and all that left counts once more"
+                )
+            if isinstance(message, Broadcast):
+                return self._update(message, content, answers)
+            return self._scores(message, content, answers)
 
-    def _begin(self, hash_: str) -> None:
-        """Forgets finished updates where the server, having gone back, sends another broadcast."""
-        noted = self.folder / "broadcast"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not noted.exists() or noted.read_text() != hash_:
-            self.site.outbox.restart()
-            with atomic(noted) as temporary:
-                temporary.write_text(hash_)
+    def _update(self, broadcast: Broadcast, content: bytes, answers: Answers) -> bytes:
+        round_ = broadcast.round
+        if (same := answers.repeat("update", round_, content)) is not None:
+            return same
+        if answers.count("update", round_):
+            raise Damaged(f"round {round_} was answered already, and this is another broadcast of it")
+        if round_ < answers.last:
+            raise Damaged(f"round {answers.last} was answered already, and round {round_} comes before it")
+        update, _ = self.site.train(broadcast)
+        assert update, "the terms admit no client that drops out"
+        return answers.add("update", round_, content, to_bytes(update))
+
+    def _scores(self, request: Evaluation, content: bytes, answers: Answers) -> bytes:
+        round_, kind = request.round, "images" if request.draw else "fingerprint"
+        if (same := answers.repeat(kind, round_, content)) is not None:
+            return same
+        if (given := answers.count(kind, round_)) >= MODELS:
+            raise Damaged(f"{kind} of {given} models left after round {round_} already")
+        return answers.add(kind, round_, content, to_bytes(self.site.evaluate(request)))

@@ -23,7 +23,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(parent, path), daemon=True).start()
     from fedlight.experiment.deployed import Institution
     from fedlight.federation.transport.envelope import MEMORY_LOST
-    from fedlight.runtime.errors import MemoryLost
+    from fedlight.runtime.errors import BadInput, Damaged, MemoryLost
 
     made: tuple[bytes, Institution] | None = None
     path.unlink(missing_ok=True)
@@ -48,6 +48,9 @@ def main() -> None:
                 except MemoryLost as error:
                     print(f"fedlight: {error}", file=sys.stderr)
                     problem, answer = MEMORY_LOST.encode(), b""
+                except (BadInput, Damaged) as error:
+                    print(f"fedlight: refused: {error}", file=sys.stderr)
+                    problem, answer = FAILED, b""
                 except Exception as error:  # it stays here: an error's text may say what data hold
                     print(f"fedlight: error: {error}", file=sys.stderr)
                     traceback.print_exc()
