@@ -62,6 +62,9 @@ def write_app(folder: Path, overrides: list[str]) -> None:
     register_resolvers()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         settings = validate(compose("config", overrides=["transport=flower", *overrides]))
+    if settings.privacy and not any(o.lstrip("+").startswith("privacy.secure_noise=") for o in overrides):
+        privacy = settings.privacy.model_copy(update={"secure_noise": True})
+        settings = settings.model_copy(update={"privacy": privacy})
     check_deployable(settings)
     check_targets(OmegaConf.to_container(OmegaConf.create(settings.plain())))
     inner = folder / PACKAGE

@@ -151,7 +151,7 @@ def test_rounds_are_answered_in_order(attacked: MakeAttacked) -> None:
     node.answer(node.broadcast(3, previous=0))
     with pytest.raises(Damaged, match="round 3 was answered already, and round 2 comes before it"):
         node.answer(node.broadcast(2, previous=0))
-    with pytest.raises(Damaged, match="move .*node.toy elsewhere"):
+    with pytest.raises(Damaged, match=r"move .*node.toy elsewhere"):
         node.answer(node.broadcast(1))
     assert node.answer(node.broadcast(4)).round == 4
 
@@ -258,12 +258,12 @@ def test_a_kill_at_any_instant_lets_one_answer_leave(
 ) -> None:
     noise = GaussianMechanism(1.0, 1.0, 2, 2.0, True, None, SecretNoise())
     node = attacked(FULL, privacy=noise)
-    real, done, left = os.fsync, 0, set[bytes]()
+    real, left, until = os.fsync, set[bytes](), 0
 
     def fsync(file: int) -> None:
-        nonlocal done
-        done += 1
-        if done == fatal:
+        nonlocal until
+        until -= 1
+        if until == 0:
             raise Killed
         real(file)
 
@@ -271,7 +271,7 @@ def test_a_kill_at_any_instant_lets_one_answer_leave(
     kills = 0
     for round_ in (1, 2):
         for fatal in range(1, 20):
-            done = 0
+            until = fatal
             try:
                 left.add(node.institution.answer(node.broadcast(round_)))
             except Killed:
@@ -287,7 +287,7 @@ def test_a_record_that_cannot_be_read_lets_nothing_leave(content: bytes, attacke
     node.answer(node.broadcast(1))
     (node.institution.folder / "answers.json").write_bytes(content)
     for round_ in (1, 2):
-        with pytest.raises(Damaged, match="answers.json is damaged, and without it nothing leaves"):
+        with pytest.raises(Damaged, match=r"answers\.json is damaged, and without it nothing leaves"):
             node.answer(node.broadcast(round_))
 
 

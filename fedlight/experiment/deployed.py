@@ -18,6 +18,7 @@ from fedlight.federation.answers import Answers
 from fedlight.federation.messages import Broadcast, Evaluation, from_bytes, to_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.flower import Flower
+from fedlight.federation.transport.node_keys import check_fingerprint
 from fedlight.runs.identity import cell_folder, cell_id
 from fedlight.runtime.errors import BadInput, Damaged
 from fedlight.runtime.lock import hold
@@ -58,7 +59,9 @@ def agreed(path: Path, root: str | None) -> CellConfig:
 
 
 def check_deployable(settings: CellConfig) -> None:
-    """Raises BadInput for what needs one place that sees all images, or clients that fail on purpose."""
+    """Raises BadInput for what needs one place that sees all images, clients that fail on purpose, or noise
+    that is no secret; and for node keys that are not one a client.
+    """
     algorithm = make_algorithm(settings)
     if type(algorithm).report is not FedAvg.report and not algorithm.extras_like({"": torch.zeros(1)}):
         raise BadInput(
@@ -75,6 +78,30 @@ def check_deployable(settings: CellConfig) -> None:
         raise BadInput(
             "privacy=example accounts for the size of each client's data, which a server does not know"
         )
+    if settings.privacy and not settings.privacy.secure_noise:
+        raise BadInput(
+            "privacy.secure_noise=false draws noise from the seed, which every participant knows and can "
+            "subtract again: leave it out (fedlight deploy init sets it to true)"
+        )
+    _check_nodes(settings)
+
+
+def _check_nodes(settings: CellConfig) -> None:
+    """Raises BadInput where the agreement lists node keys, and not one for each client."""
+    nodes = (settings.transport.model_extra or {}).get("nodes") if settings.transport else None
+    if nodes is None:
+        return
+    if (
+        not isinstance(nodes, list)
+        or len(nodes) != settings.clients
+        or len(set(map(str, nodes))) != len(nodes)
+    ):
+        raise BadInput(
+            f"transport.nodes must list {settings.clients} fingerprints of keys, one for each client and no "
+            "key twice"
+        )
+    for node in nodes:
+        check_fingerprint(str(node))
 
 
 def build_server(settings: CellConfig) -> Components:
@@ -112,9 +139,9 @@ def _own(partition: PartitionConfig, client: int | None) -> PartitionConfig:
 class Institution:
     """Answers the server's messages for the one client of this place.
 
-    What leaves is noted in `answers`, and bounded by the agreement: one update in each round, in their sequence,
+    What leaves is noted in `answers.json`, and bounded by the agreement: one update in each round, in order,
     of the slices that the agreement names for it; and scores where they are due. The same message gets the
-    same bytes again, as a server that restarts may go back by one round.
+    same bytes again, since a server that restarts may go back by one round.
 
     Attributes:
         cell: id of the federation.
@@ -173,9 +200,9 @@ class Institution:
         with Answers(self.folder).opened() as answers:
             if message.round < answers.last - 1:
                 raise Damaged(
-                    f"the server is in round {message.round}, and this node has answered round {answers.last}: "
-                    "a server that has lost its results starts anew, and this node does so only where it is "
-                    f"told to: move {self.folder.parent} elsewhere, and all that left counts once more"
+                    f"the server is in round {message.round}, and this node has answered round "
+                    f"{answers.last}. A server that lost its results starts again; to let this node start "
+                    f"again with it, move {self.folder.parent} elsewhere. What left before counts, too"
                 )
             if isinstance(message, Broadcast):
                 return self._update(message, content, answers)

@@ -1,8 +1,8 @@
 """An institution's own record of what left it: which round was answered, to which message, with which bytes.
 
-`answers.json` names each answer: the SHA-256 of the message that it answers, and of its own bytes. It is on the
-disk before an answer leaves, so that a kill at any instant cannot make a second answer to one round. The bytes
-of the last answers lie beside it, in `answers/`, so that the same message gets the same bytes again.
+`answers.json` names each answer: the SHA-256 of the message that it answers, and of its own bytes. It is on
+the disk before an answer leaves, so that a kill at any instant cannot make a second answer to one round. The
+bytes of the last answers lie beside it, in `answers/`, so that the same message gets the same bytes again.
 """
 
 import fcntl
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.files import atomic, naming

@@ -30,6 +30,7 @@ class Site:
     def __init__(self, cell: str, setup: ClientSetup, folder: Path) -> None:
         self.cell = cell
         self.setup = setup
+        self.folder = folder
         self.memory = client_memory(folder, cell)
         self.outbox = Outbox(folder / "updates")
 
