@@ -96,8 +96,10 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
     Raises:
         BadInput: the configuration is not the one that was agreed, or cannot be followed here.
     """
+    import numpy as np
+
     from fedlight.experiment.agreement import FILE, check_agreed
-    from fedlight.experiment.deployed import agreed, build_institution
+    from fedlight.experiment.deployed import agreed, build_institution, with_classes
 
     path = folder / PACKAGE / FILE
     check_agreed(path, agreed_to)
@@ -111,6 +113,11 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
     place = root or f"the share of client {client} in {settings.data.name}, dealt as in a simulation"
     print(f"configuration  {agreed_to}, as agreed")
     print(f"data           {images} images of {settings.data.shape} to train on, from {place}")
+    labels = components.dataset.train.labels[components.shares[client]]
+    counts = np.bincount(labels, minlength=len(components.dataset.classes))
+    named = (f"{name} {count}" for name, count in zip(components.dataset.classes, counts, strict=True))
+    numbered = "as agreed" if with_classes(settings).data.classes else "of this institution; none were agreed"
+    print(f"classes        {', '.join(named)} ({numbered})")
     print(f"leaves, in each of up to {settings.rounds} rounds:")
     for slice_ in method.uplink:
         sent = [state[name] for name in slices[slice_]]

@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fedlight.config import CellConfig, PartitionConfig, validate
+from fedlight.data.class_names import published_classes
 from fedlight.experiment.agreement import agreed_hash, check_agreed, read_agreement
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_algorithm
 from fedlight.experiment.execute import run_cell
@@ -83,6 +84,11 @@ def check_deployable(settings: CellConfig) -> None:
             "privacy.secure_noise=false draws noise from the seed, which every participant knows and can "
             "subtract again: leave it out (fedlight deploy init sets it to true)"
         )
+    if settings.model.conditional and not with_classes(settings).data.classes:
+        raise BadInput(
+            "model.conditional=true needs the names of the classes, so that every institution gives them the "
+            "same numbers: make an agreement with data.classes=[FIRST,SECOND,...]"
+        )
     _check_nodes(settings)
 
 
@@ -104,16 +110,31 @@ def _check_nodes(settings: CellConfig) -> None:
         check_fingerprint(str(node))
 
 
+def with_classes(settings: CellConfig) -> CellConfig:
+    """The settings with the classes that all participants number alike, where they are known.
+
+    Those of a published data set are part of no cell's id: in a simulation they are the same.
+    """
+    classes = settings.data.classes or published_classes(settings.data.source)
+    data = settings.data.model_copy(update={"classes": list(classes) if classes else None})
+    return settings.model_copy(update={"data": data})
+
+
 def build_server(settings: CellConfig) -> Components:
     """What the server's cell is built of: with data of its own to score with, or with no image at all."""
+    settings = with_classes(settings)
     if "root" not in settings.data.source or settings.data.root:
         return build(settings)
     if settings.evaluation.samples:
         raise BadInput(
             "evaluation.samples needs images to compare with: start with data-root=FOLDER, or set it to 0"
         )
-    shape = {"image_size": settings.data.image_size, "channels": settings.data.channels}
-    source = {"_target_": "fedlight.data.elsewhere.load", **shape}
+    source = {
+        "_target_": "fedlight.data.elsewhere.load",
+        "image_size": settings.data.image_size,
+        "channels": settings.data.channels,
+        "classes": settings.data.classes or ["unknown"],
+    }
     data = settings.data.model_copy(update={"source": source, "limit": None})
     return build(settings.model_copy(update={"data": data, "partition": _own(settings.partition, None)}))
 
@@ -125,6 +146,7 @@ def build_institution(settings: CellConfig, client: int) -> Components:
     """
     if not 0 <= client < settings.clients:
         raise BadInput(f"clients are 0 to {settings.clients - 1}, got client={client}")
+    settings = with_classes(settings)
     if settings.data.root:
         settings = settings.model_copy(update={"partition": _own(settings.partition, client)})
     return build(settings)
