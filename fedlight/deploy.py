@@ -54,7 +54,7 @@ def write_app(folder: Path, overrides: list[str]) -> None:
 
     from fedlight.config import validate
     from fedlight.experiment.agreement import FILE, agreed_hash, write_agreement
-    from fedlight.experiment.deployed import check_deployable
+    from fedlight.experiment.deployed import check_deployable, with_classes
     from fedlight.experiment.targets import check_targets
 
     if folder.exists():
@@ -67,6 +67,7 @@ def write_app(folder: Path, overrides: list[str]) -> None:
         settings = settings.model_copy(update={"privacy": privacy})
     check_deployable(settings)
     check_targets(OmegaConf.to_container(OmegaConf.create(settings.plain())))
+    classes = with_classes(settings).data.classes
     inner = folder / PACKAGE
     inner.mkdir(parents=True)
     write_agreement(inner / FILE, settings.plain())
@@ -77,6 +78,7 @@ def write_app(folder: Path, overrides: list[str]) -> None:
         "rounds": settings.rounds,
         "method": settings.method.name,
         "sha256": agreed_hash(inner / FILE),
+        "classes": f", which are {', '.join(classes)}" if classes else "",
     }
     (inner / "__init__.py").write_text(f'"""The federation {settings.name}."""\n')
     for template in ("server_app.py", "client_app.py"):
@@ -99,7 +101,7 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
     import numpy as np
 
     from fedlight.experiment.agreement import FILE, check_agreed
-    from fedlight.experiment.deployed import agreed, build_institution, with_classes
+    from fedlight.experiment.deployed import MODELS, agreed, build_institution, with_classes
 
     path = folder / PACKAGE / FILE
     check_agreed(path, agreed_to)
@@ -134,7 +136,10 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
         due = f"and every {settings.evaluation.every} rounds" if settings.evaluation.every else "once"
         drawn = settings.evaluation.grid or settings.evaluation.samples
         scores = "images drawn from its own model and their scores, " if drawn else ""
-        print(f"leaves at the end, {due}: {scores}the fingerprint of its own model")
+        print(
+            f"leaves at the end, {due}: {scores}the fingerprint of its own model, each with up to {MODELS} "
+            "versions of the global slices"
+        )
     staying = [slice_ for slice_ in slices if slice_ not in method.uplink]
     if method.warm_start:
         print(f"leaves in the first {method.warm_start} rounds alone: {', '.join(staying) or 'nothing'}")

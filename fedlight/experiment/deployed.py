@@ -82,7 +82,7 @@ def check_deployable(settings: CellConfig) -> None:
     if settings.privacy and not settings.privacy.secure_noise:
         raise BadInput(
             "privacy.secure_noise=false draws noise from the seed, which every participant knows and can "
-            "subtract again: leave it out (fedlight deploy init sets it to true)"
+            "subtract again: make an agreement without it (fedlight deploy init sets it to true)"
         )
     if settings.model.conditional and not with_classes(settings).data.classes:
         raise BadInput(
