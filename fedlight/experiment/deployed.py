@@ -24,9 +24,7 @@ from fedlight.runs.identity import cell_folder, cell_id
 from fedlight.runtime.errors import BadInput, Damaged
 from fedlight.runtime.lock import hold
 
-MODELS = (
-    2  # global models after one round that a client scores: a server with fresh noise makes a round again
-)
+MODELS = 2  # versions of the global slices that a client scores after a round: it may be made once more
 
 
 def serve(grid: Any, path: Path, run_config: dict[str, Any]) -> None:
