@@ -48,7 +48,19 @@ class DataConfig(Section, Sparse):
     cache: str | None = None
     attributes: list[str] | None = None
     skip_unreadable: bool = False
+    classes: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
     source: Target
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """Names such as 0 and 12 are whole numbers on the command line."""
+        if not isinstance(value, list):
+            return value
+        names = [str(name) if type(name) is int else name for name in value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"a class is named twice: {twice[0]}")
+        return names
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -52,7 +52,7 @@ def write_app(folder: Path, overrides: list[str]) -> None:
     """
     from fedlight.config import validate
     from fedlight.experiment.agreement import FILE, agreed_hash, write_agreement
-    from fedlight.experiment.deployed import check_deployable
+    from fedlight.experiment.deployed import check_deployable, with_classes
     from fedlight.experiment.targets import check_targets
 
     if folder.exists():
@@ -60,8 +60,12 @@ def write_app(folder: Path, overrides: list[str]) -> None:
     register_resolvers()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         settings = validate(compose("config", overrides=["transport=flower", *overrides]))
+    if settings.privacy and not any(o.lstrip("+").startswith("privacy.secure_noise=") for o in overrides):
+        privacy = settings.privacy.model_copy(update={"secure_noise": True})
+        settings = settings.model_copy(update={"privacy": privacy})
     check_deployable(settings)
     check_targets(settings.plain())
+    classes = with_classes(settings).data.classes
     inner = folder / PACKAGE
     inner.mkdir(parents=True)
     write_agreement(inner / FILE, settings.plain())
@@ -72,6 +76,7 @@ def write_app(folder: Path, overrides: list[str]) -> None:
         "rounds": settings.rounds,
         "method": settings.method.name,
         "sha256": agreed_hash(inner / FILE),
+        "classes": f", which are {', '.join(classes)}" if classes else "",
     }
     (inner / "__init__.py").write_text(f'"""The federation {settings.name}."""\n')
     for template in ("server_app.py", "client_app.py"):
@@ -91,8 +96,10 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
     Raises:
         BadInput: the configuration is not the one that was agreed, or cannot be followed here.
     """
+    import numpy as np
+
     from fedlight.experiment.agreement import FILE, check_agreed
-    from fedlight.experiment.deployed import agreed, build_institution
+    from fedlight.experiment.deployed import MODELS, agreed, build_institution, with_classes
 
     path = folder / PACKAGE / FILE
     check_agreed(path, agreed_to)
@@ -106,6 +113,11 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
     place = root or f"the share of client {client} in {settings.data.name}, dealt as in a simulation"
     print(f"configuration  {agreed_to}, as agreed")
     print(f"data           {images} images of {settings.data.shape} to train on, from {place}")
+    labels = components.dataset.train.labels[components.shares[client]]
+    counts = np.bincount(labels, minlength=len(components.dataset.classes))
+    named = (f"{name} {count}" for name, count in zip(components.dataset.classes, counts, strict=True))
+    numbered = "as agreed" if with_classes(settings).data.classes else "of this institution; none were agreed"
+    print(f"classes        {', '.join(named)} ({numbered})")
     print(f"leaves, in each of up to {settings.rounds} rounds:")
     for slice_ in method.uplink:
         sent = [state[name] for name in slices[slice_]]
@@ -122,7 +134,10 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
         due = f"and every {settings.evaluation.every} rounds" if settings.evaluation.every else "once"
         drawn = settings.evaluation.grid or settings.evaluation.samples
         scores = "images drawn from its own model and their scores, " if drawn else ""
-        print(f"leaves at the end, {due}: {scores}the fingerprint of its own model")
+        print(
+            f"leaves at the end, {due}: {scores}the fingerprint of its own model, each with up to {MODELS} "
+            "versions of the global slices"
+        )
     staying = [slice_ for slice_ in slices if slice_ not in method.uplink]
     if method.warm_start:
         print(f"leaves in the first {method.warm_start} rounds alone: {', '.join(staying) or 'nothing'}")

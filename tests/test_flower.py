@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,21 +24,25 @@ from fedlight.experiment.agreement import agreed_hash
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
-from fedlight.federation.messages import Broadcast, Payload, Update, from_bytes, to_bytes
+from fedlight.federation.messages import Payload, Update, from_bytes, to_bytes
 from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.flower import Flower
+from fedlight.federation.transport.node_keys import fingerprint_of
 from fedlight.federation.transport.transport import Surroundings
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput, Damaged
 
 pytest.importorskip("flwr")
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 from flwr.app import RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedlight.experiment.deployed import Institution, agreed, build_institution, build_server
+from fedlight.experiment.terms import Terms
 from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, open_bytes, wrap
 
 Answer = Callable[[bytes], bytes]
@@ -45,6 +50,12 @@ Answer = Callable[[bytes], bytes]
 
 def nobody(content: bytes) -> bytes:
     raise AssertionError("a node that is away is not asked")
+
+
+def new_key() -> bytes:
+    """The public half of a new node key."""
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 @dataclass
@@ -58,6 +69,7 @@ class Node:
     expired: bool = False
     agreed: str = "agreed"
     problem: str = ""
+    key: bytes = field(default_factory=new_key)
 
     def answer(self, content: bytes) -> RecordDict:
         words = {CLIENT: self.client, HASH: self.agreed}
@@ -74,8 +86,9 @@ class Grid:
     replies: dict[str, Any] = field(default_factory=dict)
     count: int = 0
 
-    def get_node_ids(self) -> list[int]:
-        return [number for number, node in self.nodes.items() if node.online]
+    def get_nodes(self) -> list[Any]:
+        online = {number: node for number, node in self.nodes.items() if node.online}
+        return [SimpleNamespace(node_id=number, public_key=node.key) for number, node in online.items()]
 
     def push_messages(self, messages: Any) -> list[str]:
         ids = []
@@ -101,10 +114,10 @@ class Toys:
     """A federation of two toy clients over the grid."""
 
     def __init__(self, setup: ClientSetup, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.server = toy_server(setup)
+        self.setup, self.server = setup, toy_server(setup)
         self.institutions = [
-            Institution("toy", client, toy_site(setup, folder / str(client)), folder / str(client))
-            for client in range(2)
+            Institution("toy", client, toy_site(setup, place), place, self.terms(setup))
+            for client, place in enumerate((folder / "0", folder / "1"))
         ]
         self.grid = Grid({11 + i.client: Node(i.client, i.answer) for i in self.institutions})
         patch.setattr(Flower, "grid", self.grid)
@@ -112,11 +125,20 @@ class Toys:
         patch.setattr("fedlight.federation.transport.flower.LOOK", 0.0)
         for name in ("_run_id", "_task_id", "_node_id"):
             patch.setattr(TaskIdentity, name, 1)
-        here = self.institutions[0].site
-        server = self.server
+        self.notes = folder / "server"
+        self.transport = self.start_server()
+
+    def start_server(self, nodes: list[str] | None = None) -> Flower:
+        """The transport of a server that has just started."""
+        here, server = toy_site(self.setup, self.notes), self.server
         told = {"admit": server.admit, "forget": server.forget, "unsent": server.unsent}
         around = Surroundings(here, lambda: here, 2, 1, lambda: None, lambda: None, **told)
-        self.transport = Flower(around, timeout=0.5)
+        return Flower(around, timeout=0.5, nodes=nodes)
+
+    def terms(self, setup: ClientSetup) -> Terms:
+        """Ten rounds, and no scores."""
+        slices = tuple(setup.slices.names)
+        return Terms(setup.method, slices, 10, self.server.participation, shows=lambda round_: False)
 
     def run(self, rounds: int) -> None:
         for _ in federate(self.server, self.transport, rounds):
@@ -129,6 +151,12 @@ MakeToys = Callable[..., Toys]
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeToys:
     return lambda setup: Toys(setup, tmp_path / "toys", monkeypatch)
+
+
+def last_update(institution: Institution) -> Update:
+    """The update that left last."""
+    left = [from_bytes(path.read_bytes()) for path in (institution.folder / "answers").iterdir()]
+    return max(left, key=lambda update: update.round)
 
 
 def same(server: Server, other: Server) -> bool:
@@ -169,7 +197,7 @@ def test_who_is_away_drops_out_and_goes_on_when_it_is_back(
     down = {(row.round, row.client) for row in over.server.ledger.entries if row.direction == "down"}
     assert down == {*up}, "nothing was sent to who is away"
     assert over.server.ledger.visits == 8
-    alone = from_bytes(over.institutions[0].site.outbox.find(0).read())  # type: ignore[union-attr]
+    alone = last_update(over.institutions[0])
     assert all(over.server.theta[n].equal(t) for n, t in alone.payloads["shared"].tensors.items())
     over.grid.nodes[12].online = True
     over.run(4)
@@ -277,7 +305,7 @@ def test_a_bad_update_is_refused_in_one_line_and_changes_nothing(
     assert line.startswith("fedlight: client 1 (node 12) sent ")
     assert line.endswith(": refused")
     assert re.search(BAD[damage][1] if damage in BAD else "cannot be read", line)
-    alone = from_bytes(over.institutions[0].site.outbox.find(0).read())  # type: ignore[union-attr]
+    alone = last_update(over.institutions[0])
     assert all(over.server.theta[n].equal(t) for n, t in alone.payloads["shared"].tensors.items())
     assert over.server.met == {0: 2, 1: 1}
 
@@ -353,12 +381,112 @@ def test_strangers_are_refused_by_name(toys: MakeToys, capfd: pytest.CaptureFixt
     over.run(1)
     over.grid.nodes |= {13: Node(1), 14: Node(0, agreed="another")}
     over.run(2)
-    lines = capfd.readouterr().err.splitlines()
-    assert lines == [
-        "fedlight: node 13 says that it is client 1, which node 12 is: refused",
-        "fedlight: node 14 has not agreed to this configuration: refused",
-    ]
+    lines = sorted(capfd.readouterr().err.splitlines())
+    own = fingerprint_of(over.grid.nodes[12].key)
+    assert lines[0].startswith(
+        f"fedlight: node 13 says that it is client 1, which belongs to the key {own}, and"
+    )
+    assert lines[1:] == ["fedlight: node 14 has not agreed to this configuration: refused"]
     assert over.server.met == {0: 2, 1: 2}
+
+
+def test_a_number_stays_with_its_key_while_its_node_is_away(
+    toys: MakeToys, capfd: pytest.CaptureFixture[str]
+) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.run(1)
+    over.grid.nodes[12].online = False
+    over.grid.nodes[13] = Node(1, over.grid.nodes[12].act)
+    over.run(4)
+    refusals = [line for line in capfd.readouterr().err.splitlines() if "node 13" in line]
+    keys = [fingerprint_of(over.grid.nodes[node].key) for node in (12, 13)]
+    assert refusals == [
+        f"fedlight: node 13 says that it is client 1, which belongs to the key {keys[0]}, and its own is "
+        f"{keys[1]}; where a node was replaced, remove the line of client 1 from {over.notes / 'nodes.txt'}: "
+        "refused"
+    ]
+    assert over.server.met == {0: 4, 1: 1}
+    over.grid.nodes[12].online = True
+    over.run(5)
+    assert over.server.met == {0: 5, 1: 5}
+
+
+def test_keys_are_bound_over_a_restart_of_the_server(toys: MakeToys) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.run(1)
+    over.transport = over.start_server()
+    del over.grid.nodes[12]
+    over.grid.nodes[13] = Node(1, over.institutions[1].answer)
+    over.run(2)
+    assert over.server.met == {0: 2, 1: 1}
+
+    notes = over.notes / "nodes.txt"
+    (kept, removed) = notes.read_text().splitlines(keepends=True)
+    assert removed.startswith("1 SHA256:")
+    notes.write_text(kept)  # what the coordinator types where node 12 was replaced
+    over.transport = over.start_server()
+    over.run(3)
+    assert over.server.met == {0: 3, 1: 3}
+    assert notes.read_text() == f"{kept}1 {fingerprint_of(over.grid.nodes[13].key)}\n"
+
+
+def test_a_key_is_one_client(toys: MakeToys, capfd: pytest.CaptureFixture[str]) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.grid.nodes[12].online = False
+    over.run(1)
+    over.grid.nodes[11].client = 1  # its node configuration now names the number of the other
+    over.transport = over.start_server()
+    over.run(2)
+    assert (
+        "node 11 says that it is client 1, and its key belongs to client 0: refused" in capfd.readouterr().err
+    )
+    assert over.server.met == {0: 1}
+
+
+def test_an_agreement_may_list_the_keys(toys: MakeToys, capfd: pytest.CaptureFixture[str]) -> None:
+    over = toys(toy_setup(PARTIAL))
+    listed = [fingerprint_of(over.grid.nodes[node].key) for node in (11, 12)]
+    first = over.grid.nodes | {13: Node(1, over.institutions[1].answer)}
+    over.grid.nodes = {number: first[number] for number in (13, 12, 11)}  # the stranger comes first
+    over.transport = over.start_server(listed)
+    over.run(1)
+    (line,) = capfd.readouterr().err.splitlines()
+    stranger = fingerprint_of(over.grid.nodes[13].key)
+    assert line == (
+        f"fedlight: node 13 says that it is client 1, and its key {stranger} is not that client's in the "
+        "agreement: refused"
+    )
+    assert over.server.met == {0: 1, 1: 1}
+    assert not (over.notes / "nodes.txt").exists()
+
+
+def test_a_node_without_a_key_is_nobody(toys: MakeToys, capfd: pytest.CaptureFixture[str]) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.grid.nodes[12].key = b""
+    over.run(1)
+    assert "node 12 has no key that can be read: refused" in capfd.readouterr().err
+    assert over.server.met == {0: 1}
+
+
+@pytest.mark.parametrize("line", ["1", "x SHA256:" + 43 * "A", "1 SHA256:abc", "1 MD5:" + 43 * "A"])
+def test_damaged_bindings_are_told_in_one_line(line: str, toys: MakeToys) -> None:
+    over = toys(toy_setup(PARTIAL))
+    over.notes.mkdir(parents=True)
+    (over.notes / "nodes.txt").write_text(f"{line}\n")
+    with pytest.raises(BadInput, match="is no client number and fingerprint"):
+        over.run(1)
+
+
+def test_a_fingerprint_is_what_ssh_prints(tmp_path: Path) -> None:
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("no ssh-keygen")
+    make = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", "node.key"]
+    subprocess.run(make, cwd=tmp_path, check=True)
+    show = ["ssh-keygen", "-lf", "node.key.pub"]
+    printed = subprocess.run(show, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    public = load_ssh_public_key((tmp_path / "node.key.pub").read_bytes())
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    assert fingerprint_of(pem) == printed.split()[1]
 
 
 def test_an_institution_answers_only_what_it_agreed_to(toys: MakeToys) -> None:
@@ -369,11 +497,11 @@ def test_an_institution_answers_only_what_it_agreed_to(toys: MakeToys) -> None:
         replace(asked, uplink=("own", "shared")),
         replace(asked, client=0),
         replace(asked, cell="another"),
-        institution.site.outbox.find(1) or Update("toy", 1, 1, 1, None, {}),
+        Update("toy", 1, 1, 1, None, {}),
     ):
         with pytest.raises(Damaged):
             institution.answer(to_bytes(wrong))
-    assert not (institution.folder / "updates").exists()
+    assert not (institution.folder / "answers").exists()
     assert isinstance(from_bytes(institution.answer(to_bytes(asked))), Update)
 
 
@@ -385,23 +513,6 @@ def test_a_warm_start_lets_every_slice_leave_and_no_longer(toys: MakeToys) -> No
     (_, asked) = over.server.broadcasts()
     with pytest.raises(Damaged, match="does not let own leave"):
         over.institutions[1].answer(to_bytes(replace(asked, uplink=("own", "shared"))))
-
-
-def test_an_update_is_done_again_only_for_another_broadcast(toys: MakeToys) -> None:
-    over = toys(toy_setup(PARTIAL))
-    institution = over.institutions[1]
-    (_, asked) = over.server.broadcasts()
-    first = institution.answer(to_bytes(asked))
-    assert institution.answer(to_bytes(asked)) == first
-    assert len(list((institution.folder / "updates").iterdir())) == 1
-    other: Broadcast = replace(
-        asked,
-        payloads={
-            name: Payload.plain({n: t + 1 for n, t in payload.tensors.items()})
-            for name, payload in asked.payloads.items()
-        },
-    )
-    assert institution.answer(to_bytes(other)) != first
 
 
 @pytest.mark.slow
@@ -525,14 +636,41 @@ def test_an_agreement_runs_no_code_of_others(
         ("federation.dropout=0.1", "federation.dropout simulates"),
         ("algorithm=fednova", "algorithm=fednova does not say by extras_like"),
         ("privacy=example", "privacy=example accounts for the size"),
+        ("privacy=client privacy.secure_noise=false", "privacy.secure_noise=false draws noise from the seed"),
+        ("transport.nodes=[SHA256:abc]", "transport.nodes must list 3 fingerprints"),
+        ("transport.nodes=[SHA256:abc,b,c]", "'SHA256:abc' is no fingerprint of a node's key"),
     ],
 )
 def test_what_cannot_be_deployed_is_told_before_anything_is_written(
     asked: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert invoke("init", str(tmp_path / "app"), *COMMON, asked, main=deploy.main) == 2
+    assert invoke("init", str(tmp_path / "app"), *COMMON, *asked.split(), main=deploy.main) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "app").exists()
+
+
+def test_the_noise_of_a_deployment_is_not_drawn_from_the_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = tmp_path / "app"
+    assert invoke("init", str(app), *COMMON, "privacy=client", main=deploy.main) == 0
+    path = app / "federation" / "cell.yaml"
+    privacy = agreed(path, None).privacy
+    assert privacy is not None
+    assert privacy.secure_noise
+    path.write_text(path.read_text().replace("secure_noise: true", "secure_noise: false"))
+    assert look(app) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "privacy.secure_noise=false draws noise from the seed, which every participant knows" in line
+
+
+def test_an_agreement_holds_the_listed_keys(tmp_path: Path) -> None:
+    keys = [fingerprint_of(new_key()) for _ in range(3)]
+    listed = f"transport.nodes=[{','.join(keys)}]"
+    assert invoke("init", str(tmp_path / "app"), *COMMON, listed, main=deploy.main) == 0
+    transport = agreed(tmp_path / "app" / "federation" / "cell.yaml", None).transport
+    assert transport is not None
+    assert (transport.model_extra or {})["nodes"] == keys
 
 
 def test_an_app_is_not_written_over(app: Path, capsys: pytest.CaptureFixture[str]) -> None:

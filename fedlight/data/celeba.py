@@ -50,8 +50,13 @@ def load(
     return Dataset(
         train=Images(pixels[:train], labels[:train]),
         test=Images(pixels[train:], labels[train:]),
-        classes=tuple(_name(label, attributes) for label in range(2**BITS)),
+        classes=class_names(attributes),
     )
+
+
+def class_names(attributes: Sequence[str] | None) -> tuple[str, ...]:
+    """The name of each label: the attributes that hold, such as "Male+Smiling", or "none"."""
+    return tuple(_name(label, attributes or ()) for label in range(2**BITS))
 
 
 def _fetch(folder: str) -> None:

@@ -1,5 +1,6 @@
 """A data set in memory or memory-mapped: images and labels as tensors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,3 +66,21 @@ class Dataset:
                     f"data: labels from {split.labels.min()} to {split.labels.max()}, where the data set "
                     f"has {len(self.classes)} classes"
                 )
+
+    def numbered_by(self, names: Sequence[str]) -> "Dataset":
+        """The same images, with the labels that a list of class names gives them.
+
+        Args:
+            names: of all classes, each once; label 0 is the first. A class without images stays one.
+
+        Raises:
+            BadInput: the data set has a class that is not among them.
+        """
+        if unknown := [name for name in self.classes if name not in names]:
+            raise BadInput(
+                f"data.classes has {', '.join(names)}, and these images have another class: "
+                f"{', '.join(unknown)}; leave it out, or name it in data.classes"
+            )
+        label = np.array([names.index(name) for name in self.classes], np.int64)
+        train, test = (Images(split.pixels, label[split.labels]) for split in (self.train, self.test))
+        return Dataset(train, test, tuple(names))

@@ -376,7 +376,7 @@ def load_data(settings: CellConfig) -> Dataset:
             f"data.channels and data.image_size say {shape}, but {settings.data.name} holds images of "
             f"{tuple(dataset.train.pixels.shape[1:])} (channels, height, width)"
         )
-    return dataset
+    return dataset.numbered_by(settings.data.classes) if settings.data.classes else dataset
 
 
 def make_module(settings: CellConfig, classes: int) -> tuple[DDPM, SliceMap]:

@@ -8,19 +8,24 @@ import torch
 from omegaconf import OmegaConf
 
 from fedlight.config import CellConfig, PartitionConfig, validate
+from fedlight.data.class_names import published_classes
 from fedlight.experiment.agreement import agreed_hash, check_agreed, read_agreement
 from fedlight.experiment.build import CHECKPOINT, Components, build, make_algorithm
 from fedlight.experiment.execute import run_cell
 from fedlight.experiment.targets import check_targets
+from fedlight.experiment.terms import Terms
 from fedlight.federation.admission import check_broadcast, check_evaluation
 from fedlight.federation.algorithms.fedavg import FedAvg
-from fedlight.federation.messages import Broadcast, Evaluation, fingerprint, from_bytes, to_bytes
+from fedlight.federation.answers import Answers
+from fedlight.federation.messages import Broadcast, Evaluation, from_bytes, to_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.flower import Flower
+from fedlight.federation.transport.node_keys import check_fingerprint
 from fedlight.runs.identity import cell_folder, cell_id
 from fedlight.runtime.errors import BadInput, Damaged
-from fedlight.runtime.files import atomic
 from fedlight.runtime.lock import hold
+
+MODELS = 2  # versions of the global slices that a client scores after a round: it may be made once more
 
 
 def serve(grid: Any, path: Path, run_config: dict[str, Any]) -> None:
@@ -54,7 +59,9 @@ def agreed(path: Path, root: str | None) -> CellConfig:
 
 
 def check_deployable(settings: CellConfig) -> None:
-    """Raises BadInput for what needs one place that sees all images, or clients that fail on purpose."""
+    """Raises BadInput for what needs one place that sees all images, clients that fail on purpose, or noise
+    that is no secret; and for node keys that are not one a client.
+    """
     algorithm = make_algorithm(settings)
     if type(algorithm).report is not FedAvg.report and not algorithm.extras_like({"": torch.zeros(1)}):
         raise BadInput(
@@ -71,18 +78,62 @@ def check_deployable(settings: CellConfig) -> None:
         raise BadInput(
             "privacy=example accounts for the size of each client's data, which a server does not know"
         )
+    if settings.privacy and not settings.privacy.secure_noise:
+        raise BadInput(
+            "privacy.secure_noise=false draws noise from the seed, which every participant knows and can "
+            "subtract again: make an agreement without it (fedlight deploy init sets it to true)"
+        )
+    if settings.model.conditional and not with_classes(settings).data.classes:
+        raise BadInput(
+            "model.conditional=true needs the names of the classes, so that every institution gives them the "
+            "same numbers: make an agreement with data.classes=[FIRST,SECOND,...]"
+        )
+    _check_nodes(settings)
+
+
+def _check_nodes(settings: CellConfig) -> None:
+    """Raises BadInput where the agreement lists node keys, and not one for each client."""
+    nodes = (settings.transport.model_extra or {}).get("nodes") if settings.transport else None
+    if nodes is None:
+        return
+    if (
+        not isinstance(nodes, list)
+        or len(nodes) != settings.clients
+        or len(set(map(str, nodes))) != len(nodes)
+    ):
+        raise BadInput(
+            f"transport.nodes must list {settings.clients} fingerprints of keys, one for each client and no "
+            "key twice"
+        )
+    for node in nodes:
+        check_fingerprint(str(node))
+
+
+def with_classes(settings: CellConfig) -> CellConfig:
+    """The settings with the classes that all participants number alike, where they are known.
+
+    Those of a published data set are part of no cell's id: in a simulation they are the same.
+    """
+    classes = settings.data.classes or published_classes(settings.data.source)
+    data = settings.data.model_copy(update={"classes": list(classes) if classes else None})
+    return settings.model_copy(update={"data": data})
 
 
 def build_server(settings: CellConfig) -> Components:
     """What the server's cell is built of: with data of its own to score with, or with no image at all."""
+    settings = with_classes(settings)
     if "root" not in settings.data.source or settings.data.root:
         return build(settings)
     if settings.evaluation.samples:
         raise BadInput(
             "evaluation.samples needs images to compare with: start with data-root=FOLDER, or set it to 0"
         )
-    shape = {"image_size": settings.data.image_size, "channels": settings.data.channels}
-    source = {"_target_": "fedlight.data.elsewhere.load", **shape}
+    source = {
+        "_target_": "fedlight.data.elsewhere.load",
+        "image_size": settings.data.image_size,
+        "channels": settings.data.channels,
+        "classes": settings.data.classes or ["unknown"],
+    }
     data = settings.data.model_copy(update={"source": source, "limit": None})
     return build(settings.model_copy(update={"data": data, "partition": _own(settings.partition, None)}))
 
@@ -94,6 +145,7 @@ def build_institution(settings: CellConfig, client: int) -> Components:
     """
     if not 0 <= client < settings.clients:
         raise BadInput(f"clients are 0 to {settings.clients - 1}, got client={client}")
+    settings = with_classes(settings)
     if settings.data.root:
         settings = settings.model_copy(update={"partition": _own(settings.partition, client)})
     return build(settings)
@@ -108,17 +160,23 @@ def _own(partition: PartitionConfig, client: int | None) -> PartitionConfig:
 class Institution:
     """Answers the server's messages for the one client of this place.
 
+    What leaves is noted in `answers.json`, and bounded by the agreement: one update in each round, in order,
+    of the slices that the agreement names for it; and scores where they are due. The same message gets the
+    same bytes again, since a server that restarts may go back by one round.
+
     Attributes:
         cell: id of the federation.
         client: its number.
         site: with its images and its memory.
         folder: of its memory.
+        terms: of the agreement.
     """
 
     cell: str
     client: int
     site: Site
     folder: Path
+    terms: Terms
 
     @classmethod
     def make(cls, path: Path, agreed_to: str, client: int, root: str | None, memory: Path) -> "Institution":
@@ -139,21 +197,29 @@ class Institution:
         cell = cell_id(settings.plain())
         folder = memory / cell
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(cell, client, build_institution(settings, client).site(folder), folder / CHECKPOINT)
+        components = build_institution(settings, client)
+        terms = Terms.make(settings, components.method, tuple(components.slices.names))
+        return cls(cell, client, components.site(folder), folder / CHECKPOINT, terms)
 
     def answer(self, content: bytes) -> bytes:
-        """The update, or the scores, that a message asks for; empty for a client that drops out.
+        """The update, or the scores, that a message asks for.
 
         Raises:
-            Damaged: this is no message for this client, or it asks for what does not leave it.
+            Damaged: this is no message for this client, it asks for what the agreement does not provide for,
+                or what it asks for has left already.
             MemoryLost: what the client kept is gone.
         """
         message = self.read(content)
-        if isinstance(message, Evaluation):
-            return to_bytes(self.site.evaluate(message))
-        self._begin(fingerprint(content))
-        receipt = self.site.update(message)
-        return receipt.read() if receipt else b""
+        with Answers(self.folder).opened() as answers:
+            if message.round < answers.last - 1:
+                raise Damaged(
+                    f"the server is in round {message.round}, and this node has answered round "
+                    f"{answers.last}. A server that lost its results starts again; to let this node start "
+                    f"again with it, move {self.folder.parent} elsewhere. What left before counts, too"
+                )
+            if isinstance(message, Broadcast):
+                return self._update(message, content, answers)
+            return self._scores(message, content, answers)
 
     def read(self, content: bytes) -> Broadcast | Evaluation:
         """The message, checked before anything is done or kept.
@@ -167,18 +233,29 @@ class Institution:
         if (message.cell, message.client) != (self.cell, self.client):
             raise Damaged(f"the message is for client {message.client} of {message.cell}")
         if isinstance(message, Broadcast):
+            self.terms.check_broadcast(message)
             check_broadcast(message, setup.first, setup.slices, setup.method, setup.codec, setup.algorithm)
-        elif setup.method.evaluate != "clients":
-            raise Damaged(f"{setup.method.name} asks no client for scores")
         else:
+            self.terms.check_evaluation(message)
             check_evaluation(message, setup.first, setup.slices)
         return message
 
-    def _begin(self, hash_: str) -> None:
-        """Forgets finished updates where the server, having gone back, sends another broadcast."""
-        noted = self.folder / "broadcast"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not noted.exists() or noted.read_text() != hash_:
-            self.site.outbox.restart()
-            with atomic(noted) as temporary:
-                temporary.write_text(hash_)
+    def _update(self, broadcast: Broadcast, content: bytes, answers: Answers) -> bytes:
+        round_ = broadcast.round
+        if (same := answers.repeat("update", round_, content)) is not None:
+            return same
+        if answers.count("update", round_):
+            raise Damaged(f"round {round_} was answered already, and this is another broadcast of it")
+        if round_ < answers.last:
+            raise Damaged(f"round {answers.last} was answered already, and round {round_} comes before it")
+        update, _ = self.site.train(broadcast)
+        assert update, "the terms admit no client that drops out"
+        return answers.add("update", round_, content, to_bytes(update))
+
+    def _scores(self, request: Evaluation, content: bytes, answers: Answers) -> bytes:
+        round_, kind = request.round, "images" if request.draw else "fingerprint"
+        if (same := answers.repeat(kind, round_, content)) is not None:
+            return same
+        if (given := answers.count(kind, round_)) >= MODELS:
+            raise Damaged(f"{kind} of {given} models left after round {round_} already")
+        return answers.add(kind, round_, content, to_bytes(self.site.evaluate(request)))

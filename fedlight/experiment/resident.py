@@ -22,7 +22,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(parent, path), daemon=True).start()
     from fedlight.experiment.deployed import Institution
     from fedlight.federation.transport.envelope import FAILED, MEMORY_LOST
-    from fedlight.runtime.errors import Damaged, MemoryLost
+    from fedlight.runtime.errors import BadInput, Damaged, MemoryLost
     from fedlight.runtime.printable import printable
 
     made: tuple[bytes, Institution] | None = None
@@ -48,8 +48,8 @@ def main() -> None:
                 except MemoryLost as error:
                     print(f"fedlight: {error}", file=sys.stderr)
                     problem, answer = MEMORY_LOST.encode(), b""
-                except Damaged as error:
-                    print(f"fedlight: error: {printable(error)}", file=sys.stderr)
+                except (BadInput, Damaged) as error:
+                    print(f"fedlight: refused: {printable(error)}", file=sys.stderr)
                     problem, answer = FAILED.encode(), b""
                 except Exception as error:  # it stays here: an error's text may say what data hold
                     print(f"fedlight: error: {error}", file=sys.stderr)

@@ -63,7 +63,7 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._round = -1
+        self._round: int | None = None
         self._found: dict[int, Receipt] = {}
         self._own = ""
         self._flushed = 0.0
@@ -103,11 +103,6 @@ class Outbox:
                     self._flushed = time.monotonic()
         receipt = self._found[client] = Receipt(path, offset, len(update), hash_, memory)
         return receipt
-
-    def restart(self) -> None:
-        """Removes all updates, and knows none: what was to be done has changed."""
-        self.clear()
-        self._round = -1
 
     def clear(self) -> None:
         """Removes all updates: the server has them, and has stored what they came to."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedlight.federation.checkpoint import ClientMemory
 from fedlight.federation.client import ClientSetup, Memory, evaluate, local_update
-from fedlight.federation.messages import Broadcast, Evaluation, Scores, to_bytes
+from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, to_bytes
 from fedlight.federation.outbox import Outbox, Receipt
 from fedlight.runtime.errors import Damaged, MemoryLost
 
@@ -30,6 +30,7 @@ class Site:
     def __init__(self, cell: str, setup: ClientSetup, folder: Path) -> None:
         self.cell = cell
         self.setup = setup
+        self.folder = folder
         self.memory = client_memory(folder, cell)
         self.outbox = Outbox(folder / "updates")
 
@@ -50,10 +51,24 @@ class Site:
         self.outbox.open_round(round_)
         if (done := self.outbox.find(client)) and self._is_whole(done, client, round_):
             return done
+        update, hash_ = self.train(broadcast)
+        return None if update is None else self.outbox.add(client, to_bytes(update), hash_)
+
+    def train(self, broadcast: Broadcast) -> tuple[Update | None, str | None]:
+        """Does a local update and stores the client's memory.
+
+        Returns:
+            The update, None where the client drops out; and the hash of the memory, None where there is none.
+
+        Raises:
+            MemoryLost: what the client kept is gone.
+        """
+        client = broadcast.client
         memory = self._recall(client, broadcast.previous)
         update, memory = local_update(broadcast, memory, self.setup)
-        hash_ = self.memory.write(client, round_, memory, broadcast.previous) if self._keeps else None
-        return None if update is None else self.outbox.add(client, to_bytes(update), hash_)
+        if not self._keeps:
+            return update, None
+        return update, self.memory.write(client, broadcast.round, memory, broadcast.previous)
 
     def evaluate(self, request: Evaluation) -> Scores:
         """Evaluates the model of a client; one that has never taken part holds the global model.

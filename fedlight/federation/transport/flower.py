@@ -2,12 +2,13 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedlight.federation.admission import check_scores
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
+from fedlight.federation.transport.node_keys import NodeKeys
 from fedlight.federation.transport.transport import Surroundings
 from fedlight.runtime.errors import BadInput, Damaged
 from fedlight.runtime.printable import printable
@@ -36,6 +37,8 @@ class Flower:
     Args:
         surroundings: of the cell.
         timeout: seconds that a client has for an answer.
+        nodes: fingerprints of the nodes' keys in client order; None where a client number belongs to the key
+            of the node that says it first.
 
     Attributes:
         grid: Flower's way to the nodes, inside a ServerApp.
@@ -45,13 +48,16 @@ class Flower:
     grid: ClassVar[Any] = None
     agreed: ClassVar[str] = ""
 
-    def __init__(self, surroundings: Surroundings, timeout: float) -> None:
+    def __init__(
+        self, surroundings: Surroundings, timeout: float, nodes: Sequence[str] | None = None
+    ) -> None:
         if self.grid is None:
             raise BadInput(
                 "transport=flower runs inside a deployment: fedlight deploy init FOLDER writes one"
             )
         self._around = surroundings
         self._timeout = timeout
+        self._keys = NodeKeys(surroundings.here.folder / "nodes.txt", nodes)
         self._nodes: dict[int, int] = {}  # client: node
         self._strangers: dict[int, float] = {}  # nodes that were refused, and when they may ask again
         self._greeted: dict[int, str] = {}  # node: message that asks who it is
@@ -83,7 +89,7 @@ class Flower:
         begun, under_way, patient = time.monotonic(), dict[str, Sent](), True
         while waiting or under_way:
             self._around.check()
-            online = set(self.grid.get_node_ids())
+            online = {node.node_id: bytes(node.public_key) for node in self.grid.get_nodes()}
             self._meet(online)
             for client in [client for client in waiting if self._nodes.get(client) in online]:
                 asked = waiting.pop(client)
@@ -109,15 +115,19 @@ class Flower:
                 return
             time.sleep(LOOK)
 
-    def _meet(self, online: set[int]) -> None:
-        """Asks new nodes who they are; one that has agreed to another configuration stays a stranger."""
+    def _meet(self, online: dict[int, bytes]) -> None:
+        """Asks new nodes who they are; one whose key is not that client's, or that did not agree, is refused.
+
+        Args:
+            online: the public keys of the nodes that are there.
+        """
         from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, open_words, wrap
 
         self._greeted = {node: number for node, number in self._greeted.items() if node in online}
         now = time.monotonic()
         self._strangers = {node: until for node, until in self._strangers.items() if now < until}
         known = {*self._nodes.values(), *self._greeted, *self._strangers}
-        for node in online - known:
+        for node in online.keys() - known:
             if number := self._send(HELLO, node, wrap(b"", {}), "hello"):
                 self._greeted[node] = number
         for reply in self._pull(self._greeted.values()):
@@ -131,6 +141,8 @@ class Flower:
                 refusal = f"cannot take part ({words.get(PROBLEM, 'no answer')})"
             elif sha256 != self.agreed:
                 refusal = "has not agreed to this configuration"
+            elif (unbound := self._keys.claim(client, online[node])) is not None:
+                refusal = unbound
             elif holder is not None and holder in online:
                 refusal = f"says that it is client {client}, which node {holder} is"
             else:
