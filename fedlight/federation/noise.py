@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlight.runtime.files import no_follow
 from fedlight.runtime.seeds import stream
 from fedlight.runtime.system_random import SystemGenerator
 
@@ -55,8 +56,8 @@ class SecretNoise:
 
 
 def note(path: Path) -> None:
-    """Adds a byte to a file; afterwards it is on the disk."""
-    with path.open("ab") as file:
+    """Adds a byte to a file; afterwards it is on the disk. A symbolic link is not followed."""
+    with open(path, "ab", opener=no_follow) as file:
         file.write(b".")
         file.flush()
         os.fsync(file.fileno())

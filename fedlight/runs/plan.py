@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import re
 import shlex
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from fedlight.runtime.files import atomic
 from fedlight.runtime.lock import Holder
@@ -67,6 +71,10 @@ class Launch:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
+LAUNCH = TypeAdapter(Launch)
+CELL = re.compile(r"(?!\.)[^/\0]+")  # the name of a cell's folder
+
+
 def read_launches(sweep: Path) -> list[Launch]:
     """The launches of a sweep, the latest last."""
     files = (sweep / PLAN).glob("[!.]*.json")
@@ -98,12 +106,11 @@ def _read(path: Path) -> Launch | None:
     """None for a file that is not ours, or was taken away meanwhile."""
     try:
         content = json.loads(path.read_text())
-        content["process"] = Holder(**content["process"])
         shared = content.pop("shared", {})
-        content["cells"] = {
-            cell: PlannedCell(**{**planned, "config": shared | planned.get("config", {})})
-            for cell, planned in content["cells"].items()
-        }
-        return Launch(**content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        for planned in content["cells"].values():
+            planned["config"] = shared | planned.get("config", {})
+        launch = LAUNCH.validate_python(content)
+        datetime.fromisoformat(launch.process.since)
+        return launch if all(map(CELL.fullmatch, launch.cells)) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
