@@ -149,6 +149,7 @@ NAMED: dict[str, TypeAdapter[Any]] = {
     "partition.name": TypeAdapter(str),
     "clients": TypeAdapter(Count),
     "rounds": TypeAdapter(Count),
+    "seed": TypeAdapter(Count),
 }
 """Keys of the configuration by which cells are sorted, and what their values are."""
 
