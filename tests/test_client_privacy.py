@@ -23,10 +23,11 @@ from fedlight.federation.client import local_update
 from fedlight.federation.cohort import Participation
 from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import EXTRAS, Payload, State, Update
-from fedlight.federation.noise import SecretNoise, SeededNoise, SystemNormal
+from fedlight.federation.noise import SecretNoise, SeededNoise
 from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.privacy.account import Account, calibrate
+from fedlight.runtime.system_random import SystemGenerator
 
 MakeCell = Callable[..., Cell]
 
@@ -290,7 +291,7 @@ def test_noise_follows_the_seed_in_simulation_and_nobody_in_deployment(tmp_path:
 def test_normal_numbers_of_the_system_are_normal() -> None:
     from scipy.stats import kstest
 
-    numbers = SystemNormal().standard_normal((100, 1000))
+    numbers = SystemGenerator().standard_normal((100, 1000))
     assert numbers.shape == (100, 1000)
     assert kstest(numbers.flatten(), "norm").pvalue > 1e-6
 
@@ -300,7 +301,7 @@ def test_the_least_and_the_largest_number_of_the_system_are_finite(
     byte: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "urandom", lambda count: byte * count)
-    assert np.isfinite(SystemNormal().standard_normal(3)).all()
+    assert np.isfinite(SystemGenerator().standard_normal(3)).all()
 
 
 # --- the cohort ---

@@ -571,6 +571,24 @@ def test_the_server_begins_a_round_with_what_its_clients_hold(tmp_path: Path) ->
             torch.testing.assert_close(tensor.double(), mean, rtol=0, atol=1e-6)
 
 
+def test_what_an_encoding_lost_is_added_to_the_next_delta() -> None:
+    """What a client remembers as lost leaves it, or is remembered again: nothing of it vanishes."""
+    received = next(iter(toy_server(toy_setup()).broadcasts()))
+    plain, _ = local_update(received, {}, toy_setup())
+    assert plain is not None
+    setup = toy_setup(codec=Codec([TopK(0.25)]))
+    owed = {name: torch.full_like(tensor, 5.0) for name, tensor in setup.first.items()}
+    update, memory = local_update(received, {"errors": owed}, setup)
+    assert update is not None
+    for slice_, payload in update.payloads.items():
+        start = received.payloads[slice_].tensors
+        arrived = setup.codec.decode(payload, start)
+        for name, tensor in start.items():
+            meant = plain.payloads[slice_].tensors[name] + owed[name]
+            torch.testing.assert_close(arrived[name] + memory["errors"][name], meant, rtol=1e-4, atol=1e-4)
+            assert (arrived[name] - tensor).abs().max() > 2
+
+
 def test_a_client_that_drops_out_keeps_what_it_owes() -> None:
     setup = toy_setup(codec=Codec([Sign()], [Sign()]))
     first = next(iter(toy_server(setup).broadcasts()))

@@ -1,9 +1,9 @@
 """What one client sees: a LightningDataModule over its own images."""
 
-import secrets
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from fedlight.data.partition import Indices
+from fedlight.runtime.system_random import SystemGenerator
 
 Batch: TypeAlias = Tensor | tuple[Tensor, Tensor]
 """Images, or images and labels."""
 Sampling: TypeAlias = Literal["seeded", "secret"]
-"""Where Poisson batches come from: torch's seed, or the operating system."""
+"""Source of Poisson batches: torch's seed, or the operating system's cryptographic generator."""
 
 
 class Rows(TorchDataset[Batch]):
@@ -52,6 +53,11 @@ class PoissonBatches(Sampler[Tensor]):
     """Positions of which each is in a batch by itself, `batch_size` on average; a batch may be empty.
 
     An epoch has as many batches as with `ShuffledBatches`.
+
+    Args:
+        images: of the client, 1 or more.
+        batch_size: images in a batch, on average.
+        secret: batches come from the operating system's cryptographic generator in place of torch's seed.
     """
 
     def __init__(self, images: int, batch_size: int, secret: bool) -> None:
@@ -64,8 +70,12 @@ class PoissonBatches(Sampler[Tensor]):
         return self.batches
 
     def __iter__(self) -> Iterator[Tensor]:
-        seed = secrets.randbits(63) if self.secret else int(torch.randint(2**63 - 1, ()))
-        generator = torch.Generator().manual_seed(seed)
+        if self.secret:
+            system = SystemGenerator()
+            for _ in range(self.batches):
+                yield torch.from_numpy(np.flatnonzero(system.random(self.images) < self.rate))
+            return
+        generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
         for _ in range(self.batches):
             yield (torch.rand(self.images, generator=generator) < self.rate).nonzero().flatten()
 

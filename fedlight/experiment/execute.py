@@ -245,7 +245,7 @@ class Run:
 
 
 def _label_advice(settings: CellConfig) -> str | None:
-    """What makes labels visible, where an averaged conditional model is sampled without guidance; else None."""
+    """What makes labels visible where an averaged model is sampled without guidance; else None."""
     evaluation, method = settings.evaluation, settings.method
     averaged = method.uplink and not method.pool
     drawn = evaluation.samples or evaluation.grid

@@ -158,7 +158,7 @@ def _follow(deltas: list[str], version: int, round_: int) -> bool:
 
 
 def _broadcast_like(algorithm: FedAvg, theta: State) -> State:
-    """Tensors like all that an algorithm may send: before its first step, after it, and after a lost memory."""
+    """Tensors like all that an algorithm may send: at first, after a step, and after a lost memory."""
     before = algorithm.init(theta)
     _, after = algorithm.step(theta, theta, algorithm.extras_like(theta), before)
     states = before, after, algorithm.forget(after, 1)

@@ -6,6 +6,7 @@ import numpy as np
 
 from fedlight.federation.method import Method, Split
 from fedlight.runtime.seeds import stream
+from fedlight.runtime.system_random import SystemGenerator
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Participation:
         seed: decides every draw.
         poisson: every client takes part with probability C by itself, so that cohorts vary in size and may be
             empty: what the account of client-level privacy assumes.
-        secret: a Poisson cohort comes from the operating system in place of the seed.
+        secret: a Poisson cohort comes from the operating system's cryptographic generator in place
+            of the seed.
     """
 
     clients: int
@@ -49,7 +51,7 @@ class Participation:
     def draw(self, method: Method, round_: int) -> tuple[list[int], list[Task]]:
         """The cohort of a round, 1..R, and the tasks to be done, both in client order."""
         if self.poisson:
-            rng = np.random.default_rng() if self.secret else stream(self.seed, "participants", round_)
+            rng = SystemGenerator() if self.secret else stream(self.seed, "participants", round_)
             cohort = draw_poisson(rng, self.clients, self.fraction)
         else:
             cohort = draw_cohort(self.seed, round_, self.clients, self.fraction)
@@ -70,7 +72,7 @@ def draw_cohort(seed: int, round_: int, clients: int, fraction: float) -> list[i
     return sorted(int(client) for client in drawn)
 
 
-def draw_poisson(rng: np.random.Generator, clients: int, rate: float) -> list[int]:
+def draw_poisson(rng: np.random.Generator | SystemGenerator, clients: int, rate: float) -> list[int]:
     """The clients of a round, each of them in it with probability `rate`, sorted."""
     drawn: list[int] = np.flatnonzero(rng.random(clients) < rate).tolist()
     return drawn

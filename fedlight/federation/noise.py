@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
+from fedlight.runtime.files import no_follow
 from fedlight.runtime.seeds import stream
+from fedlight.runtime.system_random import SystemGenerator
 
 
 class Normal(Protocol):
@@ -51,23 +52,12 @@ class SecretNoise:
     def __call__(self, *key: int | str) -> Normal:
         if self._notes:
             note(self._notes)
-        return SystemNormal()
+        return SystemGenerator()
 
 
 def note(path: Path) -> None:
-    """Adds a byte to a file; afterwards it is on the disk."""
-    with path.open("ab") as file:
+    """Adds a byte to a file; afterwards it is on the disk. A symbolic link is not followed."""
+    with open(path, "ab", opener=no_follow) as file:
         file.write(b".")
         file.flush()
         os.fsync(file.fileno())
-
-
-class SystemNormal:
-    """Normal numbers from `os.urandom`, by the inverse of their distribution function."""
-
-    def standard_normal(self, size: Any) -> NDArray[np.float64]:
-        count = int(np.prod(size))
-        bits = np.frombuffer(os.urandom(8 * count), np.uint64) >> np.uint64(12)
-        uniform = (bits + 0.5) / 2.0**52  # in (0, 1), both ends excluded
-        normal: NDArray[np.float64] = ndtri(uniform).reshape(size)
-        return normal

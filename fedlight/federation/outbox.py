@@ -2,9 +2,11 @@
 
 A process appends its updates of a round to one file, `rNNNN-PROCESS.updates`: a line of JSON (client, hash
 and length of the update, hash of the client's new memory), then the bytes of the update. A record that a kill
-cut short is noticed by its hash, and the update is done again.
+cut short is noticed by its hash, and the update is done again. A process locks its file while it appends, so
+that others tell a record that is being written from one that was cut short.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -13,11 +15,12 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from fedlight.federation.messages import fingerprint
 from fedlight.runtime.errors import Damaged
-from fedlight.runtime.files import naming
+from fedlight.runtime.files import TEMPORARY, naming, no_follow
 from fedlight.runtime.stopwatch import Stopwatch
 
 FILE = re.compile(r"r(\d+)-[0-9a-f]{32}\.updates")
@@ -93,7 +96,7 @@ class Outbox:
             hash_ = fingerprint(update)
             head = {"client": client, "hash": hash_, "length": len(update), "memory": memory}
             path = self._folder / self._own
-            with naming(path), path.open("ab") as file:
+            with naming(path), _open_locked(path) as file:
                 file.write(json.dumps(head).encode() + b"\n")
                 offset = file.tell()
                 file.write(update)
@@ -114,19 +117,62 @@ class Outbox:
         return [path for path in found if FILE.fullmatch(path.name) and path.is_file()]
 
 
+def _open_locked(path: Path) -> BinaryIO:
+    """Opens a file of this process to append to it, and locks it until it is closed.
+
+    A new file is locked before it has its name.
+    """
+    try:
+        handle, name = no_follow(str(path), os.O_WRONLY | os.O_APPEND), path
+    except FileNotFoundError:
+        name = path.with_name(f"{TEMPORARY}{path.name}")
+        handle = no_follow(str(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+    file = os.fdopen(handle, "ab")
+    _lock(file, fcntl.LOCK_EX)
+    if name != path:
+        name.rename(path)
+    return file
+
+
+def _lock(file: BinaryIO, kind: int) -> bool:
+    """Locks a file; returns False where another process has it locked, and `kind` says not to wait."""
+    try:
+        fcntl.flock(file, kind)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: records may be taken for cut short, and are done again
+        return True
+    return True
+
+
 def _records(path: Path) -> dict[int, Receipt]:
-    """The whole updates in a file, by client; what follows a damaged one is not read."""
+    """The whole updates in a file, by client; what follows a damaged one is not read.
+
+    A record at the end that another process is writing is none yet, and no damage.
+    """
     found: dict[int, Receipt] = {}
     with naming(path), path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            while file.tell() < size or not size:
-                head = json.loads(file.readline())
-                receipt = Receipt(path, file.tell(), head["length"], head["hash"], head["memory"])
-                receipt.read()
-                found[head["client"]] = receipt
-                file.seek(head["length"], os.SEEK_CUR)
-        except (ValueError, KeyError, TypeError, Damaged):
+        if _read_records(file, path, found):
+            return found
+        if not _lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB):  # its writer is at it
+            return found
+        if not _read_records(file, path, found):
             lost = f"fedlight: checkpoint: {path} is damaged or cut short; its clients train once more"
             print(lost, file=sys.stderr)
     return found
+
+
+def _read_records(file: BinaryIO, path: Path, found: dict[int, Receipt]) -> bool:
+    """Adds the records of a file to `found`; returns whether they are whole, and one at least."""
+    file.seek(0)
+    size = os.fstat(file.fileno()).st_size
+    try:
+        while file.tell() < size:
+            head = json.loads(file.readline())
+            receipt = Receipt(path, file.tell(), head["length"], head["hash"], head["memory"])
+            receipt.read()
+            found[head["client"]] = receipt
+            file.seek(head["length"], os.SEEK_CUR)
+    except (ValueError, KeyError, TypeError, Damaged):
+        return False
+    return bool(found)

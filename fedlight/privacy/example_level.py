@@ -1,6 +1,5 @@
 """Example-level privacy: DP-SGD (arXiv 1607.00133) in a client's Trainer, clipped and noised by Opacus."""
 
-import secrets
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from fedlight.privacy.account import MISSING
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.system_random import SystemGenerator
 
 CHUNK = 16  # images whose gradients are in memory at once
 
@@ -44,22 +44,18 @@ class PrivateGradients(Callback):
             raise BadInput(MISSING) from error
         self._make = DPOptimizer
         self._mechanism: dict[str, Any] = {
-            "noise_multiplier": noise,
+            "noise_multiplier": 0.0 if secret else noise,
             "max_grad_norm": min(clip, LARGEST),
             "expected_batch_size": batch_size,
         }
         self._draws = draws
-        self._secret = secret
+        self._secret_deviation = noise * min(clip, LARGEST) if secret else 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
         self._parameters = {name: p for name, p in pl_module.named_parameters() if id(p) in trained}
-        generator = (
-            torch.Generator(pl_module.device).manual_seed(secrets.randbits(63)) if self._secret else None
-        )
-        self._optimizer = self._make(
-            SGD(self._parameters.values()), **self._mechanism, generator=generator
-        )  # it clips and adds noise, and never steps
+        # it clips, adds noise that is not secret, and never steps
+        self._optimizer = self._make(SGD(self._parameters.values()), **self._mechanism)
         self._step = TrainingStep(pl_module)
         object.__setattr__(pl_module, "training_step", self.training_step)
 
@@ -78,12 +74,22 @@ class PrivateGradients(Callback):
                 parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]
             self._optimizer.clip_and_accumulate()
         self._optimizer.add_noise()
+        if self._secret_deviation:
+            self._add_secret_noise()
         self._optimizer.scale_grad()
         for parameter in self._parameters.values():  # adds 0, whose gradient is the private one
             assert parameter.grad is not None
             loss = loss + (parameter.grad.clone() * (parameter - parameter.detach())).sum()
         self._optimizer.zero_grad(set_to_none=True)
         return loss
+
+    def _add_secret_noise(self) -> None:
+        """Adds noise of the stated deviation, drawn in float64 on the CPU, to the sum of each parameter."""
+        system = SystemGenerator()
+        for parameter in self._parameters.values():
+            assert parameter.grad is not None
+            noise = self._secret_deviation * system.standard_normal(tuple(parameter.shape))
+            parameter.grad += torch.from_numpy(noise).to(parameter.grad)
 
 
 class TrainingStep(nn.Module):

@@ -9,6 +9,7 @@ from statistics import mean, stdev, variance
 from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
+from fedlight.reporting.plots import file_name
 from fedlight.runs.identity import changes_no_result
 from fedlight.runs.palette import colours, rank
 from fedlight.runs.reader import ImageQuality, Result
@@ -113,7 +114,7 @@ class Comparison:
     @property
     def key(self) -> str:
         """For file names."""
-        return f"{self.data}_{self.extractor}" if self.extractor else self.data
+        return file_name(f"{self.data}_{self.extractor}" if self.extractor else self.data)
 
     @property
     def places(self) -> list[Place]:

@@ -4,6 +4,8 @@ import base64
 import io
 import os
 import re
+import struct
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -11,12 +13,18 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fedlight.reporting import numbers
 from fedlight.reporting.comparison import Comparison, Group, Place
+from fedlight.reporting.plots import file_name
 from fedlight.runs.reader import Result
+from fedlight.runs.status import SweepCell
 from fedlight.runtime.files import atomic
+
+GRID = re.compile(r"round_([0-9]{1,9})\.png")
+BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no picture, or too large a one."""
 
 TILES = 60  # thumbnails on a page, over all comparisons
 SHEET_COLUMNS = 2
@@ -45,10 +53,32 @@ class Row:
     tiles: list[Tile]
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A picture of a cell; `round` is None for the real images."""
+
+    cell: SweepCell
+    name: str
+    round: int | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.cell.files.folder / "samples" / self.name
+
+    def read(self) -> Image.Image | None:
+        """The picture in colour; None where it cannot be read, which is noted with the cell."""
+        try:
+            with Image.open(self.path, formats=("PNG",)) as picture:
+                return picture.convert("RGB")
+        except BROKEN as error:
+            self.cell.files.report(f"samples/{self.name}", error)
+            return None
+
+
 def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
     """Draws the grids of a place in one picture, with what each method comes to; nothing without two."""
     grids = [(group, grid) for group in comparison.in_place(place) if (grid := _last_grid(group)) is not None]
-    shown = [(group, picture) for group, grid in grids if (picture := _read(grid)) is not None]
+    shown = [(group, picture) for group, grid in grids if (picture := grid.read()) is not None]
     if len(shown) < 2:
         return
     lines = ceil(len(shown) / SHEET_COLUMNS)
@@ -58,7 +88,7 @@ def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
         axis.set_axis_off()
     for axis, (group, picture) in zip(axes, shown, strict=False):
         axis.imshow(picture)
-        axis.set_title(_caption(group), fontsize=10)
+        axis.set_title(_caption(group), fontsize=10, parse_math=False)
     with atomic(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
 
@@ -88,46 +118,39 @@ def build(comparison: Comparison, page: Path, prefix: str, tiles: int) -> tuple[
         if len(found) > tiles:
             left_out += len(found)
             continue
-        made = [tile for title, path in found if (tile := _tile(title, path, page)) is not None]
+        made = [tile for title, grid in found if (tile := _tile(title, grid, page)) is not None]
         tiles -= len(made)
         if made:
             rows.append(Row(place.label, made))
-            name = re.sub(r"\W+", "_", place.label).strip("_")
+            name = file_name(re.sub(r"\W+", "_", place.label).strip("_"))
             write_sheet(comparison, place, page / f"{prefix}samples_{name}.png")
     return rows, left_out
 
 
-def _grids(comparison: Comparison, place: Place) -> list[tuple[str, Path]]:
+def _grids(comparison: Comparison, place: Place) -> list[tuple[str, Grid]]:
     groups = comparison.in_place(place)
     found = [(group.method, grid) for group in groups if (grid := _last_grid(group)) is not None]
-    real = [cell.files.folder / "samples" / "real.png" for group in groups for cell in group.cells]
-    return [("real images", path) for path in real if path.is_file()][:1] + found
+    real = [Grid(cell, "real.png") for group in groups for cell in group.cells]
+    return [("real images", grid) for grid in real if grid.path.is_file()][:1] + found
 
 
-def _last_grid(group: Group) -> Path | None:
+def _last_grid(group: Group) -> Grid | None:
     """The newest grid of the first seed that has one."""
     for cell in group.cells:
-        if grids := sorted((cell.files.folder / "samples").glob("round_*.png")):
-            return grids[-1]
+        names = [path.name for path in (cell.files.folder / "samples").glob("round_*.png")]
+        if grids := sorted((int(match[1]), match[0]) for name in names if (match := GRID.fullmatch(name))):
+            round_, name = grids[-1]
+            return Grid(cell, name, round_)
     return None
 
 
-def _read(path: Path) -> Image.Image | None:
-    """A picture in colour; None where it cannot be read."""
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, UnidentifiedImageError):
-        return None
-
-
-def _tile(title: str, path: Path, page: Path) -> Tile | None:
+def _tile(title: str, grid: Grid, page: Path) -> Tile | None:
     """None where the picture cannot be read."""
-    if (thumbnail := _read(path)) is None:
+    if (thumbnail := grid.read()) is None:
         return None
     content = io.BytesIO()
     thumbnail.thumbnail((WIDTH, WIDTH * 2))
     thumbnail.save(content, "WEBP", quality=QUALITY)
-    after = "" if path.stem == "real" else f", round {int(path.stem.removeprefix('round_'))}"
+    after = "" if grid.round is None else f", round {grid.round}"
     source = "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
-    return Tile(f"{title}{after}", source, Path(os.path.relpath(path, page)).as_posix())
+    return Tile(f"{title}{after}", source, Path(os.path.relpath(grid.path, page)).as_posix())

@@ -36,8 +36,8 @@ def _guarantees(comparison: Comparison, prefix: str) -> ReportTable:
         if not (cell.files.result and (promised := cell.files.result.privacy)):
             continue
         found: dict[str, Any] = {"place": place.label, "method": group.method, "seed": cell.files.result.seed}
-        found |= {key: promised.get(key) for key in ("kind", "epsilon", "delta", "noise", "clip")}
-        shown = {"epsilon": f"{float(found['epsilon']):.2f}", "noise": f"{found['noise']:.3g}"}
+        found |= promised.model_dump()
+        shown = {"epsilon": f"{promised.epsilon:.2f}", "noise": f"{promised.noise:.3g}"}
         rows.append([Field(shown.get(key, str(value)), value) for key, value in found.items()])
         data.append(found)
     return ReportTable(
@@ -55,19 +55,20 @@ def _guarantees(comparison: Comparison, prefix: str) -> ReportTable:
 def _attacks(comparison: Comparison, prefix: str) -> ReportTable:
     rows, data = [], []
     for place, group, cell in _cells(comparison):
-        for attack in cell.files.audit.get("attacks", []):
+        for attack in cell.files.audit.attacks:
             named = {"place": place.label, "method": group.method}
-            named |= {key: attack[key] for key in ("sees", "attack")}
-            figures = {key: attack[key] for key in ("auc", "tpr_at_0.01", "tpr_at_0.001")}
+            named |= {"sees": attack.sees, "attack": attack.attack}
+            rates = {"tpr_at_0.01": attack.tpr_at_1_percent, "tpr_at_0.001": attack.tpr_at_1_permille}
+            figures = {"auc": attack.auc, **rates}
             rows.append(
                 [
                     *(Field(str(value), value) for value in named.values()),
                     *(Field(f"{f[0]:.3f} ({f[1]:.3f}–{f[2]:.3f})", f[0]) for f in figures.values()),
-                    number(attack["epsilon_lower"], numbers.loss),
+                    number(attack.epsilon_lower, numbers.loss),
                 ]
             )
             means = {key: figure[0] for key, figure in figures.items()}
-            data.append({**named, **means, "epsilon_lower": attack["epsilon_lower"]})
+            data.append({**named, **means, "epsilon_lower": attack.epsilon_lower})
     measured = ["AUC", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "epsilon at least"]
     return ReportTable(
         f"{prefix}attacks",
@@ -88,10 +89,10 @@ def roc(comparison: Comparison, prefix: str) -> Plot:
         panel = f"{place.label}, {group.method}"
         if any(row["panel"] == panel for row in rows):
             continue
-        curves: dict[str, list[list[float]]] = {}
-        for attack in cell.files.audit.get("attacks", []):
-            slice_ = attack["sees"].partition(": ")[2]
-            curves.setdefault(slice_ or f"model, {attack['attack']}", attack["roc"])
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for attack in cell.files.audit.attacks:
+            slice_ = attack.sees.partition(": ")[2]
+            curves.setdefault(slice_ or f"model, {attack.attack}", attack.roc)
         for name, corners in curves.items():
             rows += [{"panel": panel, "attack": name, "fpr": f, "tpr": t} for f, t in corners]
     names = list(dict.fromkeys(row["attack"] for row in rows))

@@ -1,5 +1,6 @@
 """What privacy costs: image quality over epsilon."""
 
+import math
 from functools import partial
 
 import numpy as np
@@ -63,7 +64,7 @@ def quality_epsilon(comparison: Comparison, prefix: str) -> Plot:
 def _epsilon(result: Result) -> float | None:
     """What a cell promises, infinite where it only clips; None where it does not even do that."""
     promised = result.privacy
-    return None if promised is None or promised["clip"] == "inf" else float(promised["epsilon"])
+    return None if promised is None or math.isinf(promised.clip) else promised.epsilon
 
 
 def _is_open(group: Group, other: Group) -> bool:

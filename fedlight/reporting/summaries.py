@@ -161,7 +161,7 @@ def by_cell(
     heads = [*map(head, keys)]
     columns = ["sweep", "cell", "status", *heads, *numbered]
     few = {"sweep", "data", "partition", "seed"}.intersection(columns)
-    same = {name for name in few if len({line[name] for line in data}) == 1}
+    same = {name for name in few if len({repr(line[name]) for line in data}) == 1}
     shown = [column not in same for column in columns]
     return ReportTable(
         f"{prefix}cells",

@@ -55,12 +55,14 @@ class ReportTable:
     def write(self, folder: Path) -> None:
         """Writes `name.csv` and `name.tex`."""
         columns = dict.fromkeys(column for line in self.data for column in line)
-        with atomic(folder / f"{self.name}.csv") as temporary, temporary.open("w", newline="") as file:
+        text: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}  # a file's name may be no text
+        path = folder / f"{self.name}.csv"
+        with atomic(path) as temporary, temporary.open("w", newline="", **text) as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.data)
         with atomic(folder / f"{self.name}.tex") as temporary:
-            temporary.write_text(self.latex())
+            temporary.write_text(self.latex(), **text)
 
     def latex(self) -> str:
         """A tabular with the rules of the package booktabs; the best of each row in bold."""

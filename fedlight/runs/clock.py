@@ -1,11 +1,12 @@
 """The time that a cell has taken since its last stored round, so that it counts after a kill."""
 
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from fedlight.runtime.files import atomic
 
 EVERY = 1.0  # seconds between two marks
 
@@ -39,10 +40,8 @@ class Clock:
         if time.monotonic() - self._marked < EVERY:
             return
         self._marked = time.monotonic()
-        temporary = self._path.with_name(f"{self._path.name}.new")
-        with suppress(OSError):  # time is no reason to end a cell
+        with suppress(OSError), atomic(self._path, durable=False) as temporary:  # no reason to end a cell
             temporary.write_text(json.dumps({"round": round_, **spent._asdict()}))
-            os.replace(temporary, self._path)
 
     def clear(self) -> None:
         """Removes the file."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from fedlight.runtime.files import no_follow
+
 ROUND_COLUMNS = (
     "round",
     "train_loss",
@@ -29,11 +31,11 @@ class CsvFile:
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
         self.columns = columns
-        with path.open("w", newline="") as file:
+        with open(path, "w", newline="", opener=no_follow) as file:
             csv.writer(file).writerow(columns)
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        with self.path.open("a", newline="") as file:
+        with open(self.path, "a", newline="", opener=no_follow) as file:
             csv.DictWriter(file, self.columns).writerows(rows)
 
 

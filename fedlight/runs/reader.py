@@ -1,13 +1,13 @@
 """The reader of a cell's folder: for `fedlight.sweeps status`, the table in the terminal and the report."""
 
 import csv
-import json
+import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from fedlight.runs.identity import SCHEMA
 from fedlight.runtime.lock import HOLDER
@@ -18,35 +18,42 @@ CELL_FILES = ("config.yaml", "result.json", "rounds.csv", HOLDER)
 
 Content = TypeVar("Content")
 
+LARGEST = 1e100  # of a number that a figure can show
+
+Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
+Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
+Spent: TypeAlias = Annotated[float, Field(ge=0, le=math.inf)]
+"""An epsilon, noise or clip; `inf` where there is no bound."""
+
 
 class ExchangeTotals(BaseModel):
     """What crossed in all rounds, both ways; `reduction` is the share that FULL would have had more, 0..1."""
 
-    params_total: int
-    bytes_total: int
-    reduction: float | None = None
+    params_total: Count
+    bytes_total: Count
+    reduction: Number | None = None
 
 
 class Coverage(BaseModel):
     """The share, 0..1, of the classes that turn up among generated images, and their entropy in nats."""
 
-    share: float
-    entropy: float
+    share: Number
+    entropy: Number
 
 
 class LabelAccuracy(BaseModel):
     """Shares, 0..1, of images with the label asked for: of all classes, of held and of never seen ones."""
 
-    all: float
-    held: float | None = None
-    unseen: float | None = None
+    all: Number
+    held: Number | None = None
+    unseen: Number | None = None
 
 
 class OwnQuality(BaseModel):
     """FID of clients' models against real images of the classes that each client holds; lower is better."""
 
-    value: float | None
-    per_client: list[float | None]
+    value: Number | None
+    per_client: list[Number | None]
 
 
 class ImageQuality(BaseModel):
@@ -54,19 +61,35 @@ class ImageQuality(BaseModel):
 
     extractor: str
     scope: str
-    value: float
-    std: float | None = None
-    per_client: list[float] | None = None
-    clients: list[int] | None = None
-    extractor_accuracy: float | None = None
+    value: Number
+    std: Number | None = None
+    per_client: list[Number] | None = None
+    clients: list[Count] | None = None
+    extractor_accuracy: Number | None = None
     extractor_sha256: str | None = None
-    kid: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    inception_score: float | None = None
+    kid: Number | None = None
+    precision: Number | None = None
+    recall: Number | None = None
+    inception_score: Number | None = None
     coverage: Coverage | None = None
     own: OwnQuality | None = None
     label_accuracy: LabelAccuracy | None = None
+
+    @model_validator(mode="after")
+    def _check_clients(self) -> "ImageQuality":
+        if self.clients and len(self.clients) != len(self.per_client or ()):
+            raise ValueError(f"per_client must hold a number for each of {len(self.clients)} clients")
+        return self
+
+
+class PrivacyEntry(BaseModel):
+    """What a cell promises: (epsilon, delta) differential privacy of one client or of one image."""
+
+    kind: str
+    epsilon: Spent
+    delta: Number
+    noise: Spent
+    clip: Spent
 
 
 class Result(BaseModel):
@@ -76,13 +99,13 @@ class Result(BaseModel):
 
     version: int = Field(alias="schema", ge=SCHEMA, le=SCHEMA)
     status: str
-    rounds: int
-    seed: int
+    rounds: Count
+    seed: Count
     exchange: ExchangeTotals
-    train_loss: float | None
+    train_loss: Number | None
     fid: ImageQuality | None
-    privacy: dict[str, Any] | None = None
-    seconds: dict[str, float]
+    privacy: PrivacyEntry | None = None
+    seconds: dict[str, Number]
     versions: dict[str, str]
     machine: dict[str, Any] = {}
     error: str | None = None
@@ -100,10 +123,40 @@ class Result(BaseModel):
         return len(self.fid.clients) if self.fid and self.fid.clients else None
 
 
+class StoredAttack(BaseModel):
+    """An attack of `audit.json`; AUC and rates with the ends of their 95 % intervals."""
+
+    sees: str
+    attack: str
+    auc: tuple[Number, Number, Number]
+    tpr_at_1_percent: Annotated[tuple[Number, Number, Number], Field(alias="tpr_at_0.01")]
+    tpr_at_1_permille: Annotated[tuple[Number, Number, Number], Field(alias="tpr_at_0.001")]
+    epsilon_lower: Number
+    roc: list[tuple[Number, Number]]
+
+
+class StoredAudit(BaseModel):
+    """`audit.json`, as far as the report depends on it."""
+
+    attacks: list[StoredAttack] = []
+
+
+NAMED: dict[str, TypeAdapter[Any]] = {
+    "method.name": TypeAdapter(str),
+    "data.name": TypeAdapter(str),
+    "partition.name": TypeAdapter(str),
+    "clients": TypeAdapter(Count),
+    "rounds": TypeAdapter(Count),
+    "seed": TypeAdapter(Count),
+}
+"""Keys of the configuration by which cells are sorted, and what their values are."""
+
+
 class CellFiles:
     """The files of a cell; each is read when it is first asked for.
 
-    A file that is missing or cannot be read counts as empty.
+    A file that is missing or cannot be read counts as empty. Each is checked against what its readers depend
+    on, so that a damaged file costs no more than its own content.
 
     Args:
         folder: of the cell; it may be missing.
@@ -125,7 +178,7 @@ class CellFiles:
     @cached_property
     def config(self) -> dict[str, Any]:
         """`config.yaml` by dotted keys."""
-        return self._read("config.yaml", lambda path: flat(read_yaml(path)), self._planned)
+        return self._read("config.yaml", _config, self._planned)
 
     @cached_property
     def rounds(self) -> list[dict[str, float | None]]:
@@ -138,9 +191,15 @@ class CellFiles:
         return self._read("partition.csv", _partition_rows, [])
 
     @cached_property
-    def audit(self) -> dict[str, Any]:
+    def audit(self) -> StoredAudit:
         """`audit.json`, what an attacker found."""
-        return self._read("audit.json", lambda path: dict(json.loads(path.read_bytes())), {})
+        return self._read(
+            "audit.json", lambda path: StoredAudit.model_validate_json(path.read_bytes()), StoredAudit()
+        )
+
+    def report(self, name: str, error: Exception) -> None:
+        """Notes a file that cannot be read."""
+        self.problems[name] = f"{name} cannot be read: {_one_line(error)}"
 
     def check(self) -> list[str]:
         """Reads `result.json`, `config.yaml` and `rounds.csv`; returns the messages on damaged files."""
@@ -160,8 +219,8 @@ class CellFiles:
             return parse(self.folder / name)
         except (FileNotFoundError, NotADirectoryError):
             return empty
-        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-            self.problems[name] = f"{name} cannot be read: {_one_line(error)}"
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
+            self.report(name, error)
             return empty
 
 
@@ -182,15 +241,42 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def _config(path: Path) -> dict[str, Any]:
+    config = flat(read_yaml(path))
+    for key, kind in NAMED.items():
+        if key in config:
+            try:
+                config[key] = kind.validate_python(config[key])
+            except ValidationError as error:
+                raise ValueError(f"{key}: {error.errors()[0]['msg']}") from error
+    return config
+
+
 def _number_rows(path: Path) -> list[dict[str, float | None]]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{key: float(value) if value else None for key, value in row.items()} for row in rows]
+    return [{key: _number(key, value) for key, value in row.items()} for row in rows]
+
+
+def _number(key: str, text: str | None) -> float | None:
+    if not text:
+        if key == "round":
+            raise ValueError("a row has no round")
+        return None
+    value = float(text)
+    if not (abs(value) <= LARGEST or (key == "epsilon" and value == math.inf)):
+        raise ValueError(f"{key} is {text}")
+    return value
 
 
 def _partition_rows(path: Path) -> list[tuple[int, str, int]]:
     with path.open(newline="") as file:
-        return [(int(row["client"]), row["label"], int(row["count"])) for row in csv.DictReader(file)]
+        rows = [(int(row["client"]), row["label"], int(row["count"])) for row in csv.DictReader(file)]
+    if not all(0 <= client < 2**31 and label is not None and 0 <= n < 2**63 for client, label, n in rows):
+        raise ValueError("a row does not hold client, label and number of images")
+    if len({row[:2] for row in rows}) < len(rows):
+        raise ValueError("a client has two rows for one label")
+    return rows
 
 
 def _one_line(error: Exception) -> str:

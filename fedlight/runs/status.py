@@ -1,6 +1,7 @@
 """The state of each cell of a sweep, from the plan, the cells' folders and SLURM's queue."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -68,7 +69,8 @@ class SweepCell:
         """What went wrong, and how far a cell without a result has come; may be empty."""
         progress = ""
         if self.files.result is None and self.files.folder.is_dir():
-            seen = max((path.stat().st_mtime for path in self.files.folder.iterdir()), default=0.0)
+            with os.scandir(self.files.folder) as entries:
+                seen = max((entry.stat(follow_symlinks=False).st_mtime for entry in entries), default=0.0)
             when = datetime.fromtimestamp(seen).astimezone().strftime("%Y-%m-%d %H:%M %Z")
             progress = f"{self.round} of {self.rounds or '?'} rounds done, last sign of life {when}"
         notes = dict.fromkeys([self.error or "", progress, *self.files.check()])
@@ -84,7 +86,8 @@ def read_sweep(sweep: Path) -> list[SweepCell]:
     """The cells of a sweep: those planned in the order of their grid, then the others by name."""
     launches = read_launches(sweep)
     planned = {cell: plan for launch in launches for cell, plan in launch.cells.items()}
-    folders = [path for path in sorted(sweep.glob("[!.]*/")) if any((path / f).exists() for f in CELL_FILES)]
+    inside = sorted(sweep.glob("[!.]*/"))
+    folders = [path for path in inside if any(os.path.exists(path / name) for name in CELL_FILES)]
     cells = list(dict.fromkeys([*planned, *(path.name for path in folders)]))
 
     known = {cell: found for cell in cells if (found := read_holder(sweep / cell))}

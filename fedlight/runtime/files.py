@@ -18,6 +18,7 @@ REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "close other programs, which have too many files open",
     errno.EIO: "the disk, or the way to it, fails: have it looked at",
+    errno.ELOOP: "a symbolic link stands where a file is written, and is not followed: remove it",
     errno.ESTALE: "the network's file system lost it: mount it again",
 }
 
@@ -52,18 +53,34 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def no_follow(path: str, flags: int) -> int:
+    """An `opener` for `open` that refuses a symbolic link: another user of the folder may have put it there.
+
+    Raises:
+        OSError: ELOOP, the path is a symbolic link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is written there replaces `path` on success."""
+def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what is written there replaces `path` on success.
+
+    Args:
+        path: of the file; where it is a symbolic link, the link is replaced.
+        durable: whether the file and its name are on the disk afterwards.
+    """
     temporary = path.with_name(f"{TEMPORARY}{path.stem}-{uuid4().hex}{path.suffix}")
     try:
         with naming(path):
             temporary.touch(exist_ok=False)  # with the user's umask
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            with open(temporary, "rb", opener=no_follow) as file:
+                if durable:
+                    os.fsync(file.fileno())
             temporary.replace(path)
-            _flush(path.parent)
+            if durable:
+                _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -30,6 +30,7 @@ SILENCE = 60.0  # seconds without one, after which a holder out of sight counts 
 PATIENCE = 90.0  # seconds for the lock of a dead holder to be released by a network's file system
 STANDING_BY = ("SUSPENDED", "STOPPED")  # SLURM's states of a job that lives and gives no sign of it
 AT_WORK = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", *STANDING_BY)
+KINDS = {"pid": int, "restart": int, "job": str | None}  # of a holder's fields; the others are texts
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # a file system that has none
 
 
@@ -205,7 +206,7 @@ def _take(folder: Path, signed: bytes) -> tuple[int, int]:
 
 def _lock(path: Path) -> int | None:
     """Locks a file; returns its descriptor, or None where another process has it locked."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -253,8 +254,13 @@ def _look(path: Path) -> tuple[bytes, float] | None:
 
 def _parse(signed: bytes) -> Holder | None:
     try:
-        return Holder(**json.loads(signed))
-    except (ValueError, TypeError):
+        fields = json.loads(signed)
+        if any(not isinstance(value, KINDS.get(name, str)) for name, value in fields.items()):
+            return None
+        holder = Holder(**fields)
+        datetime.fromisoformat(holder.since)
+        return holder
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
