@@ -52,11 +52,13 @@ class Dataset:
         train: dealt out to the clients.
         test: never seen in training.
         classes: the name of each label.
+        notes: what the user is to know of what was read, a line each.
     """
 
     train: Images
     test: Images
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split in (self.train, self.test):

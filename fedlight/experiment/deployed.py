@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from fedlight.config import CellConfig, PartitionConfig, validate
 from fedlight.experiment.agreement import agreed_hash, check_agreed, read_agreement
-from fedlight.experiment.build import CHECKPOINT, Components, build, make_algorithm
+from fedlight.experiment.build import CHECKPOINT, Components, announce, build, make_algorithm
 from fedlight.experiment.execute import run_cell
 from fedlight.experiment.targets import check_targets
 from fedlight.federation.algorithms.fedavg import FedAvg
@@ -138,7 +138,9 @@ class Institution:
         cell = cell_id(settings.plain())
         folder = memory / cell
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(cell, client, build_institution(settings, client).site(folder), folder / CHECKPOINT)
+        components = build_institution(settings, client)
+        announce(components.dataset)
+        return cls(cell, client, components.site(folder), folder / CHECKPOINT)
 
     def answer(self, content: bytes) -> bytes:
         """The update, or the scores, that a message asks for; empty for a client that drops out.

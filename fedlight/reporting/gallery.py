@@ -17,6 +17,7 @@ from fedlight.reporting import numbers
 from fedlight.reporting.comparison import Comparison, Group, Place
 from fedlight.runs.reader import Result
 from fedlight.runtime.files import atomic
+from fedlight.runtime.literal_text import literal_text
 
 TILES = 60  # thumbnails on a page, over all comparisons
 SHEET_COLUMNS = 2
@@ -45,6 +46,7 @@ class Row:
     tiles: list[Tile]
 
 
+@literal_text
 def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
     """Draws the grids of a place in one picture, with what each method comes to; nothing without two."""
     grids = [(group, grid) for group in comparison.in_place(place) if (grid := _last_grid(group)) is not None]
