@@ -184,7 +184,7 @@ def _try(work: Callable[[Path], T], path: Path) -> T | str:
     try:
         return work(path)
     except Exception as error:  # a broken file makes Pillow's readers raise almost anything
-        return reason(error, path)
+        return reason(error)
 
 
 def _measure(path: Path, channels: int) -> tuple[Depth, Bounds | None]:

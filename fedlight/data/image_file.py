@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg"),
@@ -100,7 +100,8 @@ def read_image(path: Path, channels: int) -> StoredImage:
         Exception: the file is broken or no image; Pillow's readers raise almost anything.
         ValueError: it holds values that are not finite.
     """
-    with Image.open(path, formats=tuple(FORMATS)) as image:
+    # an open file: of a path, Pillow would map TIFF into memory, and scramble it where a camera was turned
+    with path.open("rb") as file, Image.open(file, formats=tuple(FORMATS)) as image:
         tags = getattr(image, "tag_v2", {})
         depth = _depth(image, tags)
         negative = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode.startswith(("I", "F"))
@@ -139,9 +140,11 @@ def fit(pixels: NDArray[np.uint8], channels: int, image_size: int) -> NDArray[np
     return np.asarray(resized).reshape(image_size, image_size, channels).transpose(2, 0, 1)
 
 
-def reason(error: Exception, path: Path) -> str:
+def reason(error: Exception) -> str:
     """Why a file cannot be read, without its path, which may change."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error).replace(f" {str(path)!r}", "")
+    if isinstance(error, UnidentifiedImageError):
+        return f"no image of {', '.join(FORMATS)}"
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
