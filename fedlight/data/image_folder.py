@@ -1,5 +1,6 @@
 """A folder of images, one sub-folder a class, of which a fixed fifth is for testing."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -207,8 +208,7 @@ def _counts(left_out: Counter[str]) -> str:
 
 def _plural(kind: str) -> str:
     """Of a kind of file; an extension has none."""
-    first, *rest = kind.split(" ", 1)
-    return kind if kind.startswith(".") else " ".join([f"{first}s", *rest])
+    return kind if kind.startswith(".") else re.sub("link|image|file|folder|frame", r"\g<0>s", kind, count=1)
 
 
 def _split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
