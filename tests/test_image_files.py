@@ -364,6 +364,9 @@ def test_files_of_two_depths_are_brought_to_no_range(tmp_path: Path) -> None:
     eight = saved(Image.new("L", (2, 2), 200), "PNG", 1)
     files = {"a": eight, "b": grey16(np.full((2, 2), 200 * 256))}
     assert load(tmp_path / "set", files).pixels.unique().tolist() == [200]
+    dark = grey16(np.array([[0, 4095], [0, 0]]))
+    (note,) = load(tmp_path / "dark", {**files, "b": dark}).notes
+    assert re.search(r"1 16-bit files use the values 0 to 4095 only, .*: save all files alike, scaled$", note)
     with pytest.raises(BadInput, match=r"set holds 1 files such as .*a of 8-bit, 1 files such as .*b of 16"):
         load(tmp_path / "set", files, "measured")
 

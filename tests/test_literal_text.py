@@ -74,7 +74,7 @@ def test_names_in_the_figures_of_a_report_are_drawn_as_written(tmp_path: Path, d
     (comparison,) = make_comparisons(read_sweep(sweep))
     made = {plot.name: [plot.svg(panel) for panel in plot.panels] for plot in figures.plots(comparison, "")}
     assert made.keys() >= {"roc", "partitions", "quality_exchange"}
-    assert ">US$_1_to_US$_…<" in made["partitions"][0]
+    assert ">US$_1_to_US$_5<" in made["partitions"][0]
     assert ">0.01<" in made["roc"][0]  # where a logarithmic axis would be labelled in mathematics
     gallery.write_sheet(comparison, comparison.places[0], tmp_path / "sheet.png")
     assert {text.partition(",")[0] for text in drawn} >= {r"M$_1$", r"$\x"}

@@ -273,7 +273,7 @@ class Values:
                 notes.append(
                     f"data.range: warning: {count:,} {depth.name} files use the values {used} only, and "
                     f"{assumed} were taken for black to white, so that images have little contrast: "
-                    + _better(depth, low, high)
+                    + (_better(depth, low, high) if len(self._files) == 1 else "save all files alike, scaled")
                 )
         return notes
 
