@@ -225,6 +225,7 @@ def test_parts_of_a_set_without_classes_are_used_as_such(tmp_path: Path) -> None
         (["trainA", "trainB", "testA", "testB"], r"keep one folder to train on and one to test on"),
         (["train/a", "train/b", "test"], r"only one of them has a folder for each class"),
         (["train/a", "test/a", "test/b"], r"set/test holds the class b, and .*set/train has no images of it"),
+        (["train/a", "test/a", "."], r"both sub-folders and images such as 000\.png"),
         (["chest/train/a", "chest/test/a"], r"set data\.root=.*/set/chest"),
         (["bottle/train/good", "bottle/test/bad", "wood/train/good", "wood/test/bad"], r"set/bottle holds"),
     ],
@@ -260,13 +261,14 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("")
     os.mkfifo(root / "a" / "pipe.png")
+    os.mkfifo(root / "pipe.png")
     (root / "b" / "deep" / "020.png").write_text("no image")
     line = load(root, skip_unreadable=True).notes[0]
     counts, _, left_out = line.partition("; left out: ")
     assert re.search(r"/set: 1\d images to train on, \d to test on; 2 classes: a 10, b 9$", counts)
     assert sorted(left_out.split(", ")) == [
         *("1 .csv", "1 .jfif", "1 file without extension", "1 hidden file", "1 hidden folder"),
-        *("1 special file", "1 unreadable image", "2 .gif"),
+        *("1 unreadable image", "2 .gif", "2 special files"),
     ]
 
 

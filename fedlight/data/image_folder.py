@@ -59,7 +59,7 @@ def load(
     if not folder.is_dir():
         raise BadInput(f"data.root: no folder {root}")
     split = find_split(folder)
-    parts = _from_split(split) if split else _from_classes(folder)
+    parts = _from_split(folder, split) if split else _from_classes(folder)
     decoded = decode("image_folder", folder, parts.files, cache, image_size, channels, skip_unreadable, range)
     parts.left_out["unreadable image"] += int((~decoded.read).sum())
     parts.left_out["further frame"] += decoded.further_frames
@@ -100,7 +100,8 @@ class Parts(NamedTuple):
 
 def _from_classes(root: Path) -> Parts:
     """Of a folder of classes, a fifth of each is held out for testing."""
-    files_of, left_out = _list(root)
+    left_out: Counter[str] = Counter()
+    files_of = _list(root, left_out)
     files = [file for members in files_of.values() for file in members]
     labels = np.repeat(np.arange(len(files_of)), [len(members) for members in files_of.values()])
     train, test = _split(labels)
@@ -114,9 +115,11 @@ def _from_classes(root: Path) -> Parts:
     )
 
 
-def _from_split(split: PublishedSplit) -> Parts:
+def _from_split(root: Path, split: PublishedSplit) -> Parts:
     """Of a folder that is split already; each part in an order that depends on its names only."""
-    (train_of, left_out), (test_of, more) = _list(split.train), _list(split.test)
+    left_out: Counter[str] = Counter()
+    _refuse_mixed(root, _images(root, left_out, deep=False))
+    train_of, test_of = _list(split.train, left_out), _list(split.test, left_out)
     if strange := sorted(test_of.keys() - train_of.keys()):
         raise BadInput(
             f"data.root: {split.test} holds the class {strange[0]}, and {split.train} has no images of it: "
@@ -128,27 +131,17 @@ def _from_split(split: PublishedSplit) -> Parts:
         order = np.random.RandomState(0).permutation(len(members))
         files += [members[position][1] for position in order]
         labels += [members[position][0] for position in order]
-    left_out.update(more)
     for folder in split.unused:
         left_out[f"image in {legible(folder.name)}"] += len(_images(folder, Counter()))
     cut = sum(map(len, train_of.values()))
     return Parts(files, np.array(labels, np.int64), cut, classes, left_out)
 
 
-def _list(root: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
-    """The files of each class, both sorted by name, and how many of each kind were left out."""
-    left_out: Counter[str] = Counter()
-    classes = sub_folders(root)
-    loose = [path for path in root.iterdir() if not path.name.startswith(".") and not path.is_dir()]
-    for path in loose:
-        if not _is_image(path):
-            left_out[_kind(path)] += 1
-    loose = sorted(filter(_is_image, loose))
-    if classes and loose:
-        raise BadInput(
-            f"data.root: {root} holds both sub-folders and images such as {legible(loose[0].name)}: "
-            "move the images into a sub-folder, which is their class, or elsewhere"
-        )
+def _list(root: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
+    """The image files of each class, both sorted by name; what else is there is counted."""
+    classes, loose = sub_folders(root), _images(root, left_out, deep=False)
+    if classes:
+        _refuse_mixed(root, loose)
     files_of = {legible(path.name): _images(path, left_out) for path in classes} or {ONE_CLASS: loose}
     if len(files_of) < len(classes):
         raise BadInput(f"data.root: {root} holds folders whose names differ only in bytes that are not UTF-8")
@@ -157,16 +150,23 @@ def _list(root: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
             folder = root / name if classes else root
             kinds = f"; left out: {_counts(left_out)}" if +left_out else ""
             raise BadInput(f"data.root: no images ({', '.join(EXTENSIONS)}) in {folder}{kinds}")
-    return files_of, left_out
+    return files_of
 
 
-def _images(folder: Path, left_out: Counter[str]) -> list[Path]:
-    """The image files below a folder, sorted; what else is there is counted."""
-    found = walk(folder)
-    if found.closed:
+def _refuse_mixed(root: Path, loose: list[Path]) -> None:
+    if loose:
         raise BadInput(
-            f"data.root: {legible(str(found.closed[0]))} cannot be listed; permit it, or remove it"
+            f"data.root: {root} holds both sub-folders and images such as {legible(loose[0].name)}: "
+            "move the images into a sub-folder, which is their class, or elsewhere"
         )
+
+
+def _images(folder: Path, left_out: Counter[str], deep: bool = True) -> list[Path]:
+    """The image files in a folder, or at any depth below it, sorted; what else is there is counted."""
+    found = walk(folder, deep)
+    if found.closed:
+        closed = legible(str(found.closed[0]))
+        raise BadInput(f"data.root: {closed} cannot be listed; permit it, or remove it")
     left_out.update(found.left_out)
     left_out.update(_kind(path) for path in found.files if not _is_image(path))
     return list(filter(_is_image, found.files))

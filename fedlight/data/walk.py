@@ -1,6 +1,7 @@
 """The files below a data set's folder, the same for loading and for hashing."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -21,24 +22,28 @@ class Walk(NamedTuple):
     left_out: Counter[str]
 
 
-def walk(folder: Path) -> Walk:
+def walk(folder: Path, deep: bool = True) -> Walk:
     """Lists the files below a folder; links to files and folders are followed.
 
     A link to a folder that contains it is not entered. Names that begin with a dot are hidden.
+
+    Args:
+        folder: to begin with.
+        deep: whether folders in it are entered.
     """
     found = Walk([], [], Counter())
-    _enter(folder, (), found)
+    _enter(folder, (), found, deep)
     found.files.sort()
     found.closed.sort()
     return found
 
 
 def legible(name: str) -> str:
-    """A file name with its bytes that are not UTF-8 in hexadecimal; other names stay as they are."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Text with each byte of a file name that is not UTF-8 in hexadecimal; other text stays as it is."""
+    return re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", name)
 
 
-def _enter(folder: Path, above: tuple[tuple[int, int], ...], found: Walk) -> None:
+def _enter(folder: Path, above: tuple[tuple[int, int], ...], found: Walk, deep: bool = True) -> None:
     try:
         status = folder.stat()
         entries = list(os.scandir(folder))
@@ -54,7 +59,8 @@ def _enter(folder: Path, above: tuple[tuple[int, int], ...], found: Walk) -> Non
         if entry.name.startswith("."):
             found.left_out["hidden folder" if os.path.isdir(path) else "hidden file"] += 1
         elif os.path.isdir(path):
-            _enter(path, (*above, here), found)
+            if deep:
+                _enter(path, (*above, here), found)
         elif os.path.isfile(path) or not os.path.exists(path):
             found.files.append(path)
         else:
