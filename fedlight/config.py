@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
+from math import inf
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +14,9 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from fedlight.data.walk import legible
 from fedlight.federation.method import Method
 from fedlight.runtime.errors import BadInput, Held, first_cause
 from fedlight.runtime.files import explain
@@ -49,6 +52,7 @@ class DataConfig(Section, Sparse):
     attributes: list[str] | None = None
     skip_unreadable: bool = False
     classes: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    range: Literal["type", "measured"] | list[float] = "type"
     source: Target
 
     @field_validator("classes", mode="before")
@@ -61,6 +65,18 @@ class DataConfig(Section, Sparse):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"a class is named twice: {twice[0]}")
         return names
+
+    @field_validator("range", mode="before")
+    @classmethod
+    def _range(cls, value: Any) -> Any:
+        if value in ("type", "measured"):
+            return value
+        numbers = isinstance(value, list) and [type(number) in (int, float) for number in value]
+        if numbers != [True, True] or not -inf < value[0] < value[1] < inf:
+            raise PydanticCustomError(
+                "range", "must be type, measured, or two numbers such as [0,4095], the smaller one first"
+            )
+        return [float(number) for number in value]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -226,7 +242,7 @@ def describe(error: BaseException) -> str:
     """What is wrong, in one line, and the key that was meant where one is misspelled."""
     error = first_cause(error)
     told = explain(error) if type(error) is not Held and isinstance(error, OSError) else str(error)
-    message = redacted(" ".join(told.split("Config search path")[0].split())) or type(error).__name__
+    message = redacted(legible(" ".join(told.split("Config search path")[0].split()))) or type(error).__name__
     unknown = re.search(r"is not in struct full_key: (\S+)", message)
     return _unknown(unknown[1]) if unknown else message
 

@@ -24,9 +24,10 @@ def prepare(config: DictConfig) -> None:
     from fedlight.config import validate
 
     settings = validate(config)
-    from fedlight.experiment.build import build
+    from fedlight.experiment.build import announce, build
 
     components = build(settings)
+    announce(components.dataset)
     train, test = components.dataset.train, components.dataset.test
     print(f"data {settings.data.name}: {len(train):,} training and {len(test):,} test images")
     if components.evaluator is not None:

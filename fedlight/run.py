@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.data.data_name import data_name
+from fedlight.data.walk import legible
 from fedlight.evaluation.weights import weights_name
 from fedlight.manual import manual
 from fedlight.reporting.terminal import SweepWatch
@@ -98,6 +99,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
             raise CellFailed(1) from error
 
     try:
+        refuse_bytes(sys.argv[1:])
         hydra.main(config_path=str(ROOT / "configs"), config_name="config", version_base="1.3")(task)()
     except CellFailed as failed:
         status = failed.status
@@ -139,6 +141,15 @@ def check_and_run(config: DictConfig) -> None:
             from fedlight.experiment.execute import run_cell
 
         run_cell(settings, held)
+
+
+def refuse_bytes(typed: list[str]) -> None:
+    """Raises BadInput where an argument is not UTF-8, which Hydra cannot read."""
+    for argument in typed:
+        if (readable := legible(argument)) != argument:
+            raise BadInput(
+                f"{readable} is not UTF-8: rename that file or folder, or type a link to it (ln -s)"
+            )
 
 
 def refuse_grid(asked: DictConfig) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlight.data.dataset import Dataset, Images
-from fedlight.data.decoded import decode
+from fedlight.data.decoded import Range, decode
 from fedlight.data.download import download
 from fedlight.runtime.errors import BadInput
 
@@ -16,7 +16,12 @@ BITS = 4
 
 
 def load(
-    root: str | None, cache: str, image_size: int, channels: int, attributes: Sequence[str] | None
+    root: str | None,
+    cache: str,
+    image_size: int,
+    channels: int,
+    attributes: Sequence[str] | None,
+    range: Range = "type",
 ) -> Dataset:
     """Reads the aligned faces, cut to their central 178x178 and resized, in 16 classes.
 
@@ -26,6 +31,7 @@ def load(
         image_size: in pixels.
         channels: 1 for grey, 3 for RGB.
         attributes: four of CelebA's binary attributes; label = sum of attribute_i * 2^i.
+        range: which values of the files become 0 and 255, as `decode` takes it.
 
     Raises:
         BadInput: an attribute is unknown, a file is missing or broken, or the download failed.
@@ -44,19 +50,24 @@ def load(
     if unlabelled:
         raise BadInput(f"data.root: {folder}/list_attr_celeba.txt lacks {unlabelled[0]}; fetch it again")
     files = [folder / "img_align_celeba" / name for name in names]
-    pixels, _ = decode("celeba", files, cache, image_size, channels)
+    decoded = decode("celeba", folder, files, cache, image_size, channels, range_=range)
+    pixels = decoded.pixels
     labels = np.array([label_of[name] for name in names], np.int64)
     train = len(parts[TRAIN])
     return Dataset(
         train=Images(pixels[:train], labels[:train]),
         test=Images(pixels[train:], labels[train:]),
         classes=class_names(attributes),
+        notes=decoded.notes,
     )
 
 
 def class_names(attributes: Sequence[str] | None) -> tuple[str, ...]:
     """The name of each label: the attributes that hold, such as "Male+Smiling", or "none"."""
-    return tuple(_name(label, attributes or ()) for label in range(2**BITS))
+    return tuple(
+        "+".join(name for bit, name in enumerate(attributes or ()) if label >> bit & 1) or "none"
+        for label in range(2**BITS)
+    )
 
 
 def _fetch(folder: str) -> None:
@@ -102,8 +113,3 @@ def _read_rows(path: Path) -> list[list[str]]:
     if len(rows) < 2:
         raise BadInput(f"data.root: {path} is truncated; fetch it again")
     return rows
-
-
-def _name(label: int, attributes: Sequence[str]) -> str:
-    """Such as "Male+Smiling", the attributes that hold, or "none"."""
-    return "+".join(name for bit, name in enumerate(attributes) if label >> bit & 1) or "none"

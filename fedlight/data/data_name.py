@@ -1,15 +1,11 @@
 """What data are called in a cell's id: by what they hold, so that other images are another cell."""
 
-import gzip
-import hashlib
-import json
-import zlib
-from collections.abc import Iterable
-from contextlib import suppress
 from functools import cache as remembered
 from pathlib import Path
 
-from fedlight.runtime.files import atomic
+from fedlight.data.file_hashes import file_hashes, folder_digest
+from fedlight.data.layout import is_split
+from fedlight.data.walk import legible, walk
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 KNOWN = {
@@ -43,7 +39,7 @@ def data_name(kind: str, root: str | None, cache: str) -> str:
     Args:
         kind: fmnist, cifar10, celeba, or image_folder, of which each is its folder's name and a hash.
         root: `data.root`.
-        cache: where hashes of files are kept for as long as they do not change in size and time.
+        cache: where hashes of files are kept for as long as the files do not change.
 
     Returns:
         The plain `kind` where the files are the published ones, or some are not there.
@@ -52,14 +48,14 @@ def data_name(kind: str, root: str | None, cache: str) -> str:
     if folder is None or not folder.is_dir():
         return kind
     if kind not in KNOWN:
-        return f"{folder.name}_{_digest(folder, _visible(folder), cache)}"
+        return f"{legible(folder.name)}_{_files_digest(folder, cache)}"
     files = [_file(folder, name) for name in KNOWN[kind]]
     if not all(path.is_file() for path in files):
         return kind
-    found = [md5 for _, md5 in _hashes(folder, files, cache)]
-    if found == list(KNOWN[kind].values()):
+    if [content.md5 for content in file_hashes(folder, files, cache)] == list(KNOWN[kind].values()):
         return kind
-    return f"{kind}_{_digest(folder, _visible(folder) if kind == 'celeba' else files, cache)}"
+    files = walk(folder).files if kind == "celeba" else files
+    return f"{kind}_{folder_digest(folder, files, cache)}"
 
 
 def _folder(kind: str, root: str | None, cache: str) -> Path | None:
@@ -78,48 +74,6 @@ def _file(folder: Path, name: str) -> Path:
     return zipped if zipped.is_file() else folder / name
 
 
-def _visible(folder: Path) -> list[Path]:
-    """The files of a folder, sorted; what is hidden does not count."""
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return sorted(p for p in found if not any(part[0] == "." for part in p.relative_to(folder).parts))
-
-
-def _digest(folder: Path, files: list[Path], cache: str) -> str:
-    digest = hashlib.blake2b(digest_size=4)
-    for path, (sha256, _) in zip(files, _hashes(folder, files, cache), strict=True):
-        digest.update(f"{path.relative_to(folder)}\0{sha256}\n".encode())
-    return digest.hexdigest()
-
-
-def _hashes(folder: Path, files: Iterable[Path], cache: str) -> list[tuple[str, str]]:
-    """SHA-256 and MD5 of each file's content; of a file that was hashed before, as they were noted then."""
-    key = hashlib.blake2b(str(folder).encode(), digest_size=8).hexdigest()
-    notes = Path(cache) / "hashes" / f"{folder.name}-{key}.json"
-    try:
-        before = json.loads(notes.read_text())
-    except (OSError, ValueError):
-        before = {}
-    known = dict(before)
-    hashes = []
-    for path in files:
-        status, name = path.stat(), str(path.relative_to(folder))
-        stamp = [status.st_size, status.st_mtime_ns]
-        if known.get(name, [])[:2] != stamp:
-            content = _content(path)
-            md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-            known[name] = [*stamp, hashlib.sha256(content).hexdigest(), md5]
-        hashes.append((known[name][2], known[name][3]))
-    if known != before:
-        with suppress(OSError):  # a cache: without it, files are hashed again
-            notes.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(notes) as temporary:
-                temporary.write_text(json.dumps(known))
-    return hashes
-
-
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        with suppress(OSError, EOFError, zlib.error):  # broken: the loader tells
-            return gzip.decompress(content)
-    return content
+def _files_digest(folder: Path, cache: str) -> str:
+    """The hash of all visible files of a folder; a split into train and test counts, as it decides roles."""
+    return folder_digest(folder, walk(folder).files, cache, "split" if is_split(folder) else "")

@@ -1,7 +1,7 @@
 """A data set in memory or memory-mapped: images and labels as tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,11 +53,13 @@ class Dataset:
         train: dealt out to the clients.
         test: never seen in training.
         classes: the name of each label.
+        notes: what the user is to know of what was read, a line each.
     """
 
     train: Images
     test: Images
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split in (self.train, self.test):
@@ -83,4 +85,4 @@ class Dataset:
             )
         label = np.array([names.index(name) for name in self.classes], np.int64)
         train, test = (Images(split.pixels, label[split.labels]) for split in (self.train, self.test))
-        return Dataset(train, test, tuple(names))
+        return replace(self, train=train, test=test, classes=tuple(names))

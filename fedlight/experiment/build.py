@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
@@ -248,6 +249,8 @@ def check(settings: CellConfig, elsewhere: bool) -> Components | None:
             if elsewhere:
                 return None
             raise
+        if elsewhere:  # a cell on another machine writes its notes to a log there
+            announce(_loaded[1])
     components = assemble(settings, _loaded[1])
     if settings.evaluation.samples:
         check_evaluation(settings, components.dataset)
@@ -256,7 +259,7 @@ def check(settings: CellConfig, elsewhere: bool) -> Components | None:
 
 def assemble(settings: CellConfig, whole: Dataset) -> Components:
     """What a cell is built of, but its evaluator."""
-    dataset = Dataset(whole.train.first(settings.data.limit), whole.test, whole.classes)
+    dataset = replace(whole, train=whole.train.first(settings.data.limit))
     deal = instantiate(settings.partition.deal, _partial_=True)
     try:
         shares = deal(dataset.train.labels, settings.clients)
@@ -366,7 +369,9 @@ def load_data(settings: CellConfig) -> Dataset:
         BadInput: it cannot be had, or its images are not of the shape that the configuration says.
     """
     source = settings.data.source
-    more = {"skip_unreadable": True} if settings.data.skip_unreadable else {}
+    more: dict[str, Any] = {"skip_unreadable": True} if settings.data.skip_unreadable else {}
+    if settings.data.range != "type":
+        more["range"] = settings.data.range
     dataset = make_extension("data", source, **more)
     if not isinstance(dataset, Dataset):
         raise BadInput(f"data {source['_target_']} must return a Dataset, got {type(dataset).__name__}")
@@ -377,6 +382,12 @@ def load_data(settings: CellConfig) -> Dataset:
             f"{tuple(dataset.train.pixels.shape[1:])} (channels, height, width)"
         )
     return dataset.numbered_by(settings.data.classes) if settings.data.classes else dataset
+
+
+def announce(dataset: Dataset) -> None:
+    """Prints the notes of a data set on stderr, a line each."""
+    for note in dataset.notes:
+        print(f"fedlight: {note}", file=sys.stderr)
 
 
 def make_module(settings: CellConfig, classes: int) -> tuple[DDPM, SliceMap]:

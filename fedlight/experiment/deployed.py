@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from fedlight.config import CellConfig, PartitionConfig, validate
 from fedlight.data.class_names import published_classes
 from fedlight.experiment.agreement import agreed_hash, check_agreed, read_agreement
-from fedlight.experiment.build import CHECKPOINT, Components, build, make_algorithm
+from fedlight.experiment.build import CHECKPOINT, Components, announce, build, make_algorithm
 from fedlight.experiment.execute import run_cell
 from fedlight.experiment.targets import check_targets
 from fedlight.experiment.terms import Terms
@@ -198,6 +198,7 @@ class Institution:
         folder = memory / cell
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         components = build_institution(settings, client)
+        announce(components.dataset)
         terms = Terms.make(settings, components.method, tuple(components.slices.names))
         return cls(cell, client, components.site(folder), folder / CHECKPOINT, terms)
 

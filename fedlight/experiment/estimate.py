@@ -72,17 +72,21 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
     for head in ("steps", "bytes", "time, about"):
         table.add_column(head, justify="right")
     left = []
+    notes: dict[str, None] = {}
     for settings in cells:
         folder = cell_folder(settings)
         cell = read_cell(folder, None, {})
         state = f"{cell.state}, round {cell.round}" if cell.round and cell.state != DONE else cell.state
         components = check(settings, elsewhere=False)
         assert components is not None
+        notes |= dict.fromkeys(components.dataset.notes)
         found = estimate(components)
         row = (numbers.count(found.steps), numbers.data_volume(found.bytes), numbers.seconds(found.seconds))
         table.add_row(folder.name, state, *row)
         if cell.state != DONE:
             left.append(found)
+    for note in notes:
+        print(f"fedlight: {note}", file=sys.stderr)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
     total = Estimate(*(sum(column) for column in zip(*map(astuple, left), strict=True))) if left else None

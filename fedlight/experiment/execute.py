@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from fedlight.config import CellConfig
 from fedlight.data.partition import count_labels
-from fedlight.experiment.build import CHECKPOINT, Components, build, make_server
+from fedlight.experiment.build import CHECKPOINT, Components, announce, build, make_server
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
 from fedlight.experiment.extensions import blamed
 from fedlight.experiment.guarantee import Guarantee
@@ -67,11 +67,11 @@ def run_cell(settings: CellConfig, held: Hold, make: Callable[[CellConfig], Comp
     plain = masked(settings.plain())
     components = make(settings)
     settings = components.settings
+    announce(components.dataset)
     if advice := _label_advice(settings):
         _mention_once(advice)
     _make_folder(folder)
     write_config(folder / "config.yaml", plain)
-    _picture_data(folder, components)
 
     server = make_server(
         cell,
@@ -87,6 +87,7 @@ def run_cell(settings: CellConfig, held: Hold, make: Callable[[CellConfig], Comp
     result = record.result
     bars = ProgressBars(cell, settings.rounds, cohort_size(settings.clients, settings.fraction))
     with stoppable() as stop, record.closing(), bars, ExitStack() as ending:
+        _picture_data(folder, components)
         with no_garbage():
             log = CellLog(settings.logger, folder, settings.name, cell, plain)
         record.on_close = log.finish

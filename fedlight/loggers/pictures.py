@@ -16,11 +16,13 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from fedlight.runtime.files import atomic
+from fedlight.runtime.literal_text import literal_text
 
 COLUMNS = 16  # of a sample grid
 FRAME, LAST_FRAME = 150, 1500  # of an animation, in milliseconds
 
 
+@literal_text
 def sample_grid(
     path: Path, rows: Sequence[tuple[str, Tensor]], title: str, heads: Sequence[str] = ()
 ) -> None:
@@ -91,6 +93,7 @@ def _enlarged(image: Tensor, scale: int) -> Image.Image:
     return made.resize((made.width * scale, made.height * scale), Image.Resampling.NEAREST)
 
 
+@literal_text
 def memorisation_histogram(path: Path, generated: NDArray[Any], unseen: NDArray[Any], title: str) -> None:
     """Draws how near images lie to the training set, by their ratio of distances, train over test."""
     figure = Figure(figsize=(5.5, 3.4), dpi=144, layout="constrained")
@@ -109,6 +112,7 @@ def memorisation_histogram(path: Path, generated: NDArray[Any], unseen: NDArray[
     _save(figure, path)
 
 
+@literal_text
 def partition_heatmap(path: Path, counts: NDArray[Any], classes: Sequence[str], title: str) -> None:
     """Draws the images of each client and label; `counts` has shape (clients, classes)."""
     clients, labels = counts.shape

@@ -21,6 +21,7 @@ from fedlight.reporting.plots import file_name
 from fedlight.runs.reader import Result
 from fedlight.runs.status import SweepCell
 from fedlight.runtime.files import atomic
+from fedlight.runtime.literal_text import literal_text
 
 GRID = re.compile(r"round_([0-9]{1,9})\.png")
 BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -75,6 +76,7 @@ class Grid:
             return None
 
 
+@literal_text
 def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
     """Draws the grids of a place in one picture, with what each method comes to; nothing without two."""
     grids = [(group, grid) for group in comparison.in_place(place) if (grid := _last_grid(group)) is not None]

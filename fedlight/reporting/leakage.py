@@ -115,6 +115,8 @@ def _draw_roc(axis: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> None:
         axis.step(curve["fpr"].clip(LEAST), curve["tpr"].clip(LEAST), where="post", color=colour)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter("{x:g}")
     axis.set_xlim(LEAST, 1)
     axis.set_ylim(LEAST, 1)
     axis.set_xlabel("false positive rate")

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedlight.runtime.files import atomic
+from fedlight.runtime.literal_text import LITERAL
 
 INK, PALE = "#1B1F24", "#DDE1E6"
 WIDTH, HEIGHT = 3.7, 2.9  # of a panel, in inches: readable on a telephone
@@ -53,6 +54,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fedlight",
     "pdf.fonttype": 42,
+    **LITERAL,
 }
 THEME = (
     f"<style>:root{{--ink:{INK};--pale:{PALE}}}"

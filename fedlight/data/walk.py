@@ -1,0 +1,67 @@
+"""The files below a data set's folder, the same for loading and for hashing."""
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Walk(NamedTuple):
+    """What is below a folder.
+
+    Attributes:
+        files: regular files, and links that lead nowhere, sorted by path.
+        closed: folders that this user may not list.
+        left_out: how many of each kind were left out: hidden files and folders, links back to a folder above
+            them, and what is neither a file nor a folder.
+    """
+
+    files: list[Path]
+    closed: list[Path]
+    left_out: Counter[str]
+
+
+def walk(folder: Path, deep: bool = True) -> Walk:
+    """Lists the files below a folder; links to files and folders are followed.
+
+    A link to a folder that contains it is not entered. Names that begin with a dot are hidden.
+
+    Args:
+        folder: to begin with.
+        deep: whether folders in it are entered.
+    """
+    found = Walk([], [], Counter())
+    _enter(folder, (), found, deep)
+    found.files.sort()
+    found.closed.sort()
+    return found
+
+
+def legible(name: str) -> str:
+    """Text with each byte of a file name that is not UTF-8 in hexadecimal; other text stays as it is."""
+    return re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", name)
+
+
+def _enter(folder: Path, above: tuple[tuple[int, int], ...], found: Walk, deep: bool = True) -> None:
+    try:
+        status = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError:
+        found.closed.append(folder)
+        return
+    here = status.st_dev, status.st_ino
+    if here in above:
+        found.left_out["link back to a folder above it"] += 1
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            found.left_out["hidden folder" if os.path.isdir(path) else "hidden file"] += 1
+        elif os.path.isdir(path):
+            if deep:
+                _enter(path, (*above, here), found)
+        elif os.path.isfile(path) or not os.path.exists(path):
+            found.files.append(path)
+        else:
+            found.left_out["special file"] += 1

@@ -1,0 +1,10 @@
+"""Text in pictures is drawn as it is written: $, _, ^ and backslashes of names are no markup."""
+
+from typing import Any
+
+from matplotlib import rc_context
+
+LITERAL: dict[Any, Any] = {"text.parse_math": False}
+
+literal_text = rc_context(LITERAL)
+"""Decorates a function that makes a figure and draws it: text is made in both."""
