@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,10 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 from fedlight.data.data_name import data_name
 from fedlight.evaluation.weights import weights_name
 from fedlight.manual import manual
+from fedlight.overrides import keep_text
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done, tell_done
 from fedlight.runtime.environment import load_environment
-from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause
+from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause, raised_by_hydra
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.secret import move_to_environment, redacted
@@ -42,7 +44,7 @@ def main() -> None:
 def command_line(work: Callable[[DictConfig], None]) -> int:
     """Composes the configuration that the command line asks for and works on it; returns the exit status."""
     load_environment()
-    sys.argv[1:] = move_to_environment(sys.argv[1:], os.environ)
+    sys.argv[1:] = keep_text(move_to_environment(sys.argv[1:], os.environ))
     register_resolvers()
     sys.argv[1:] = hydra_arguments(sys.argv[1:])
     debug = DEBUG in os.environ
@@ -64,10 +66,20 @@ def hydra_arguments(typed: list[str]) -> list[str]:
 def register_resolvers() -> None:
     """Makes known to OmegaConf what `configs/` refers to."""
     OmegaConf.register_new_resolver("fedlight.manual", lambda: manual(ROOT).replace("$", "$$"), replace=True)
-    OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
     data_name.cache_clear()  # files may have changed since an earlier command of this process
-    OmegaConf.register_new_resolver("fedlight.data_name", data_name, replace=True)
-    OmegaConf.register_new_resolver("fedlight.weights_name", weights_name, replace=True)
+    resolvers = {
+        "root": lambda: str(ROOT),
+        "home": _home,
+        "data_name": lambda kind, root, cache: data_name(kind, _home(root), _home(cache)),
+        "weights_name": lambda extractor, path: weights_name(extractor, _home(path)),
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(f"fedlight.{name}", resolver, replace=True)
+
+
+def _home(path: Any) -> Any:
+    """A path with the home folder in place of `~`; other than text is left for the schema to refuse."""
+    return os.path.expanduser(path) if isinstance(path, str) else path
 
 
 def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
@@ -105,6 +117,10 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
         if debug:
             raise
         status = print_error(BadInput(f"output: cannot make the folder of the sweep: {error}"))
+    except Exception as error:
+        if debug or not raised_by_hydra(error):
+            raise
+        status = print_error(error)
     finally:
         _end_workers()
         SweepWatch.close()

@@ -39,6 +39,7 @@ def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
     """
     cache = os.environ.get("FEDLIGHT_CACHE") or str(Path.home() / ".cache" / "fedlight")
     weights = os.environ.get("FEDLIGHT_INCEPTION")
+    root = root and os.path.expanduser(root)
     found: dict[str, Any] = _placed(read_config(path), {"root": root, "cache": cache, "weights": weights})
     return found
 

@@ -14,10 +14,11 @@ from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.config import CellConfig, describe, validate
+from fedlight.overrides import keep_text
 from fedlight.runs.identity import cell_folder, is_done, tell_done
 from fedlight.runs.plan import Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, raised_by_hydra
 from fedlight.runtime.lock import this_process
 from fedlight.runtime.secret import masked, move_to_environment
 
@@ -51,7 +52,7 @@ class PlanningSweeper(BasicSweeper):
         self.places: dict[tuple[str, ...], Path] = {}  # the folder of the cell with these overrides
 
     def _parse_config(self) -> list[str]:
-        return move_to_environment(super()._parse_config(), os.environ)
+        return keep_text(move_to_environment(super()._parse_config(), os.environ))
 
     def sweep(self, arguments: list[str]) -> Any:
         """Runs the cells of the grid that are not done.
@@ -63,7 +64,7 @@ class PlanningSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         (grid,) = self.split_arguments(overrides, None)
-        cells = self.checked(grid)
+        cells = self.checked([keep_text(cell) for cell in grid])
         if self.dry:
             from fedlight.experiment.estimate import print_plan
 
@@ -80,18 +81,15 @@ class PlanningSweeper(BasicSweeper):
             BadInput: some cannot be run as asked; the message names each of them.
         """
         assert self.config is not None
-        assert self.hydra_context is not None
-        if Path(self.config.hydra.sweep.dir) != Path(self.config.output, self.config.name):
+        output = os.path.expanduser(str(self.config.output))
+        if Path(self.config.hydra.sweep.dir) != Path(output, str(self.config.name)):
             raise BadInput("hydra.sweep.dir cannot be set: a sweep lives in OUTPUT/NAME; set output or name")
         elsewhere = "slurm" in self.config.hydra.launcher._target_
         cells: Cells = {}
         bad: list[tuple[list[str], str]] = []
         for overrides in grid:
             try:
-                config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-                with open_dict(config):
-                    del config["hydra"]
-                settings = validate(config)
+                settings = self.compose(overrides)
                 folder = self.places[tuple(overrides)] = cell_folder(settings)
                 if folder in cells:
                     continue
@@ -111,6 +109,25 @@ class PlanningSweeper(BasicSweeper):
             count = f"{len(bad)} of {len(grid)} cells cannot be run, so none was: " if len(grid) > 1 else ""
             raise BadInput(f"{count}{'; '.join(named)}")
         return cells
+
+    def compose(self, overrides: Sequence[str]) -> CellConfig:
+        """The configuration of a cell with these overrides, checked.
+
+        Raises:
+            BadInput, HydraException, OmegaConfBaseException: they make no valid configuration.
+        """
+        assert self.config is not None
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        try:
+            config = loader.load_sweep_config(self.config, list(overrides))
+        except Exception as error:
+            if raised_by_hydra(error):
+                raise BadInput(describe(error)) from error
+            raise
+        with open_dict(config):
+            del config["hydra"]
+        return validate(config)
 
     def plan(self, cells: Cells, earlier: Cells | None = None) -> list[list[str]]:
         """Writes the plan, with cells of earlier batches; returns the overrides of those to be launched."""
