@@ -67,7 +67,7 @@ def register_resolvers() -> None:
     """Makes known to OmegaConf what `configs/` refers to."""
     OmegaConf.register_new_resolver("fedlight.manual", lambda: manual(ROOT).replace("$", "$$"), replace=True)
     data_name.cache_clear()  # files may have changed since an earlier command of this process
-    resolvers = {
+    resolvers: dict[str, Callable[..., Any]] = {
         "root": lambda: str(ROOT),
         "home": _home,
         "data_name": lambda kind, root, cache: data_name(kind, _home(root), _home(cache)),

@@ -50,6 +50,7 @@ class PlanningSweeper(BasicSweeper):
         super().__init__(max_batch_size, dict(params or {}))
         self.dry = dry
         self.places: dict[tuple[str, ...], Path] = {}  # the folder of the cell with these overrides
+        self.process = this_process()
 
     def _parse_config(self) -> list[str]:
         return keep_text(move_to_environment(super()._parse_config(), os.environ))
@@ -80,6 +81,22 @@ class PlanningSweeper(BasicSweeper):
         Raises:
             BadInput: some cannot be run as asked; the message names each of them.
         """
+        cells, bad = self.examine(grid)
+        if bad:
+            shared = set(grid[0]).intersection(*grid[1:]) if len(grid) > 1 else set()
+            named = [
+                f"[{' '.join(o for o in overrides if o not in shared)}] {text}" for overrides, text in bad
+            ]
+            count = f"{len(bad)} of {len(grid)} cells cannot be run, so none was: " if len(grid) > 1 else ""
+            raise BadInput(f"{count}{'; '.join(named)}")
+        return cells
+
+    def examine(self, grid: Sequence[list[str]]) -> tuple[Cells, list[tuple[list[str], str]]]:
+        """The cells of a grid that can be run, as `checked` has them; and the others, each with the reason.
+
+        Raises:
+            BadInput: the folder of the sweep was set by itself.
+        """
         assert self.config is not None
         output = os.path.expanduser(str(self.config.output))
         if Path(self.config.hydra.sweep.dir) != Path(output, str(self.config.name)):
@@ -101,14 +118,7 @@ class PlanningSweeper(BasicSweeper):
                 cells[folder] = Checked(overrides, settings, done)
             except (BadInput, HydraException, OmegaConfBaseException) as error:
                 bad.append((overrides, describe(error)))
-        if bad:
-            shared = set(grid[0]).intersection(*grid[1:]) if len(grid) > 1 else set()
-            named = [
-                f"[{' '.join(o for o in overrides if o not in shared)}] {text}" for overrides, text in bad
-            ]
-            count = f"{len(bad)} of {len(grid)} cells cannot be run, so none was: " if len(grid) > 1 else ""
-            raise BadInput(f"{count}{'; '.join(named)}")
-        return cells
+        return cells, bad
 
     def compose(self, overrides: Sequence[str]) -> CellConfig:
         """The configuration of a cell with these overrides, checked.
@@ -134,7 +144,7 @@ class PlanningSweeper(BasicSweeper):
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
         jobs = last_jobs(sweep)
-        launch = Launch(sys.argv[1:], str(Path.cwd()), this_process())
+        launch = Launch(sys.argv[1:], str(Path.cwd()), self.process)
         pending = []
         for folder, cell in {**(earlier or {}), **cells}.items():
             config = flat(masked(cell.settings.plain()))
