@@ -95,8 +95,11 @@ def _hashes(folder: Path, files: Iterable[Path], cache: str) -> list[tuple[str, 
     """SHA-256 and MD5 of each file's content; of a file that was hashed before, as they were noted then."""
     key = hashlib.blake2b(str(folder).encode(), digest_size=8).hexdigest()
     notes = Path(cache) / "hashes" / f"{folder.name}-{key}.json"
+    keep = True
     try:
-        before = json.loads(notes.read_text())
+        before = json.loads(notes.read_text(encoding="utf-8"))
+    except PermissionError:  # another user's, which stays as it is
+        before, keep = {}, False
     except (OSError, ValueError):
         before = {}
     known = dict(before)
@@ -109,11 +112,11 @@ def _hashes(folder: Path, files: Iterable[Path], cache: str) -> list[tuple[str, 
             md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
             known[name] = [*stamp, hashlib.sha256(content).hexdigest(), md5]
         hashes.append((known[name][2], known[name][3]))
-    if known != before:
+    if keep and known != before:
         with suppress(OSError):  # a cache: without it, files are hashed again
             notes.parent.mkdir(parents=True, exist_ok=True)
             with atomic(notes) as temporary:
-                temporary.write_text(json.dumps(known))
+                temporary.write_text(json.dumps(known), encoding="utf-8")
     return hashes
 
 

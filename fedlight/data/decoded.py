@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.files import atomic, remove_unfinished
+from fedlight.runtime.files import atomic, explain_cache, remove_unfinished
 from fedlight.runtime.progress import track
 
 FORMATS = {
@@ -74,11 +74,11 @@ def decode(
                     remove_unfinished(path)
                     _write(path, files, shape, skip_unreadable)
         pixels = torch.from_numpy(np.load(path, mmap_mode="c"))
-        broken = json.loads(_broken(path).read_text())
+        broken = json.loads(_broken(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(
-            f"data.cache: {math.prod(shape):,} bytes of decoded images cannot be kept in {path.parent} "
-            f"({error.strerror}); set data.cache or FEDLIGHT_CACHE to a folder with room for them"
+            f"data.cache: {math.prod(shape):,} bytes of decoded images cannot be kept: "
+            f"{explain_cache(error, 'data.cache or FEDLIGHT_CACHE')}"
         ) from error
     if not skip_unreadable:
         _refuse(broken, files)
@@ -100,6 +100,8 @@ def _fingerprint(files: Sequence[Path], shape: tuple[int, ...]) -> str:
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
     try:
         pixels = np.load(path, mmap_mode="r")
+    except PermissionError:
+        raise
     except (OSError, EOFError, ValueError):
         return False
     return pixels.shape == shape and pixels.dtype == np.uint8 and _broken(path).is_file()
@@ -119,7 +121,7 @@ def _write(path: Path, files: Sequence[Path], shape: tuple[int, ...], skip_unrea
         if not skip_unreadable:
             _refuse(broken, files)
         with atomic(_broken(path)) as noted:
-            noted.write_text(json.dumps(broken))
+            noted.write_text(json.dumps(broken), encoding="utf-8")
 
 
 def _refuse(broken: Mapping[str, str], files: Sequence[Path]) -> None:
