@@ -43,7 +43,9 @@ def main() -> None:
     workspace, report = build(arguments.entity, arguments.project, arguments.sweep)
     if arguments.out:
         try:
-            arguments.out.write_text(json.dumps(specification(workspace, report), indent=2) + "\n")
+            arguments.out.write_text(
+                json.dumps(specification(workspace, report), indent=2) + "\n", encoding="utf-8"
+            )
         except OSError as error:
             refuse(f"--out: cannot write to {arguments.out}: {error.strerror}")
         print(f"dashboard: not sent; specification in {arguments.out}")

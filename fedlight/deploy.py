@@ -75,12 +75,15 @@ def write_app(folder: Path, overrides: list[str]) -> None:
         "method": settings.method.name,
         "sha256": agreed_hash(inner / FILE),
     }
-    (inner / "__init__.py").write_text(f'"""The federation {settings.name}."""\n')
+    (inner / "__init__.py").write_text(f'"""The federation {settings.name}."""\n', encoding="utf-8")
     for template in ("server_app.py", "client_app.py"):
-        (inner / template).write_text((TEMPLATES / f"{template}.txt").read_text())
+        (inner / template).write_text(
+            (TEMPLATES / f"{template}.txt").read_text(encoding="utf-8"), encoding="utf-8"
+        )
     for template in ("pyproject.toml", "README.md"):
         (folder / template).write_text(
-            Template((TEMPLATES / f"{template}.txt").read_text()).substitute(words)
+            Template((TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")).substitute(words),
+            encoding="utf-8",
         )
     readme = folder / "README.md"
     print(f"{folder}: a federation of {settings.clients} institutions; {readme} says what each types")

@@ -168,7 +168,7 @@ class Institution:
         """Forgets finished updates where the server, having gone back, sends another broadcast."""
         noted = self.folder / "broadcast"
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not noted.exists() or noted.read_text() != hash_:
+        if not noted.exists() or noted.read_text(encoding="utf-8") != hash_:
             self.site.outbox.restart()
             with atomic(noted) as temporary:
-                temporary.write_text(hash_)
+                temporary.write_text(hash_, encoding="utf-8")

@@ -27,16 +27,18 @@ def save_pipeline(folder: Path, module: DDPM) -> None:
 def add_code(folder: Path) -> str:
     """Puts the UNet's code beside its weights, where it is fedlight's; returns what loads the model."""
     index = folder / "model_index.json"
-    content = json.loads(index.read_text())
+    content = json.loads(index.read_text(encoding="utf-8"))
     library, _ = content["unet"]
     load = f'DDPMPipeline.from_pretrained("{folder}"'
     if library != unet.__name__:
         own = library.partition(".")[0] != "diffusers"
         return f"{f'import {library}; ' if own else ''}{load})"
     for module in CODE:
-        source = Path(str(sys.modules[module.__name__].__file__)).read_text()
+        source = Path(str(sys.modules[module.__name__].__file__)).read_text(encoding="utf-8")
         name = module.__name__.rpartition(".")[2]
-        (folder / "unet" / f"{name}.py").write_text(re.sub(r"from fedlight\.\w+\.", "from .", source))
+        (folder / "unet" / f"{name}.py").write_text(
+            re.sub(r"from fedlight\.\w+\.", "from .", source), encoding="utf-8"
+        )
     content["unet"][0] = unet.__name__.rpartition(".")[2]
-    index.write_text(json.dumps(content, indent=2) + "\n")
+    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return f"{load}, trust_remote_code=True)"

@@ -81,7 +81,7 @@ def write_report(sweeps: list[Path], folder: Path) -> list[SweepCell]:
             provenance=trace(cells),
         )
         with atomic(folder / "index.html") as temporary:
-            temporary.write_text(html)
+            temporary.write_text(html, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"--out: cannot write to {folder}: {error.strerror or error}") from error
     return cells

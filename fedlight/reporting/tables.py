@@ -55,12 +55,15 @@ class ReportTable:
     def write(self, folder: Path) -> None:
         """Writes `name.csv` and `name.tex`."""
         columns = dict.fromkeys(column for line in self.data for column in line)
-        with atomic(folder / f"{self.name}.csv") as temporary, temporary.open("w", newline="") as file:
+        with (
+            atomic(folder / f"{self.name}.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.data)
         with atomic(folder / f"{self.name}.tex") as temporary:
-            temporary.write_text(self.latex())
+            temporary.write_text(self.latex(), encoding="utf-8")
 
     def latex(self) -> str:
         """A tabular with the rules of the package booktabs; the best of each row in bold."""

@@ -27,7 +27,7 @@ class Clock:
     def spent_after(self, round_: int) -> Spent:
         """What earlier processes spent after that round; nothing where they went on from another."""
         try:
-            kept = json.loads(self._path.read_text())
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
             return (
                 Spent(float(kept["total"]), float(kept["training"])) if kept["round"] == round_ else Spent()
             )
@@ -41,7 +41,7 @@ class Clock:
         self._marked = time.monotonic()
         temporary = self._path.with_name(f"{self._path.name}.new")
         with suppress(OSError):  # time is no reason to end a cell
-            temporary.write_text(json.dumps({"round": round_, **spent._asdict()}))
+            temporary.write_text(json.dumps({"round": round_, **spent._asdict()}), encoding="utf-8")
             os.replace(temporary, self._path)
 
     def clear(self) -> None:

@@ -72,7 +72,7 @@ def _without_neutral(node: Any) -> Any:
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """Writes the resolved configuration as YAML."""
     with atomic(path) as temporary:
-        temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+        temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def read_config(path: Path) -> dict[str, Any]:
         BadInput: the file cannot be read, or holds no configuration.
     """
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"{path} cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
@@ -93,7 +93,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Writes `result.json`, the last file of a cell."""
     with atomic(folder / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -101,7 +101,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     path = folder / "result.json"
     try:
         with naming(path):
-            result = json.loads(path.read_text())
+            result = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return result if isinstance(result, dict) else None

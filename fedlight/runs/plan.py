@@ -64,7 +64,7 @@ class Launch:
         path = _path(sweep, self.command, self.folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_launches(sweep: Path) -> list[Launch]:
@@ -97,7 +97,7 @@ def _path(sweep: Path, command: list[str], folder: str) -> Path:
 def _read(path: Path) -> Launch | None:
     """None for a file that is not ours, or was taken away meanwhile."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         content["process"] = Holder(**content["process"])
         shared = content.pop("shared", {})
         content["cells"] = {

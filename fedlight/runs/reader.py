@@ -128,7 +128,9 @@ class CellFiles:
     def config(self) -> dict[str, Any]:
         """`config.yaml` by dotted keys."""
         return self._read(
-            "config.yaml", lambda path: flat(yaml.load(path.read_text(), YAML_LOADER)), self._planned
+            "config.yaml",
+            lambda path: flat(yaml.load(path.read_text(encoding="utf-8"), YAML_LOADER)),
+            self._planned,
         )
 
     @cached_property
@@ -187,13 +189,13 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _number_rows(path: Path) -> list[dict[str, float | None]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [{key: float(value) if value else None for key, value in row.items()} for row in rows]
 
 
 def _partition_rows(path: Path) -> list[tuple[int, str, int]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [(int(row["client"]), row["label"], int(row["count"])) for row in csv.DictReader(file)]
 
 
