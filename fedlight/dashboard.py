@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedlight.loggers.wandb_mode import wandb_mode
-from fedlight.runtime.environment import load_environment
+from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
 
 
 def main() -> None:
     """Exits with 0, or with 2 where the service refuses."""
+    replace_unencodable()
     load_environment()
     parser = argparse.ArgumentParser(
         prog="python -m fedlight.dashboard",

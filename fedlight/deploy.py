@@ -8,7 +8,7 @@ from string import Template
 from hydra import compose, initialize_config_dir
 
 from fedlight.run import ROOT, TOLD, print_error, register_resolvers
-from fedlight.runtime.environment import load_environment
+from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
 
 PACKAGE = "federation"  # in the folder of the app
@@ -17,6 +17,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def main() -> None:
     """Exits with 0, or with 2 for bad input."""
+    replace_unencodable()
     parser = argparse.ArgumentParser(
         prog="fedlight deploy", description="A federation between institutions, by Flower."
     )

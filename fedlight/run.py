@@ -21,7 +21,7 @@ from fedlight.manual import manual
 from fedlight.overrides import keep_text
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done, tell_done
-from fedlight.runtime.environment import load_environment
+from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause, raised_by_hydra
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
@@ -43,6 +43,7 @@ def main() -> None:
 
 def command_line(work: Callable[[DictConfig], None]) -> int:
     """Composes the configuration that the command line asks for and works on it; returns the exit status."""
+    replace_unencodable()
     load_environment()
     sys.argv[1:] = keep_text(move_to_environment(sys.argv[1:], os.environ))
     register_resolvers()
@@ -88,6 +89,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
 
     def task(config: DictConfig) -> None:
         nonlocal status
+        replace_unencodable()  # in a process of a launcher
         try:
             work(config)
         except TOLD as error:

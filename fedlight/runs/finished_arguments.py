@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedlight.runtime.environment import replace_unencodable
 from fedlight.runtime.errors import BadInput
 
 
@@ -28,6 +29,7 @@ def finished_parser(verb: str, description: str) -> argparse.ArgumentParser:
 @contextmanager
 def refusing() -> Iterator[None]:
     """Bad input, and what the system refuses, ends the process with one line on stderr and status 2."""
+    replace_unencodable()
     try:
         yield
     except (BadInput, OSError) as error:

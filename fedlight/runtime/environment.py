@@ -1,9 +1,9 @@
-"""Settings and keys of a site, from `.env` in the folder where the command is typed or in the checkout."""
+"""A command's surroundings: the settings of `.env`, here or in the checkout, and the terminal's encoding."""
 
 import os
 import re
 import sys
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 
 from dotenv.main import DotEnv
@@ -28,6 +28,13 @@ def load_environment() -> None:
     for name, value in os.environ.items():
         if PATHS.fullmatch(name):
             os.environ[name] = os.path.expanduser(value)
+
+
+def replace_unencodable() -> None:
+    """Makes stdout and stderr print a replacement for a character that the locale's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _read(path: Path) -> dict[str, str | None]:
