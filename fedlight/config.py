@@ -47,7 +47,7 @@ class DataConfig(Section, Sparse):
     batch_size: Whole
     limit: Whole | None
     root: str | None = None
-    cache: str | None = None
+    cache: Place | None = None
     attributes: list[str] | None = None
     skip_unreadable: bool = False
     source: Target

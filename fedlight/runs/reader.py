@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedlight.runs.identity import SCHEMA
+from fedlight.runs.identity import SCHEMA, read_result
 from fedlight.runtime.lock import HOLDER
 
 CELL_FILES = ("config.yaml", "result.json", "rounds.csv", HOLDER)
@@ -204,3 +204,20 @@ def _one_line(error: Exception) -> str:
         first = error.errors()[0]
         return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
     return " ".join(str(error).split())
+
+
+def numbers_of(folder: Path) -> dict[str, float] | None:
+    """The numbers in the result of a cell; None where the cell is not completed."""
+    result = read_result(folder)
+    if result is None or result.get("status") != "completed":
+        return None
+    return dict(_numbers(result))
+
+
+def _numbers(node: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a result by their dotted keys."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _numbers(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield key, float(node)

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 
 from fedlight.config import SCHEMA_KEYS, WHOLE_KEYS
 from fedlight.overrides import keep_text
-from fedlight.runs.identity import read_result
-from fedlight.runs.reader import Result
+from fedlight.runs.reader import Result, numbers_of
 from fedlight.runtime.errors import BadInput, CellFailed
 from hydra_plugins.fedlight_sweeps.sweeper import Cells, PlanningSweeper
 
@@ -141,7 +140,7 @@ class OptunaSweeper(PlanningSweeper):
 
     def _check_metric(self, cells: Cells) -> None:
         """Raises BadInput where cells are completed and none has the metric."""
-        completed = [numbers for folder in cells if (numbers := _numbers_of(folder)) is not None]
+        completed = [numbers for folder in cells if (numbers := numbers_of(folder)) is not None]
         if completed and not any(self.metric in numbers for numbers in completed):
             raise BadInput(
                 f"hydra.sweeper.metric={self.metric}: no completed cell has a number of that name; there are "
@@ -150,7 +149,7 @@ class OptunaSweeper(PlanningSweeper):
 
     def _value(self, folder: Path) -> float | None:
         """The metric of a cell; None where the cell is not completed, or has no such number."""
-        return (_numbers_of(folder) or {}).get(self.metric)
+        return (numbers_of(folder) or {}).get(self.metric)
 
     def _distribution(self, override: Override) -> Any:
         """What Optuna draws a key from: an interval, log-uniform with tag(log, ...), or listed values.
@@ -184,20 +183,3 @@ class OptunaSweeper(PlanningSweeper):
             return False
         default = OmegaConf.select(self.config, key)
         return isinstance(default, int) and not isinstance(default, bool)
-
-
-def _numbers_of(folder: Path) -> dict[str, float] | None:
-    """The numbers in the result of a cell; None where the cell is not completed."""
-    result = read_result(folder)
-    if result is None or result.get("status") != "completed":
-        return None
-    return dict(_numbers(result))
-
-
-def _numbers(node: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a result by their dotted keys."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _numbers(value, f"{key}.{name}".lstrip("."))
-    elif isinstance(node, int | float) and not isinstance(node, bool):
-        yield key, float(node)

@@ -61,11 +61,7 @@ class PlanningSweeper(BasicSweeper):
         Raises:
             BadInput: a cell cannot be run as asked; the message names every such cell, and none was run.
         """
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        (grid,) = self.split_arguments(overrides, None)
-        cells = self.checked([keep_text(cell) for cell in grid])
+        cells = self.checked(self.grid(arguments))
         if self.dry:
             from fedlight.experiment.estimate import print_plan
 
@@ -74,6 +70,14 @@ class PlanningSweeper(BasicSweeper):
         pending = self.plan(cells)
         size = self.max_batch_size or max(1, len(pending))
         return [self.launch(pending[first : first + size], first) for first in range(0, len(pending), size)]
+
+    def grid(self, arguments: list[str]) -> list[list[str]]:
+        """The overrides of each cell that the parameters of the sweep and the arguments stand for."""
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        (grid,) = self.split_arguments(overrides, None)
+        return [keep_text(cell) for cell in grid]
 
     def checked(self, grid: Sequence[list[str]]) -> Cells:
         """The cells of a grid by their folders, each once; those that are not done are built as a trial.
