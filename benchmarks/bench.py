@@ -32,13 +32,15 @@ def main() -> None:
             out = Path(folder) / f"{name}.json"
             command = [sys.executable, str(HERE / f"{name}.py"), "--quick", "--out", str(out)]
             subprocess.run(command, check=True)
-            found = json.loads(out.read_text())
+            found = json.loads(out.read_text(encoding="utf-8"))
             ratios |= found["ratios"]
     if given.commit:
-        COMMITTED.write_text(json.dumps({"machine": found["machine"], "ratios": ratios}, indent=2) + "\n")
+        COMMITTED.write_text(
+            json.dumps({"machine": found["machine"], "ratios": ratios}, indent=2) + "\n", encoding="utf-8"
+        )
         return
 
-    before = json.loads(COMMITTED.read_text())["ratios"]
+    before = json.loads(COMMITTED.read_text(encoding="utf-8"))["ratios"]
     lost = {name for name, was in before.items() if ratios.get(name, 0.0) < (1 - TOLERANCE) * was}
     show(
         "ratios, greater is better",

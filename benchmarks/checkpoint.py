@@ -24,7 +24,7 @@ def run_cell(output: str, quick: bool) -> Path:
 
 
 def figures(path: Path) -> dict[str, float | str]:
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     files = [file for file in (path.parent / "checkpoint").rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     return {

@@ -51,7 +51,13 @@ def typed(*arguments: str, sign: str = "") -> str:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "WANDB_MODE": "offline"}
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
     if done.returncode or sign not in done.stdout:
         sys.exit(done.stdout + done.stderr)
@@ -99,4 +105,4 @@ def write(out: Path | None, ratios: Mapping[str, float], figures: Mapping[str, A
         "ratios": {name: round(value, 4) for name, value in ratios.items()},
         **figures,
     }
-    out.write_text(json.dumps(written, indent=2) + "\n")
+    out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

@@ -188,7 +188,7 @@ def run_tests(folder: Path) -> Found:
     if tests.exitcode not in (0, 1, 5):  # passed, failed, none left
         raise RuntimeError(f"pytest ended with status {tests.exitcode}")
     kept = sorted((folder / "results").glob("test-*.json"), key=lambda path: path.stat().st_mtime)
-    return {"rows": [row for path in kept for row in json.loads(path.read_text())["rows"]]}
+    return {"rows": [row for path in kept for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]}
 
 
 def _run_pytest(folder: Path) -> None:
@@ -302,7 +302,14 @@ def mps() -> Iterator[None]:
 def _mps(command: str) -> str:
     environment = {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": str(MPS_FOLDER)}
     done = subprocess.run(
-        [MPS], input=f"{command}\n", env=environment, capture_output=True, text=True, timeout=60
+        [MPS],
+        input=f"{command}\n",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        encoding="utf-8",
+        errors="replace",
     )
     return done.stdout
 

@@ -27,7 +27,11 @@ Row = dict[str, Any]
 def read(folder: Path, name: str) -> dict[str, Any]:
     """What a unit found; empty where it is not done."""
     path = result_path(folder, name)
-    return json.loads(path.read_text()) if path.exists() else {"rows": [{"not available": NOT_YET}]}
+    return (
+        json.loads(path.read_text(encoding="utf-8"))
+        if path.exists()
+        else {"rows": [{"not available": NOT_YET}]}
+    )
 
 
 def rows(folder: Path, name: str, key: str) -> list[Row]:
@@ -246,9 +250,12 @@ def write_tables(folder: Path, device: str | None, names: Sequence[str]) -> int:
         )
 
     with atomic(folder / "tables.md") as temporary:
-        temporary.write_text(page(""))
+        temporary.write_text(page(""), encoding="utf-8")
     if cells := cell_rows(folder):
-        with atomic(folder / "cells.csv") as temporary, temporary.open("w", newline="") as file:
+        with (
+            atomic(folder / "cells.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, cells[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(cells)
@@ -256,7 +263,7 @@ def write_tables(folder: Path, device: str | None, names: Sequence[str]) -> int:
         for path in figures:
             shutil.copyfile(path, ROOT / "docs" / "images" / path.name)
         with atomic(ROOT / "docs" / "gpu.md") as temporary:
-            temporary.write_text(page("images/"))
+            temporary.write_text(page("images/"), encoding="utf-8")
     tests = [row for row in rows(folder, "tests", "result") if row["result"] != "passed"]
     return len(tests) + sum(row["state"] == FAILED for row in cells)
 

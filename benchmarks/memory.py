@@ -31,7 +31,7 @@ def cell(method: str, clients: int, images: int, output: str) -> dict[str, float
     if status:
         sys.exit(f"{' '.join(command)} failed")
     (path,) = Path(output).glob(f"*/{method}-K{clients}-*/result.json")
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     kept = sum(file.stat().st_size for file in path.parent.glob("checkpoint/clients/*/*"))
     met = len(list(path.parent.glob("checkpoint/clients/*")))
     return {

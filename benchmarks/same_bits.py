@@ -63,14 +63,22 @@ def outcome(source: Path, arguments: tuple[str, ...], output: Path) -> dict[str,
     """Runs a cell by the given version; returns what must be equal."""
     environment = {**os.environ, "PYTHONPATH": str(source)}
     command = [sys.executable, "-m", "fedlight.run", *SMALL, *arguments, f"output={output}"]
-    done = subprocess.run(command, cwd=output, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=output,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     if done.returncode:
         sys.exit(f"{source}: {' '.join(arguments)}\n{done.stderr}")
     (path,) = output.glob("*/*/result.json")
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     found = {key: result[key] for key in ("cell", "state_sha256", "client_sha256", "exchange", "fid")}
     for name in ("ledger.csv", "rounds.csv"):
-        with (path.parent / name).open(newline="") as file:
+        with (path.parent / name).open(newline="", encoding="utf-8") as file:
             found[name] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
     return found
 

@@ -47,7 +47,7 @@ def fedlight(settings: Sequence[str], transport: str) -> tuple[float, float]:
         command = ["-m", "fedlight.run", *settings, f"transport={transport}", f"output={folder}"]
         _, written = measured(*command, sign="loss 0.")
         (path,) = Path(folder).glob("*/*/rounds.csv")
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             return float(list(csv.DictReader(file))[-1]["seconds"]), written
 
 

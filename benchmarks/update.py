@@ -46,7 +46,7 @@ def run_cell(source: Path) -> dict[str, float]:
         command = [sys.executable, "-m", "fedlight.run", *CELL, "trainer.workers=1", f"output={output}"]
         subprocess.run(command, cwd=output, env=environment, check=True, stdout=subprocess.DEVNULL)
         (path,) = Path(output).glob("*/*/result.json")
-        return json.loads(path.read_text())["seconds"]
+        return json.loads(path.read_text(encoding="utf-8"))["seconds"]
 
 
 def main() -> None:
@@ -63,7 +63,9 @@ def main() -> None:
             found["before"].append(run_cell(before))
             found["now"].append(run_cell(ROOT))
             command = [sys.executable, __file__, BARE]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(
+                command, check=True, capture_output=True, text=True, encoding="utf-8", errors="replace"
+            )
             found["bare"].append({"total": float(done.stdout.split()[-1])})
 
     def median(version: str, key: str) -> float:

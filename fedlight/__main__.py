@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from fedlight.runtime.environment import replace_unencodable
+
 VERBS = {
     "run": "a cell, or with -m a sweep of them",
     "sweeps": "how the cells of a sweep stand; retry, cancel, sync",
@@ -37,6 +39,7 @@ complete -o default -F _fedlight fedlight
 
 def main() -> None:
     """Exits as the verb does; with 2 for an unknown one."""
+    replace_unencodable()
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):
         print(f"fedlight VERB ...\n\n{_listed()}\n\nfedlight VERB --help says more.")

@@ -55,7 +55,7 @@ def audit(folder: Path, client: int | None, images: int, clients: int, seed: int
     stated = (read_result(folder) or {}).get("privacy")
     found["stated"] = stated
     with atomic(folder / "audit.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n")
+        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for attack in found["attacks"]:
         print(f"{attack['sees']}, {attack['attack']}: {_interval('AUC', attack['auc'])}, ", end="")
         print(_interval("TPR at 1 % FPR", attack["tpr_at_0.01"]), end=", ")

@@ -1,10 +1,12 @@
 """The schema of a cell's configuration: every key, its type and what is allowed."""
 
+import os
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from math import inf
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import (
@@ -27,6 +29,8 @@ Whole = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 GLOBAL = ("experiment", "sweeps")
 """Groups whose files set keys of the whole configuration."""
+Place = Annotated[str, Field(min_length=1)]
+"""The path of a file or a folder."""
 Target = dict[str, Any]
 """A node with a `_target_`, instantiated by Hydra."""
 
@@ -48,7 +52,7 @@ class DataConfig(Section, Sparse):
     batch_size: Whole
     limit: Whole | None
     root: str | None = None
-    cache: str | None = None
+    cache: Place | None = None
     attributes: list[str] | None = None
     skip_unreadable: bool = False
     classes: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
@@ -185,7 +189,7 @@ class EvaluationConfig(Section, Sparse):
     memorisation: bool
     weights: str | None
     weights_name: str | None
-    cache: str
+    cache: Place
     guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
@@ -193,7 +197,7 @@ class CellConfig(Section):
     """One cell: one federation from start to result."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-    output: Annotated[str, Field(min_length=1)]
+    output: Place
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     method: Method
     clients: Whole
@@ -213,10 +217,10 @@ class CellConfig(Section):
     transport: ExtensionConfig | None = None
     privacy: PrivacyConfig | None = None
 
-    @field_validator("transform", mode="before")
+    @field_validator("algorithm", "transform", "transport", "privacy", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
-        """`transform=none` is an empty group, and no group is chosen."""
+        """`GROUP=none` is an empty group: the same cell as without the group."""
         return value or None
 
     def plain(self) -> dict[str, Any]:
@@ -226,16 +230,31 @@ class CellConfig(Section):
 
 
 def validate(config: DictConfig) -> CellConfig:
-    """The configuration, checked.
+    """The configuration, checked; in its paths, `~` is the home folder.
 
     Raises:
         BadInput: a key is missing, unknown, of the wrong type or out of its range.
     """
+    config = config.copy()
+    for key in PATH_KEYS:
+        path = OmegaConf.select(config, key)
+        if isinstance(path, str):
+            OmegaConf.update(config, key, _expand(key, path))
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     try:
         return CellConfig.model_validate(resolved)
     except ValidationError as error:
         raise BadInput("; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _expand(key: str, path: str) -> str | None:
+    """A path from the home folder, where it begins with `~`; None for an empty one that may be left out."""
+    if not path and key in OPTIONAL_PATHS:
+        return None
+    expanded = os.path.expanduser(path)
+    if expanded.split("/")[0] == "~":
+        raise BadInput(f"{key}: there is no home folder that ~ could stand for, got {path!r}; set HOME")
+    return expanded
 
 
 def describe(error: BaseException) -> str:
@@ -259,20 +278,46 @@ def _explain(error: Any) -> str:
         return _unknown(key)
     if error["type"] == "missing":
         return f"{key}: {message}"
-    return f"{key}: {message}, got {masked(error['input'], key)!r}"
+    hint = ""
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):
+        hint = "; in a YAML file, put it in quotes"
+    return f"{key}: {message}, got {masked(error['input'], key)!r}{hint}"
 
 
 def _unknown(key: str) -> str:
-    known = list(_keys(CellConfig))
+    known = [name for name, _ in _keys(CellConfig)]
     if key in known:
         return f"{key} has no value in the configuration that it could replace; ++{key}=... sets it"
     close = get_close_matches(key, known, n=1)
     return f"{key} is not a key of the configuration" + (f"; did you mean {close[0]}?" if close else "")
 
 
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of the schema."""
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of the schema and their types."""
     for name, field in section.model_fields.items():
-        yield f"{prefix}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+        yield f"{prefix}{name}", field.annotation
+        for type_ in _alternatives(field.annotation):
+            if isinstance(type_, type) and issubclass(type_, BaseModel):
+                yield from _keys(type_, f"{prefix}{name}.")
+
+
+def _alternatives(annotation: Any) -> set[Any]:
+    """The types of a union, or the one type; `Annotated` is looked through."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*(_alternatives(inner) for inner in get_args(annotation)))
+    return {annotation}
+
+
+def _keys_of_type(type_: type) -> frozenset[str]:
+    return frozenset(key for key, annotation in _keys(CellConfig) if type_ in _alternatives(annotation))
+
+
+OPTIONAL_PATHS = ("data.root", "evaluation.weights")
+PATH_KEYS = ("output", "data.cache", "evaluation.cache", *OPTIONAL_PATHS)
+SCHEMA_KEYS = frozenset(key for key, _ in _keys(CellConfig))
+TEXT_KEYS = _keys_of_type(str) | {"logger.project", "logger.entity"}
+"""Keys whose values are text, numbers and truth values among them."""
+WHOLE_KEYS = _keys_of_type(int)
+"""Keys that take whole numbers."""

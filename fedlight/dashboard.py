@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedlight.loggers.wandb_mode import wandb_mode
-from fedlight.runtime.environment import load_environment
+from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
 
 
 def main() -> None:
     """Exits with 0, or with 2 where the service refuses."""
+    replace_unencodable()
     load_environment()
     parser = argparse.ArgumentParser(
         prog="python -m fedlight.dashboard",
@@ -43,7 +44,9 @@ def main() -> None:
     workspace, report = build(arguments.entity, arguments.project, arguments.sweep)
     if arguments.out:
         try:
-            arguments.out.write_text(json.dumps(specification(workspace, report), indent=2) + "\n")
+            arguments.out.write_text(
+                json.dumps(specification(workspace, report), indent=2) + "\n", encoding="utf-8"
+            )
         except OSError as error:
             refuse(f"--out: cannot write to {arguments.out}: {error.strerror}")
         print(f"dashboard: not sent; specification in {arguments.out}")

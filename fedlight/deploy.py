@@ -8,7 +8,7 @@ from string import Template
 from hydra import compose, initialize_config_dir
 
 from fedlight.run import ROOT, TOLD, print_error, register_resolvers
-from fedlight.runtime.environment import load_environment
+from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
 
 PACKAGE = "federation"  # in the folder of the app
@@ -17,6 +17,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def main() -> None:
     """Exits with 0, or with 2 for bad input."""
+    replace_unencodable()
     parser = argparse.ArgumentParser(
         prog="fedlight deploy", description="A federation between institutions, by Flower."
     )
@@ -78,12 +79,15 @@ def write_app(folder: Path, overrides: list[str]) -> None:
         "sha256": agreed_hash(inner / FILE),
         "classes": f", which are {', '.join(classes)}" if classes else "",
     }
-    (inner / "__init__.py").write_text(f'"""The federation {settings.name}."""\n')
+    (inner / "__init__.py").write_text(f'"""The federation {settings.name}."""\n', encoding="utf-8")
     for template in ("server_app.py", "client_app.py"):
-        (inner / template).write_text((TEMPLATES / f"{template}.txt").read_text())
+        (inner / template).write_text(
+            (TEMPLATES / f"{template}.txt").read_text(encoding="utf-8"), encoding="utf-8"
+        )
     for template in ("pyproject.toml", "README.md"):
         (folder / template).write_text(
-            Template((TEMPLATES / f"{template}.txt").read_text()).substitute(words)
+            Template((TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")).substitute(words),
+            encoding="utf-8",
         )
     readme = folder / "README.md"
     print(f"{folder}: a federation of {settings.clients} institutions; {readme} says what each types")

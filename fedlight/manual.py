@@ -19,7 +19,9 @@ def manual(root: Path) -> str:
         root: of the folders configs and sweeps.
     """
     config = root / "configs" / "config.yaml"
-    defaults = [entry for entry in yaml.safe_load(config.read_text())["defaults"] if entry != "_self_"]
+    defaults = [
+        entry for entry in yaml.safe_load(config.read_text(encoding="utf-8"))["defaults"] if entry != "_self_"
+    ]
     chosen = {group.split()[-1]: choice for entry in defaults for group, choice in entry.items()}
     lines = ["Keys, KEY=VALUE:", *_entries(keys(config, ""))]
     for group, files in groups(root).items():
@@ -50,7 +52,7 @@ def groups(root: Path) -> dict[str, list[Path]]:
 def keys(file: Path, prefix: str) -> Iterator[tuple[str, str]]:
     """The dotted keys of a file and the comments beside them."""
     above: list[str] = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         if not (match := KEY.match(line)):
             continue
         indent, name, meaning = match.groups()
@@ -69,7 +71,9 @@ def _keys_of(group: str, files: Iterable[Path]) -> dict[str, str]:
 
 def _meaning(file: Path) -> str:
     """The first comment of a file, without its name."""
-    comment = next(line for line in file.read_text().splitlines() if line[:2] == "# " and line[2] != "@")
+    comment = next(
+        line for line in file.read_text(encoding="utf-8").splitlines() if line[:2] == "# " and line[2] != "@"
+    )
     return comment[2:].removeprefix(f"{file.stem}: ")
 
 

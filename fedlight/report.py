@@ -5,11 +5,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from fedlight.runtime.environment import replace_unencodable
 from fedlight.runtime.errors import BadInput
 
 
 def main() -> None:
     """Exits with 0, or with 2 where there is nothing to report on."""
+    replace_unencodable()
     parser = argparse.ArgumentParser(
         prog="python -m fedlight.report",
         description="Tables, figures and one HTML page of the cells in the folders of sweeps; those that "

@@ -19,10 +19,11 @@ from fedlight.data.data_name import data_name
 from fedlight.data.walk import legible
 from fedlight.evaluation.weights import weights_name
 from fedlight.manual import manual
+from fedlight.overrides import keep_text
 from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done, tell_done
-from fedlight.runtime.environment import load_environment
-from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause
+from fedlight.runtime.environment import load_environment, replace_unencodable
+from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause, raised_by_hydra
 from fedlight.runtime.lock import hold
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.secret import NESTED, move_to_environment, redacted
@@ -43,8 +44,9 @@ def main() -> None:
 
 def command_line(work: Callable[[DictConfig], None]) -> int:
     """Composes the configuration that the command line asks for and works on it; returns the exit status."""
+    replace_unencodable()
     load_environment()
-    sys.argv[1:] = move_to_environment(sys.argv[1:], os.environ)
+    sys.argv[1:] = keep_text(move_to_environment(sys.argv[1:], os.environ))
     register_resolvers()
     sys.argv[1:] = hydra_arguments(sys.argv[1:])
     debug = DEBUG in os.environ
@@ -66,16 +68,26 @@ def hydra_arguments(typed: list[str]) -> list[str]:
 def register_resolvers() -> None:
     """Makes known to OmegaConf what `configs/` refers to."""
     OmegaConf.register_new_resolver("fedlight.manual", lambda: manual(ROOT).replace("$", "$$"), replace=True)
-    OmegaConf.register_new_resolver("fedlight.root", lambda: str(ROOT), replace=True)
     data_name.cache_clear()  # files may have changed since an earlier command of this process
-    OmegaConf.register_new_resolver("fedlight.data_name", data_name, replace=True)
-    OmegaConf.register_new_resolver("fedlight.weights_name", weights_name, replace=True)
-    OmegaConf.register_new_resolver(NESTED, _decode_variable, replace=True)
+    resolvers: dict[str, Callable[..., Any]] = {
+        "fedlight.root": lambda: str(ROOT),
+        "fedlight.home": _home,
+        "fedlight.data_name": lambda kind, root, cache: data_name(kind, _home(root), _home(cache)),
+        "fedlight.weights_name": lambda extractor, path: weights_name(extractor, _home(path)),
+        NESTED: _decode_variable,
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def _decode_variable(name: str) -> Any:
     """The list or mapping that an environment variable holds, as on Hydra's command line."""
     return OmegaConf.create({"value": f"${{oc.decode:${{oc.env:{name}}}}}"})["value"]
+
+
+def _home(path: Any) -> Any:
+    """A path with the home folder in place of `~`; other than text is left for the schema to refuse."""
+    return os.path.expanduser(path) if isinstance(path, str) else path
 
 
 def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
@@ -84,6 +96,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
 
     def task(config: DictConfig) -> None:
         nonlocal status
+        replace_unencodable()  # in a process of a launcher
         try:
             work(config)
         except TOLD as error:
@@ -114,6 +127,10 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
         if debug:
             raise
         status = print_error(BadInput(f"output: cannot make the folder of the sweep: {error}"))
+    except Exception as error:
+        if debug or not raised_by_hydra(error):
+            raise
+        status = print_error(error)
     finally:
         _end_workers()
         SweepWatch.close()

@@ -32,7 +32,7 @@ from fedlight.runs.status import (
     read_sweep,
     sweeps_in,
 )
-from fedlight.runtime.environment import load_environment
+from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import is_alive
 from fedlight.runtime.slurm_jobs import cancel as cancel_jobs
@@ -45,6 +45,7 @@ WATCH = 5.0  # seconds between two looks
 
 def main() -> None:
     """Exits with 0, with 1 where something asked for did not succeed, with 2 for bad input."""
+    replace_unencodable()
     load_environment()
     parser = argparse.ArgumentParser(prog="python -m fedlight.sweeps", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

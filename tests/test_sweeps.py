@@ -21,6 +21,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from fedlight import sweeps
 from fedlight.reporting.numbers import data_volume
 from fedlight.runs.plan import Launch, PlannedCell
+from fedlight.runs.reader import numbers_of
 from fedlight.runtime.lock import HOLDER, this_process
 from hydra_plugins.fedlight_sweeps.local import OnOneGPU
 
@@ -323,6 +324,91 @@ def test_a_search_goes_on_where_it_was_stopped_and_asks_for_the_same_cells(
     assert len(search("parts", 2)) == 2
     assert search("parts", 4) == found
     assert capsys.readouterr().out.count("done already") == 2
+
+
+SEARCH = ["-m", "hydra/sweeper=optuna", "name=search", *TINY, "hydra.sweeper.n_jobs=1", "clients=2"]
+
+
+def search_for(metric: str, *arguments: str, trials: int = 3) -> list[str]:
+    return [*SEARCH, f"hydra.sweeper.metric={metric}", f"hydra.sweeper.n_trials={trials}", *arguments]
+
+
+def test_a_search_goes_on_after_cells_that_fail_or_cannot_be_run(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = search_for("train_loss", "optimizer.lr=4e-3,1e30", "clients=2,200", trials=5)
+    assert command(*asked, "hydra.sweeper.seed=1") == 1
+    out, err = capsys.readouterr()
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/search/*/result.json")]
+    assert sorted(result["status"] for result in results) == ["completed", "failed"]
+    (best,) = (result["train_loss"] for result in results if result["status"] == "completed")
+    assert f"best of 5: train_loss {best:.4g} with optimizer.lr=4e-3 clients=2" in out
+    assert "clients=200] fails, as it cannot be run: clients must be at most" in err
+    assert re.search(r"1e\+30 .* failed", out)
+    assert "queued" not in out
+
+
+def test_the_loss_of_a_failed_cell_is_no_result(tmp_path: Path) -> None:
+    write(tmp_path / "failed", 1, status="failed", train_loss=0.1)
+    write(tmp_path / "done", 5, status="completed", train_loss=0.2, fid={"value": 3})
+    assert numbers_of(tmp_path / "failed") is None
+    assert numbers_of(tmp_path / "absent") is None
+    numbers = numbers_of(tmp_path / "done") or {}
+    assert (numbers["train_loss"], numbers["fid.value"]) == (0.2, 3.0)
+    assert "status" not in numbers
+
+
+def test_a_search_draws_whole_numbers_for_a_key_that_takes_them(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["epochs=interval(1,3)", "model.unet.dim=interval(8,9)", "fraction=interval(0.5,1)", "rounds=0"]
+    assert command(*search_for("epochs", *asked)) == 0
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/search/*/result.json")]
+    assert {result["epochs"] for result in results} <= {1, 2, 3}
+    assert any(0.5 < result["fraction"] < 1 for result in results)
+    least = min(result["epochs"] for result in results)
+    assert f"best of 3: epochs {least} with epochs={least} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (search_for("trainloss", "epochs=1,2"), "metric=trainloss: did you mean train_loss?"),
+        (
+            search_for("fid.value", "epochs=1,2"),
+            "metric=fid.value: evaluation.samples=0 leaves cells",
+        ),
+        (
+            search_for("epochs", "epochs=interval(0.5,2)"),
+            "interval(0.5,2): epochs takes whole numbers",
+        ),
+        (search_for("epochs", "epochs=interval(3,1)"), "the lower one first"),
+        (search_for("epochs", "optimizer.lr=tag(log,interval(0,1))"), "with log, above 0"),
+        (search_for("epochs", "epochs=1,2", trials=0), "n_trials must be a whole number above 0, got 0"),
+        (
+            search_for("epochs", "epochs=1,2", "hydra.sweeper.n_jobs=0"),
+            "n_jobs must be a whole number",
+        ),
+        (search_for("epochs", "epochs=1,2", "hydra.sweeper.direction=up"), "must be minimize or maximize"),
+        (search_for("epochs", "clients=200,300"), "none of the 3 cells of the search can be run: [clients="),
+    ],
+)
+def test_a_search_that_cannot_be_done_is_refused(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], asked: list[str], message: str
+) -> None:
+    assert command(*asked) == 2
+    assert message in capfd.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_metric_that_no_cell_has_ends_the_search_with_those_there_are(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*search_for("status", "epochs=1,2", "rounds=0")) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "metric=status: no completed cell has a number of that name; there are " in line
+    assert "exchange.params_total" in line
+    assert len(list(tmp_path.glob("runs/search/*/result.json"))) == 1
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def _read_partition(path: Path) -> dict[str, list[str]]:
 def _read_rows(path: Path) -> list[list[str]]:
     """The words of each line."""
     try:
-        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"data.root: {path} cannot be read ({error})") from error
     if len(rows) < 2:

@@ -21,7 +21,7 @@ from fedlight.data.file_hashes import file_hashes
 from fedlight.data.image_file import MODES, Depth, fit, number, read_image, reason
 from fedlight.data.walk import legible
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.files import atomic, remove_unfinished
+from fedlight.runtime.files import atomic, explain_cache, remove_unfinished
 from fedlight.runtime.progress import track
 
 Range: TypeAlias = Literal["type", "measured"] | Sequence[float]
@@ -103,11 +103,11 @@ def decode(
                     remove_unfinished(path)
                     _write(path, files, shape, skip_unreadable, setting)
         pixels = torch.from_numpy(np.load(path, mmap_mode="c"))
-        facts = json.loads(_facts(path).read_text())
+        facts = json.loads(_facts(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(
-            f"data.cache: {math.prod(shape):,} bytes of decoded images cannot be kept in {path.parent} "
-            f"({error.strerror}); set data.cache or FEDLIGHT_CACHE to a folder with room for them"
+            f"data.cache: {math.prod(shape):,} bytes of decoded images cannot be kept: "
+            f"{explain_cache(error, 'data.cache or FEDLIGHT_CACHE')}"
         ) from error
     broken = {int(position): why for position, why in facts["broken"].items()}
     if not skip_unreadable:
@@ -119,6 +119,8 @@ def decode(
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
     try:
         pixels = np.load(path, mmap_mode="r")
+    except PermissionError:
+        raise
     except (OSError, EOFError, ValueError):
         return False
     return pixels.shape == shape and pixels.dtype == np.uint8 and _facts(path).is_file()
@@ -155,7 +157,7 @@ def _write(
             values.check(setting)
             facts = {"broken": broken, "further_frames": further, "notes": values.notes(setting, bounds)}
             with atomic(_facts(path)) as noted:
-                noted.write_text(json.dumps(facts))
+                noted.write_text(json.dumps(facts), encoding="utf-8")
 
 
 def _facts(path: Path) -> Path:

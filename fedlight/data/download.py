@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock
 
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.files import explain_cache
 from fedlight.runtime.progress import telling
 
 
@@ -39,6 +40,9 @@ def download(folder: Path, fetch: Callable[[str], object], name: str, advice: st
                 ):
                     fetch(scratch)
                     Path(scratch, folder.name).replace(folder)
+    except PermissionError as error:
+        reason = explain_cache(error, "FEDLIGHT_CACHE")
+        raise BadInput(f"{name} cannot be kept in {folder.parent}: {reason}") from error
     except Exception as error:  # each download library has errors of its own
         raise BadInput(
             f"{name} is not in {folder.parent} and could not be downloaded ({error}): {advice}"

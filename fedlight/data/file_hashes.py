@@ -40,7 +40,7 @@ def file_hashes(folder: Path, files: Sequence[Path], cache: str) -> list[FileHas
     key = hashlib.blake2b(_bytes(str(folder)), digest_size=8).hexdigest()
     notes = Path(cache) / "hashes" / f"{folder.name}-{key}.json"
     try:
-        before = json.loads(notes.read_text())
+        before = json.loads(notes.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
     known = dict(before) if isinstance(before, dict) else {}
@@ -59,7 +59,7 @@ def file_hashes(folder: Path, files: Sequence[Path], cache: str) -> list[FileHas
         with suppress(OSError):  # a cache: without it, files are hashed again
             notes.parent.mkdir(parents=True, exist_ok=True)
             with atomic(notes) as temporary:
-                temporary.write_text(json.dumps(known))
+                temporary.write_text(json.dumps(known), encoding="utf-8")
     return hashes
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.files import file_sha256
+from fedlight.runtime.files import explain_cache, file_sha256
 from fedlight.runtime.progress import track
 from fedlight.runtime.shared import made_once
 
@@ -37,7 +37,12 @@ def find_weights(path: str | None, cache: str) -> Path:
     """
     if path is not None and not Path(path).is_file():
         raise BadInput(f"evaluation.weights: no file {path}")
-    if (found := present_weights(path, cache)) is not None:
+    try:
+        found = present_weights(path, cache)
+    except PermissionError as error:
+        keys = "evaluation.weights or FEDLIGHT_CACHE"
+        raise BadInput(f"evaluation.extractor=inception: {explain_cache(error, keys)}") from error
+    if found is not None:
         return found
     own = Path(cache) / FILE
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3

@@ -39,7 +39,7 @@ def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
     """
     cache = os.environ.get("FEDLIGHT_CACHE") or str(Path.home() / ".cache" / "fedlight")
     weights = os.environ.get("FEDLIGHT_INCEPTION")
-    here = {"root": root, "cache": cache, "weights": weights}
+    here = {"root": root and os.path.expanduser(root), "cache": cache, "weights": weights}
     found: dict[str, Any] = _placed(read_config(path), {key: here[key.rpartition(".")[2]] for key in PLACES})
     return found
 

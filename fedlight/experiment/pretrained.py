@@ -43,19 +43,21 @@ def add_code(folder: Path) -> str:
     class labels.
     """
     index = folder / "model_index.json"
-    content = json.loads(index.read_text())
+    content = json.loads(index.read_text(encoding="utf-8"))
     library, _ = content["unet"]
     unets_code, labels = library == unet.__name__, _labels(folder)
     if unets_code:
         for module in CODE:
-            source = Path(str(sys.modules[module.__name__].__file__)).read_text()
+            source = Path(str(sys.modules[module.__name__].__file__)).read_text(encoding="utf-8")
             name = module.__name__.rpartition(".")[2]
-            (folder / "unet" / f"{name}.py").write_text(re.sub(r"from fedlight\.\w+\.", "from .", source))
+            (folder / "unet" / f"{name}.py").write_text(
+                re.sub(r"from fedlight\.\w+\.", "from .", source), encoding="utf-8"
+            )
         content["unet"][0] = unet.__name__.rpartition(".")[2]
     if labels:
-        (folder / "pipeline.py").write_text(Path(str(labelled_pipeline.__file__)).read_text())
+        (folder / "pipeline.py").write_text(Path(str(labelled_pipeline.__file__)).read_text(encoding="utf-8"))
         content["_class_name"] = ["pipeline", labelled_pipeline.LabelledDDPMPipeline.__name__]
-    index.write_text(json.dumps(content, indent=2) + "\n")
+    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     name = "DiffusionPipeline" if labels else "DDPMPipeline"
     trust = ", trust_remote_code=True" if unets_code or labels else ""
     own = [f"import {library}"] if not unets_code and library.partition(".")[0] != "diffusers" else []
@@ -63,11 +65,11 @@ def add_code(folder: Path) -> str:
     if not labels:
         return f"{load}    # from diffusers import {name}"
     imports = "".join(f"{line}\n" for line in own)
-    (folder / "README.md").write_text(CARD.format(imports=imports, last=labels - 1))
+    (folder / "README.md").write_text(CARD.format(imports=imports, last=labels - 1), encoding="utf-8")
     return f"{load}(class_labels=[...])    # from diffusers import {name}; labels are 0 to {labels - 1}"
 
 
 def _labels(folder: Path) -> int:
     """The number of classes of a conditional model's labels; 0 of another."""
-    embeds = json.loads((folder / "unet" / "config.json").read_text()).get("num_class_embeds")
+    embeds = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8")).get("num_class_embeds")
     return embeds - 1 if embeds else 0

@@ -86,7 +86,7 @@ class Answers:
             temporary.write_bytes(content)
         self._rounds.setdefault(round_, {}).setdefault(kind, []).append(answer)
         with atomic(self._path) as temporary:
-            temporary.write_text(json.dumps(self._rounds, default=vars, indent=1) + "\n")
+            temporary.write_text(json.dumps(self._rounds, default=vars, indent=1) + "\n", encoding="utf-8")
         self._remove_old()
         return content
 
@@ -110,7 +110,7 @@ class Answers:
     def _read(self) -> dict[int, dict[str, list[Answer]]]:
         try:
             with naming(self._path):
-                noted = json.loads(self._path.read_text())
+                noted = json.loads(self._path.read_text(encoding="utf-8"))
             return {
                 int(round_): {
                     kind: [Answer(**answer) for answer in answers] for kind, answers in kinds.items()

@@ -28,7 +28,7 @@ class SweepWatch(Callback):
     created: ClassVar[list[Path]] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepWatch.folder = folder = Path(config.output) / config.name
+        SweepWatch.folder = folder = Path(config.hydra.sweep.dir)
         SweepWatch.created = [path for path in (folder / PLAN, folder, folder.parent) if not path.exists()]
 
     @classmethod

@@ -28,7 +28,7 @@ class Clock:
     def spent_after(self, round_: int) -> Spent:
         """What earlier processes spent after that round; nothing where they went on from another."""
         try:
-            kept = json.loads(self._path.read_text())
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
             return (
                 Spent(float(kept["total"]), float(kept["training"])) if kept["round"] == round_ else Spent()
             )
@@ -41,7 +41,7 @@ class Clock:
             return
         self._marked = time.monotonic()
         with suppress(OSError), atomic(self._path, durable=False) as temporary:  # no reason to end a cell
-            temporary.write_text(json.dumps({"round": round_, **spent._asdict()}))
+            temporary.write_text(json.dumps({"round": round_, **spent._asdict()}), encoding="utf-8")
 
     def clear(self) -> None:
         """Removes the file."""

@@ -31,11 +31,11 @@ class CsvFile:
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
         self.columns = columns
-        with open(path, "w", newline="", opener=no_follow) as file:
+        with open(path, "w", newline="", encoding="utf-8", opener=no_follow) as file:
             csv.writer(file).writerow(columns)
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        with open(self.path, "a", newline="", opener=no_follow) as file:
+        with open(self.path, "a", newline="", encoding="utf-8", opener=no_follow) as file:
             csv.DictWriter(file, self.columns).writerows(rows)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedlight.runtime.environment import replace_unencodable
 from fedlight.runtime.errors import BadInput, Diverged
 
 
@@ -31,6 +32,7 @@ def refusing() -> Iterator[None]:
 
     The status is 2 for bad input and for what the system refuses, 1 for predictions that are not finite.
     """
+    replace_unencodable()
     try:
         yield
     except (BadInput, Diverged, OSError) as error:

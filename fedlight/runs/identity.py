@@ -87,7 +87,7 @@ def without(node: Any, keys: Collection[str], prefix: str = "") -> Any:
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """Writes the resolved configuration as YAML."""
     with atomic(path) as temporary:
-        temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+        temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Writes `result.json`, the last file of a cell."""
     with atomic(folder / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -116,7 +116,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     path = folder / "result.json"
     try:
         with naming(path):
-            result = json.loads(path.read_text())
+            result = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return result if isinstance(result, dict) else None

@@ -76,7 +76,7 @@ class Launch:
         path = _path(sweep, self.command, self.folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 class _Strict(BaseModel):

@@ -2,14 +2,14 @@
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from fedlight.runs.identity import SCHEMA
+from fedlight.runs.identity import SCHEMA, read_result
 from fedlight.runtime.lock import HOLDER
 from fedlight.runtime.plain_yaml import read_yaml
 
@@ -253,7 +253,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _number_rows(path: Path) -> list[dict[str, float | None]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [{key: _number(key, value) for key, value in row.items()} for row in rows]
 
@@ -270,7 +270,7 @@ def _number(key: str, text: str | None) -> float | None:
 
 
 def _partition_rows(path: Path) -> list[tuple[int, str, int]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = [(int(row["client"]), row["label"], int(row["count"])) for row in csv.DictReader(file)]
     if not all(0 <= client < 2**31 and label is not None and 0 <= n < 2**63 for client, label, n in rows):
         raise ValueError("a row does not hold client, label and number of images")
@@ -284,3 +284,20 @@ def _one_line(error: Exception) -> str:
         first = error.errors()[0]
         return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
     return " ".join(str(error).split())
+
+
+def numbers_of(folder: Path) -> dict[str, float] | None:
+    """The numbers in the result of a cell; None where the cell is not completed."""
+    result = read_result(folder)
+    if result is None or result.get("status") != "completed":
+        return None
+    return dict(_numbers(result))
+
+
+def _numbers(node: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a result by their dotted keys."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _numbers(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield key, float(node)

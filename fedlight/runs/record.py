@@ -103,7 +103,7 @@ class Record:
 
 def _count_rows(path: Path) -> int:
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return sum(1 for _ in csv.DictReader(file))
     except (OSError, ValueError, csv.Error):
         return 0

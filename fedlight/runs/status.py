@@ -162,7 +162,7 @@ def _job_error(sweep: Path, job: str) -> str | None:
     """The last error on stderr of a job that left no result; None where the job never started."""
     log = sweep / JOB_LOGS / job / f"{job}_0_log.err"
     try:
-        lines = log.read_text(errors="replace").split("\n")
+        lines = log.read_text(errors="replace", encoding="utf-8").split("\n")
     except OSError:
         return None
     errors = [line.removeprefix(ERROR_PREFIX) for line in lines if line.startswith(ERROR_PREFIX)]

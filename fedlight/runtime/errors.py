@@ -52,6 +52,15 @@ def first_cause(error: BaseException) -> BaseException:
     return error
 
 
+def raised_by_hydra(error: BaseException) -> bool:
+    """Whether Hydra or OmegaConf itself raised an error: it then is about what was typed."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return module.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
+
+
 def told(error: BaseException) -> str:
     """An error out of code that is not fedlight's, in words."""
     words = " ".join(str(error).split())

@@ -3,9 +3,11 @@
 import errno
 import hashlib
 import os
+import pwd
 import re
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,6 +33,46 @@ def explain(error: OSError) -> str:
     if remedy := REMEDIES.get(error.errno or 0):
         told = f"{told}; {remedy}, and type the same command again"
     return told
+
+
+def explain_cache(error: OSError, keys: str) -> str:
+    """Why a file of the cache cannot be used, and what to do; a permission is named with the file's owner.
+
+    Args:
+        error: its `filename` is the file or folder that failed.
+        keys: what sets the cache, such as `FEDLIGHT_CACHE`.
+    """
+    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{reason}; set {keys} to a folder with room"
+    barrier = _barrier(Path(os.fsdecode(error.filename))) if error.filename else None
+    whose = "" if barrier is None else f"; {barrier} belongs to {_owner(barrier)}, mode {_mode(barrier):04o}"
+    return (
+        f"{reason}{whose}: its owner can let others use it (chmod -R g+rwX, and umask 002 for what is made "
+        f"later), or set {keys} to a folder of your own"
+    )
+
+
+def _barrier(path: Path) -> Path | None:
+    """The nearest to a path, itself or a folder above it, that can be looked at."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            place.stat()
+            return place
+    return None
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _owner(path: Path) -> str:
+    """The name of a file's owner, or its number where it has none."""
+    uid = path.stat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 @contextmanager
@@ -73,8 +115,10 @@ def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY}{path.stem}-{uuid4().hex}{path.suffix}")
     try:
         with naming(path):
-            temporary.touch(exist_ok=False)  # with the user's umask
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode  # by the user's umask; a library may set its own when it writes
             yield temporary
+            temporary.chmod(stat.S_IMODE(mode))
             with open(temporary, "rb", opener=no_follow) as file:
                 if durable:
                     os.fsync(file.fileno())

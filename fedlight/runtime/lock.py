@@ -285,7 +285,7 @@ def _remove(folders: list[Path]) -> None:
 
 def _boot() -> str:
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return ""
 
 
@@ -298,6 +298,6 @@ def _namespace() -> str:
 def _started(pid: int) -> str:
     """When a process of this node was started, in the kernel's ticks; empty where it runs no more."""
     with suppress(OSError):
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return "" if state in "ZX" else fields[18]
     return ""

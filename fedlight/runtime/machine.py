@@ -21,7 +21,7 @@ def describe_machine() -> dict[str, str | int | None]:
 
 def _processor() -> str:
     if CPU_INFO.is_file():
-        for line in CPU_INFO.read_text().splitlines():
+        for line in CPU_INFO.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"

@@ -61,7 +61,9 @@ def job_states(jobs: Iterable[str]) -> dict[str, str] | None:
     ids = ",".join(sorted({job.split("_")[0] for job in wanted}))
     command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--jobs={ids}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE, encoding="utf-8", errors="replace"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode:
@@ -73,7 +75,14 @@ def job_states(jobs: Iterable[str]) -> dict[str, str] | None:
 def cancel(jobs: Iterable[str]) -> str | None:
     """Takes jobs out of the queue and ends those that run; returns what SLURM objected to, if anything."""
     try:
-        done = subprocess.run(["scancel", *jobs], capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            ["scancel", *jobs],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            encoding="utf-8",
+            errors="replace",
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return done.stderr.strip() or None

@@ -1,16 +1,24 @@
 """A search for the cell with the best result, by Optuna, in place of a grid."""
 
+import math
+import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import OmegaConf
 
+from fedlight.config import SCHEMA_KEYS, WHOLE_KEYS
 from fedlight.loggers.wandb_mode import runs_of_a_grid
-from fedlight.runs.identity import read_result
+from fedlight.overrides import keep_text
+from fedlight.runs.reader import Result, numbers_of
 from fedlight.runtime.errors import BadInput, CellFailed
 from hydra_plugins.fedlight_sweeps.sweeper import Cells, PlanningSweeper
+
+DIRECTIONS = ("minimize", "maximize")
 
 
 class OptunaSweeper(PlanningSweeper):
@@ -24,7 +32,7 @@ class OptunaSweeper(PlanningSweeper):
         dry: not possible, since results decide which cells there are.
         n_trials: cells in all.
         n_jobs: cells in a batch.
-        metric: dotted key of `result.json`.
+        metric: dotted key of a number in `result.json`.
         direction: minimize or maximize.
         seed: of the sampler.
     """
@@ -47,11 +55,14 @@ class OptunaSweeper(PlanningSweeper):
         self.seed = seed
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Runs the search and prints what it found.
+        """Runs the search and prints its best cell.
+
+        A cell that cannot be run, or that fails, counts as a failed trial, and the search goes on.
 
         Raises:
-            BadInput: Optuna is not installed, or a cell cannot be run as asked.
-            CellFailed: a cell failed; the search went on without it.
+            BadInput: Optuna is not installed, the search itself cannot be done, a completed cell has no such
+                metric, or none of the cells can be run.
+            CellFailed: cells failed or could not be run.
         """
         if self.dry:
             raise BadInput("--dry: which cells a search runs follows from their results")
@@ -59,22 +70,27 @@ class OptunaSweeper(PlanningSweeper):
             import optuna
         except ImportError as error:
             raise BadInput("hydra/sweeper=optuna: pip install 'fedlight[optuna]'") from error
+        self._check_settings()
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-        space = {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
+        space = {o.get_key_element(): self._distribution(o) for o in overrides if o.is_sweep_override()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(seed=self.seed)
         study = optuna.create_study(direction=self.direction, sampler=sampler)
 
         cells: Cells = {}
+        refused: dict[str, str] = {}
         failed: CellFailed | None = None
         while (left := self.n_trials - len(study.trials)) > 0:
             trials = [study.ask(space) for _ in range(min(left, self.n_jobs))]
-            grid = [[*fixed, *(f"{key}={value}" for key, value in t.params.items())] for t in trials]
-            new = {folder: cell for folder, cell in self.checked(grid).items() if folder not in cells}
-            pending = self.plan(new, cells)
+            chosen = [[f"{key}={value}" for key, value in trial.params.items()] for trial in trials]
+            grid = [keep_text([*fixed, *overrides]) for overrides in chosen]
+            found, bad = self.examine(grid)
+            reasons = {tuple(overrides): reason for overrides, reason in bad}
+            new = {folder: cell for folder, cell in found.items() if folder not in cells}
+            pending = self.plan(new, cells) if new else []
             cells |= new
             try:
                 if pending:
@@ -82,32 +98,90 @@ class OptunaSweeper(PlanningSweeper):
                         self.launch(pending, len(cells) - len(new))
             except CellFailed as error:
                 failed = error
-            for trial, typed in zip(trials, grid, strict=True):
-                value = self._value(self.places[tuple(typed)])
-                state = optuna.trial.TrialState.FAIL if value is None else None
-                study.tell(trial, value, state)
+            self._check_metric(cells)
+            for trial, typed, overrides in zip(trials, grid, chosen, strict=True):
+                value = None
+                if reason := reasons.get(tuple(typed)):
+                    name = " ".join(overrides)
+                    if refused.setdefault(name, reason) is reason:
+                        print(
+                            f"fedlight: [{name}] fails, as it cannot be run: {reason}",
+                            file=sys.stderr,
+                        )
+                else:
+                    value = self._value(self.places[tuple(typed)])
+                study.tell(trial, value, optuna.trial.TrialState.FAIL if value is None else None)
+        if not cells:
+            named = "; ".join(f"[{name}] {reason}" for name, reason in refused.items())
+            raise BadInput(f"none of the {self.n_trials} cells of the search can be run: {named}")
         if any(trial.value is not None for trial in study.trials):
             best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
             print(f"best of {len(study.trials)}: {self.metric} {study.best_value:.4g} with {best}")
-        if failed:
-            raise failed
+        if failed or refused:
+            raise failed or CellFailed(1)
+
+    def _check_settings(self) -> None:
+        assert self.config is not None
+        for key in ("n_trials", "n_jobs"):
+            if not isinstance(number := getattr(self, key), int) or number < 1:
+                raise BadInput(f"hydra.sweeper.{key} must be a whole number above 0, got {number!r}")
+        if self.direction not in DIRECTIONS:
+            allowed = " or ".join(DIRECTIONS)
+            raise BadInput(f"hydra.sweeper.direction must be {allowed}, got {self.direction!r}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise BadInput(f"hydra.sweeper.seed must be a whole number from 0 to 2^32 - 1, got {self.seed!r}")
+        first = str(self.metric).split(".")[0]
+        close = get_close_matches(first, Result.model_fields, n=1)
+        if close and first != close[0]:
+            raise BadInput(f"hydra.sweeper.metric={self.metric}: did you mean {close[0]}?")
+        if first == "fid" and OmegaConf.select(self.config, "evaluation.samples") == 0:
+            raise BadInput(
+                f"hydra.sweeper.metric={self.metric}: evaluation.samples=0 leaves cells without scores; "
+                "set it above 0, or search by hydra.sweeper.metric=train_loss"
+            )
+
+    def _check_metric(self, cells: Cells) -> None:
+        """Raises BadInput where cells are completed and none has the metric."""
+        completed = [numbers for folder in cells if (numbers := numbers_of(folder)) is not None]
+        if completed and not any(self.metric in numbers for numbers in completed):
+            raise BadInput(
+                f"hydra.sweeper.metric={self.metric}: no completed cell has a number of that name; there are "
+                f"{', '.join(completed[0])}"
+            )
 
     def _value(self, folder: Path) -> float | None:
-        """The metric of a cell; None where it has none."""
-        found: Any = read_result(folder)
-        for key in self.metric.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-        return None if found is None else float(found)
+        """The metric of a cell; None where the cell is not completed, or has no such number."""
+        return (numbers_of(folder) or {}).get(self.metric)
 
+    def _distribution(self, override: Override) -> Any:
+        """What Optuna draws a key from: an interval, log-uniform with tag(log, ...), or listed values.
 
-def _distribution(override: Override) -> Any:
-    """What Optuna draws a key from: an interval, log-uniform with tag(log, ...), or listed values."""
-    from optuna import distributions
+        Raises:
+            BadInput: an interval from which nothing can be drawn.
+        """
+        from optuna import distributions
 
-    values = override.value()
-    if not isinstance(values, IntervalSweep):
-        return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
-    low, high, log = values.start, values.end, "log" in values.tags
-    whole = {type(low), type(high)} == {int}
-    make = distributions.IntDistribution if whole else distributions.FloatDistribution
-    return make(low, high, log)
+        values = override.value()
+        if not isinstance(values, IntervalSweep):
+            return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+        low, high, log = values.start, values.end, "log" in values.tags
+        typed = f"{override.input_line}"
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high and (low > 0 or not log)):
+            raise BadInput(f"{typed}: an interval needs two numbers, the lower one first; with log, above 0")
+        if not self._is_whole(override.key_or_group, low, high):
+            return distributions.FloatDistribution(low, high, log=log)
+        if low != int(low) or high != int(high):
+            raise BadInput(f"{typed}: {override.key_or_group} takes whole numbers")
+        return distributions.IntDistribution(int(low), int(high), log=log)
+
+    def _is_whole(self, key: str, low: float, high: float) -> bool:
+        """Whether an interval stands for whole numbers: by the schema, by int(...), or by the key's default.
+
+        Hydra reads the bounds of an interval as floats, unless int(...) makes them whole.
+        """
+        if key in WHOLE_KEYS or (isinstance(low, int) and isinstance(high, int)):
+            return True
+        if key in SCHEMA_KEYS or low != int(low) or high != int(high):
+            return False
+        default = OmegaConf.select(self.config, key)
+        return isinstance(default, int) and not isinstance(default, bool)

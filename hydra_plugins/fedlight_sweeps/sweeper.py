@@ -16,10 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.config import CellConfig, describe, validate
 from fedlight.loggers.wandb_mode import runs_of_a_grid
+from fedlight.overrides import keep_text
 from fedlight.runs.identity import cell_folder, is_done, tell_done
 from fedlight.runs.plan import LISTED, Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, raised_by_hydra
 from fedlight.runtime.lock import this_process
 from fedlight.runtime.secret import masked, move_to_environment
 
@@ -69,9 +70,10 @@ class PlanningSweeper(BasicSweeper):
         super().__init__(max_batch_size, dict(params or {}))
         self.dry = dry
         self.places: dict[tuple[str, ...], Path] = {}  # the folder of the cell with these overrides
+        self.process = this_process()
 
     def _parse_config(self) -> list[str]:
-        return move_to_environment(super()._parse_config(), os.environ)
+        return keep_text(move_to_environment(super()._parse_config(), os.environ))
 
     def sweep(self, arguments: list[str]) -> Any:
         """Runs the cells of the grid that are not done.
@@ -79,11 +81,7 @@ class PlanningSweeper(BasicSweeper):
         Raises:
             BadInput: a cell cannot be run as asked; the message names every such cell, and none was run.
         """
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        (grid,) = self.split_arguments(overrides, None)
-        cells = self.checked(grid)
+        cells = self.checked(self.grid(arguments))
         if self.dry:
             from fedlight.experiment.estimate import print_plan
 
@@ -95,25 +93,46 @@ class PlanningSweeper(BasicSweeper):
         with runs_of_a_grid() if len(cells) > 1 else nullcontext():
             return [self.launch(batch, first) for batch, first in batches]
 
+    def grid(self, arguments: list[str]) -> list[list[str]]:
+        """The overrides of each cell that the parameters of the sweep and the arguments stand for."""
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        (grid,) = self.split_arguments(overrides, None)
+        return [keep_text(cell) for cell in grid]
+
     def checked(self, grid: Sequence[list[str]]) -> Cells:
         """The cells of a grid by their folders, each once; those that are not done are built as a trial.
 
         Raises:
             BadInput: some cannot be run as asked; the message names each of them.
         """
+        cells, bad = self.examine(grid)
+        if bad:
+            shared = set(grid[0]).intersection(*grid[1:]) if len(grid) > 1 else set()
+            named = [
+                f"[{' '.join(o for o in overrides if o not in shared)}] {text}" for overrides, text in bad
+            ]
+            count = f"{len(bad)} of {len(grid)} cells cannot be run, so none was: " if len(grid) > 1 else ""
+            raise BadInput(f"{count}{'; '.join(named)}")
+        return cells
+
+    def examine(self, grid: Sequence[list[str]]) -> tuple[Cells, list[tuple[list[str], str]]]:
+        """The cells of a grid that can be run, as `checked` has them; and the others, each with the reason.
+
+        Raises:
+            BadInput: the folder of the sweep was set by itself.
+        """
         assert self.config is not None
-        assert self.hydra_context is not None
-        if Path(self.config.hydra.sweep.dir) != Path(self.config.output, self.config.name):
+        output = os.path.expanduser(str(self.config.output))
+        if Path(self.config.hydra.sweep.dir) != Path(output, str(self.config.name)):
             raise BadInput("hydra.sweep.dir cannot be set: a sweep lives in OUTPUT/NAME; set output or name")
         elsewhere = "slurm" in self.config.hydra.launcher._target_
         cells: Cells = {}
         bad: list[tuple[list[str], str]] = []
         for overrides in grid:
             try:
-                config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-                with open_dict(config):
-                    del config["hydra"]
-                settings = validate(config)
+                settings = self.compose(overrides)
                 _check_listed(settings)
                 folder = self.places[tuple(overrides)] = cell_folder(settings)
                 if folder in cells:
@@ -126,21 +145,33 @@ class PlanningSweeper(BasicSweeper):
                 cells[folder] = Checked(overrides, settings, done)
             except (BadInput, HydraException, OmegaConfBaseException) as error:
                 bad.append((overrides, describe(error)))
-        if bad:
-            shared = set(grid[0]).intersection(*grid[1:]) if len(grid) > 1 else set()
-            named = [
-                f"[{' '.join(o for o in overrides if o not in shared)}] {text}" for overrides, text in bad
-            ]
-            count = f"{len(bad)} of {len(grid)} cells cannot be run, so none was: " if len(grid) > 1 else ""
-            raise BadInput(f"{count}{'; '.join(named)}")
-        return cells
+        return cells, bad
+
+    def compose(self, overrides: Sequence[str]) -> CellConfig:
+        """The configuration of a cell with these overrides, checked.
+
+        Raises:
+            BadInput, HydraException, OmegaConfBaseException: they make no valid configuration.
+        """
+        assert self.config is not None
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        try:
+            config = loader.load_sweep_config(self.config, list(overrides))
+        except Exception as error:
+            if raised_by_hydra(error):
+                raise BadInput(describe(error)) from error
+            raise
+        with open_dict(config):
+            del config["hydra"]
+        return validate(config)
 
     def plan(self, cells: Cells, earlier: Cells | None = None) -> list[list[str]]:
         """Writes the plan, with cells of earlier batches; returns the overrides of those to be launched."""
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
         jobs = last_jobs(sweep)
-        launch = Launch(sys.argv[1:], str(Path.cwd()), this_process())
+        launch = Launch(sys.argv[1:], str(Path.cwd()), self.process)
         pending = []
         for folder, cell in {**(earlier or {}), **cells}.items():
             config = flat(masked(cell.settings.plain()))

@@ -60,14 +60,14 @@ class NodeKeys:
         lines = [f"{number} {key}\n" for number, key in sorted({**bound, client: found}.items())]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(self._path) as temporary:
-            temporary.write_text("".join(lines))
+            temporary.write_text("".join(lines), encoding="utf-8")
         return None
 
     def _read(self) -> dict[int, str]:
         bound: dict[int, str] = {}
         try:
             with naming(self._path):
-                lines = self._path.read_text().splitlines()
+                lines = self._path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return bound
         except ValueError as error:
