@@ -86,9 +86,9 @@ class OptunaSweeper(PlanningSweeper):
         while (left := self.n_trials - len(study.trials)) > 0:
             trials = [study.ask(space) for _ in range(min(left, self.n_jobs))]
             chosen = [[f"{key}={value}" for key, value in trial.params.items()] for trial in trials]
-            grid = [keep_text([*fixed, *overrides]) for overrides in chosen]
+            grid = [keep_text([*fixed, *drawn]) for drawn in chosen]
             found, bad = self.examine(grid)
-            reasons = {tuple(overrides): reason for overrides, reason in bad}
+            reasons = {tuple(cell): reason for cell, reason in bad}
             new = {folder: cell for folder, cell in found.items() if folder not in cells}
             pending = self.plan(new, cells) if new else []
             cells |= new
@@ -99,10 +99,10 @@ class OptunaSweeper(PlanningSweeper):
             except CellFailed as error:
                 failed = error
             self._check_metric(cells)
-            for trial, typed, overrides in zip(trials, grid, chosen, strict=True):
+            for trial, typed, drawn in zip(trials, grid, chosen, strict=True):
                 value = None
                 if reason := reasons.get(tuple(typed)):
-                    name = " ".join(overrides)
+                    name = " ".join(drawn)
                     if refused.setdefault(name, reason) is reason:
                         print(
                             f"fedlight: [{name}] fails, as it cannot be run: {reason}",
@@ -164,6 +164,8 @@ class OptunaSweeper(PlanningSweeper):
         values = override.value()
         if not isinstance(values, IntervalSweep):
             return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+        assert values.start is not None
+        assert values.end is not None
         low, high, log = values.start, values.end, "log" in values.tags
         typed = f"{override.input_line}"
         if not (math.isfinite(low) and math.isfinite(high) and low <= high and (low > 0 or not log)):
@@ -183,5 +185,6 @@ class OptunaSweeper(PlanningSweeper):
             return True
         if key in SCHEMA_KEYS or low != int(low) or high != int(high):
             return False
+        assert self.config is not None
         default = OmegaConf.select(self.config, key)
         return isinstance(default, int) and not isinstance(default, bool)
