@@ -22,6 +22,8 @@ from fedlight.runtime.sparse import Sparse
 
 Whole = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+GLOBAL = ("experiment", "sweeps")
+"""Groups whose files set keys of the whole configuration."""
 Target = dict[str, Any]
 """A node with a `_target_`, instantiated by Hydra."""
 
@@ -220,6 +222,11 @@ def describe(error: BaseException) -> str:
 def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     message = error["msg"][0].lower() + error["msg"][1:]
+    if error["type"] == "extra_forbidden" and key in GLOBAL and isinstance(error["input"], dict):
+        return (
+            f"{key}: the file of {key}=NAME was read as a section of its own ({', '.join(error['input'])}); "
+            "its first line must be `# @package _global_`, without a byte-order mark before it"
+        )
     if error["type"] == "extra_forbidden":
         return _unknown(key)
     if error["type"] == "missing":

@@ -41,7 +41,7 @@ def export(folder: Path, client: int | None, out: Path, trust: bool) -> None:
 
     cell.module.load_state_dict(state)
     save_pipeline(out, cell.module)
-    print(f"{add_code(out)}    # from diffusers import DDPMPipeline")
+    print(add_code(out))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -226,6 +227,49 @@ def test_bad_input_is_refused_as_a_user_types_it(tmp_path: Path) -> None:
     typed = [sys.executable, "-m", "fedlight.run", "clients=0"]
     done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True)
     assert_refused(done.returncode, done.stderr, tmp_path, "clients: .* got 0")
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [
+        ("paper", 27, "error: data.image_size: .* multiple of 4, got 27: choose 24 or 28$"),
+        ("paper", 3, "error: data.image_size: .* multiple of 4, got 3: choose 4$"),
+        ("unet2d", 27, "model.unet diffusers.UNet2DModel, .* another data.image_size than 27$"),
+    ],
+)
+def test_an_image_size_that_does_not_fit_the_backbone_is_named_by_its_key(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], model: str, size: int, message: str
+) -> None:
+    for number in range(8):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((size, size), 30 * number, np.uint8)).save(path)
+    data = ["data=image_folder", "data.root=images", "data.channels=1", f"data.image_size={size}"]
+    assert command(*data, f"model={model}", "clients=1", "evaluation.samples=0") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search(message, line), line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "refused"),
+    [
+        ("rounds: 1\n", True),
+        ("\ufeff# @package _global_\nrounds: 1\n", True),
+        ("# @package _global_\nrounds: 0\n", False),
+    ],
+    ids=["no package", "byte-order mark", "as it should be"],
+)
+def test_an_experiment_of_ones_own_without_its_first_line_is_refused_with_that_line(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], content: str, refused: bool
+) -> None:
+    (tmp_path / "my" / "experiment").mkdir(parents=True)
+    (tmp_path / "my" / "experiment" / "mine.yaml").write_text(content, encoding="utf-8")
+    few = ["evaluation.samples=0", "evaluation.grid=0", "logger=none", "data.limit=40", "clients=2"]
+    assert command("--config-dir", "my", "experiment=mine", *few) == (2 if refused else 0)
+    error = capfd.readouterr().err
+    assert ("experiment: the file of experiment=NAME" in error) == refused
+    assert ("`# @package _global_`, without a byte-order mark" in error) == refused
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(

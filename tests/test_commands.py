@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SLICE_PREFIXES, SMALL, Cell, invoke
+from conftest import SLICE_PREFIXES, SMALL, Cell, invoke, slow
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -195,6 +196,46 @@ def test_an_exported_model_is_the_client_s_own_and_loads_where_fedlight_is_not(
     assert all(torch.equal(loaded[name], memory[f"unet.{name}"]) for name in private)
     assert invoke(str(made.folder), "--client=0", "--out=out", main=export.main) == 2
     assert "out is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["tiny", *slow("unet2d")])
+def test_an_exported_conditional_model_draws_the_labels_that_its_card_says(
+    cell: MakeCell,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+) -> None:
+    few = ["clients=2", "rounds=1", "model.conditional=true", "model.schedule.num_train_timesteps=20"]
+    made = cell(*few, f"model={model}")
+    assert invoke(str(made.folder), "--out=out", main=export.main) == 0
+    assert "(class_labels=[...])" in capsys.readouterr().out
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.chdir(tmp_path / "out")
+    card: dict[str, Any] = {}
+    exec(Path("README.md").read_text().split("```python")[1].split("```")[0], card)
+    assert [image.size for image in card["images"]] == [(8, 8), (8, 8)]
+
+    def draw(labels: list[int], guidance: float) -> np.ndarray:
+        noise = torch.Generator().manual_seed(0)
+        return card["pipeline"](
+            class_labels=labels, guidance_scale=guidance, generator=noise, output_type="np"
+        ).images
+
+    unet, scheduler, noise = open_cell(made.folder).module.unet, card["pipeline"].scheduler, torch.Generator()
+    unet.load_state_dict(made.model)
+    noise.manual_seed(0)
+    x = torch.randn((2, 1, 8, 8), generator=noise)
+    with torch.no_grad():
+        for t in range(19, -1, -1):
+            given, without = (
+                unet(x, torch.tensor(t), class_labels=torch.tensor(y)).sample for y in ([3, 9], [10, 10])
+            )
+            x = scheduler.step(without + 2 * (given - without), t, x, generator=noise).prev_sample
+    expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert np.allclose(draw([3, 9], 2.0), expected, atol=1e-4)
+    with pytest.raises(ValueError, match=r"class_labels must be 0 to 9, got \[10\]"):
+        draw([10], 1.0)
 
 
 def test_only_what_is_trained_is_exported(

@@ -149,15 +149,52 @@ def test_with_one_seed_the_spread_is_that_of_the_clients(sweep: Path) -> None:
     assert line["± over"] == "5 clients"
 
 
-@pytest.mark.slow
-def test_the_best_federated_method_of_each_row_is_marked(sweep: Path) -> None:
-    cells = [read_result(folder) for folder in write_grid(sweep, method=METHODS, clients=[2, 5])]
-    run_report(sweep)
-    lines = [line for line in (sweep / "report" / "fid.tex").read_text().splitlines() if "textbf" in line]
-    for clients, line in zip((2, 5), lines, strict=True):
-        federated = {c["method"]: c["fid"]["value"] for c in cells if c["clients"] == clients}
-        best = min(value for method, value in federated.items() if method not in ("LOCAL", "CENTRAL"))
-        assert re.findall(r"textbf\{([\d.]+)", line) == [f"{best:.2f}"]
+def marked(sweep: Path) -> tuple[set[str], set[str], str]:
+    """The marked methods of the only place: in the table by method, in the one in full; and the note."""
+    (comparison,) = make_comparisons(read_sweep(sweep))
+    by_method, full = summaries(comparison, "")
+    (row,) = by_method.rows
+    names = {column for column, field in zip(by_method.columns, row, strict=True) if field.best}
+    return names, {line["method"] for line in full.data if line["best"]}, by_method.note
+
+
+@pytest.mark.parametrize(
+    ("fids", "expected"),
+    [
+        ({"FULL": [10, 12], "UDEC": [20, 22]}, {"FULL"}),  # 10 apart; each has a standard deviation of 1.41
+        ({"FULL": [10, 12], "UDEC": [11, 13], "USPLIT": [20, 22]}, {"FULL", "UDEC"}),  # 1 apart: both
+        ({"FULL": [10, 12], "UDEC": [11, 13]}, set()),  # nothing is told apart
+        ({"FULL": [10, 10.2, 10.4], "UDEC": [10.5, 10.7, 10.9]}, {"FULL"}),  # 0.5 apart, of 0.2
+        ({"FULL": [10, 30], "UDEC": [40, 40]}, {"FULL"}),  # 20 apart, of sqrt((200 + 0) / 2) = 10
+        ({"FULL": [10, 30], "UDEC": [29, 29]}, set()),  # 9 apart, of 10
+        ({"FULL": [10, 12], "UDEC": [20]}, set()),  # of one seed the spread is not known
+        ({"FULL": [10, 12], "CENTRAL": [20, 22], "LOCAL": [30, 32]}, set()),  # references do not compete
+        ({"FULL": [20, 22], "UDEC": [40, 42], "CENTRAL": [1, 2]}, {"FULL"}),
+    ],
+)
+def test_the_best_are_marked_as_far_as_seeds_tell(
+    sweep: Path, fids: dict[str, list[float]], expected: set[str]
+) -> None:
+    for method, values in fids.items():
+        for seed, value in enumerate(values):
+            path = write_cell(sweep, method, 2, seed=seed, picture=False) / "result.json"
+            result = json.loads(path.read_text())
+            path.write_text(json.dumps(result | {"fid": result["fid"] | {"value": value}}))
+    by_method, full, note = marked(sweep)
+    assert by_method == full == expected
+    assert "within one pooled standard deviation" in note
+
+
+def test_with_one_seed_nothing_is_marked_and_the_note_says_so(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("FULL", "UDEC", "CENTRAL"):
+        write_cell(sweep, method, 2, picture=False)
+    by_method, full, note = marked(sweep)
+    assert by_method == full == set()
+    assert note.startswith("Lower is better. One seed: nothing is marked")
+    print_summary(sweep)
+    assert "one seed" in capsys.readouterr().out
 
 
 def test_what_is_missing_failed_interrupted_or_corrupt_is_shown_as_such(

@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from fedlight.diffusion.depthwise import DepthwiseConv
+from fedlight.runtime.errors import BadInput
 
 
 @dataclass
@@ -183,18 +184,22 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
     ) -> None:
         super().__init__()
+        halvings = len(dim_mults) - 1
+        multiple = 2 ** max(halvings, 0)
+        if halvings < 0 or sample_size % multiple:
+            above = -(-sample_size // multiple) * multiple
+            sizes = [size for size in (above - multiple, above) if size > 0]
+            raise BadInput(
+                f"data.image_size: a UNet of {len(dim_mults)} stages (model.unet.dim_mults) halves the image "
+                f"{max(halvings, 0)} times, so that the image size must be a multiple of {multiple}, got "
+                f"{sample_size}: choose {' or '.join(map(str, sizes))}"
+            )
         if dim < 4 or dim % 2:
             raise ValueError(f"model.unet.dim must be an even number of at least 4, got {dim}")
         if min(blocks, heads, head_width, *dim_mults) < 1:
             raise ValueError(
                 "model.unet: blocks, heads, head_width and dim_mults must be at least 1, got "
                 f"{blocks}, {heads}, {head_width} and {list(dim_mults)}"
-            )
-        halvings = len(dim_mults) - 1
-        if halvings < 0 or sample_size % 2**halvings:
-            raise ValueError(
-                f"a UNet of {len(dim_mults)} stages halves the image {max(halvings, 0)} times: "
-                f"the image size must be a multiple of {2 ** max(halvings, 0)}, got {sample_size}"
             )
         time_width = 4 * dim
         initial = dim // 3 * 2

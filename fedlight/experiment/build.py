@@ -297,7 +297,9 @@ def _try_unet(settings: CellConfig, module: DDPM) -> None:
         raise
     except Exception as error:  # it may be a user's own
         call = f"unet(x_t, t).sample with x_t of {x_t.dtype} and shape (n, {settings.data.shape})"
-        raise BadInput(f"{backbone}, called as {call}: {told(error)}") from error
+        shapes = isinstance(error, RuntimeError)  # as where images are halved and do not fit together again
+        hint = f"; it may need another data.image_size than {settings.data.image_size}" if shapes else ""
+        raise BadInput(f"{backbone}, called as {call}: {told(error)}{hint}") from error
     if found != (x_t.dtype, settings.data.shape):
         raise BadInput(
             f"{backbone} predicts {found[1]} of {found[0]} for images of {settings.data.shape} of {x_t.dtype}"

@@ -1,10 +1,11 @@
 """Cells that may be compared: those of one data set and one extractor, grouped by place and method."""
 
-from collections.abc import Callable, Collection, Iterable
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
@@ -77,6 +78,11 @@ class Group:
         return self.mean(lambda result: result.quality("value"))
 
     @property
+    def fids(self) -> list[float]:
+        """The FID of each result that has one: of each seed."""
+        return [result.fid.value for result in self.results if result.fid]
+
+    @property
     def spread(self) -> tuple[float | None, str]:
         """Standard deviation of the FID, and what it is taken over: seeds, else the clients of one cell."""
         scores = [result.fid for result in self.results if result.fid]
@@ -142,11 +148,34 @@ class Comparison:
         """The groups of a place, method after method."""
         return [self.groups[place, m] for m in self.methods if (place, m) in self.groups]
 
-    def best(self, place: Place) -> str | None:
-        """The federated method with the lowest FID, where there are two to choose from."""
-        fids = {group.method: group.fid for group in self.in_place(place) if group.method not in REFERENCES}
-        known = {method: fid for method, fid in fids.items() if fid is not None}
-        return min(known, key=known.__getitem__) if len(known) > 1 else None
+    def best(self, place: Place) -> frozenset[str]:
+        """The federated methods whose FID is the lowest, as far as seeds tell.
+
+        These are the methods whose mean lies within one pooled standard deviation (over seeds) of the lowest
+        mean. The set is empty where that tells no two methods apart, and where one of them has one seed.
+        """
+        rivals = [g for g in self.in_place(place) if g.method not in REFERENCES and g.fids]
+        if len(rivals) < 2 or any(len(group.fids) < 2 for group in rivals):
+            return frozenset()
+        lowest = min(rivals, key=lambda group: mean(group.fids))
+        near = frozenset(
+            group.method
+            for group in rivals
+            if mean(group.fids) - mean(lowest.fids) <= pooled_stdev(group.fids, lowest.fids)
+        )
+        return near if len(near) < len(rivals) else frozenset()
+
+    @property
+    def one_seed(self) -> bool:
+        """Whether no federated method has a FID of more than one seed."""
+        groups = self.groups.values()
+        return all(len(group.fids) < 2 for group in groups if group.method not in REFERENCES)
+
+
+def pooled_stdev(a: Sequence[float], b: Sequence[float]) -> float:
+    """The common standard deviation of two samples, of at least two values each, about their own means."""
+    squares = (len(a) - 1) * variance(a) + (len(b) - 1) * variance(b)
+    return math.sqrt(squares / (len(a) + len(b) - 2))
 
 
 def make_comparisons(cells: Iterable[SweepCell]) -> list[Comparison]:

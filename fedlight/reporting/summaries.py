@@ -46,6 +46,11 @@ COSTS = (
     Quantity("loss", "train_loss", lambda result: result.train_loss, numbers.loss),
     Quantity("time", "seconds", lambda result: result.seconds.get("total"), numbers.seconds),
 )
+MARKED = (
+    "Marked: the federated methods of a row whose mean lies within one pooled standard deviation, over "
+    "seeds, of the lowest; none where that tells no two methods apart, or one of them has one seed."
+)
+ONE_SEED = "One seed: nothing is marked, since differences between methods may be those between seeds."
 SCOPES = {"global": "the global model", "clients": "mean over the clients' own models"}
 
 
@@ -56,11 +61,11 @@ def summaries(comparison: Comparison, prefix: str) -> list[ReportTable]:
 
 
 def by_method(comparison: Comparison, prefix: str) -> ReportTable:
-    """FID by place and method, the best federated method of each row marked."""
+    """FID by place and method, with marks as `Comparison.best` sets them."""
     rows, data = [], []
     for place in comparison.places:
         best, groups = comparison.best(place), comparison.in_place(place)
-        fields = {group.method: _fid(group, group.method == best) for group in groups}
+        fields = {group.method: _fid(group, group.method in best) for group in groups}
         blank = Field(numbers.NONE, None)
         rows.append([*_place(comparison, place), *(fields.get(m, blank) for m in comparison.methods)])
         data.append(_place_data(comparison, place) | {group.method: group.fid for group in groups})
@@ -70,7 +75,7 @@ def by_method(comparison: Comparison, prefix: str) -> ReportTable:
         if (methods := [m for m in comparison.methods if scope in comparison.scopes(m)])
     ]
     note = (
-        "Lower is better; the best federated method of each row is marked. "
+        f"Lower is better. {ONE_SEED if comparison.one_seed else MARKED} "
         f"What is evaluated: {'; '.join(evaluated)}. "
         "± is the standard deviation over seeds or, where there is one seed, over clients."
     )
@@ -92,7 +97,7 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
                 continue
             means: dict[str, float | None] = {q.key: group.mean(q.read) for q in quantities}
             spread, over = group.spread
-            marked = group.method == best
+            marked = group.method in best
             fields = [number(means[q.key], q.text) for q in quantities]
             quality = [_fid(group, marked), Field(over, over)] if comparison.evaluated else []
             named = [*_place(comparison, place), Field(group.method, group.method)]

@@ -72,4 +72,11 @@ def print_summary(sweep: Path) -> None:
         table.add_row(*(Text(row[i].text) for i in shown))
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
+    seeds = {cell.files.config.get("seed") for cell in cells}
+    if (
+        len(cells) > 1
+        and len(seeds) == 1
+        and any(cell.files.result and cell.files.result.fid for cell in cells)
+    ):
+        console.print("one seed: cells may differ as much as seeds do", soft_wrap=True)
     console.print(f"tables, figures and samples: python -m fedlight.report {sweep}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """What SLURM says of jobs: which one this process is in, and which are queued or run."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable
 
@@ -26,6 +27,23 @@ def answers() -> bool:
         ).returncode
     except (OSError, subprocess.TimeoutExpired):
         return False
+
+
+def max_array_size() -> int | None:
+    """How many tasks a job array may have (SLURM's MaxArraySize); None where SLURM does not say."""
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, timeout=PATIENCE
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return array_size_in(done.stdout)
+
+
+def array_size_in(config: str) -> int | None:
+    """MaxArraySize in what `scontrol show config` prints; None where it is missing, or 0 for no arrays."""
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
+    return int(size[1]) or None if size else None
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, str] | None:

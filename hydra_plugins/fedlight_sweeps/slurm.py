@@ -1,4 +1,4 @@
-"""The cells of a sweep as one SLURM array, waited for or left alone."""
+"""The cells of a sweep as SLURM arrays, as few as the cluster allows, waited for or left alone."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from fedlight.runs.identity import is_done, tell_done
 from fedlight.runs.plan import PlannedCell, read_launch
 from fedlight.runs.status import DONE, read_cell
 from fedlight.runtime.errors import BadInput, CellFailed
-from fedlight.runtime.slurm_jobs import answers, job_states
+from fedlight.runtime.slurm_jobs import answers, job_states, max_array_size
 
 POLL = 5.0  # seconds between two looks at the queue
 SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "tasks_per_node")
@@ -55,7 +55,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         """Submits what is neither done nor queued.
 
         Raises:
-            BadInput: there is no SLURM, or it refuses the array.
+            BadInput: there is no SLURM, or it refuses an array; those before it stay submitted.
         """
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
@@ -75,12 +75,12 @@ class SlurmArrayLauncher(SlurmLauncher):
                 tell_done(sweep / cell)
             else:
                 new.append(cell)
-        if new:
-            jobs = self._submit([CellJob([*self._flags(), *plan.cells[cell].overrides]) for cell in new])
-            for cell, job in zip(new, jobs, strict=True):
+        for array in arrays(new, max_array_size()):
+            jobs = self._submit([CellJob([*self._flags(), *plan.cells[cell].overrides]) for cell in array])
+            for cell, job in zip(array, jobs, strict=True):
                 plan.cells[cell].job = job
-            plan.write(sweep)
-            print(f"{len(new)} cells submitted as SLURM job {jobs[0].split('_')[0]}")
+            plan.write(sweep)  # before the next array, which SLURM may refuse
+            print(f"{len(array)} cells submitted as SLURM job {jobs[0].split('_')[0]}")
         if self.params["detach"]:
             print(f"python -m fedlight.sweeps status {sweep}    # their states")
             return []
@@ -119,7 +119,10 @@ class SlurmArrayLauncher(SlurmLauncher):
             logs = Path(folder).parent
             if not any(path.is_dir() for path in logs.glob("*")):
                 shutil.rmtree(logs, ignore_errors=True)
-            raise BadInput(f"hydra/launcher=slurm: {error}") from error
+            limit = (
+                "; hydra.sweeper.max_batch_size=N submits at most N cells at once" if len(cells) > 1 else ""
+            )
+            raise BadInput(f"hydra/launcher=slurm: {error}{limit}") from error
 
     def _wait(self, cells: dict[str, PlannedCell], sweep: Path) -> list[JobReturn]:
         """Waits until SLURM has none of the jobs any more; prints the state in which each cell ended."""
@@ -141,6 +144,12 @@ class SlurmArrayLauncher(SlurmLauncher):
             print(f"{len(left)} cells stay with SLURM: python -m fedlight.sweeps status {sweep}")
             sys.exit(130)
         return ends
+
+
+def arrays(cells: Sequence[str], limit: int | None) -> list[Sequence[str]]:
+    """The cells in as few job arrays as SLURM's MaxArraySize allows, in order; in one where that is None."""
+    size = limit or max(1, len(cells))
+    return [cells[first : first + size] for first in range(0, len(cells), size)]
 
 
 def _job_return(overrides: list[str], completed: bool) -> JobReturn:
