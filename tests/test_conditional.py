@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cell, configured, invoke, slow
+from conftest import SMALL, Cell, configured, invoke, slow
 from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import sample
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.labels import label_accuracy
+from fedlight.experiment import execute
 from fedlight.experiment.finished import open_cell
 from fedlight.runtime.seeds import derive_seed
 
@@ -181,6 +182,28 @@ def test_the_label_accuracy_of_a_cell_is_that_of_its_images(
 
 
 # ---- cells
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        (["seed=1,2"], "set evaluation.guidance=3 optimizer.decay=cosine"),  # one line for both cells
+        (["optimizer.decay=cosine"], "set evaluation.guidance=3"),
+        (["evaluation.guidance=3"], None),
+        (["method=CENTRAL"], None),
+        (["evaluation.grid=0"], None),
+        (["model.conditional=false"], None),
+    ],
+)
+def test_a_conditional_cell_without_guidance_says_what_makes_labels_visible(
+    command: Callable[..., int], capfd: pytest.CaptureFixture[str], asked: list[str], line: str | None
+) -> None:
+    execute._mention_once.cache_clear()
+    few = [*SMALL, "-m", "rounds=0", "clients=2", "evaluation.grid=4", CONDITIONAL, *asked]
+    assert command(*few) == 0
+    lines = [found for found in capfd.readouterr().err.splitlines() if "guidance" in found]
+    assert len(lines) == (line is not None)
+    assert all(found.endswith(str(line)) for found in lines)
 
 
 def test_the_embedding_of_labels_travels_with_the_slice_that_is_named(cell: MakeCell) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def run_cell(settings: CellConfig, held: Hold, make: Callable[[CellConfig], Comp
     plain = masked(settings.plain())
     components = make(settings)
     settings = components.settings
+    if advice := _label_advice(settings):
+        _mention_once(advice)
     _make_folder(folder)
     write_config(folder / "config.yaml", plain)
     _picture_data(folder, components)
@@ -238,6 +241,26 @@ class Run:
 
     def _checkpoint_seconds(self) -> float:
         return self.checkpoint.watch.take() + self.here.take_seconds()
+
+
+def _label_advice(settings: CellConfig) -> str | None:
+    """What makes labels visible, where an averaged conditional model is sampled without guidance; else None."""
+    evaluation, method = settings.evaluation, settings.method
+    averaged = method.uplink and not method.pool
+    drawn = evaluation.samples or evaluation.grid
+    if not (settings.model.conditional and averaged and drawn and evaluation.guidance == 1):
+        return None
+    decay = "" if settings.optimizer.decay else " optimizer.decay=cosine"
+    return (
+        "model.conditional=true with evaluation.guidance=1: averaged models follow labels weakly; for images "
+        f"that show their labels set evaluation.guidance=3{decay}"
+    )
+
+
+@cache
+def _mention_once(message: str) -> None:
+    """Prints a line once a process, however many cells it is about."""
+    print(f"fedlight: {message}", file=sys.stderr)
 
 
 def _picture_data(folder: Path, components: Components) -> None:
