@@ -244,7 +244,7 @@ class Run:
 
 
 def _label_advice(settings: CellConfig) -> str | None:
-    """What makes labels visible, where an averaged conditional model is sampled without guidance; else None."""
+    """What makes labels visible where an averaged conditional model is sampled without guidance."""
     evaluation, method = settings.evaluation, settings.method
     averaged = method.uplink and not method.pool
     drawn = evaluation.samples or evaluation.grid
