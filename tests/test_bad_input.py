@@ -80,6 +80,19 @@ CASES = {
             "default_root_dir=x",
         )
     },
+    "no step at all": (["+trainer.max_steps=0"], "trainer.max_steps must be .* at least 1, got 0"),
+    "gradients of no batch": (
+        ["+trainer.accumulate_grad_batches=0"],
+        "trainer.accumulate_grad_batches must be .* at least 1, got 0",
+    ),
+    "no batches": (
+        ["+trainer.limit_train_batches=0"],
+        "limit_train_batches must be a share above 0 .* got 0",
+    ),
+    "less than a batch": (
+        ["+trainer.limit_train_batches=0.1", "data.limit=300"],  # 60 images a client, 4 batches of 16
+        "limit_train_batches=0.1 leaves no batch to a client that has 4 an epoch: it must be at least 0.25$",
+    ),
     "correcting scaled gradients": (
         ["trainer.precision=16-mixed", "algorithm=scaffold"],
         "algorithm in 16-mixed precision .* add optimizer.fused=false",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL, Cell, invoke
+from diffusers import DDPMPipeline
 
 from fedlight import sample
 
@@ -82,3 +83,7 @@ def test_a_schedule_of_zero_snr_is_refused_before_anything_is_written_or_draws_w
     assert not (tmp_path / "runs").exists()
     velocity = "+model.schedule.prediction_type=v_prediction"
     assert command(*FEW, zero, velocity, "evaluation.grid=4", "evaluation.sampler=ddim") == 0
+    (folder,) = tmp_path.glob("runs/default/*/")
+    pipeline = DDPMPipeline.from_pretrained(folder / "model")  # as others load it
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.scheduler.alphas_cumprod[-1] == 0

@@ -1,6 +1,7 @@
 """What a cell is built of: data, model, method, algorithm, Trainer and evaluator, all checked."""
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -270,6 +271,7 @@ def assemble(settings: CellConfig, whole: Dataset) -> Components:
     method = settings.method.resolve(slices.names)
     settings = with_noise(settings, shares, method)
     make_trainer = _trainer_factory(settings)
+    _check_trainer_values(settings, [len(pool(shares))] if method.pool else [len(share) for share in shares])
     try:
         device = make_trainer().strategy.root_device
         module.configure_optimizers()
@@ -553,3 +555,32 @@ def _trainer_factory(settings: CellConfig) -> Callable[..., Trainer]:
             "gradients: add optimizer.fused=false"
         )
     return partial(Trainer, **asked, **decided)
+
+
+def _check_trainer_values(settings: CellConfig, sizes: Sequence[int]) -> None:
+    """Raises BadInput where a client would take no step.
+
+    Args:
+        settings: of the cell.
+        sizes: images of each client; 0 where they are not here.
+    """
+    values = settings.trainer.model_extra or {}
+    for name in ("accumulate_grad_batches", "max_steps"):
+        value = values.get(name, 1)
+        unlimited = name == "max_steps" and value == -1
+        if not (type(value) is int and value > 0) and not unlimited:
+            raise BadInput(f"trainer.{name} must be a whole number of at least 1, got {value}")
+    limit = values.get("limit_train_batches")
+    least = min((-(-size // settings.data.batch_size) for size in sizes if size), default=None)
+    if limit is None or (type(limit) is int and limit > 0):
+        return
+    if type(limit) is not float or not 0 < limit <= 1:
+        raise BadInput(
+            "trainer.limit_train_batches must be a share above 0 and up to 1.0, or a number of batches, got "
+            f"{limit}"
+        )
+    if least is not None and limit * least < 1:
+        raise BadInput(
+            f"trainer.limit_train_batches={limit} leaves no batch to a client that has {least} an epoch: it "
+            f"must be at least {math.ceil(1000 / least) / 1000}"
+        )
