@@ -14,8 +14,8 @@ from sklearn.model_selection import train_test_split
 from fedlight.data.dataset import Dataset, Images
 from fedlight.data.decoded import Range, decode
 from fedlight.data.image_file import EXTENSIONS
-from fedlight.data.layout import PublishedSplit, find_split, sub_folders
-from fedlight.data.walk import legible, walk
+from fedlight.data.layout import PublishedSplit, find_split
+from fedlight.data.walk import legible, sub_folders, walk
 from fedlight.runtime.errors import BadInput
 
 ONE_CLASS = "all"

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from fedlight.data.walk import legible
+from fedlight.data.walk import legible, sub_folders
 from fedlight.runtime.errors import BadInput
 
 ROLES = {
@@ -24,11 +24,6 @@ class PublishedSplit(NamedTuple):
     train: Path
     test: Path
     unused: list[Path]
-
-
-def sub_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, links to folders among them, sorted; hidden ones do not count."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
 
 
 def find_split(root: Path) -> PublishedSplit | None:

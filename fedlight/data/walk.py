@@ -43,6 +43,18 @@ def legible(name: str) -> str:
     return re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", name)
 
 
+def sub_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, links to folders among them, sorted; hidden ones do not count.
+
+    None where the user may not list it, which `walk` notes.
+    """
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        return []
+    return sorted(folder / entry.name for entry in entries if entry.name[0] != "." and _is_folder(entry))
+
+
 def _enter(folder: Path, above: tuple[tuple[int, int], ...], found: Walk, deep: bool = True) -> None:
     try:
         status = folder.stat()
@@ -55,13 +67,28 @@ def _enter(folder: Path, above: tuple[tuple[int, int], ...], found: Walk, deep: 
         found.left_out["link back to a folder above it"] += 1
         return
     for entry in entries:
-        path = folder / entry.name
+        path, is_folder = folder / entry.name, _is_folder(entry)
         if entry.name.startswith("."):
-            found.left_out["hidden folder" if os.path.isdir(path) else "hidden file"] += 1
-        elif os.path.isdir(path):
+            found.left_out["hidden folder" if is_folder else "hidden file"] += 1
+        elif is_folder:
             if deep:
                 _enter(path, (*above, here), found)
-        elif os.path.isfile(path) or not os.path.exists(path):
+        elif _is_file(entry) or not path.exists():
             found.files.append(path)
         else:
             found.left_out["special file"] += 1
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Unlike `Path.is_dir`, it takes no further call to the file system but for a link."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
