@@ -200,6 +200,12 @@ def test_who_is_not_of_the_cohort_of_a_round_does_not_answer(attacked: MakeAttac
                 node.answer(node.broadcast(round_, previous=0))
 
 
+def test_who_cannot_know_the_cohort_answers_in_any_round(attacked: MakeAttacked) -> None:
+    node = attacked(FULL, Participation(2, 1e-6, 0.0, 5, poisson=True, secret=True))
+    for round_ in range(1, ROUNDS + 1):
+        assert node.answer(node.broadcast(round_)).round == round_
+
+
 def test_a_broadcast_brings_only_the_slices_that_come_down(attacked: MakeAttacked) -> None:
     node = attacked(PARTIAL)
     node.answer(node.broadcast(1))

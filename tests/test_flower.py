@@ -24,6 +24,7 @@ from fedlight.experiment.agreement import agreed_hash
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
+from fedlight.federation.cohort import Participation
 from fedlight.federation.messages import Payload, Update, from_bytes, to_bytes
 from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
@@ -380,13 +381,17 @@ def test_strangers_are_refused_by_name(toys: MakeToys, capfd: pytest.CaptureFixt
     over = toys(toy_setup(PARTIAL))
     over.run(1)
     over.grid.nodes |= {13: Node(1), 14: Node(0, agreed="another")}
+    over.grid.nodes[15] = Node(1, key=over.grid.nodes[12].key)
     over.run(2)
     lines = sorted(capfd.readouterr().err.splitlines())
     own = fingerprint_of(over.grid.nodes[12].key)
     assert lines[0].startswith(
         f"fedlight: node 13 says that it is client 1, which belongs to the key {own}, and"
     )
-    assert lines[1:] == ["fedlight: node 14 has not agreed to this configuration: refused"]
+    assert lines[1:] == [
+        "fedlight: node 14 has not agreed to this configuration: refused",
+        "fedlight: node 15 says that it is client 1, which node 12 is: refused",
+    ]
     assert over.server.met == {0: 2, 1: 2}
 
 
@@ -671,6 +676,20 @@ def test_an_agreement_holds_the_listed_keys(tmp_path: Path) -> None:
     transport = agreed(tmp_path / "app" / "federation" / "cell.yaml", None).transport
     assert transport is not None
     assert (transport.model_extra or {})["nodes"] == keys
+
+
+def test_the_terms_are_those_of_the_agreement(tmp_path: Path) -> None:
+    slices = ("encoder", "bottleneck", "decoder")
+    for grid, due in ((2, [2, 4, 5]), (0, [])):
+        app = tmp_path / f"app{grid}"
+        more = ["method=UDEC", "rounds=5", "fraction=0.5", "evaluation.every=2", f"evaluation.grid={grid}"]
+        assert invoke("init", str(app), *COMMON, *more, main=deploy.main) == 0
+        settings = agreed(app / "federation" / "cell.yaml", None)
+        terms = Terms.make(settings, settings.method.resolve(slices), slices)
+        assert [round_ for round_ in range(1, 6) if terms.shows(round_)] == due
+        assert (terms.rounds, terms.method.uplink) == (5, ("decoder",))
+        expected = Participation(3, 0.5, 0.0, settings.seed)
+        assert terms.participation == expected
 
 
 def test_an_app_is_not_written_over(app: Path, capsys: pytest.CaptureFixture[str]) -> None:
