@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from fedlight.federation.method import Method
-from fedlight.runtime.errors import BadInput, Held, first_cause
+from fedlight.runtime.errors import BadInput, Held, first_cause, plain_line
 from fedlight.runtime.files import explain
 from fedlight.runtime.secret import masked, redacted
 from fedlight.runtime.sparse import Sparse
@@ -212,7 +212,7 @@ def describe(error: BaseException) -> str:
     """What is wrong, in one line, and the key that was meant where one is misspelled."""
     error = first_cause(error)
     told = explain(error) if type(error) is not Held and isinstance(error, OSError) else str(error)
-    message = redacted(" ".join(told.split("Config search path")[0].split())) or type(error).__name__
+    message = redacted(plain_line(told.split("Config search path")[0])) or type(error).__name__
     unknown = re.search(r"is not in struct full_key: (\S+)", message)
     return _unknown(unknown[1]) if unknown else message
 

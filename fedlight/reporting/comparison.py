@@ -1,5 +1,6 @@
 """Cells that may be compared: those of one data set and one extractor, grouped by place and method."""
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -106,8 +107,9 @@ class Comparison:
 
     @property
     def key(self) -> str:
-        """For file names."""
-        return f"{self.data}_{self.extractor}" if self.extractor else self.data
+        """For file names, whatever the name of the data set holds."""
+        name = f"{self.data}_{self.extractor}" if self.extractor else self.data
+        return re.sub(r"[^\w.+-]", "_", name)
 
     @property
     def places(self) -> list[Place]:

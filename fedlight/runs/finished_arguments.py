@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, plain_line
 
 
 def finished_parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -31,5 +31,5 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except (BadInput, OSError) as error:
-        print(f"fedlight: error: {error}", file=sys.stderr)
+        print(f"fedlight: error: {plain_line(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -160,7 +160,7 @@ class CellFiles:
             return parse(self.folder / name)
         except (FileNotFoundError, NotADirectoryError):
             return empty
-        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
             self.problems[name] = f"{name} cannot be read: {_one_line(error)}"
             return empty
 

@@ -56,3 +56,8 @@ def told(error: BaseException) -> str:
     """An error out of code that is not fedlight's, in words."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}{': ' if words else ''}{words}; HYDRA_FULL_ERROR=1 shows the traceback"
+
+
+def plain_line(text: str) -> str:
+    """A text that may come from elsewhere as one line, without characters that steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -253,9 +253,13 @@ def _look(path: Path) -> tuple[bytes, float] | None:
 
 def _parse(signed: bytes) -> Holder | None:
     try:
-        return Holder(**json.loads(signed))
-    except (ValueError, TypeError):
+        holder = Holder(**json.loads(signed))
+    except (ValueError, TypeError, RecursionError):
         return None
+    texts = (holder.host, holder.boot, holder.namespace, holder.started, holder.since, holder.token)
+    numbers = (holder.pid, holder.restart)
+    right = all(isinstance(text, str) for text in texts) and all(isinstance(n, int) for n in numbers)
+    return holder if right and (holder.job is None or isinstance(holder.job, str)) else None
 
 
 def _lives(folder: Path, signed: bytes, touched: float) -> bool:
