@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from fedlight.data.walk import legible
 from fedlight.federation.method import Method
-from fedlight.runtime.errors import BadInput, Held, first_cause
+from fedlight.runtime.errors import BadInput, Held, first_cause, plain_line
 from fedlight.runtime.files import explain
 from fedlight.runtime.secret import masked, redacted
 from fedlight.runtime.sparse import Sparse
@@ -31,6 +31,20 @@ GLOBAL = ("experiment", "sweeps")
 """Groups whose files set keys of the whole configuration."""
 Place = Annotated[str, Field(min_length=1)]
 """The path of a file or a folder."""
+TRAINER_ARGUMENTS = frozenset(
+    {
+        "accumulate_grad_batches",
+        "benchmark",
+        "detect_anomaly",
+        "deterministic",
+        "gradient_clip_algorithm",
+        "gradient_clip_val",
+        "limit_train_batches",
+        "max_steps",
+    }
+)
+"""What a configuration may add to a client's Trainer. The federation decides others (devices, nodes, epochs,
+loggers), and the rest makes a result depend on time, or has no effect on training."""
 Target = dict[str, Any]
 """A node with a `_target_`, instantiated by Hydra."""
 
@@ -261,7 +275,8 @@ def describe(error: BaseException) -> str:
     """What is wrong, in one line, and the key that was meant where one is misspelled."""
     error = first_cause(error)
     told = explain(error) if type(error) is not Held and isinstance(error, OSError) else str(error)
-    message = redacted(legible(" ".join(told.split("Config search path")[0].split()))) or type(error).__name__
+    line = plain_line(legible(told.split("Config search path")[0]))
+    message = redacted(line) or type(error).__name__
     unknown = re.search(r"is not in struct full_key: (\S+)", message)
     return _unknown(unknown[1]) if unknown else message
 

@@ -33,7 +33,7 @@ from fedlight.runs.status import (
     sweeps_in,
 )
 from fedlight.runtime.environment import load_environment, replace_unencodable
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, plain_line
 from fedlight.runtime.lock import is_alive
 from fedlight.runtime.slurm_jobs import cancel as cancel_jobs
 
@@ -80,7 +80,7 @@ def main() -> None:
         else:
             code = sync(arguments.sweep)
     except BadInput as error:
-        print(f"fedlight: error: {error}", file=sys.stderr)
+        print(f"fedlight: error: {plain_line(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -236,13 +236,13 @@ def _view(sweep: Path, cells: list[SweepCell]) -> Group:
     table.add_column("error", overflow="fold")
     for cell in cells:
         table.add_row(
-            cell.cell,
+            escape(plain_line(cell.cell)),
             f"[{COLOURS.get(cell.state, 'default')}]{cell.state}",
             f"{cell.round}/{'?' if cell.rounds is None else cell.rounds}",
             "" if cell.eta is None else str(timedelta(seconds=round(cell.eta))),
             cell.job or "",
             "" if cell.heartbeat is None else f"{datetime.fromtimestamp(cell.heartbeat):%H:%M:%S}",
-            escape(cell.error or ""),
+            escape(plain_line(cell.error or "")),
         )
     return Group(Text(_summary(sweep, cells)), table)
 

@@ -1,5 +1,6 @@
 """A cell that comes from somebody else runs nothing of theirs when it is opened."""
 
+import json
 import os
 import pickle
 import pkgutil
@@ -8,6 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from importlib import import_module
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -23,14 +25,16 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 
 import fedlight
-from fedlight import audit, deploy, export, sample
+from fedlight import audit, deploy, export, sample, sweeps
 from fedlight.config import validate
 from fedlight.experiment.agreement import agreed_hash
 from fedlight.experiment.targets import STAGES, TARGETS, check_targets
+from fedlight.reporting.comparison import Comparison
 from fedlight.run import register_resolvers
 from fedlight.runs.identity import read_config, write_config
 from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.lock import HOLDER, read_holder, this_process
 
 MakeCell = Callable[..., Cell]
 ROOT = Path(__file__).parents[1]
@@ -166,6 +170,53 @@ def test_a_received_folder_runs_no_pickle_by_any_command(
     function, *rest = pickle.loads(payload)  # noqa: S301  # it is a real one
     function(*rest)
     assert ran.exists()
+
+
+# ---- other files of a received folder
+
+
+def test_a_received_text_steers_no_terminal(
+    cell: MakeCell, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = cell("rounds=0").folder
+    plant(folder, lambda config: config["model"]["unet"].update(_target_="x\x1b[2J\ny.z"))
+    assert invoke(str(folder), main=sample.main) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "would run x [2J y.z; --trust" in line
+    result = json.loads((folder / "result.json").read_text()) | {
+        "status": "failed",
+        "error": "a\x1b]0;b\x07\nc",
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    assert invoke("status", str(folder.parent), main=sweeps.main) == 0
+    out = capfd.readouterr().out
+    assert "a ]0;b c" in out
+    assert "\x1b" not in out
+
+
+def test_json_without_end_is_a_damaged_file(cell: MakeCell, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = cell("rounds=0").folder
+    (folder / "audit.json").write_text("[" * 200_000)
+    assert CellFiles(folder).audit == {}
+    (folder / HOLDER).write_text("[" * 200_000)
+    assert read_holder(folder) is None
+    (folder / "result.json").write_text("[" * 200_000)
+    assert len(CellFiles(folder).check()) == 1
+    assert invoke(str(folder), main=sample.main) == 2
+    assert "holds no completed cell" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"pid": "../../1"}, {"job": 12}, {"since": None}, {"more": 1}])
+def test_a_holder_of_other_types_is_none(tmp_path: Path, change: dict[str, object]) -> None:
+    (tmp_path / HOLDER).write_text(json.dumps(asdict(this_process())))
+    assert read_holder(tmp_path) is not None
+    (tmp_path / HOLDER).write_text(json.dumps(asdict(this_process()) | change))
+    assert read_holder(tmp_path) is None
+
+
+def test_the_name_of_a_data_set_leads_to_no_other_folder() -> None:
+    assert Comparison("../../x/y", "classifier", [], {}, {}).key == ".._.._x_y_classifier"
+    assert Comparison("photos.v2_0a1b", None, [], {}, {}).key == "photos.v2_0a1b"
 
 
 # ---- YAML

@@ -21,7 +21,7 @@ from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
-from fedlight.config import CellConfig
+from fedlight.config import TRAINER_ARGUMENTS, CellConfig
 from fedlight.data.client_data import ClientData, Sampling
 from fedlight.data.dataset import Dataset, Images
 from fedlight.data.partition import Indices, count_labels, pool
@@ -70,20 +70,6 @@ registry.entry_points = cache(registry.entry_points)  # type: ignore[assignment]
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # lightning sets it: each step looks for NVML, 0.3 ms
 
 CHECKPOINT = "checkpoint"  # in a cell's folder
-TRAINER_ARGUMENTS = frozenset(
-    {
-        "accumulate_grad_batches",
-        "benchmark",
-        "detect_anomaly",
-        "deterministic",
-        "gradient_clip_algorithm",
-        "gradient_clip_val",
-        "limit_train_batches",
-        "max_steps",
-    }
-)
-"""What a configuration may add to a client's Trainer. The federation decides others (devices, nodes, epochs,
-loggers), and the rest makes a result depend on time, or has no effect on training."""
 
 
 @dataclass(frozen=True)

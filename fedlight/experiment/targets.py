@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-from fedlight.config import TrainerConfig
+from fedlight.config import TRAINER_ARGUMENTS, TrainerConfig
 from fedlight.runtime.errors import BadInput
 
 
@@ -90,13 +90,6 @@ STAGES = _named(
 
 NO_ARGUMENTS = {"_target_", "name"}
 RATE = {"warmup", "decay"}  # keys of the optimizer that are no arguments of its class
-TRAINER = {
-    *TrainerConfig.model_fields,
-    *("accumulate_grad_batches", "benchmark", "detect_anomaly", "deterministic", "gradient_clip_algorithm"),
-    *("gradient_clip_val", "limit_train_batches", "max_steps", "max_time", "min_epochs", "min_steps"),
-    *("num_sanity_val_steps", "overfit_batches", "sync_batchnorm"),
-}
-"""Arguments of Lightning's Trainer that neither load nor write anything."""
 
 
 def check_targets(config: dict[str, Any]) -> None:
@@ -111,7 +104,7 @@ def check_targets(config: dict[str, Any]) -> None:
     _check(config, "")
     trainer = config.get("trainer")
     for name in trainer if isinstance(trainer, dict) else ():
-        if name not in TRAINER:
+        if name not in TrainerConfig.model_fields.keys() | TRAINER_ARGUMENTS:
             raise BadInput(f"trainer.{name} is not among the listed arguments of Lightning's Trainer")
 
 

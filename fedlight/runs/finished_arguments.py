@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedlight.runtime.environment import replace_unencodable
-from fedlight.runtime.errors import BadInput, Diverged
+from fedlight.runtime.errors import BadInput, Diverged, plain_line
 
 
 def finished_parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -36,5 +36,5 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except (BadInput, Diverged, OSError) as error:
-        print(f"fedlight: error: {error}", file=sys.stderr)
+        print(f"fedlight: error: {plain_line(str(error))}", file=sys.stderr)
         sys.exit(1 if isinstance(error, Diverged) else 2)

@@ -117,6 +117,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     try:
         with naming(path):
             result = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return result if isinstance(result, dict) else None
