@@ -116,8 +116,6 @@ def _check(node: Any, key: str) -> None:
             inner = f"{key}.{name}".lstrip(".")
             if not isinstance(name, str) or "${" in name:
                 raise BadInput(f"{inner} would be computed, or is no text")
-            if name.startswith("_") and name != "_target_":
-                raise BadInput(f"{inner} would change how an object is made")
             _check(value, inner)
         if node.get("_target_") is not None:
             _check_arguments(node, key)
