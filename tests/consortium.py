@@ -89,6 +89,12 @@ class Consortium:
         if register:
             self._do(["flwr", "supernode", "register", f"{name}.key.pub", "test"])
 
+    def fingerprint(self, name: str) -> str:
+        """Of a node's key, as OpenSSH prints it."""
+        show = ["ssh-keygen", "-lf", f"{name}.key.pub"]
+        shown = subprocess.run(show, cwd=self.folder, check=True, capture_output=True, text=True)
+        return shown.stdout.split()[1]
+
     def start_superlink(self) -> None:
         tls = "--ssl-ca-certfile ca.pem --ssl-certfile server.pem --ssl-keyfile server.key"
         options = (

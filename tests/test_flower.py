@@ -729,6 +729,9 @@ def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
     for key in ("cell", "state_sha256", "train_loss", "exchange"):
         assert found[key] == plain[key]
 
+    (bound,) = consortium.runs(app).glob("*/*/checkpoint/nodes.txt")
+    keys = [consortium.fingerprint(f"node{client}") for client in range(3)]
+    assert bound.read_text() == "".join(f"{client} {key}\n" for client, key in enumerate(keys))
     for client in range(3):
         sent = consortium.sent(app, f"node{client}")
         crossed = []
