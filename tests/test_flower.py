@@ -361,6 +361,20 @@ def test_strangers_are_refused_by_name(toys: MakeToys, capfd: pytest.CaptureFixt
     assert over.server.met == {0: 2, 1: 2}
 
 
+def test_a_cell_that_is_to_end_waits_for_no_answer(toys: MakeToys) -> None:
+    over = toys(toy_setup())
+    for node in over.grid.nodes.values():
+        node.silent = True
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    over.transport._around = replace(over.transport._around, check=stop)
+    with pytest.raises(KeyboardInterrupt):
+        over.run(1)
+    assert over.grid.count == 0
+
+
 def test_an_institution_answers_only_what_it_agreed_to(toys: MakeToys) -> None:
     over = toys(toy_setup(PARTIAL))
     institution = over.institutions[1]
