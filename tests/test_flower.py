@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -38,7 +37,7 @@ from fedlight.runtime.errors import BadInput, Damaged
 pytest.importorskip("flwr")
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -482,16 +481,29 @@ def test_damaged_bindings_are_told_in_one_line(line: str, toys: MakeToys) -> Non
         over.run(1)
 
 
-def test_a_fingerprint_is_what_ssh_prints(tmp_path: Path) -> None:
-    if shutil.which("ssh-keygen") is None:
-        pytest.skip("no ssh-keygen")
-    make = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", "node.key"]
-    subprocess.run(make, cwd=tmp_path, check=True)
-    show = ["ssh-keygen", "-lf", "node.key.pub"]
-    printed = subprocess.run(show, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    public = load_ssh_public_key((tmp_path / "node.key.pub").read_bytes())
-    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    assert fingerprint_of(pem) == printed.split()[1]
+def test_a_fingerprint_is_what_ssh_prints() -> None:
+    """`ssh-keygen -lf` of the key, made by `ssh-keygen -t ecdsa -b 384`."""
+    pem = b"""-----BEGIN PUBLIC KEY-----
+MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAElJiaQ1m10q02/C/9+0yqtdDhqltbPFXe
+niH6tdsvjw21Jd31ygVmcn2C+XdEpS4U/A3gAW0Gp5s5dMmwGXYx2odsarLJlEHp
+uJP5CfR1a22pzUCCNYUZsiaO6lHJLlrF
+-----END PUBLIC KEY-----
+"""
+    assert fingerprint_of(pem) == "SHA256:qtniJ3+zYxdtYZJrIL11uF5xvsWeSkGQPthsOD7UKTc"
+
+
+def test_a_cell_that_is_to_end_waits_for_no_answer(toys: MakeToys) -> None:
+    over = toys(toy_setup())
+    for node in over.grid.nodes.values():
+        node.silent = True
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    over.transport._around = replace(over.transport._around, check=stop)
+    with pytest.raises(KeyboardInterrupt):
+        over.run(1)
+    assert over.grid.count == 0
 
 
 def test_an_institution_answers_only_what_it_agreed_to(toys: MakeToys) -> None:

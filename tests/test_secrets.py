@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from fedlight.config import CellConfig, _keys
-from fedlight.experiment.targets import STAGES, TARGETS, TRAINER
+from fedlight.config import TRAINER_ARGUMENTS, CellConfig, _keys
+from fedlight.experiment.targets import STAGES, TARGETS
 from fedlight.run import register_resolvers
 from fedlight.runs.plan import read_launches
 from fedlight.runtime import environment
@@ -229,7 +229,7 @@ def test_what_is_plain_by_its_form(text: str) -> None:
 
 
 def test_no_argument_of_what_a_configuration_may_call_is_secret() -> None:
-    keys = set(_keys(CellConfig)) | TRAINER
+    keys = set(_keys(CellConfig)) | TRAINER_ARGUMENTS
     for target in chain(*TARGETS.values(), STAGES):
         keys |= set(inspect.signature(get_object(target)).parameters)
     assert len(keys) > 150

@@ -6,8 +6,8 @@ import pytest
 from conftest import Cell
 from hydra import compose, initialize_config_dir
 
-from fedlight.config import validate
-from fedlight.experiment.build import TRAINER_ARGUMENTS, _trainer_factory
+from fedlight.config import TRAINER_ARGUMENTS, validate
+from fedlight.experiment.build import _trainer_factory
 from fedlight.run import ROOT, register_resolvers
 
 VALUES = {

@@ -89,7 +89,7 @@ class PrivateGradients(Callback):
         for parameter in self._parameters.values():
             assert parameter.grad is not None
             noise = self._secret_deviation * system.standard_normal(tuple(parameter.shape))
-            parameter.grad += torch.from_numpy(noise).to(parameter.grad)
+            parameter.grad += torch.from_numpy(noise).to(parameter.grad.dtype).to(parameter.grad.device)
 
 
 class TrainingStep(nn.Module):
