@@ -11,8 +11,9 @@ from test_secure_noise import settings
 from toy import toy_server, toy_setup, toy_site
 
 from fedlight.experiment import build
+from fedlight.experiment.agreement import agreed_hash, check_agreed, read_agreement, write_agreement
 from fedlight.experiment.build import check, make_algorithm, worker_room
-from fedlight.experiment.evaluate import _shown
+from fedlight.experiment.evaluate import _shown, even_labels
 from fedlight.experiment.extensions import blamed
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.transport.inline import Inline
@@ -84,3 +85,37 @@ def test_an_error_in_our_own_code_is_no_fault_of_the_users() -> None:
     message = blamed(caught.value, made.model_copy(update={"model": model}))
     assert message is not None
     assert message.startswith("model.unet toy.Toy: ")
+
+
+def test_a_conditional_model_is_asked_for_each_class_in_turn() -> None:
+    labels = even_labels(settings("model.conditional=true"), 8, 3)
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert even_labels(settings("model.conditional=false"), 8, 3) is None
+
+
+def test_a_trainer_of_a_client_writes_and_prints_nothing() -> None:
+    made = check(settings(*SMALL, "epochs=3"), elsewhere=False)
+    assert made is not None
+    trainer = made.make_trainer(callbacks=[])
+    assert (trainer.max_epochs, trainer.num_devices) == (3, 1)
+    assert not trainer.loggers
+    assert not trainer.checkpoint_callbacks
+    assert trainer.progress_bar_callback is None
+    assert not any("Summary" in type(callback).__name__ for callback in trainer.callbacks)
+
+
+def test_an_agreement_holds_no_path_and_each_reader_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDLIGHT_CACHE", "/ours/cache")
+    monkeypatch.setenv("FEDLIGHT_INCEPTION", "/ours/weights")
+    paths = {"root": "/theirs/images", "cache": "/theirs/cache", "weights": "/theirs/weights"}
+    path = tmp_path / "cell.yaml"
+    write_agreement(path, {"seed": 3, "data": {**paths, "batch_size": 8}})
+    assert "theirs" not in path.read_text()
+    own = {"root": "/ours/images", "cache": "/ours/cache", "weights": "/ours/weights"}
+    assert read_agreement(path, "/ours/images") == {"seed": 3, "data": {**own, "batch_size": 8}}
+    check_agreed(path, agreed_hash(path))
+    with pytest.raises(BadInput, match="was agreed"):
+        check_agreed(path, "0" * 64)
