@@ -7,6 +7,7 @@ from string import Template
 
 from hydra import compose, initialize_config_dir
 
+from fedlight.overrides import keep_text
 from fedlight.run import ROOT, TOLD, print_error, register_resolvers
 from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
@@ -60,7 +61,7 @@ def write_app(folder: Path, overrides: list[str]) -> None:
         raise BadInput(f"{folder} is there already: choose another folder, or remove it")
     register_resolvers()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        settings = validate(compose("config", overrides=["transport=flower", *overrides]))
+        settings = validate(compose("config", overrides=["transport=flower", *keep_text(overrides)]))
     if settings.privacy and not any(o.lstrip("+").startswith("privacy.secure_noise=") for o in overrides):
         privacy = settings.privacy.model_copy(update={"secure_noise": True})
         settings = settings.model_copy(update={"privacy": privacy})

@@ -60,7 +60,7 @@ def command_line(work: Callable[[DictConfig], None]) -> int:
 
 def hydra_arguments(typed: list[str]) -> list[str]:
     """The command line as Hydra takes it: flags before overrides, `--dry` as the key that it stands for."""
-    keys = [argument for argument in typed if argument[0] != "-" and ("=" in argument or argument[0] == "~")]
+    keys = [a for a in typed if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     flags = [argument for argument in typed if argument not in keys and argument != "--dry"]
     return [*flags, *keys, *(["hydra.sweeper.dry=true"] if "--dry" in typed else [])]
 

@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
@@ -71,9 +70,7 @@ class OptunaSweeper(PlanningSweeper):
         except ImportError as error:
             raise BadInput("hydra/sweeper=optuna: pip install 'fedlight[optuna]'") from error
         self._check_settings()
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = self.parsed(arguments)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         space = {o.get_key_element(): self._distribution(o) for o in overrides if o.is_sweep_override()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from omegaconf import open_dict
@@ -94,12 +95,27 @@ class PlanningSweeper(BasicSweeper):
             return [self.launch(batch, first) for batch, first in batches]
 
     def grid(self, arguments: list[str]) -> list[list[str]]:
-        """The overrides of each cell that the parameters of the sweep and the arguments stand for."""
+        """The overrides of each cell that the parameters of the sweep and the arguments stand for.
+
+        Raises:
+            BadInput: a key is swept over no value, as `method=glob(X*)` is.
+        """
+        (grid,) = self.split_arguments(self.parsed(arguments), None)
+        return [keep_text(cell) for cell in grid]
+
+    def parsed(self, arguments: list[str]) -> list[Override]:
+        """The parameters of the sweep and the arguments, parsed.
+
+        Raises:
+            BadInput: a key is swept over no value, as `method=glob(X*)` is.
+        """
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        (grid,) = self.split_arguments(overrides, None)
-        return [keep_text(cell) for cell in grid]
+        for override in overrides:
+            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+                raise BadInput(f"{override.input_line} stands for no value")
+        return overrides
 
     def checked(self, grid: Sequence[list[str]]) -> Cells:
         """The cells of a grid by their folders, each once; those that are not done are built as a trial.
