@@ -63,7 +63,7 @@ from fedlight.federation.transport.flower import Flower
 MESSAGES = 10_000
 FEW = 250
 TRAINED = 6  # admitted broadcasts that are answered by a real local update
-PEAK = 200  # MiB for one message
+PEAK = 100  # MiB for one message
 LONGEST = 3.0  # seconds of processor time for one message
 
 CHAINS: dict[str, dict[str, Any]] = {
