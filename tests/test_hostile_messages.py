@@ -63,7 +63,7 @@ from fedlight.federation.transport.flower import Flower
 MESSAGES = 10_000
 FEW = 250
 TRAINED = 6  # admitted broadcasts that are answered by a real local update
-PEAK = 200  # MiB for one message
+PEAK = 100  # MiB for one message
 LONGEST = 3.0  # seconds of processor time for one message
 
 CHAINS: dict[str, dict[str, Any]] = {
@@ -317,7 +317,7 @@ def mutate(draw: DrawFn, honest: bytes) -> bytes:
             many = draw(strategies.sampled_from([[[]], ["a"], [0], [{"a": 0}]])) * size
             params = {str(number): 0 for number in range(size // 10)}
             parts.header |= draw(
-                strategies.sampled_from([{"more": many}, {"cell": many}, {"params": params}])
+                strategies.sampled_from([{"more": many}, {"uplink": many}, {"params": params}])
             )
         with suppress(TypeError):  # the entries are no object any more
             content = parts.to_bytes()
@@ -569,6 +569,34 @@ def honest_parties(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in CHAINS:
         shutil.rmtree(case(name).node.folder)
     case.cache_clear()
+
+
+UPDATE = to_bytes(Update("toy", 1, 0, 2, 0.5, {}))
+LARGE: dict[str, Callable[[Parts], Any]] = {
+    "lists": lambda parts: parts.header.update(more=[[]] * 10**6),
+    "texts": lambda parts: parts.header.update(more=["a"] * 500_000),
+    "numbers": lambda parts: parts.header.update(more=[0] * 1_300_000),
+    "uplink": lambda parts: parts.header.update(uplink=[0] * 1_300_000, kind="Broadcast"),
+    "params": lambda parts: parts.header.update(params={str(number): -1 for number in range(200_000)}),
+    "digits": lambda parts: parts.header.update(num_examples=10**4000),
+    "shape": lambda parts: parts.tensors.update(
+        x={"dtype": "F32", "shape": ["x"] * 800_000, "data_offsets": [0, 0]}
+    ),
+    "entries": lambda parts: parts.tensors.update(
+        {str(number): {"dtype": "x", "shape": [-1], "data_offsets": [0, 0]} for number in range(16_000)}
+    ),
+}
+
+
+@pytest.mark.parametrize("large", LARGE)
+def test_the_largest_header_takes_little_time_and_memory(large: str) -> None:
+    parts, tally = Parts.of(UPDATE), Tally()
+    LARGE[large](parts)
+    content = parts.to_bytes()
+    with pytest.raises(Damaged):
+        tally.time(lambda: from_bytes(content))
+    assert tally.longest < 1
+    assert tally.peak < 100
 
 
 @pytest.mark.parametrize("number", [FEW, pytest.param(MESSAGES, marks=pytest.mark.slow)])

@@ -193,7 +193,7 @@ def from_bytes(content: bytes) -> Any:
     """
     try:
         entries, text = _open_header(content)
-        header = parse_json(text, MAX_DEPTH, 3)  # itself, params, and uplink or metrics
+        header = parse_json(text, MAX_DEPTH, 3, 3 * MAX_NAMES)  # itself, params, and uplink or metrics
         kind = header["kind"]
         plain = HEADERS[kind].model_validate(header)
         Entries.validate_python(entries)
@@ -221,7 +221,7 @@ def _open_header(content: bytes) -> tuple[dict[str, Any], str]:
         raise ValueError(f"there are {len(content)} of them, and {MAX_BYTES} are allowed")
     if length > min(MAX_HEADER, len(content) - 8):
         raise ValueError(f"a header of {length} in {len(content)} bytes, and {MAX_HEADER} are allowed")
-    entries = parse_json(content[8 : 8 + length].decode(), MAX_DEPTH, 3 * MAX_TENSORS + 2)
+    entries = parse_json(content[8 : 8 + length].decode(), MAX_DEPTH, 3 * MAX_TENSORS + 2, 20 * MAX_TENSORS)
     if not isinstance(entries, dict):
         raise ValueError("the header is no object")
     return entries, Metadata.model_validate(entries.pop("__metadata__", None)).header

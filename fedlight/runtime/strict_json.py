@@ -17,13 +17,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def parse_json(text: str, depth: int, containers: int) -> Any:
+def parse_json(text: str, depth: int, containers: int, values: int) -> Any:
     """The value of a JSON text.
 
     Args:
         text: whose length the caller has limited; short strings take some 15 bytes of memory a character.
         depth: the largest number of lists and objects inside each other.
         containers: the largest number of lists and objects, which take most time and memory.
+        values: the largest number of all values.
 
     Raises:
         ValueError: it is no JSON, has more lists and objects, names a key twice, or holds NaN or an infinity.
@@ -31,6 +32,8 @@ def parse_json(text: str, depth: int, containers: int) -> Any:
     outside_strings = "".join(ESCAPED.sub("", text).split('"')[::2])
     if outside_strings.count("[") + outside_strings.count("{") > containers:
         raise ValueError(f"JSON holds more than {containers} lists and objects")
+    if outside_strings.count(",") >= values:
+        raise ValueError(f"JSON holds more than {values} values")
     steps = (1 if bracket in "[{" else -1 for bracket in BRACKETS.findall(outside_strings))
     if max(accumulate(steps), default=0) > depth:
         raise ValueError(f"JSON is nested more than {depth} deep")
