@@ -60,7 +60,7 @@ class DataConfig(Section, Sparse):
 
     always = frozenset({"root", "cache", "attributes"})
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[^/]+$")]  # a part of file names in the cache
     image_size: Whole
     channels: Whole
     batch_size: Whole

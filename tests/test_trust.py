@@ -218,6 +218,12 @@ def test_the_name_of_a_data_set_leads_to_no_other_folder() -> None:
     assert Comparison("../../x/y", "classifier", [], {}, {}).key == ".._.._x_y_classifier"
     assert Comparison("photos.v2_0a1b", None, [], {}, {}).key == "photos.v2_0a1b"
 
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("config", overrides=["data.name=../../x"])
+    with pytest.raises(BadInput, match=r"data\.name: string should match pattern"):
+        validate(config)
+
 
 # ---- YAML
 
