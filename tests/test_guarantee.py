@@ -147,6 +147,18 @@ def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) ->
     assert found.seconds == pytest.approx((72 * 8 * image + models * 2 * 100 * 10 * image / 3) / 2)
 
 
+def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("clients=3", "data.limit=60", "data.batch_size=50", "partition=quantity_skew")
+    made = check(settings(*arguments, "trainer.accelerator=cpu"), elsewhere=False)
+    assert made is not None
+    timed: list[int] = []
+    monkeypatch.setattr(estimate, "_step_seconds", lambda same, components, batch: timed.append(batch) or 1.0)
+    estimate.estimate(made)
+    sizes = sorted(map(len, made.shares))
+    assert sizes[0] < sizes[-1] < 50
+    assert timed == [sizes[-1]]
+
+
 def test_a_row_of_rounds_counts_both_parts_of_a_round(tmp_path: Path) -> None:
     setup = toy_setup()
     server = toy_server(setup)
