@@ -21,7 +21,6 @@ from fedlight.experiment.institution import LONGEST_SOCKET, socket_path
 from fedlight.federation.admission import LARGEST, MOST_EXAMPLES
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.checkpoint import ServerCheckpoint
-from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
 from fedlight.federation.messages import (
     Broadcast,
@@ -48,12 +47,12 @@ from fedlight.federation.transport.envelope import BYTES, CLIENT, PROBLEM, WORDS
 CONFIGS = Path(__file__).parents[1] / "configs"
 BIAS = "shared.bias"
 
-MakeToys = Callable[[ClientSetup, str], Toys]
+MakeToys = Callable[..., Toys]
 
 
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeToys:
-    return lambda setup, name="toys": Toys(setup, tmp_path / name, monkeypatch)
+    return lambda setup, name="toys", **terms: Toys(setup, tmp_path / name, monkeypatch, **terms)
 
 
 def stored(over: Toys, folder: Path) -> str:
@@ -161,7 +160,9 @@ def test_the_largest_weight_and_value_are_taken_and_the_mean_stays_finite(
     toys: MakeToys, capfd: pytest.CaptureFixture[str]
 ) -> None:
     over = toys(toy_setup(PARTIAL), "toys")
-    good = over.grid.nodes[12].act
+    good, honest = over.grid.nodes[12].act, over.grid.nodes[11].act
+    sent: list[bytes] = []
+    over.grid.nodes[11].act = lambda content: sent.append(honest(content)) or sent[-1]
 
     def act(content: bytes) -> bytes:
         update = tensor(from_bytes(good(content)), **{BIAS: torch.tensor([LARGEST])})
@@ -169,7 +170,7 @@ def test_the_largest_weight_and_value_are_taken_and_the_mean_stays_finite(
 
     over.grid.nodes[12].act = act
     over.run(1)
-    own = from_bytes(over.institutions[0].site.outbox.find(0).read())  # type: ignore[union-attr]
+    own = from_bytes(sent[0])
     mean = (2 * float(own.payloads["shared"].tensors[BIAS]) + 10**9 * LARGEST) / (2 + 10**9)
     assert float(over.server.theta[BIAS]) == pytest.approx(mean)
     assert "fedlight: client 1 counts as 1,000,000,000 images in the mean\n" in capfd.readouterr().out
@@ -230,7 +231,7 @@ def test_other_records_than_those_of_a_message_are_refused() -> None:
 def test_a_node_that_refuses_the_fingerprint_costs_its_own_place_alone(
     change: Callable[[Scores], Any], told: str, toys: MakeToys, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    over = toys(toy_setup(PARTIAL), "toys")
+    over = toys(toy_setup(PARTIAL), rounds=1)
     over.run(1)
     capfd.readouterr()
     good = over.grid.nodes[12].act
@@ -318,9 +319,9 @@ class Sent:
 @pytest.fixture
 def sent(toys: MakeToys) -> Sent:
     chosen = {"algorithm": Scaffold(), "codec": Codec(down=[TopK(0.5)], seeded_start=True)}
-    over = toys(toy_setup(PARTIAL, module=Rich(), **chosen), "toys")
+    over = toys(toy_setup(PARTIAL, module=Rich(), **chosen), shows=True)
     over.run(2)
-    (evaluation,) = over.server.evaluations([1], draw=False)
+    (evaluation,) = over.server.evaluations([1], draw=True)
     (_, broadcast) = over.server.broadcasts()
     return Sent(over, broadcast, evaluation)
 

@@ -110,12 +110,16 @@ def test_an_agreement_holds_no_path_and_each_reader_has_its_own(
 ) -> None:
     monkeypatch.setenv("FEDLIGHT_CACHE", "/ours/cache")
     monkeypatch.setenv("FEDLIGHT_INCEPTION", "/ours/weights")
-    paths = {"root": "/theirs/images", "cache": "/theirs/cache", "weights": "/theirs/weights"}
     path = tmp_path / "cell.yaml"
-    write_agreement(path, {"seed": 3, "data": {**paths, "batch_size": 8}})
+
+    def config(whose: str) -> dict[str, Any]:
+        data = {"root": f"/{whose}/images", "cache": f"/{whose}/cache", "batch_size": 8}
+        scores = {"weights": f"/{whose}/weights", "cache": f"/{whose}/cache", "samples": 100}
+        return {"seed": 3, "data": data, "evaluation": scores}
+
+    write_agreement(path, config("theirs"))
     assert "theirs" not in path.read_text()
-    own = {"root": "/ours/images", "cache": "/ours/cache", "weights": "/ours/weights"}
-    assert read_agreement(path, "/ours/images") == {"seed": 3, "data": {**own, "batch_size": 8}}
+    assert read_agreement(path, "/ours/images") == config("ours")
     check_agreed(path, agreed_hash(path))
     with pytest.raises(BadInput, match="was agreed"):
         check_agreed(path, "0" * 64)

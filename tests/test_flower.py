@@ -113,10 +113,19 @@ class Grid:
 class Toys:
     """A federation of two toy clients over the grid."""
 
-    def __init__(self, setup: ClientSetup, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        setup: ClientSetup,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        rounds: int = 10,
+        shows: bool = False,
+    ) -> None:
         self.setup, self.server = setup, toy_server(setup)
+        slices = tuple(setup.slices.names)
+        self.terms = Terms(setup.method, slices, rounds, self.server.participation, lambda round_: shows)
         self.institutions = [
-            Institution("toy", client, toy_site(setup, place), place, self.terms(setup))
+            Institution("toy", client, toy_site(setup, place), place, self.terms)
             for client, place in enumerate((folder / "0", folder / "1"))
         ]
         self.grid = Grid({11 + i.client: Node(i.client, i.answer) for i in self.institutions})
@@ -134,11 +143,6 @@ class Toys:
         told = {"admit": server.admit, "forget": server.forget, "unsent": server.unsent}
         around = Surroundings(here, lambda: here, 2, 1, lambda: None, lambda: None, **told)
         return Flower(around, timeout=0.5, nodes=nodes)
-
-    def terms(self, setup: ClientSetup) -> Terms:
-        """Ten rounds, and no scores."""
-        slices = tuple(setup.slices.names)
-        return Terms(setup.method, slices, 10, self.server.participation, shows=lambda round_: False)
 
     def run(self, rounds: int) -> None:
         for _ in federate(self.server, self.transport, rounds):

@@ -57,11 +57,12 @@ from fedlight.runtime.printable import printable
 pytest.importorskip("flwr")
 
 from fedlight.experiment.deployed import Institution
+from fedlight.experiment.terms import Terms
 from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, wrap
 from fedlight.federation.transport.flower import Flower
 
 MESSAGES = 10_000
-FEW = 250
+FEW = 400
 TRAINED = 6  # admitted broadcasts that are answered by a real local update
 PEAK = 100  # MiB for one message
 LONGEST = 3.0  # seconds of processor time for one message
@@ -111,8 +112,10 @@ def case(name: str) -> Case:
     assert update
     grid = {"images": torch.zeros(2, *cell().data.shape, dtype=torch.uint8)}
     scores = to_bytes(drawn(METRICS, grid=grid))
-    node = Institution("toy", 1, site, folder)
-    site.outbox.restart()
+    terms = Terms(
+        setup.method, tuple(setup.slices.names), 10, server.participation, shows=lambda round_: True
+    )
+    node = Institution("toy", 1, site, folder, terms)
     return Case(server, node, broadcast, evaluation, to_bytes(update), other, scores)
 
 
@@ -493,7 +496,7 @@ def answer(node: Institution, content: bytes) -> str:
     folder = Path(mkdtemp(prefix="hostile-")) / "copy"
     shutil.copytree(node.folder, folder)
     try:
-        found = Institution("toy", 1, toy_site(node.site.setup, folder), folder).answer(content)
+        found = Institution("toy", 1, toy_site(node.site.setup, folder), folder, node.terms).answer(content)
     except (Damaged, Diverged) as error:  # a memory of that round is not there; absurd weights
         return type(error).__name__
     finally:
