@@ -46,13 +46,14 @@ def command_line(work: Callable[[DictConfig], None]) -> int:
     """Composes the configuration that the command line asks for and works on it; returns the exit status."""
     replace_unencodable()
     load_environment()
-    sys.argv[1:] = keep_text(move_to_environment(sys.argv[1:], os.environ))
+    typed = sys.argv[1:]
+    sys.argv[1:] = keep_text(move_to_environment(typed, os.environ))
     register_resolvers()
     sys.argv[1:] = hydra_arguments(sys.argv[1:])
     debug = DEBUG in os.environ
     os.environ[DEBUG] = "1"  # Hydra raises, and the errors are printed here
     try:
-        return compose_and_run(work, debug)
+        return compose_and_run(work, typed, debug)
     finally:
         if not debug:
             del os.environ[DEBUG]
@@ -90,7 +91,7 @@ def _home(path: Any) -> Any:
     return os.path.expanduser(path) if isinstance(path, str) else path
 
 
-def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
+def compose_and_run(work: Callable[[DictConfig], None], typed: list[str], debug: bool) -> int:
     """Hands the command line to Hydra; returns the exit status, or raises what it means in debugging."""
     status = 0
 
@@ -112,7 +113,7 @@ def compose_and_run(work: Callable[[DictConfig], None], debug: bool) -> int:
             raise CellFailed(1) from error
 
     try:
-        refuse_bytes(sys.argv[1:])
+        refuse_bytes(typed)
         hydra.main(config_path=str(ROOT / "configs"), config_name="config", version_base="1.3")(task)()
     except CellFailed as failed:
         status = failed.status

@@ -33,8 +33,9 @@ from fedlight.runs.status import (
     sweeps_in,
 )
 from fedlight.runtime.environment import load_environment, replace_unencodable
-from fedlight.runtime.errors import BadInput, plain_line
+from fedlight.runtime.errors import BadInput
 from fedlight.runtime.lock import is_alive
+from fedlight.runtime.printable import plain_line
 from fedlight.runtime.slurm_jobs import cancel as cancel_jobs
 
 COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", CORRUPT: "red", INTERRUPTED: "yellow"}

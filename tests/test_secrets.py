@@ -229,7 +229,7 @@ def test_what_is_plain_by_its_form(text: str) -> None:
 
 
 def test_no_argument_of_what_a_configuration_may_call_is_secret() -> None:
-    keys = set(_keys(CellConfig)) | TRAINER_ARGUMENTS
+    keys = {key for key, _ in _keys(CellConfig)} | TRAINER_ARGUMENTS
     for target in chain(*TARGETS.values(), STAGES):
         keys |= set(inspect.signature(get_object(target)).parameters)
     assert len(keys) > 150

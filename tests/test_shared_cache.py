@@ -117,7 +117,7 @@ def test_decoded_images_and_hashes_of_a_shared_cache_serve_both(shared: Path) ->
     Image.new("L", (4, 4), 200).save(images / "a.png")
 
     def look() -> str:
-        pixels, _ = decode("set", [images / "a.png"], cache, 4, 1)
+        pixels = decode("set", images, [images / "a.png"], cache, 4, 1).pixels
         data_name.cache_clear()
         return f"{int(pixels.max())} {data_name('image_folder', str(images.parent), cache)}"
 

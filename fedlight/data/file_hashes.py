@@ -39,8 +39,11 @@ def file_hashes(folder: Path, files: Sequence[Path], cache: str) -> list[FileHas
     """
     key = hashlib.blake2b(_bytes(str(folder)), digest_size=8).hexdigest()
     notes = Path(cache) / "hashes" / f"{folder.name}-{key}.json"
+    keep = True
     try:
         before = json.loads(notes.read_text(encoding="utf-8"))
+    except PermissionError:  # another user's, which are left alone
+        before, keep = {}, False
     except (OSError, ValueError):
         before = {}
     known = dict(before) if isinstance(before, dict) else {}
@@ -55,7 +58,7 @@ def file_hashes(folder: Path, files: Sequence[Path], cache: str) -> list[FileHas
             hashes.append(FileHash(*known[name][-2:]))
         except OSError:
             hashes.append(UNREADABLE)
-    if known != before:
+    if keep and known != before:
         with suppress(OSError):  # a cache: without it, files are hashed again
             notes.parent.mkdir(parents=True, exist_ok=True)
             with atomic(notes) as temporary:

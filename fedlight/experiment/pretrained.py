@@ -55,7 +55,8 @@ def add_code(folder: Path) -> str:
             )
         content["unet"][0] = unet.__name__.rpartition(".")[2]
     if labels:
-        (folder / "pipeline.py").write_text(Path(str(labelled_pipeline.__file__)).read_text(encoding="utf-8"))
+        pipeline = Path(str(labelled_pipeline.__file__)).read_text(encoding="utf-8")
+        (folder / "pipeline.py").write_text(pipeline, encoding="utf-8")
         content["_class_name"] = ["pipeline", labelled_pipeline.LabelledDDPMPipeline.__name__]
     index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     name = "DiffusionPipeline" if labels else "DDPMPipeline"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fedlight.reporting.numbers import NONE
 from fedlight.runtime.files import atomic
 
+ODD = "replace"  # what becomes of a file's name that is no text
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -55,14 +56,13 @@ class ReportTable:
     def write(self, folder: Path) -> None:
         """Writes `name.csv` and `name.tex`."""
         columns = dict.fromkeys(column for line in self.data for column in line)
-        text: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}  # a file's name may be no text
         path = folder / f"{self.name}.csv"
-        with atomic(path) as temporary, temporary.open("w", newline="", **text) as file:
+        with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=ODD) as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.data)
         with atomic(folder / f"{self.name}.tex") as temporary:
-            temporary.write_text(self.latex(), **text)
+            temporary.write_text(self.latex(), encoding="utf-8", errors=ODD)
 
     def latex(self) -> str:
         """A tabular with the rules of the package booktabs; the best of each row in bold."""

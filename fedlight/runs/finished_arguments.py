@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedlight.runtime.environment import replace_unencodable
-from fedlight.runtime.errors import BadInput, Diverged, plain_line
+from fedlight.runtime.errors import BadInput, Diverged
+from fedlight.runtime.printable import plain_line
 
 
 def finished_parser(verb: str, description: str) -> argparse.ArgumentParser:

@@ -1,9 +1,5 @@
 """The ways in which a cell fails; the user sees each as one line."""
 
-from fedlight.runtime.printable import printable
-
-LONGEST = 100_000  # characters of an error message
-
 
 class BadInput(ValueError):
     """What was asked cannot be done; the message says what was wrong and what is allowed."""
@@ -69,8 +65,3 @@ def told(error: BaseException) -> str:
     """An error out of code that is not fedlight's, in words."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}{': ' if words else ''}{words}; HYDRA_FULL_ERROR=1 shows the traceback"
-
-
-def plain_line(text: str) -> str:
-    """A text that may come from elsewhere as one line, without characters that steer a terminal."""
-    return printable(" ".join(text.split()), LONGEST)

@@ -1,6 +1,7 @@
 """Text from elsewhere, made fit for a line of a log."""
 
 LENGTH = 300  # characters
+LONGEST = 100_000  # characters of an error message
 
 
 def printable(text: object, length: int = LENGTH) -> str:
@@ -15,3 +16,8 @@ def printable(text: object, length: int = LENGTH) -> str:
         for character in str(text)[: length + 1]
     )
     return shown if len(shown) <= length else f"{shown[: length - 1]}…"
+
+
+def plain_line(text: str) -> str:
+    """An error message, which may hold text from elsewhere, on one line; white space is a space."""
+    return printable(" ".join(text.split()), LONGEST)

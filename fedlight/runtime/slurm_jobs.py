@@ -33,7 +33,7 @@ def max_array_size() -> int | None:
     """How many tasks a job array may have (SLURM's MaxArraySize); None where SLURM does not say."""
     try:
         done = subprocess.run(
-            ["scontrol", "show", "config"], capture_output=True, text=True, timeout=PATIENCE
+            ["scontrol", "show", "config"], capture_output=True, encoding="utf-8", timeout=PATIENCE
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
