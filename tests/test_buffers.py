@@ -119,7 +119,14 @@ slices: {{all: [norm, out]}}
 """
 
 
-def test_client_level_privacy_takes_no_buffer(
+@pytest.mark.parametrize(
+    ("privacy", "tracked", "why"),
+    [("client", "false", "which noise would spoil"), ("example", "true", "made of images without noise")],
+)
+def test_private_training_takes_no_buffer(
+    privacy: str,
+    tracked: str,
+    why: str,
     command: Callable[..., int],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -127,12 +134,12 @@ def test_client_level_privacy_takes_no_buffer(
 ) -> None:
     (tmp_path / "my" / "model").mkdir(parents=True)
     (tmp_path / "buffered_net.py").write_text(BACKBONE)
-    text = MODEL_YAML.format(module="buffered_net", track="false")
+    text = MODEL_YAML.format(module="buffered_net", track=tracked)
     (tmp_path / "my" / "model" / "bn.yaml").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert command("--config-dir", "my", "model=bn", "privacy=client", "data.limit=50", "clients=2") == 2
+    assert command("--config-dir", "my", "model=bn", f"privacy={privacy}", "data.limit=50", "clients=2") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line == (
-        "fedlight: error: privacy=client needs parameters alone: unet.norm.running_mean, "
-        "unet.norm.running_var is a buffer, which noise would spoil"
+        f"fedlight: error: privacy={privacy} needs parameters alone: unet.norm.running_mean, "
+        f"unet.norm.running_var is a buffer, {why}"
     )

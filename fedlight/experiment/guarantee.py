@@ -220,6 +220,9 @@ def check_privacy(
     }
     if asked.name == EXAMPLE:
         reasons["trainer.compile=false"] = settings.trainer.compile
+        members = [name for names in slices.names.values() for name in names if name in slices.buffers]
+        running = [name for name in members if first[name].is_floating_point()]
+        reasons[f"parameters alone: {', '.join(running)} is a buffer, made of images without noise"] = running
     else:
         unsent = [slice_ for slice_ in method.uplink if slice_ not in method.downlink]
         theta = slices.select(method.uplink, first)
