@@ -201,9 +201,13 @@ def test_without_noise_the_canaries_tell_all() -> None:
 # --- cells ---
 
 
-def test_an_attacker_scores_images_of_both_sides_under_what_it_saw(cell: MakeCell, wire: Wire) -> None:
+@pytest.mark.parametrize("model", [(), ("model=unet2d", "+model.unet.dropout=0.5")])
+def test_an_attacker_scores_images_of_both_sides_under_what_it_saw(
+    model: tuple[str, ...], cell: MakeCell, wire: Wire
+) -> None:
     """The server sees the decoder of one client: what it does to the loss, and the client's own model."""
-    made = open_cell(cell("method=UDEC", "clients=2", "data.limit=60", "transport=inline").folder)
+    small = ("clients=2", "data.limit=60", "transport=inline")
+    made = open_cell(cell("method=UDEC", *small, *model).folder)
     sent = {(update.round, update.client): update for update in wire.updates}
     attacker = Attacker(made, images=12, clients=1, seed=3)
     data, shares = attacker._parts.dataset, attacker._parts.shares
@@ -212,6 +216,7 @@ def test_an_attacker_scores_images_of_both_sides_under_what_it_saw(cell: MakeCel
     def losses(state: dict[str, torch.Tensor], images: Any, indices: np.ndarray) -> np.ndarray:
         chosen = np.sort(np.random.default_rng(3).permutation(indices)[:12])
         module.load_state_dict(state)
+        module.eval()
         x_0 = images.pixels[chosen].float() / 127.5 - 1
         with torch.no_grad():
             found = _losses(module, x_0, torch.zeros(12), torch.Generator().manual_seed(3))
@@ -242,7 +247,9 @@ def test_an_audit_of_secret_noise_counts_no_release(cell: MakeCell) -> None:
     made = cell(*noise, "clients=2", "rounds=1", "data.limit=40", "transport=inline").folder
     before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
     assert (made / "checkpoint" / "releases-000000").read_bytes() == b"."
-    *slices, whole = Attacker(open_cell(made), images=5, clients=1, seed=0)._on_updates()
+    attacker = Attacker(open_cell(made), images=5, clients=1, seed=0)
+    assert [attack.sees for attack in attacker._on_model(None)] == ["released model"] * 2
+    *slices, whole = attacker._on_updates()
     assert (len(slices), whole.sees) == (3, "update of client 0: all slices")
     assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
 
