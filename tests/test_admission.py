@@ -20,10 +20,10 @@ from toy import FULL, PARTIAL, toy_setup
 from fedlight.config import CellConfig, validate
 from fedlight.experiment.evaluate import check_drawn
 from fedlight.experiment.institution import LONGEST_SOCKET, socket_path
-from fedlight.federation.admission import LARGEST, MOST_EXAMPLES, check_evaluation
+from fedlight.federation.admission import LARGEST, MOST_EXAMPLES, check_evaluation, check_update
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.checkpoint import ServerCheckpoint
-from fedlight.federation.codec import Codec
+from fedlight.federation.codec import Chain, Codec
 from fedlight.federation.messages import (
     Broadcast,
     Evaluation,
@@ -408,6 +408,25 @@ def test_first_contact_brings_the_whole_model_and_no_delta(toys: MakeToys) -> No
     with pytest.raises(Damaged, match="that do not lead from round 0 to 1"):
         node.answer(to_bytes(delta))
     assert isinstance(node.read(to_bytes(first)), Broadcast)
+
+
+def test_a_client_counts_its_images_but_for_where_privacy_hides_them() -> None:
+    held = {"all": {"weight": torch.zeros(2)}}
+
+    def admitted(private: bool, images: int, loss: float | None = None) -> bool:
+        payloads = {"all": Payload.plain({"weight": torch.ones(2)})}
+        try:
+            check_update(Update("cell", 1, 0, images, loss, payloads), held, {}, False, Chain(), private)
+        except Damaged:
+            return False
+        return True
+
+    counts = (0, 1, 2, MOST_EXAMPLES, MOST_EXAMPLES + 1)
+    assert [images for images in counts if admitted(False, images)] == [1, 2, MOST_EXAMPLES]
+    assert [images for images in counts if admitted(True, images)] == [0]
+    losses = (0.0, -(2.0**60), 2.0**61, float("nan"))
+    assert [loss for loss in losses if admitted(False, 1, loss)] == [0.0, -(2.0**60)]
+    assert not [loss for loss in losses if admitted(True, 0, loss)]
 
 
 def test_values_and_counters_of_a_model_are_bounded() -> None:

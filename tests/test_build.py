@@ -125,6 +125,16 @@ def test_an_algorithm_is_one_of_ours_or_refused() -> None:
         make_algorithm(settings().model_copy(update={"algorithm": other}))
 
 
+def test_the_seed_of_the_cell_alone_decides_the_first_weights() -> None:
+    def weights(seed: int, noise: int) -> torch.Tensor:
+        torch.manual_seed(noise)
+        module, _ = make_module(settings(f"seed={seed}"), 10)
+        return torch.cat([tensor.flatten() for tensor in module.state_dict().values()])
+
+    assert weights(1, noise=2).equal(weights(1, noise=3))
+    assert not weights(1, noise=2).equal(weights(2, noise=2))
+
+
 def test_an_error_says_which_part_cannot_be_made() -> None:
     nowhere = {"_target_": "nowhere.Mine"}
     plain, method = settings("transform=topk", "algorithm=scaffold"), toy_setup().method
