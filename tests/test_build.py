@@ -125,6 +125,17 @@ def test_an_algorithm_is_one_of_ours_or_refused() -> None:
         make_algorithm(settings().model_copy(update={"algorithm": other}))
 
 
+def test_a_source_is_told_only_what_was_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, dict[str, Any]]] = []
+    images = load_data(settings())
+    monkeypatch.setattr(
+        build, "make_extension", lambda group, node, **more: given.append((group, more)) or images
+    )
+    load_data(settings())
+    load_data(settings("+data.range=measured", "+data.skip_unreadable=true"))
+    assert given == [("data", {}), ("data", {"range": "measured", "skip_unreadable": True})]
+
+
 def test_the_seed_of_the_cell_alone_decides_the_first_weights() -> None:
     def weights(seed: int, noise: int) -> torch.Tensor:
         torch.manual_seed(noise)

@@ -163,6 +163,21 @@ def test_a_worker_has_two_tasks_while_this_process_has_one(monkeypatch: pytest.M
     assert answers_of(Pool(()), monkeypatch) == list(zip(places, range(6), strict=True))
 
 
+def test_a_pool_that_broke_while_it_was_idle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def submit(self, *_: Any) -> Future[Any]:
+            raise BrokenProcessPool
+
+    ended: list[int] = []
+    here: Any = SimpleNamespace(evaluate=lambda request: request.client)
+    monkeypatch.setattr(processes, "end_workers", lambda: ended.append(1))
+    monkeypatch.setattr(processes, "_executor", lambda workers: Pool(()) if ended else Broken())
+    transport = processes.Processes(Surroundings(here, lambda: here, 6, 2, lambda: None, lambda: None))
+    requests = (Evaluation("cell", 1, client, 0, False, {}) for client in range(6))
+    assert list(transport.evaluate(requests)) == list(range(6))
+    assert ended == [1]
+
+
 def test_what_workers_did_is_counted_as_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_executor", lambda workers: Pool(()))
     counted: list[int] = []
