@@ -24,6 +24,7 @@ from fedlight.federation.cohort import Participation
 from fedlight.federation.noise import SeededNoise
 from fedlight.federation.rounds import federate
 from fedlight.privacy.account import Account
+from fedlight.runtime.errors import BadInput
 
 SHARES = [np.arange(100), np.arange(20)]
 
@@ -121,6 +122,14 @@ def test_gradients_are_divided_by_the_expected_batch_of_the_client(
     gradient = (2 * (x @ torch.zeros(3) - y)[:, None] * x).sum(dim=0) / expected
     torch.testing.assert_close(-module.weight.detach(), gradient)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_an_adaptive_clip_bounds_the_noise() -> None:
+    """Of two clients the count of those within the clip is lost in noise above a bound."""
+    asked = ("clients=2", "data.limit=20", "trainer.accelerator=cpu", "privacy=client", "privacy.noise=100")
+    assert check(settings(*asked), elsewhere=False) is not None
+    with pytest.raises(BadInput, match=r"needs noise below [\d.]+ for an adaptive clip"):
+        check(settings(*asked, "privacy.clip_quantile=0.5"), elsewhere=False)
 
 
 # --- what a cell takes ---
