@@ -1,9 +1,11 @@
 """Messages from parties that nobody vouches for: a bad one costs its node a turn, and has no other effect."""
 
+import hashlib
 import json
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,10 @@ from toy import FULL, PARTIAL, toy_setup
 from fedlight.config import CellConfig, validate
 from fedlight.experiment.evaluate import check_drawn
 from fedlight.experiment.institution import LONGEST_SOCKET, socket_path
-from fedlight.federation.admission import LARGEST, MOST_EXAMPLES
+from fedlight.federation.admission import LARGEST, MOST_EXAMPLES, check_evaluation, check_update
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.checkpoint import ServerCheckpoint
-from fedlight.federation.codec import Codec
+from fedlight.federation.codec import Chain, Codec
 from fedlight.federation.messages import (
     Broadcast,
     Evaluation,
@@ -31,6 +33,7 @@ from fedlight.federation.messages import (
     from_bytes,
     to_bytes,
 )
+from fedlight.federation.slices import SliceMap
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.processes import Processes
 from fedlight.run import register_resolvers
@@ -42,7 +45,17 @@ pytest.importorskip("flwr")
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from test_flower import Toys
 
-from fedlight.federation.transport.envelope import BYTES, CLIENT, PROBLEM, WORDS, open_bytes, open_words, wrap
+from fedlight.experiment import institution
+from fedlight.federation.transport.envelope import (
+    BYTES,
+    CLIENT,
+    HASH,
+    PROBLEM,
+    WORDS,
+    open_bytes,
+    open_words,
+    wrap,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BIAS = "shared.bias"
@@ -397,6 +410,62 @@ def test_first_contact_brings_the_whole_model_and_no_delta(toys: MakeToys) -> No
     assert isinstance(node.read(to_bytes(first)), Broadcast)
 
 
+def test_a_client_counts_its_images_but_for_where_privacy_hides_them() -> None:
+    held = {"all": {"weight": torch.zeros(2)}}
+
+    def admitted(private: bool, images: int, loss: float | None = None) -> bool:
+        payloads = {"all": Payload.plain({"weight": torch.ones(2)})}
+        try:
+            check_update(Update("cell", 1, 0, images, loss, payloads), held, {}, False, Chain(), private)
+        except Damaged:
+            return False
+        return True
+
+    counts = (0, 1, 2, MOST_EXAMPLES, MOST_EXAMPLES + 1)
+    assert [images for images in counts if admitted(False, images)] == [1, 2, MOST_EXAMPLES]
+    assert [images for images in counts if admitted(True, images)] == [0]
+    losses = (0.0, -(2.0**60), 2.0**61, float("nan"))
+    assert [loss for loss in losses if admitted(False, 1, loss)] == [0.0, -(2.0**60)]
+    assert not [loss for loss in losses if admitted(True, 0, loss)]
+
+
+def test_values_and_counters_of_a_model_are_bounded() -> None:
+    first = {
+        "weight": torch.ones(2),
+        "nothing": torch.ones(0),
+        "count": torch.tensor(1),
+        "small": torch.tensor(1, dtype=torch.int8),
+        "flag": torch.tensor(False),
+        "order": torch.tensor([0, 1]),
+    }
+    slices = SliceMap({"all": tuple(first)})
+
+    def refusal(**changed: Tensor) -> str:
+        payloads = {"all": Payload.plain({**first, **changed})}
+        try:
+            check_evaluation(Evaluation("cell", 1, 0, 0, False, payloads), first, slices)
+        except Damaged as error:
+            return str(error)
+        return ""
+
+    at_most = {"weight": torch.tensor([-(2.0**60), 0]), "count": torch.tensor(2**53)}
+    assert refusal() == refusal(**at_most, small=torch.tensor(63, dtype=torch.int8)) == ""
+    assert refusal(count=torch.tensor(-(2**53)), flag=torch.tensor(True)) == ""
+    too_large = "has a value of 2.31e+18 in weight, and 1.15e+18 is the largest allowed"
+    for name, tensor, reason in (
+        ("weight", torch.tensor([0, -(2.0**61)]), too_large),
+        ("weight", torch.tensor([0, torch.inf]), "left the finite numbers in weight"),
+        ("weight", torch.tensor([torch.nan, 0]), "left the finite numbers in weight"),
+        ("count", torch.tensor(2**53 + 1), "has a count of 9007199254740993 in count"),
+        ("count", torch.tensor(-(2**53) - 1), "has a count of -9007199254740993 in count"),
+        ("small", torch.tensor(64, dtype=torch.int8), "has a count of 64 in small"),
+        ("order", torch.tensor([1, 0]), "changes the whole numbers of order"),
+        ("order", torch.tensor([0, 1, 2]), "counts 8 parameters in slice all"),
+        ("flag", torch.tensor(0), "has flag of torch.int64 and shape () in place of torch.bool and ()"),
+    ):
+        assert refusal(**{name: tensor}) == reason
+
+
 # --- the socket of an institution's resident process
 
 
@@ -423,3 +492,48 @@ def test_a_socket_is_not_made_behind_a_link(tmp_path: Path, monkeypatch: pytest.
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError):
         socket_path(1)
+
+
+# --- what an institution's app hands on
+
+
+def test_an_app_hands_on_messages_and_says_no_more_than_was_agreed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cell.yaml"
+    path.write_text("rounds: 1\n")
+    agreed_to = hashlib.sha256(b"rounds: 1\n").hexdigest()
+    monkeypatch.chdir(tmp_path)
+
+    def answered(content: Any, problem: bytes, reply: bytes, **config: Any) -> tuple[Any, Any, bytes]:
+        """The answer, and what reached the resident process."""
+        ours, theirs = Pipe()
+        theirs.send_bytes(problem)
+        theirs.send_bytes(reply)
+        monkeypatch.setattr(institution, "_resident", lambda: ours)
+        answer = institution.answer(content, path, {"client": 2, "agreed": agreed_to, **config})
+        if not theirs.poll():
+            return answer, None, b""
+        return answer, json.loads(theirs.recv_bytes()), theirs.recv_bytes()
+
+    whose = {"path": str(path), "agreed": agreed_to, "client": 2}
+    answer, said, sent = answered(wrap(b"broadcast", {}), b"", b"update", memory="kept", **{"data-root": "x"})
+    assert said == {**whose, "root": str(tmp_path / "x"), "memory": str(tmp_path / "kept")}
+    assert (sent, open_bytes(answer)) == (b"broadcast", b"update")
+    assert open_words(answer) == {CLIENT: 2, HASH: agreed_to}
+
+    answer, said, sent = answered(wrap(b"", {}), b"memory lost", b"")
+    assert said == {**whose, "root": None, "memory": str(tmp_path / "memory")}
+    assert (sent, open_bytes(answer)) == (b"", b"")
+    assert open_words(answer) == {CLIENT: 2, HASH: "", PROBLEM: "memory lost"}
+
+    odd = RecordDict({"more": ConfigRecord({})})
+    for content, config, words in (
+        (wrap(b"broadcast", {}), {"agreed": 64 * "0"}, {CLIENT: 2, HASH: 64 * "0"}),
+        (odd, {}, {CLIENT: 2, HASH: "", PROBLEM: "failed"}),
+    ):
+        answer, said, _ = answered(content, b"", b"update", **config)
+        assert (said, open_bytes(answer), open_words(answer)) == (None, b"", words)
+    told = capsys.readouterr()
+    assert f"has the SHA-256 {agreed_to}, and {64 * '0'} was agreed: refused" in told.out
+    assert "more records than a message and its words: refused" in told.err

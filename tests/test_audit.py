@@ -3,18 +3,23 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Cell, configured, invoke
+from conftest import Cell, Wire, configured, invoke
+from diffusers import DDPMScheduler
 from hydra import compose, initialize_config_dir
 
 from fedlight import audit
 from fedlight.config import CellConfig, validate
-from fedlight.experiment.attack import _losses, _proximal_errors
+from fedlight.experiment.attack import Attacker, _losses, _predict_noise, _proximal_errors
 from fedlight.experiment.canaries import canary_scores
+from fedlight.experiment.finished import open_cell
 from fedlight.federation import mechanism
+from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.privacy.account import Account
 from fedlight.privacy.lower_bound import lower_bound, p_value
 from fedlight.privacy.membership import Attack, roc
@@ -60,6 +65,65 @@ def test_a_model_drowned_in_noise_is_scored_all_the_same() -> None:
             found = score(module, images, torch.zeros(40), torch.Generator().manual_seed(0))
         assert found.isfinite().all()
         assert len(found.unique()) > 30
+
+
+class Known:
+    """A model of 100 time steps whose prediction is (1 + t) x_t; notes the time steps and labels."""
+
+    label_dropout: float | None = None
+
+    def __init__(self, **schedule: str) -> None:
+        self.schedule = DDPMScheduler(num_train_timesteps=100, **schedule)
+        self.times: list[int] = []
+        self.labels: list[torch.Tensor] = []
+
+    def denoiser(
+        self, x_t: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor | None = None
+    ) -> SimpleNamespace:
+        self.times.append(int(t[0]))
+        if class_labels is not None:
+            self.labels.append(class_labels)
+        return SimpleNamespace(sample=(1 + t.view(-1, 1, 1, 1)) * x_t)
+
+    def noisy(self, x_0: torch.Tensor, eps: torch.Tensor, t: int) -> torch.Tensor:
+        kept = self.schedule.alphas_cumprod[t]
+        return kept.sqrt() * x_0 + (1 - kept).sqrt() * eps
+
+
+def test_the_loss_of_an_image_is_the_mean_over_ten_times_spread_evenly() -> None:
+    model, x_0, labels = Known(), torch.rand(3, 1, 2, 2), torch.tensor([2, 0, 1])
+    found = _losses(model, x_0, labels, torch.Generator().manual_seed(7))  # type: ignore[arg-type]
+    draws, expected = torch.Generator().manual_seed(7), torch.zeros(3, dtype=torch.float64)
+    for t in range(5, 100, 10):
+        eps = torch.randn(3, 1, 2, 2, generator=draws)
+        error = (1 + t) * model.noisy(x_0, eps, t) - eps
+        expected += error.double().square().mean(dim=(1, 2, 3)) / 10
+    assert model.times == list(range(5, 100, 10))
+    assert not model.labels
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    model.label_dropout = 0.1
+    _losses(model, x_0, labels, torch.Generator())  # type: ignore[arg-type]
+    assert len(model.labels) == 10
+    assert all(given is labels for given in model.labels)
+
+
+def test_the_proximal_error_is_a_distance_in_l4_at_a_fifth_of_the_schedule() -> None:
+    model, x_0 = Known(), torch.rand(3, 1, 2, 2)
+    found = _proximal_errors(model, x_0, torch.zeros(3), torch.Generator())  # type: ignore[arg-type]
+    error = x_0 - 21 * model.noisy(x_0, x_0, 20)  # at t = 0 the prediction is x_0 itself
+    assert model.times == [0, 20]
+    torch.testing.assert_close(found, error.double().pow(4).sum(dim=(1, 2, 3)).pow(0.25), rtol=1e-5, atol=0)
+
+
+def test_a_predicted_velocity_is_turned_into_the_noise_that_was_added() -> None:
+    model, x_0, eps = Known(prediction_type="v_prediction"), torch.rand(3, 1, 2, 2), torch.randn(3, 1, 2, 2)
+    t = torch.tensor([3, 50, 99])
+    velocity = model.schedule.get_velocity(x_0, eps, t)
+    model.denoiser = lambda x_t, t: SimpleNamespace(sample=velocity)  # type: ignore[method-assign]
+    x_t = model.schedule.add_noise(x_0, eps, t)
+    found = _predict_noise(model, x_t, t, torch.zeros(3))  # type: ignore[arg-type]
+    torch.testing.assert_close(found, eps, rtol=1e-4, atol=1e-4)
 
 
 def test_scores_that_are_no_numbers_are_not_ranked() -> None:
@@ -135,6 +199,59 @@ def test_without_noise_the_canaries_tell_all() -> None:
 
 
 # --- cells ---
+
+
+@pytest.mark.parametrize("model", [(), ("model=unet2d", "+model.unet.dropout=0.5")])
+def test_an_attacker_scores_images_of_both_sides_under_what_it_saw(
+    model: tuple[str, ...], cell: MakeCell, wire: Wire
+) -> None:
+    """The server sees the decoder of one client: what it does to the loss, and the client's own model."""
+    small = ("clients=2", "data.limit=60", "transport=inline")
+    made = open_cell(cell("method=UDEC", *small, *model).folder)
+    sent = {(update.round, update.client): update for update in wire.updates}
+    attacker = Attacker(made, images=12, clients=1, seed=3)
+    data, shares = attacker._parts.dataset, attacker._parts.shares
+    module = attacker._parts.module
+
+    def losses(state: dict[str, torch.Tensor], images: Any, indices: np.ndarray) -> np.ndarray:
+        chosen = np.sort(np.random.default_rng(3).permutation(indices)[:12])
+        module.load_state_dict(state)
+        module.eval()
+        x_0 = images.pixels[chosen].float() / 127.5 - 1
+        with torch.no_grad():
+            found = _losses(module, x_0, torch.zeros(12), torch.Generator().manual_seed(3))
+        return found.numpy()
+
+    both = (data.train, shares[1]), (data.test, np.arange(len(data.test)))
+    by_loss, by_pia = attacker._on_model(1)
+    assert (by_loss.sees, by_loss.name, by_pia.name) == ("model of client 1", "loss", "PIA")
+    for scores, side in zip((by_loss.members, by_loss.others), both, strict=True):
+        np.testing.assert_allclose(scores, -losses(made.state(1), *side), rtol=1e-6)
+    assert by_pia.members.shape == by_pia.others.shape == (12,)
+    assert (by_pia.members < 0).all()
+
+    decoder, whole = attacker._on_updates()
+    assert (decoder.sees, whole.sees) == ("update of client 0: decoder", "update of client 0: all slices")
+    np.testing.assert_array_equal(decoder.members, whole.members)  # the decoder is all that left
+    server = made.server
+    server.resume(ServerCheckpoint(made.folder / "checkpoint", made.folder.name, mends=False), before=2)
+    before, seen = server.global_state(), sent[2, 0].payloads["decoder"].tensors
+    for scores, side in zip((whole.members, whole.others), ((data.train, shares[0]), both[1]), strict=True):
+        drop = losses(before, *side) - losses({**before, **seen}, *side)
+        np.testing.assert_allclose(scores, drop, rtol=1e-6)
+        assert abs(drop).max() > 0
+
+
+def test_an_audit_of_secret_noise_counts_no_release(cell: MakeCell) -> None:
+    noise = ("privacy=example", "privacy.secure_noise=true", "privacy.draws=1")
+    made = cell(*noise, "clients=2", "rounds=1", "data.limit=40", "transport=inline").folder
+    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    assert (made / "checkpoint" / "releases-000000").read_bytes() == b"."
+    attacker = Attacker(open_cell(made), images=5, clients=1, seed=0)
+    assert [attack.sees for attack in attacker._on_model(None)] == ["released model"] * 2
+    *slices, whole = attacker._on_updates()
+    assert (len(slices), whole.sees) == (3, "update of client 0: all slices")
+    assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.slow

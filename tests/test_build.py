@@ -1,7 +1,9 @@
 """How the parts of a cell are chosen by its configuration."""
 
+import shutil
 import traceback
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,28 @@ import torch
 from test_secure_noise import settings
 from toy import toy_server, toy_setup, toy_site
 
+from fedlight.config import CellConfig
 from fedlight.experiment import build
 from fedlight.experiment.agreement import agreed_hash, check_agreed, read_agreement, write_agreement
-from fedlight.experiment.build import check, make_algorithm, worker_room
+from fedlight.experiment.build import (
+    check,
+    load_data,
+    make_algorithm,
+    make_codec,
+    make_module,
+    worker_room,
+)
 from fedlight.experiment.evaluate import _shown, even_labels
+from fedlight.experiment.execute import _make_folder
 from fedlight.experiment.extensions import blamed
+from fedlight.experiment.terms import Terms
 from fedlight.federation.algorithms.scaffold import Scaffold
+from fedlight.federation.messages import Scores
 from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.processes import Processes
 from fedlight.loggers import pictures
-from fedlight.runtime.errors import BadInput
+from fedlight.runs.checksums import CHECKSUMS
+from fedlight.runtime.errors import BadInput, Damaged
 
 SMALL = ("clients=2", "data.limit=20", "trainer.accelerator=cpu")
 
@@ -44,6 +58,27 @@ def test_the_transport_is_the_configured_one(arguments: list[str], kind: type, t
         assert type(transport) is kind
 
 
+def test_a_transport_is_given_the_checks_of_the_cell(tmp_path: Path) -> None:
+    made = check(settings(*SMALL, "method=UDEC", "evaluation.grid=1", "trainer.workers=1"), elsewhere=False)
+    assert made is not None
+    setup = toy_setup()
+    site, server = toy_site(setup, tmp_path), toy_server(setup)
+
+    def done() -> None: ...
+
+    def halt() -> None: ...
+
+    with ExitStack() as ending:
+        transport = made.transport(tmp_path, site, server, done, halt, ending)
+        assert isinstance(transport, Processes)
+        around = transport._around
+    assert (around.here, around.done, around.check, around.ending) == (site, done, halt, ending)
+    assert (around.cohort, around.room) == (2, 1)
+    assert (around.admit, around.forget, around.unsent) == (server.admit, server.forget, server.unsent)
+    with pytest.raises(Damaged, match="shows nothing"):
+        around.admit_scores(Scores(0, 64 * "0", {}, {}))
+
+
 @pytest.mark.parametrize(
     ("device", "threads", "workers", "room"),
     [("cpu", 1, None, 8), ("cpu", 3, None, 2), ("cpu", 9, None, 1), ("cpu", None, None, 1)]
@@ -58,11 +93,77 @@ def test_workers_fill_the_cores_and_share_no_gpu(
     assert worker_room(made, torch.device(device)) == room
 
 
+def test_a_cell_for_another_machine_may_lack_data_and_devices_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "_loaded", None)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "image").touch()
+    image = ("data=image_folder", "data.image_size=8", "data.channels=1")
+    made = settings("clients=2", *image, f"data.root={tmp_path / 'images'}")
+    shutil.rmtree(tmp_path / "images")
+    assert check(made, elsewhere=True) is None
+    with pytest.raises(BadInput, match=r"images"):
+        check(made, elsewhere=False)
+    gpu = check(settings("clients=2", "data.limit=20", "trainer.accelerator=gpu"), elsewhere=True)
+    assert gpu is not None
+    assert gpu.device.type == "cpu"
+
+    noted = replace(gpu.dataset, notes=("3 files are no images",))
+    monkeypatch.setattr(build, "load_data", lambda settings: noted)
+    for elsewhere in (False, True):
+        monkeypatch.setattr(build, "_loaded", None)
+        for arguments in (SMALL, (*SMALL, "rounds=1")):  # the images are loaded once
+            check(settings(*arguments), elsewhere)
+        assert capsys.readouterr().err == ("fedlight: 3 files are no images\n" if elsewhere else "")
+
+
 def test_an_algorithm_is_one_of_ours_or_refused() -> None:
     assert type(make_algorithm(settings("algorithm=scaffold"))) is Scaffold
     other = settings("algorithm=scaffold").algorithm.model_copy(update={"target": "torch.nn.Identity"})
     with pytest.raises(BadInput, match="must be a subclass of FedAvg, got Identity"):
         make_algorithm(settings().model_copy(update={"algorithm": other}))
+
+
+def test_a_source_is_told_only_what_was_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, dict[str, Any]]] = []
+    images = load_data(settings())
+    monkeypatch.setattr(
+        build, "make_extension", lambda group, node, **more: given.append((group, more)) or images
+    )
+    load_data(settings())
+    load_data(settings("+data.range=measured", "+data.skip_unreadable=true"))
+    assert given == [("data", {}), ("data", {"range": "measured", "skip_unreadable": True})]
+
+
+def test_the_seed_of_the_cell_alone_decides_the_first_weights() -> None:
+    def weights(seed: int, noise: int) -> torch.Tensor:
+        torch.manual_seed(noise)
+        module, _ = make_module(settings(f"seed={seed}"), 10)
+        return torch.cat([tensor.flatten() for tensor in module.state_dict().values()])
+
+    assert weights(1, noise=2).equal(weights(1, noise=3))
+    assert not weights(1, noise=2).equal(weights(2, noise=2))
+
+
+def test_an_error_says_which_part_cannot_be_made() -> None:
+    nowhere = {"_target_": "nowhere.Mine"}
+    plain, method = settings("transform=topk", "algorithm=scaffold"), toy_setup().method
+
+    def broken(group: str, **change: Any) -> CellConfig:
+        return plain.model_copy(update={group: getattr(plain, group).model_copy(update=change)})
+
+    for group, make in {
+        "data": lambda: load_data(broken("data", source=nowhere)),
+        "model.unet": lambda: make_module(broken("model", unet=nowhere), 10),
+        "transform": lambda: make_codec(broken("transform", up=[nowhere]), method, ()),
+        "algorithm": lambda: make_algorithm(broken("algorithm", target="nowhere.Mine")),
+    }.items():
+        with pytest.raises(BadInput, match=rf"^{group} nowhere\.Mine: "):
+            make()
+    deal = {"_target_": "fedlight.data.partition.iid", "skew": 1}
+    with pytest.raises(BadInput, match=r"^partition: .*skew"):
+        check(broken("partition", deal=deal), elsewhere=False)
 
 
 def test_a_grid_of_clients_holds_a_row_a_client_and_that_of_the_server_all_images() -> None:
@@ -123,3 +224,23 @@ def test_an_agreement_holds_no_path_and_each_reader_has_its_own(
     check_agreed(path, agreed_hash(path))
     with pytest.raises(BadInput, match="was agreed"):
         check_agreed(path, "0" * 64)
+
+
+def test_a_folder_that_is_begun_holds_no_earlier_result(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "cell"
+    _make_folder(folder)
+    assert {path.name for path in folder.iterdir()} == {"samples", "checkpoint"}
+    for name in ("result.json", CHECKSUMS, "rounds.csv"):
+        (folder / name).write_text("{}")
+    _make_folder(folder)
+    assert {path.name for path in folder.iterdir()} == {"samples", "checkpoint", "rounds.csv"}
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"^output: cannot write to .*Not a directory"):
+        _make_folder(tmp_path / "file" / "cell")
+
+
+@pytest.mark.parametrize(("grid", "samples", "due"), [(0, 0, []), (1, 0, [2, 4, 5]), (0, 100, [2, 4, 5])])
+def test_a_client_shows_images_where_the_agreement_draws_any(grid: int, samples: int, due: list[int]) -> None:
+    asked = (f"evaluation.grid={grid}", f"evaluation.samples={samples}", "evaluation.every=2")
+    terms = Terms.make(settings("method=UDEC", "rounds=5", *asked), toy_setup().method, ("own", "shared"))
+    assert [round_ for round_ in range(1, 6) if terms.shows(round_)] == due

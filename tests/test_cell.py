@@ -17,6 +17,9 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from wandb_file import history_of, read_wandb
 
+from fedlight.experiment import execute
+from fedlight.experiment.finished import open_cell
+from fedlight.loggers.metrics import CellLog
 from fedlight.runtime.secret import masked
 
 MakeCell = Callable[..., Cell]
@@ -106,6 +109,21 @@ def test_weights_that_leave_the_numbers_in_the_last_step_stop_the_cell_too(
     assert (
         json.loads(path.read_text())["error"] == "the weights of client 0 left the finite numbers in round 1"
     )
+
+
+def test_an_error_of_our_own_code_is_raised_and_the_cell_has_failed(
+    command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("of our own")
+
+    monkeypatch.setattr(execute, "federate", fail)
+    with pytest.raises(RuntimeError, match="of our own"):
+        command(*SMALL)
+    (path,) = tmp_path.glob("runs/default/*/result.json")
+    result = json.loads(path.read_text())
+    assert (result["status"], result["error"], result["state_sha256"]) == ("failed", "of our own", None)
+    assert not (path.parent / "model").exists()
 
 
 def test_a_failed_cell_is_tried_again(command: Callable[..., int], tmp_path: Path) -> None:
@@ -228,3 +246,37 @@ def test_an_installed_wheel_finds_its_configs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "runs/demo: 2 cells" in done.stdout
     assert len(list(elsewhere.glob("runs/demo/UDEC-*/result.json"))) == 2
+
+
+def test_a_client_that_was_never_drawn_has_the_model_of_the_start(cell: MakeCell) -> None:
+    made = cell("method=UDEC", "clients=3", "rounds=1", "fraction=0.34", "evaluation.grid=0")
+    finished = open_cell(made.folder)
+    (drawn,) = {int(row["client"]) for row in made.rows("ledger.csv")}
+    first = finished.server.global_state()
+    changed = [
+        {name for name, tensor in finished.state(client).items() if not tensor.equal(first[name])}
+        for client in range(3)
+    ]
+    assert [bool(names) for names in changed] == [client == drawn for client in range(3)]
+    assert not any(".ups." in name or ".head." in name for name in changed[drawn])
+    assert len(set(made.result["client_sha256"])) == 2
+
+
+def test_a_private_cell_without_rounds_has_spent_nothing(cell: MakeCell) -> None:
+    entry = cell("privacy=client", "rounds=0").result["privacy"]
+    assert (entry["kind"], entry["epsilon"]) == ("client", 0.0)
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_the_images_of_each_round_reach_the_log(
+    rounds: int, cell: MakeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[tuple[int, dict[str, Path]]] = []
+    monkeypatch.setattr(CellLog, "pictures", lambda log, round_, **paths: logged.append((round_, paths)))
+    made = cell(f"rounds={rounds}", "evaluation.grid=2", "evaluation.every=1")
+    folder = made.folder.relative_to(Path.cwd())
+    samples = [
+        (r, {"samples": folder / "samples" / f"round_{r:03d}.png"}) for r in range(rounds and 1, rounds + 1)
+    ]
+    assert logged == [*samples, (rounds, {"partition": folder / "partition.png"})]
+    assert all(path.is_file() for _, paths in logged for path in paths.values())

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,6 +116,16 @@ def test_without_clip_and_noise_it_is_the_plain_gradient() -> None:
     torch.testing.assert_close(fit(Line(), (x, y)), expected)
 
 
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_the_loss_of_a_batch_is_its_mean_whatever_its_size(count: int) -> None:
+    """A batch of 40 is worked on in three parts."""
+    module, (x, y) = Line(), rows(count)
+    callback = PrivateGradients(0.0, math.inf, 20, 1, secret=False)
+    callback.on_fit_start(SimpleNamespace(optimizers=[module.configure_optimizers()]), module)  # type: ignore[arg-type]
+    loss = callback.training_step((x, y), 0).item()
+    assert loss == pytest.approx(y.square().mean().item() if count else 0.0, rel=1e-5)
+
+
 def test_each_image_is_clipped_by_itself_and_the_batch_size_is_the_expected_one() -> None:
     x, y = rows(40)
     gradients = 2 * (x @ torch.zeros(3) - y)[:, None] * x
@@ -140,6 +151,11 @@ def test_an_empty_batch_is_a_step_with_noise_alone() -> None:
     empty = torch.zeros(0, 1000), torch.zeros(0)
     assert fit(Line(1000), empty, noise=1.0, clip=1.0, batch_size=1).std().item() == pytest.approx(1, rel=0.1)
     assert fit(Line(1000), empty, noise=0.0, clip=1.0, batch_size=1).abs().sum() == 0
+    module = Line(5)
+    gradients, losses = per_sample_gradients(
+        TrainingStep(module), dict(module.named_parameters()), (torch.zeros(0, 5), torch.zeros(0))
+    )
+    assert (gradients["weight"].shape, losses.shape) == ((0, 5), (0,))
 
 
 def test_several_draws_an_image_are_averaged_before_the_clip() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -258,6 +259,10 @@ BIAS = "shared.bias"
 BAD: dict[str, tuple[Callable[[Update], Update], str]] = {
     "nan": (
         lambda u: changed(u, **{BIAS: torch.tensor([torch.nan])}),
+        "left the finite numbers in shared.bias",
+    ),
+    "infinity": (
+        lambda u: changed(u, **{BIAS: torch.tensor([-torch.inf])}),
         "left the finite numbers in shared.bias",
     ),
     "shape": (
@@ -637,6 +642,23 @@ def test_another_configuration_than_the_agreed_one_is_refused(
     with pytest.raises(BadInput, match="was agreed"):
         Institution.make(path, before, 1, None, tmp_path / "memory")
     assert not (tmp_path / "memory").exists()
+
+
+def test_what_an_institution_keeps_is_for_its_user_alone(app: Path, toys: MakeToys, tmp_path: Path) -> None:
+    path = app / "federation" / "cell.yaml"
+    over = toys(toy_setup())
+    before = os.umask(0)
+    try:
+        made = Institution.make(path, agreed_hash(path), 1, None, tmp_path / "memory")
+        over.run(1)
+    finally:
+        os.umask(before)
+    cell = cell_id(agreed(path, None).plain())
+    assert (made.cell, made.client) == (cell, 1)
+    assert made.folder == tmp_path / "memory" / cell / "checkpoint"
+    own = over.institutions[1].folder
+    for folder in (made.folder.parent, own, own / "answers"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
 
 
 def test_an_agreement_runs_no_code_of_others(

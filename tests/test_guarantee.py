@@ -1,6 +1,7 @@
 """From the configuration to a guarantee and to an estimate: each number against one made by hand."""
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from test_secure_noise import settings
 from torch.utils.data import DataLoader
 from toy import inline, toy_server, toy_setup, toy_site
 
+from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment import estimate
 from fedlight.experiment.build import check
 from fedlight.experiment.execute import _noted
@@ -22,6 +24,7 @@ from fedlight.federation.cohort import Participation
 from fedlight.federation.noise import SeededNoise
 from fedlight.federation.rounds import federate
 from fedlight.privacy.account import Account
+from fedlight.runtime.errors import BadInput
 
 SHARES = [np.arange(100), np.arange(20)]
 
@@ -121,6 +124,14 @@ def test_gradients_are_divided_by_the_expected_batch_of_the_client(
     assert not list(tmp_path.iterdir())
 
 
+def test_only_an_adaptive_clip_bounds_the_noise() -> None:
+    """Of two clients the count of those within the clip is lost in noise above a bound."""
+    asked = ("clients=2", "data.limit=20", "trainer.accelerator=cpu", "privacy=client", "privacy.noise=100")
+    assert check(settings(*asked), elsewhere=False) is not None
+    with pytest.raises(BadInput, match=r"needs noise below [\d.]+ for an adaptive clip"):
+        check(settings(*asked, "privacy.clip_quantile=0.5"), elsewhere=False)
+
+
 # --- what a cell takes ---
 
 
@@ -157,6 +168,27 @@ def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(monkeypatch: p
     sizes = sorted(map(len, made.shares))
     assert sizes[0] < sizes[-1] < 50
     assert timed == [sizes[-1]]
+
+
+def test_a_step_is_timed_once_for_cells_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = check(settings("clients=2", "data.limit=40", "trainer.accelerator=cpu"), elsewhere=False)
+    assert made is not None
+    monkeypatch.setattr(estimate, "_timed", {})
+    sizes: list[int] = []
+    step = DDPM.training_step
+
+    def noted(module: DDPM, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        sizes.append(len(batch))
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(DDPM, "training_step", noted)
+    before = time.perf_counter()
+    first = estimate._step_seconds("alike", made, 5)
+    assert 0 < first < time.perf_counter() - before
+    assert estimate._step_seconds("alike", made, 5) == first
+    assert sizes == [5, 5], "the first step of two is not timed"
+    estimate._step_seconds("another", made, 3)
+    assert sizes == [5, 5, 3, 3]
 
 
 def test_a_row_of_rounds_counts_both_parts_of_a_round(tmp_path: Path) -> None:

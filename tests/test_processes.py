@@ -163,6 +163,34 @@ def test_a_worker_has_two_tasks_while_this_process_has_one(monkeypatch: pytest.M
     assert answers_of(Pool(()), monkeypatch) == list(zip(places, range(6), strict=True))
 
 
+def test_a_pool_that_broke_while_it_was_idle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def submit(self, *_: Any) -> Future[Any]:
+            raise BrokenProcessPool
+
+    ended: list[int] = []
+    here: Any = SimpleNamespace(evaluate=lambda request: request.client)
+    monkeypatch.setattr(processes, "end_workers", lambda: ended.append(1))
+    monkeypatch.setattr(processes, "_executor", lambda workers: Pool(()) if ended else Broken())
+    transport = processes.Processes(Surroundings(here, lambda: here, 6, 2, lambda: None, lambda: None))
+    requests = (Evaluation("cell", 1, client, 0, False, {}) for client in range(6))
+    assert list(transport.evaluate(requests)) == list(range(6))
+    assert ended == [1]
+
+
+def test_what_workers_did_is_counted_as_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_executor", lambda workers: Pool(()))
+    counted: list[int] = []
+    here: Any = SimpleNamespace()
+    transport = processes.Processes(Surroundings(here, lambda: here, 6, 2, lambda: None, lambda: None))
+    jobs = [
+        processes.Job(Evaluation("cell", 1, client, 0, False, {}), lambda _: "here", lambda *_: "there")
+        for client in range(6)
+    ]
+    found = list(transport._run(jobs, lambda: counted.append(1)))
+    assert found.count("there") == len(counted) == 4
+
+
 @pytest.mark.parametrize(("deaths", "losses"), [({1}, 1), ({2}, 1), ({1, 3}, 2), (range(1, 99), 3)])
 def test_what_a_worker_leaves_is_done_again_and_after_three_losses_here(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], deaths: Container[int], losses: int

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import SMALL
 from test_sweeps import DEAD, call
 from test_trust import Trap
@@ -18,6 +19,7 @@ from fedlight.runs.plan import LARGEST, LISTED, Launch, PlannedCell, read_launch
 from fedlight.runtime.errors import BadInput
 
 Command = Callable[..., int]
+CONFIGS = Path(__file__).parents[1] / "configs"
 CELL = "FULL-K2-digits-iid-tiny-R1-E1-s2023-00000000"
 GRID = ["-m", "method=FULL,UDEC", "clients=2", "name=grid", *SMALL, "rounds=0"]
 
@@ -80,6 +82,23 @@ def test_what_can_bring_code_needs_trust(
     assert line.startswith("fedlight: error: grid: the command that planned it: ")
     assert end == ", so know where the sweep is from\n"
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("group", ["launcher", "sweeper"])
+def test_the_shipped_settings_may_be_set_but_those_that_bring_code(group: str) -> None:
+    code = {"_target_", "params", "setup", "srun_args", "additional_parameters", "submitit_folder"}
+    keys: set[str] = set()
+    for path in CONFIGS.glob(f"hydra/{group}/*.yaml"):
+        check_command(["-m", f"hydra/{group}={path.stem}"])
+        keys |= yaml.safe_load(path.read_text()).keys()
+    assert len(keys - code) > 5
+    for key in keys:
+        argument = f"hydra.{group}.{key}=1"
+        if key in code:
+            with pytest.raises(BadInput, match="sets what can run code"):
+                check_command(["-m", argument])
+        else:
+            check_command(["-m", argument])
 
 
 def test_a_single_cell_is_no_sweep() -> None:

@@ -236,7 +236,9 @@ def test_a_dry_run_counts_what_the_cells_then_exchange_and_runs_nothing(
 
 def test_a_dry_run_knows_conditional_models(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("--dry", "-m", "method=FULL,UDEC_WARM", "model.conditional=true", *TINY, "clients=3") == 0
-    assert "2 cells, 0 done; left: " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert re.search(r"cell +\S +state +\S +steps +\S +bytes +\S +time, about", told)
+    assert "2 cells, 0 done; left: " in told
 
 
 def test_a_cell_that_a_grid_names_twice_is_run_once(

@@ -385,6 +385,24 @@ def test_only_plain_arguments_that_the_target_takes(place: str, node: dict[str, 
         check_targets(at(place, node))
 
 
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        ({"a${x}": 1}, r"model.a${x} would be computed, or is no text"),
+        ({2: 1}, "model.2 would be computed, or is no text"),
+        ({"a": ["b", "${x}"]}, "model.a.1 would be computed from '${x}'"),
+        ({"a": {"b": "x${y}"}}, "model.a.b would be computed from 'x${y}'"),
+        ({"a": (1, 2)}, "model.a holds tuple, which is no plain value"),
+        ({"a": b"1"}, "model.a holds bytes, which is no plain value"),
+    ],
+)
+def test_a_configuration_is_plain_at_any_depth(node: dict[Any, Any], reason: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        check_targets({"model": node})
+    assert str(refused.value) == reason
+    check_targets({"model": {"a": [None, True, 1, 0.5, "x", {"b": []}]}, "trainer": None})
+
+
 def test_every_shipped_configuration_is_allowed_when_it_is_read_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +429,19 @@ def test_every_shipped_configuration_is_allowed_when_it_is_read_back(
     assert seen <= LISTED
     mine = {t for t in LISTED if t.startswith("fedlight.")} - {"fedlight.federation.algorithms.fedavg.FedAvg"}
     assert mine <= seen  # nothing of fedlight's is listed that no shipped configuration names
+
+
+def test_what_is_listed_can_be_had() -> None:
+    """All optimizers of torch but that of sparse gradients; Muon came with torch 2.9."""
+    optimizers = {
+        f"torch.optim.{name}"
+        for name, found in vars(torch.optim).items()
+        if isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+    }
+    known = optimizers - {"torch.optim.Optimizer", "torch.optim.SparseAdam"}
+    assert TARGETS["optimizer"] - {"torch.optim.Muon"} == known - {"torch.optim.Muon"}
+    for target in LISTED - {"torch.optim.Muon", "fedlight.federation.transport.dask.Dask"}:
+        assert callable(get_object(target)), target
 
 
 def callables(modules: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:

@@ -103,6 +103,7 @@ class Attacker:
                     kept = {}
                 if setup.keeps_memory and broadcast.previous and not kept:
                     continue
+                parts.module.train()  # scoring leaves it in evaluation mode
                 update, _ = local_update(broadcast, kept, setup)
                 assert update is not None
                 members = self._members(client)
