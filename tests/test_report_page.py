@@ -58,7 +58,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of a whole grid with two failures, and a second data set."""
     sweep = tmp_path_factory.mktemp("runs") / "made"
     list(write_grid(sweep, method=METHODS, clients=[2, 5, 10], partition=["iid", "label_skew"]))
-    list(write_grid(sweep, method=METHODS, clients=[2], partition=["iid"], seed=[2]))  # a row with marks
     write_cell(sweep, "FULL", 2, data="fmnist", status="failed", error="the disk is full")
     (write_cell(sweep, "UDEC", 2, data="fmnist") / "result.json").unlink()
     write_report([sweep], sweep / "report")

@@ -9,7 +9,7 @@ from statistics import mean, stdev, variance
 from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
-from fedlight.reporting.plots import file_name
+from fedlight.reporting.file_name import file_name
 from fedlight.runs.identity import changes_no_result
 from fedlight.runs.palette import colours, rank
 from fedlight.runs.reader import ImageQuality, Result

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fedlight.reporting import numbers
 from fedlight.reporting.comparison import Comparison, Group, Place
-from fedlight.reporting.plots import file_name
+from fedlight.reporting.file_name import file_name
 from fedlight.runs.reader import Result
 from fedlight.runs.status import SweepCell
 from fedlight.runtime.files import atomic

@@ -1,6 +1,5 @@
 """A figure, one drawing repeated over panels: as PNG and PDF, and as an SVG a panel for the page."""
 
-import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -60,14 +59,6 @@ THEME = (
     f"<style>:root{{--ink:{INK};--pale:{PALE}}}"
     "@media(prefers-color-scheme:dark){:root{--ink:#E6E9ED;--pale:#3A424C}}</style>"
 )
-
-
-def file_name(text: str) -> str:
-    """A text as a part of a file's name: shortened, with a hash, where it is long or holds odd characters."""
-    if re.fullmatch(r"[\w-][\w.-]{0,99}", text):
-        return text
-    digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=4).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9]+', '_', text)[:80]}_{digest}"
 
 
 @dataclass(frozen=True)
