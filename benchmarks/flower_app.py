@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from fedlight.experiment.build import Components, build
+from fedlight.experiment.setup import Components, build
 
 client, server = ClientApp(), ServerApp()
 
@@ -33,7 +33,7 @@ def fit(number: int) -> tuple[float, int]:
     own = components().dataset.train.pixels[torch.from_numpy(components().shares[number])]
     optimizer = module.configure_optimizers()
     total = 0.0
-    for batch in torch.randperm(len(own)).split(components().settings.data.batch_size):
+    for batch in torch.randperm(len(own)).split(components().config.data.batch_size):
         images = own[batch].float().div_(127.5).sub_(1)
         t = torch.randint(1000, images.shape[:1])
         eps = torch.randn_like(images)
@@ -60,10 +60,10 @@ def train(message: Message, context: Context) -> Message:
 @server.main()
 def serve(grid: Grid, context: Context) -> None:
     """Prints the mean loss of the last round and the seconds that it took."""
-    settings = components().settings
-    strategy = FedAvg(fraction_train=settings.fraction, fraction_evaluate=0.0)
+    config = components().config
+    strategy = FedAvg(fraction_train=config.fraction, fraction_evaluate=0.0)
     arrays = ArrayRecord(components().module.state_dict())
-    for _ in range(settings.rounds):
+    for _ in range(config.rounds):
         begun = time.perf_counter()
         result = strategy.start(grid=grid, initial_arrays=arrays, num_rounds=1)
         seconds, arrays = time.perf_counter() - begun, result.arrays
@@ -73,4 +73,4 @@ def serve(grid: Grid, context: Context) -> None:
 
 def run() -> None:
     resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(server, client, num_supernodes=components().settings.clients, backend_config=resources)
+    run_simulation(server, client, num_supernodes=components().config.clients, backend_config=resources)

@@ -329,22 +329,22 @@ def measure_sampling(size: Size, name: str) -> Found:
     from step import compile_unet
 
     from fedlight.diffusion.sampling import sample
-    from fedlight.experiment.build import make_module
+    from fedlight.experiment.setup import make_module
 
     torch._dynamo.reset()
-    _, settings = composed(*size.network)
+    _, config = composed(*size.network)
     torch.manual_seed(0)
-    module = make_module(settings, 10)[0].to(size.device)
+    module = make_module(config, 10)[0].to(size.device)
     if SAMPLING[name] == "compiled":
         compile_unet(module.unet, "compiled", size.device)
-    asked = settings.evaluation
+    asked = config.evaluation
 
     def draw() -> None:
         with torch.autocast(size.device, torch.bfloat16, enabled=name == "bf16"):
             sample(
                 module.denoiser,
                 module.schedule,
-                (size.images, *settings.data.shape),
+                (size.images, *config.data.shape),
                 sampler=asked.sampler,
                 steps=asked.steps,
                 seed=0,
@@ -393,18 +393,18 @@ def score_by_inception(folder: Path) -> Found:
     from fedlight.evaluation.extractor import make_inception
     from fedlight.evaluation.reference import make_reference
     from fedlight.evaluation.weights import present_weights
-    from fedlight.experiment.build import load_data
     from fedlight.experiment.finished import DEVICE, open_cell
+    from fedlight.experiment.setup import load_data
 
     cells = done_cells(folder)
     if not cells:
         return missing("no cell is done")
-    settings = open_cell(cells[0]).settings  # data and cache are the same in all cells
-    weights = present_weights(settings.evaluation.weights, settings.evaluation.cache)
+    config = open_cell(cells[0]).config  # data and cache are the same in all cells
+    weights = present_weights(config.evaluation.weights, config.evaluation.cache)
     if weights is None:
         return missing("no weights are here: python -m fedlight.prepare evaluation.extractor=inception")
     extractor = make_inception(weights, DEVICE)
-    reference = make_reference(load_data(settings).test.pixels, extractor, settings.evaluation.cache)
+    reference = make_reference(load_data(config).test.pixels, extractor, config.evaluation.cache)
     for cell in cells:
         if not result_path(folder, f"inception {cell.name}").exists():
             keep(folder, f"inception {cell.name}", {"rows": [_inception(cell, extractor, reference)]})
@@ -421,8 +421,8 @@ def _inception(folder: Path, extractor: Any, reference: Any) -> dict[str, Any]:
     assert result is not None
     fids = []
     for client in result["fid"]["clients"] or [None]:
-        seed = derive_seed(cell.settings.seed, "sample", cell.settings.rounds, client or 0)
-        images = cell.draw(client, cell.settings.evaluation.samples, seed)
+        seed = derive_seed(cell.config.seed, "sample", cell.config.rounds, client or 0)
+        images = cell.draw(client, cell.config.evaluation.samples, seed)
         fids.append(score(extractor(images), reference)["fid"])
     return {"cell": folder.name, "fid": sum(fids) / len(fids), "extractor_sha256": extractor.sha256}
 

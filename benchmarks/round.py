@@ -22,11 +22,11 @@ from lightning import seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
-from fedlight.experiment.build import CHECKPOINT, Components, SiteMaker, build, make_server
+from fedlight.experiment.setup import CHECKPOINT, Components, SiteMaker, build, make_server
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.rounds import federate
 from fedlight.federation.transport.processes import Processes, end_workers
-from fedlight.federation.transport.transport import Surroundings
+from fedlight.federation.transport.transport import TransportContext
 from fedlight.loggers.bars import ProgressBars
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed
@@ -36,19 +36,19 @@ CLIENTS, BATCH, WORKERS = 4, 16, 2
 
 def bare(components: Components, first: Mapping[str, Tensor]) -> str:
     """FedAvg in thirty lines; returns the hash of the final weights."""
-    state, module, settings = dict(first), components.module, components.settings
+    state, module, config = dict(first), components.module, components.config
     data = components.dataset.train.pixels
     pixels = [data[torch.from_numpy(share).sort().values] for share in components.shares]
-    for round_ in range(1, settings.rounds + 1):
+    for round_ in range(1, config.rounds + 1):
         sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in state.items()}
         for client, own in enumerate(pixels):
-            seed_everything(derive_seed(settings.seed, "client", round_, client), verbose=False)
+            seed_everything(derive_seed(config.seed, "client", round_, client), verbose=False)
             module.load_state_dict(state)
             optimizer = module.configure_optimizers()
-            for _ in range(settings.epochs):
+            for _ in range(config.epochs):
                 drawn = torch.randperm(len(own))
                 torch.empty((), dtype=torch.int64).random_()  # a DataLoader's draw for its workers
-                for batch in drawn.split(settings.data.batch_size):
+                for batch in drawn.split(config.data.batch_size):
                     images = own[batch].float().div_(127.5).sub_(1)
                     t = torch.randint(1000, images.shape[:1])
                     eps = torch.randn_like(images)
@@ -65,26 +65,26 @@ def bare(components: Components, first: Mapping[str, Tensor]) -> str:
 
 def federated(components: Components, folder: Path, first: Mapping[str, Tensor], workers: int) -> str:
     """The same by fedlight, as a cell runs it, in one process or in several."""
-    settings = components.settings
+    config = components.config
     components.module.load_state_dict(first)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / CHECKPOINT).mkdir(parents=True)
-    with ProgressBars("round", settings.rounds) as bars:
+    with ProgressBars("round", config.rounds) as bars:
         callbacks = [bars, LambdaCallback(on_train_batch_end=lambda *_: None)]
         site = components.site(folder, callbacks)
-        around = Surroundings(
-            site, SiteMaker(settings, folder), settings.clients, workers, bars.end_update, lambda: None
+        context = TransportContext(
+            site, SiteMaker(config, folder), config.clients, workers, bars.end_update, lambda: None
         )
         server = make_server(
             folder.name,
-            settings,
+            config,
             components.module,
             components.slices,
             components.algorithm,
             components.codec,
         )
         checkpoint = ServerCheckpoint(folder / CHECKPOINT, folder.name)
-        for _ in federate(server, Processes(around, workers), settings.rounds):
+        for _ in federate(server, Processes(context, workers), config.rounds):
             server.save(checkpoint, {})
         return state_sha256(server.theta)
 
@@ -100,12 +100,12 @@ def main() -> None:
     ]
     rows, ratios, figures = [], {}, {}
     for what, chosen, steps, epochs, rounds, repeats in works:
-        _, settings = composed(
+        _, config = composed(
             *(*chosen, f"clients={CLIENTS}", f"rounds={rounds}", f"epochs={epochs}"),
             *(f"data.batch_size={BATCH}", f"data.limit={CLIENTS * BATCH * steps // epochs}"),
             *("evaluation.samples=0", "logger=none"),
         )
-        components = build(settings)
+        components = build(config)
         first = {name: tensor.clone() for name, tensor in components.module.state_dict().items()}
         hashes: set[str] = set()
         with tempfile.TemporaryDirectory() as scratch:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fedlight.diffusion.sampling import sample
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import score
-from fedlight.experiment.build import load_data, make_extractor, make_module
 from fedlight.experiment.finished import DEVICE, open_cell
+from fedlight.experiment.setup import load_data, make_extractor, make_module
 
 GRID = [
     *(("ddpm", steps) for steps in (1000, 200, 100, 50, 20, 10)),
@@ -64,14 +64,14 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.cell:
         cell = open_cell(given.cell)
-        whole = load_data(cell.settings)
-        extractor = make_extractor(cell.settings, whole, DEVICE)
-        reference = make_reference(whole.train.pixels, extractor, cell.settings.evaluation.cache)
-        module, settings, name = cell.module, cell.settings, cell.folder.name
+        whole = load_data(cell.config)
+        extractor = make_extractor(cell.config, whole, DEVICE)
+        reference = make_reference(whole.train.pixels, extractor, cell.config.evaluation.cache)
+        module, config, name = cell.module, cell.config, cell.folder.name
         module.to(DEVICE).load_state_dict(cell.state(given.client))
     else:
-        _, settings = composed("logger=none")
-        module, name = make_module(settings, 10)[0].to(DEVICE), "the untrained tiny UNet"
+        _, config = composed("logger=none")
+        module, name = make_module(config, 10)[0].to(DEVICE), "the untrained tiny UNet"
 
     rows = []
     for sampler, steps in QUICK if given.quick else GRID:
@@ -80,7 +80,7 @@ def main() -> None:
             images = sample(
                 module.denoiser,
                 module.schedule,
-                (samples, *settings.data.shape),
+                (samples, *config.data.shape),
                 sampler=sampler,
                 steps=steps,
                 seed=seed,

@@ -112,8 +112,8 @@ def begin(
     `how` is plain, eager, compiled or graphs (compiled, and replayed as CUDA graphs).
     """
     global step, forward
-    config, settings = composed(*network)
-    size = settings.data.image_size
+    _, config = composed(*network)
+    size = config.data.image_size
     generator = torch.Generator().manual_seed(0)
     x, eps = torch.randn(2, batch, 1, size, size, generator=generator).to(device)
     t = torch.randint(0, 1000, (batch,), generator=generator).to(device)

@@ -41,10 +41,10 @@ def flower() -> tuple[float, float]:
     return json.loads(line.removeprefix("FINISHED"))["seconds"], written
 
 
-def fedlight(settings: Sequence[str], transport: str) -> tuple[float, float]:
+def fedlight(config: Sequence[str], transport: str) -> tuple[float, float]:
     """Seconds of a round by that transport, and the MB written in its run."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["-m", "fedlight.run", *settings, f"transport={transport}", f"output={folder}"]
+        command = ["-m", "fedlight.run", *config, f"transport={transport}", f"output={folder}"]
         _, written = measured(*command, sign="loss 0.")
         (path,) = Path(folder).glob("*/*/rounds.csv")
         with path.open(encoding="utf-8") as file:
@@ -64,10 +64,10 @@ def steps(updates: int) -> float:
 def main() -> None:
     given = parser(__doc__).parse_args()
     updates = 200 if given.quick else 1_000
-    settings = [*SETTINGS, f"fraction={updates / CLIENTS}"]
-    os.environ["SETTINGS"] = json.dumps(settings)
+    config = [*SETTINGS, f"fraction={updates / CLIENTS}"]
+    os.environ["SETTINGS"] = json.dumps(config)
     alone = steps(updates) / WORKERS
-    found = {"Flower": flower(), **{name: fedlight(settings, name) for name in TRANSPORTS}}
+    found = {"Flower": flower(), **{name: fedlight(config, name) for name in TRANSPORTS}}
     theirs = found["Flower"][0]
     show(
         f"a round of {updates} updates of one step, {CLIENTS:,} clients, {WORKERS} processes",

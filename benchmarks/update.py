@@ -29,10 +29,10 @@ def run_bare() -> None:
     """Prints the seconds of the same 300 updates by a bare loop, which aggregates but stores nothing."""
     from round import bare
 
-    from fedlight.experiment.build import build
+    from fedlight.experiment.setup import build
 
-    _, settings = composed(*CELL)
-    components = build(settings)
+    _, config = composed(*CELL)
+    components = build(config)
     first = {name: tensor.clone() for name, tensor in components.module.state_dict().items()}
     begun = time.perf_counter()
     bare(components, first)

@@ -275,8 +275,8 @@ def _expand(key: str, path: str) -> str | None:
 def describe(error: BaseException) -> str:
     """What is wrong, in one line, and the key that was meant where one is misspelled."""
     error = first_cause(error)
-    told = explain(error) if type(error) is not Held and isinstance(error, OSError) else str(error)
-    line = plain_line(legible(told.split("Config search path")[0]))
+    error_line = explain(error) if type(error) is not Held and isinstance(error, OSError) else str(error)
+    line = plain_line(legible(error_line.split("Config search path")[0]))
     message = redacted(line) or type(error).__name__
     unknown = re.search(r"is not in struct full_key: (\S+)", message)
     return _unknown(unknown[1]) if unknown else message

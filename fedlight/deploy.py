@@ -8,7 +8,7 @@ from string import Template
 from hydra import compose, initialize_config_dir
 
 from fedlight.overrides import keep_text
-from fedlight.run import ROOT, TOLD, print_error, register_resolvers
+from fedlight.run import ROOT, USER_ERRORS, print_error, register_resolvers
 from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
 
@@ -42,7 +42,7 @@ def main() -> None:
             write_app(asked.folder, asked.overrides)
         else:
             check_institution(asked.folder, asked.agreed, asked.client, asked.data_root)
-    except TOLD as error:
+    except USER_ERRORS as error:
         sys.exit(print_error(error))
 
 
@@ -53,34 +53,34 @@ def write_app(folder: Path, overrides: list[str]) -> None:
         BadInput: the folder is there already, or the cell cannot be deployed.
     """
     from fedlight.config import validate
-    from fedlight.experiment.agreement import FILE, agreed_hash, write_agreement
-    from fedlight.experiment.deployed import check_deployable, with_classes
+    from fedlight.deployment.agreement import FILE, agreed_hash, write_agreement
+    from fedlight.deployment.deployed import check_deployable, with_classes
     from fedlight.experiment.targets import check_targets
 
     if folder.exists():
         raise BadInput(f"{folder} is there already: choose another folder, or remove it")
     register_resolvers()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        settings = validate(compose("config", overrides=["transport=flower", *keep_text(overrides)]))
-    if settings.privacy and not any(o.lstrip("+").startswith("privacy.secure_noise=") for o in overrides):
-        privacy = settings.privacy.model_copy(update={"secure_noise": True})
-        settings = settings.model_copy(update={"privacy": privacy})
-    check_deployable(settings)
-    check_targets(settings.plain())
-    classes = with_classes(settings).data.classes
+        config = validate(compose("config", overrides=["transport=flower", *keep_text(overrides)]))
+    if config.privacy and not any(o.lstrip("+").startswith("privacy.secure_noise=") for o in overrides):
+        privacy = config.privacy.model_copy(update={"secure_noise": True})
+        config = config.model_copy(update={"privacy": privacy})
+    check_deployable(config)
+    check_targets(config.plain())
+    classes = with_classes(config).data.classes
     inner = folder / PACKAGE
     inner.mkdir(parents=True)
-    write_agreement(inner / FILE, settings.plain())
+    write_agreement(inner / FILE, config.plain())
     words = {
-        "name": settings.name,
-        "clients": settings.clients,
-        "last": settings.clients - 1,
-        "rounds": settings.rounds,
-        "method": settings.method.name,
+        "name": config.name,
+        "clients": config.clients,
+        "last": config.clients - 1,
+        "rounds": config.rounds,
+        "method": config.method.name,
         "sha256": agreed_hash(inner / FILE),
         "classes": f", which are {', '.join(classes)}" if classes else "",
     }
-    (inner / "__init__.py").write_text(f'"""The federation {settings.name}."""\n', encoding="utf-8")
+    (inner / "__init__.py").write_text(f'"""The federation {config.name}."""\n', encoding="utf-8")
     for template in ("server_app.py", "client_app.py"):
         (inner / template).write_text(
             (TEMPLATES / f"{template}.txt").read_text(encoding="utf-8"), encoding="utf-8"
@@ -91,7 +91,7 @@ def write_app(folder: Path, overrides: list[str]) -> None:
             encoding="utf-8",
         )
     readme = folder / "README.md"
-    print(f"{folder}: a federation of {settings.clients} institutions; {readme} says what each types")
+    print(f"{folder}: a federation of {config.clients} institutions; {readme} says what each types")
     print(f"sha256 {words['sha256']}")
 
 
@@ -103,41 +103,41 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
     """
     import numpy as np
 
-    from fedlight.experiment.agreement import FILE, check_agreed
-    from fedlight.experiment.deployed import MODELS, agreed, build_institution, with_classes
+    from fedlight.deployment.agreement import FILE, check_agreed
+    from fedlight.deployment.deployed import MODELS, agreed, build_institution, with_classes
 
     path = folder / PACKAGE / FILE
     check_agreed(path, agreed_to)
-    settings = agreed(path, None if root is None else str(root.absolute()))
-    components = build_institution(settings, client)
+    config = agreed(path, None if root is None else str(root.absolute()))
+    components = build_institution(config, client)
     images = len(components.shares[client])
     if not images:
         raise BadInput(f"client {client} would train on no image")
     slices, method = components.slices.names, components.method
     state = components.module.state_dict()
-    place = root or f"the share of client {client} in {settings.data.name}, dealt as in a simulation"
+    place = root or f"the share of client {client} in {config.data.name}, dealt as in a simulation"
     print(f"configuration  {agreed_to}, as agreed")
-    print(f"data           {images} images of {settings.data.shape} to train on, from {place}")
+    print(f"data           {images} images of {config.data.shape} to train on, from {place}")
     labels = components.dataset.train.labels[components.shares[client]]
     counts = np.bincount(labels, minlength=len(components.dataset.classes))
     named = (f"{name} {count}" for name, count in zip(components.dataset.classes, counts, strict=True))
-    numbered = "as agreed" if with_classes(settings).data.classes else "of this institution; none were agreed"
+    numbered = "as agreed" if with_classes(config).data.classes else "of this institution; none were agreed"
     print(f"classes        {', '.join(named)} ({numbered})")
-    print(f"leaves, in each of up to {settings.rounds} rounds:")
+    print(f"leaves, in each of up to {config.rounds} rounds:")
     for slice_ in method.uplink:
         sent = [state[name] for name in slices[slice_]]
         size = sum(tensor.nbytes for tensor in sent)
-        encoded = ", encoded" if settings.transform and settings.transform.up else ""
+        encoded = ", encoded" if config.transform and config.transform.up else ""
         params = sum(tensor.numel() for tensor in sent)
         print(f"  {slice_:12} {params:,} trained parameters, {size:,} bytes{encoded}")
-    if extras := components.algorithm.extras_like({n: state[n] for s in method.uplink for n in slices[s]}):
-        numbers = sum(tensor.numel() for tensor in extras.values())
+    if aux := components.algorithm.aux_like({n: state[n] for s in method.uplink for n in slices[s]}):
+        numbers = sum(tensor.numel() for tensor in aux.values())
         print(f"  {'algorithm':12} {numbers:,} numbers that it corrects the others with")
-    if not settings.privacy:
+    if not config.privacy:
         print("  the number of images, the mean training loss")
     if method.evaluate == "clients":
-        due = f"and every {settings.evaluation.every} rounds" if settings.evaluation.every else "once"
-        drawn = settings.evaluation.grid or settings.evaluation.samples
+        due = f"and every {config.evaluation.every} rounds" if config.evaluation.every else "once"
+        drawn = config.evaluation.grid or config.evaluation.samples
         scores = "images drawn from its own model and their scores, " if drawn else ""
         print(
             f"leaves at the end, {due}: {scores}the fingerprint of its own model, each with up to {MODELS} "

@@ -37,7 +37,7 @@ def export(folder: Path, client: int | None, out: Path, trust: bool) -> None:
     state = cell.state(client)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out: {out} is there already, and not empty")
-    from fedlight.experiment.pretrained import add_code, save_pipeline
+    from fedlight.experiment.pipeline import add_code, save_pipeline
 
     cell.module.load_state_dict(state)
     save_pipeline(out, cell.module)

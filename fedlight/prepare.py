@@ -15,7 +15,7 @@ def main() -> None:
     sys.exit(command_line(prepare))
 
 
-def prepare(config: DictConfig) -> None:
+def prepare(composed: DictConfig) -> None:
     """Loads the data set, and makes the extractor and the reference statistics of the scores.
 
     Raises:
@@ -23,15 +23,15 @@ def prepare(config: DictConfig) -> None:
     """
     from fedlight.config import validate
 
-    settings = validate(config)
-    from fedlight.experiment.build import announce, build
+    config = validate(composed)
+    from fedlight.experiment.setup import announce, build
 
-    components = build(settings)
+    components = build(config)
     announce(components.dataset)
     train, test = components.dataset.train, components.dataset.test
-    print(f"data {settings.data.name}: {len(train):,} training and {len(test):,} test images")
+    print(f"data {config.data.name}: {len(train):,} training and {len(test):,} test images")
     if components.evaluator is not None:
-        extractor, cache = components.evaluator.extractor, settings.evaluation.cache
+        extractor, cache = components.evaluator.extractor, config.evaluation.cache
         accuracy = "" if extractor.accuracy is None else f", test accuracy {extractor.accuracy:.1%}"
         print(f"extractor {extractor.name}: ready{accuracy}; it and its reference statistics are in {cache}")
 

@@ -21,10 +21,10 @@ from fedlight.evaluation.weights import weights_name
 from fedlight.manual import manual
 from fedlight.overrides import keep_text
 from fedlight.reporting.terminal import SweepWatch
-from fedlight.runs.identity import cell_folder, is_done, tell_done
+from fedlight.runs.identity import cell_folder, is_done, print_done
 from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause, raised_by_hydra
-from fedlight.runtime.lock import hold
+from fedlight.runtime.lease import hold
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.secret import NESTED, move_to_environment, redacted
 from fedlight.runtime.signals import EXIT, Interrupted
@@ -33,7 +33,7 @@ PACKAGE = Path(__file__).parent
 SETTINGS = PACKAGE / "settings"  # where a wheel carries the folders configs and sweeps
 ROOT = SETTINGS if SETTINGS.is_dir() else PACKAGE.parent
 DEBUG = "HYDRA_FULL_ERROR"
-TOLD = (*KNOWN, HydraException, OmegaConfBaseException, OSError)
+USER_ERRORS = (*KNOWN, HydraException, OmegaConfBaseException, OSError)
 """Errors that are told in one line; others are faults of fedlight, not of its use."""
 
 
@@ -100,7 +100,7 @@ def compose_and_run(work: Callable[[DictConfig], None], typed: list[str], debug:
         replace_unencodable()  # in a process of a launcher
         try:
             work(config)
-        except TOLD as error:
+        except USER_ERRORS as error:
             if debug:
                 raise
             status = print_error(error)
@@ -138,27 +138,27 @@ def compose_and_run(work: Callable[[DictConfig], None], typed: list[str], debug:
     return status
 
 
-def check_and_run(config: DictConfig) -> None:
+def check_and_run(composed: DictConfig) -> None:
     """Runs the cell; the configuration is checked before the heavy libraries are loaded."""
     from fedlight.config import validate
 
-    asked = DictConfig(HydraConfig.get())
-    refuse_grid(asked)
-    settings = validate(config)
-    if OmegaConf.select(asked, "sweeper.dry"):
+    command = DictConfig(HydraConfig.get())
+    refuse_grid(command)
+    config = validate(composed)
+    if OmegaConf.select(command, "sweeper.dry"):
         from fedlight.experiment.estimate import print_plan
 
-        print_plan([settings])
+        print_plan([config])
         return
-    folder = cell_folder(settings)
+    folder = cell_folder(config)
     if is_done(folder):
-        tell_done(folder)
+        print_done(folder)
         return
     with hold(folder) as held:
         with no_garbage():
-            from fedlight.experiment.execute import run_cell
+            from fedlight.experiment.cell import run_cell
 
-        run_cell(settings, held)
+        run_cell(config, held)
 
 
 def refuse_bytes(typed: list[str]) -> None:
@@ -195,7 +195,7 @@ def print_error(error: Exception) -> int:
     print(f"fedlight: error: {describe(error)}", file=sys.stderr)
     cause = first_cause(error)
     bad_input = isinstance(cause, BadInput | HydraException | OmegaConfBaseException)
-    return 1 if isinstance(cause, TOLD) and not bad_input else 2
+    return 1 if isinstance(cause, USER_ERRORS) and not bad_input else 2
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from fedlight.runs.status import (
 )
 from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.lock import is_alive
+from fedlight.runtime.lease import is_alive
 from fedlight.runtime.printable import plain_line
 from fedlight.runtime.slurm_jobs import cancel as cancel_jobs
 

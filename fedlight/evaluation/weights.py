@@ -77,8 +77,8 @@ def _fetch(url: str, path: Path) -> None:
     with urlopen(url) as response, path.open("wb") as file:
         length = response.headers["Content-Length"]  # not every server tells it
         size = int(length) / MIB if length else None
-        told = f", {size:.1f} MiB" if size else ""
-        print(f"fedlight: downloading {url}{told}", file=sys.stderr)
+        message = f", {size:.1f} MiB" if size else ""
+        print(f"fedlight: downloading {url}{message}", file=sys.stderr)
         blocks = iter(partial(response.read, MIB), b"")
         for block in track(blocks, "downloading Inception's weights (MiB)", ceil(size) if size else None):
             file.write(block)

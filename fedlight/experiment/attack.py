@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fedlight.diffusion.ddpm import DDPM, VELOCITY
 from fedlight.evaluation.memorisation import CopyCheck
-from fedlight.experiment.build import CHECKPOINT, Components, assemble, load_data, make_server
 from fedlight.experiment.canaries import canary_scores
 from fedlight.experiment.finished import FinishedCell
+from fedlight.experiment.setup import CHECKPOINT, Components, assemble, load_data, make_server
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
 from fedlight.federation.messages import Broadcast, State
@@ -44,11 +44,11 @@ class Attacker:
 
     def __init__(self, cell: FinishedCell, images: int, clients: int, seed: int) -> None:
         self._cell = cell
-        self._parts: Components = assemble(cell.settings, load_data(cell.settings))
+        self._parts: Components = assemble(cell.config, load_data(cell.config))
         self._images = images
         self._clients = clients
         self._seed = seed
-        privacy = self._parts.settings.privacy
+        privacy = self._parts.config.privacy
         self._delta = privacy.delta if privacy else 1e-5
         self._others = self._pick(self._parts.dataset.test, np.arange(len(self._parts.dataset.test)))
 
@@ -61,9 +61,9 @@ class Attacker:
             "attacks": [attack.summary(self._delta) for attack in attacks],
             "extraction": self._extraction(client),
         }
-        privacy = self._parts.settings.privacy
+        privacy = self._parts.config.privacy
         if privacy and privacy.name == "client":
-            scores = canary_scores(self._parts.settings, self._seed)
+            scores = canary_scores(self._parts.config, self._seed)
             result["canaries"] = {"epsilon_lower": lower_bound(*scores, self._delta)}
         return result
 
@@ -81,15 +81,15 @@ class Attacker:
 
         The last round is done again from the checkpoint before it; nothing of it is kept.
         """
-        parts, folder, rounds = self._parts, self._cell.folder, self._cell.settings.rounds
+        parts, folder, rounds = self._parts, self._cell.folder, self._cell.config.rounds
         server = make_server(
-            folder.name, parts.settings, parts.module, parts.slices, parts.algorithm, parts.codec
+            folder.name, parts.config, parts.module, parts.slices, parts.algorithm, parts.codec
         )
         checkpoint = folder / CHECKPOINT
-        server.resume(ServerCheckpoint(checkpoint, folder.name, mends=False), before=rounds)
+        server.resume(ServerCheckpoint(checkpoint, folder.name, repair=False), before=rounds)
         if parts.method.pool or not parts.method.uplink or server.round != rounds - 1:
             return
-        memory = client_memory(checkpoint, folder.name, mends=False)
+        memory = client_memory(checkpoint, folder.name, repair=False)
         before = server.global_state()
         with TemporaryDirectory() as nowhere:
             (Path(nowhere) / CHECKPOINT).mkdir()

@@ -19,7 +19,7 @@ SIZE = 10_000  # scalars of the model: canaries of random directions hardly meet
 SLICE, NAME = "canary", "canary.direction"
 
 
-def canary_scores(settings: CellConfig, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def canary_scores(config: CellConfig, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How far the final model went in the direction of each canary (arXiv 2302.03098).
 
     Half of the canaries are clients, each of which reports its own random direction, ten times the clip, in
@@ -28,23 +28,23 @@ def canary_scores(settings: CellConfig, seed: int) -> tuple[NDArray[np.float64],
     lower bound allows for delta grows with their number (arXiv 2305.08846, theorem 3.1).
 
     Args:
-        settings: of a cell with client-level privacy; its noise, clip, cohorts and rounds count.
+        config: of a cell with client-level privacy; its noise, clip, cohorts and rounds count.
         seed: decides canaries and noise.
 
     Returns:
         Scores of the canaries that took part and of those that did not.
     """
-    assert settings.privacy is not None
-    clip = settings.privacy.clip
-    canaries = round(min(CANARIES, max(FEWEST, 0.1 / settings.privacy.delta)))
-    settings = settings.model_copy(update={"clients": canaries, "seed": seed})
+    assert config.privacy is not None
+    clip = config.privacy.clip
+    canaries = round(min(CANARIES, max(FEWEST, 0.1 / config.privacy.delta)))
+    config = config.model_copy(update={"clients": canaries, "seed": seed})
     rng = np.random.default_rng(seed)
     included = rng.random(canaries) < 0.5
     directions = rng.standard_normal((canaries, SIZE)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     loud = 10 * (clip if np.isfinite(clip) else 1.0)
 
-    mechanism = make_mechanism(settings)
+    mechanism = make_mechanism(config)
     assert mechanism is not None
     method = Method(name="CANARY", downlink=(SLICE,), uplink=(SLICE,), evaluate="global")
     server = Server(
@@ -52,12 +52,12 @@ def canary_scores(settings: CellConfig, seed: int) -> tuple[NDArray[np.float64],
         method,
         SliceMap({SLICE: (NAME,)}),
         {NAME: torch.zeros(SIZE)},
-        make_participation(settings),
+        make_participation(config),
         FedAvg(),
         Codec(),
         privacy=mechanism,
     )
-    for round_ in range(1, settings.rounds + 1):
+    for round_ in range(1, config.rounds + 1):
         for broadcast in list(server.broadcasts()):
             if not included[broadcast.client]:
                 continue
@@ -66,6 +66,6 @@ def canary_scores(settings: CellConfig, seed: int) -> tuple[NDArray[np.float64],
                 values, _ = mechanism.share(values, {}, server.theta, round_, broadcast.client)
             payloads = {SLICE: Payload.plain(values)}
             server.receive(Update("canaries", round_, broadcast.client, 0, None, payloads))
-        server.close_round()
+        server.finish_round()
     scores = directions.astype(np.float64) @ server.theta[NAME].double().numpy()
     return scores[included], scores[~included]

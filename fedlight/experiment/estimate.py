@@ -12,8 +12,8 @@ from rich.table import Table
 
 from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData
-from fedlight.experiment.build import Components, check, make_server, worker_room
 from fedlight.experiment.evaluate import is_due, scored_clients
+from fedlight.experiment.setup import Components, check, make_server, worker_room
 from fedlight.federation.cohort import cohort_size
 from fedlight.reporting import numbers
 from fedlight.runs.identity import cell_folder
@@ -40,12 +40,12 @@ class Estimate:
 
 def estimate(components: Components) -> Estimate:
     """Sends all messages of a cell in thought, and takes one step and one look at the clock."""
-    settings, method = components.settings, components.method
+    config, method = components.config, components.method
     server = make_server(
-        "", settings, components.module, components.slices, components.algorithm, components.codec
+        "", config, components.module, components.slices, components.algorithm, components.codec
     )
     shares = [sum(map(len, components.shares))] if method.pool else [len(own) for own in components.shares]
-    batches = [-(-images // settings.data.batch_size) for images in shares]
+    batches = [-(-images // config.data.batch_size) for images in shares]
     chance, state = torch.Generator().manual_seed(0), components.module.state_dict()
     delta = {name: torch.randn(tensor.shape, generator=chance) for name, tensor in state.items()}
     sent = {}
@@ -54,14 +54,14 @@ def estimate(components: Components) -> Estimate:
         zero = {key: torch.zeros_like(tensor) for key, tensor in part.items()}
         sent[name], _ = components.codec.encode(part, zero, {}, np.random.default_rng(0), name)
     steps = 0
-    for _ in range(settings.rounds):
+    for _ in range(config.rounds):
         for message in server.broadcasts():
             if not message.drops_out:
-                steps += settings.epochs * batches[message.client]
+                steps += config.epochs * batches[message.client]
                 if not method.pool:
                     up = {name: sent[name] for name in message.uplink}
                     server.ledger.add(message.round, message.client, "up", up)
-        server.ledger.close_round(0)
+        server.ledger.finish_round(0)
         server.round += 1
     return Estimate(steps, server.ledger.bytes, _seconds(components, steps, max(shares)))
 
@@ -73,11 +73,11 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
         table.add_column(head, justify="right")
     left = []
     notes: dict[str, None] = {}
-    for settings in cells:
-        folder = cell_folder(settings)
+    for config in cells:
+        folder = cell_folder(config)
         cell = read_cell(folder, None, {})
         state = f"{cell.state}, round {cell.round}" if cell.round and cell.state != DONE else cell.state
-        components = check(settings, elsewhere=False)
+        components = check(config, elsewhere=False)
         assert components is not None
         notes |= dict.fromkeys(components.dataset.notes)
         found = estimate(components)
@@ -102,15 +102,15 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
 
 def _seconds(components: Components, steps: int, largest: int) -> float:
     """The time of training and sampling, by that of one step; forward is a third of it."""
-    settings = components.settings
-    batch = min(settings.data.batch_size, largest)
-    same = settings.model_dump_json(include={"model", "data", "optimizer", "trainer"})
+    config = components.config
+    batch = min(config.data.batch_size, largest)
+    same = config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
     step = _step_seconds(same, components, batch) / batch
-    at_once = min(worker_room(settings, components.device), cohort_size(settings.clients, settings.fraction))
-    models = len(scored_clients(settings, frozenset())) if components.method.evaluate == "clients" else 1
-    due = sum(is_due(round_, settings) for round_ in range(1, settings.rounds + 1))
-    forwards = models * due * settings.evaluation.samples * settings.evaluation.steps
-    return (steps * settings.data.batch_size * step + forwards * step / 3) / at_once
+    at_once = min(worker_room(config, components.device), cohort_size(config.clients, config.fraction))
+    models = len(scored_clients(config, frozenset())) if components.method.evaluate == "clients" else 1
+    due = sum(is_due(round_, config) for round_ in range(1, config.rounds + 1))
+    forwards = models * due * config.evaluation.samples * config.evaluation.steps
+    return (steps * config.data.batch_size * step + forwards * step / 3) / at_once
 
 
 _timed: dict[str, float] = {}  # seconds of a step, by what decides it

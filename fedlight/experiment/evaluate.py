@@ -27,7 +27,7 @@ from fedlight.runtime.errors import Damaged
 from fedlight.runtime.seeds import derive_seed, stream
 
 if TYPE_CHECKING:
-    from fedlight.experiment.build import Components
+    from fedlight.experiment.setup import Components
 
 METRICS = ("kid", "precision", "recall", "inception_score")  # beside FID, of every extractor
 GROUPS = {"coverage": ("share", "entropy"), "label_accuracy": ("all", "held", "unseen")}  # of the classifier
@@ -63,10 +63,10 @@ class Drawn:
         return cls(groups["grid"]["images"], metrics, Memorisation(**ratios) if ratios else None)
 
 
-def is_due(round_: int, settings: CellConfig) -> bool:
+def is_due(round_: int, config: CellConfig) -> bool:
     """Whether the models are evaluated after this round: the last one, and every `evaluation.every`-th."""
-    every = settings.evaluation.every
-    return round_ == settings.rounds or (every is not None and round_ % every == 0)
+    every = config.evaluation.every
+    return round_ == config.rounds or (every is not None and round_ % every == 0)
 
 
 def grid_path(folder: Path, round_: int) -> Path:
@@ -98,14 +98,14 @@ def evaluate_models(
         The `fid` entry of `result.json`, or None where nothing is scored. A client that did not answer counts
         nowhere.
     """
-    settings, per_client = components.settings, server.method.evaluate == "clients"
-    images = _images(settings)
+    config, per_client = components.config, server.method.evaluate == "clients"
+    images = _images(config)
     if not images:
         return None
-    models: list[int | None] = list(scored_clients(settings, server.trained)) if per_client else [None]
+    models: list[int | None] = list(scored_clients(config, server.trained)) if per_client else [None]
     if components.evaluator is None:
         models = models[:GRID_CLIENTS]
-    steps = sampling_steps(images, settings.evaluation.steps)
+    steps = sampling_steps(images, config.evaluation.steps)
     advance = bars.sampling(len(models) * steps)
 
     def step() -> None:
@@ -130,12 +130,12 @@ def evaluate_models(
 
     metrics = [model.metrics for model in drawn if model.metrics]
     if drawn[0].grid.numel():
-        heads = _heads(settings, components.dataset.classes)
+        heads = _heads(config, components.dataset.classes)
         a_row = len(heads) if heads and per_client else None
         shown = [model.grid[:a_row] for model in drawn[:GRID_CLIENTS]]
         labels = zip_longest(models[: len(shown)], metrics[: len(shown)])
         rows = [("\n".join(_label(*label)), grid) for label, grid in zip(labels, shown, strict=True)]
-        title = f"{settings.method.name}, {settings.clients} clients, after round {server.round}"
+        title = f"{config.method.name}, {config.clients} clients, after round {server.round}"
         if heads:
             title += "; columns: the class that was asked for"
         pictures.sample_grid(grid_path(folder, server.round), rows, title, heads)
@@ -147,20 +147,20 @@ def evaluate_models(
         )
     if components.evaluator is None:
         return None
-    return _entry(metrics, models, check, components.evaluator.extractor, settings, len(server.trained))
+    return _entry(metrics, models, check, components.evaluator.extractor, config, len(server.trained))
 
 
-def check_drawn(scores: Scores, settings: CellConfig) -> None:
+def check_drawn(scores: Scores, config: CellConfig) -> None:
     """Checks scores and images from a client that nobody can vouch for.
 
     Args:
         scores: the answer to a request to draw, with finite numbers.
-        settings: of the cell.
+        config: of the cell.
 
     Raises:
         Damaged: the cell's evaluation gives other metrics, or tensors of other names, shapes and dtypes.
     """
-    asked = settings.evaluation
+    asked = config.evaluation
     required = {"fid", *METRICS} if asked.samples else set()
     known = {"own_fid", *(f"{group}.{name}" for group, names in GROUPS.items() for name in names)}
     if missing := required - scores.metrics.keys():
@@ -168,7 +168,7 @@ def check_drawn(scores: Scores, settings: CellConfig) -> None:
     if odd := scores.metrics.keys() - (required | known if required else required):
         raise Damaged(f"has a metric {min(odd)}")
     shapes: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...] | None]]] = {
-        "grid": {"images": (torch.uint8, (_shown(settings), *settings.data.shape))}
+        "grid": {"images": (torch.uint8, (_shown(config), *config.data.shape))}
     }
     if asked.samples and asked.memorisation:
         shapes["memorisation"] = {
@@ -193,46 +193,46 @@ def draw_and_score(
     components: Components, state: State, round_: int, client: int | None, on_step: Callable[[], None]
 ) -> Drawn:
     """Draws images from one model and scores them; `client` is None for the global one."""
-    settings = components.settings
-    seed = derive_seed(settings.seed, "sample", round_, client or 0)
-    labels = even_labels(settings, _images(settings), len(components.dataset.classes))
-    workers = 1 if settings.trainer.compile or client is not None else components.room  # clients: processes
+    config = components.config
+    seed = derive_seed(config.seed, "sample", round_, client or 0)
+    labels = even_labels(config, _images(config), len(components.dataset.classes))
+    workers = 1 if config.trainer.compile or client is not None else components.room  # clients: processes
     model = "the global model" if client is None else f"the model of client {client}"
     images = draw(
         components.module,
         components.device,
         state,
-        settings,
-        _images(settings),
+        config,
+        _images(config),
         seed,
         labels,
         f"{model} after round {round_}",
         workers,
         on_step,
     )
-    grid = images[: _shown(settings)].clone()
+    grid = images[: _shown(config)].clone()
     if components.evaluator is None:
         return Drawn(grid, {}, None)
-    scored = settings.evaluation.samples
+    scored = config.evaluation.samples
     return Drawn(
         grid, *components.evaluator(images[:scored], client, labels if labels is None else labels[:scored])
     )
 
 
-def _shown(settings: CellConfig) -> int:
+def _shown(config: CellConfig) -> int:
     """Images of a model in the sample grid."""
-    grid = settings.evaluation.grid
-    return min(grid, pictures.COLUMNS) if settings.method.evaluate == "clients" else grid
+    grid = config.evaluation.grid
+    return min(grid, pictures.COLUMNS) if config.method.evaluate == "clients" else grid
 
 
-def _heads(settings: CellConfig, classes: Sequence[str]) -> Sequence[str]:
+def _heads(config: CellConfig, classes: Sequence[str]) -> Sequence[str]:
     """Of the columns of a conditional model's grid, which is asked for each class in turn."""
-    return classes if settings.model.conditional and len(classes) <= pictures.COLUMNS else ()
+    return classes if config.model.conditional and len(classes) <= pictures.COLUMNS else ()
 
 
-def _images(settings: CellConfig) -> int:
+def _images(config: CellConfig) -> int:
     """Images to draw from a model."""
-    return max(settings.evaluation.samples, _shown(settings))
+    return max(config.evaluation.samples, _shown(config))
 
 
 def _label(client: int | None, metrics: dict[str, float] | None) -> list[str]:
@@ -245,7 +245,7 @@ def draw(
     module: DDPM,
     device: torch.device,
     state: State,
-    settings: CellConfig,
+    config: CellConfig,
     images: int,
     seed: int,
     labels: Tensor | None,
@@ -266,12 +266,12 @@ def draw(
     drawn = sample(
         module.denoiser,
         module.schedule,
-        (images, *settings.data.shape),
-        sampler=settings.evaluation.sampler,
-        steps=settings.evaluation.steps,
+        (images, *config.data.shape),
+        sampler=config.evaluation.sampler,
+        steps=config.evaluation.steps,
         seed=seed,
         labels=labels,
-        guidance=settings.evaluation.guidance,
+        guidance=config.evaluation.guidance,
         workers=workers,
         on_step=on_step,
         on_frame=on_frame,
@@ -281,20 +281,20 @@ def draw(
     return drawn
 
 
-def even_labels(settings: CellConfig, images: int, classes: int) -> Tensor | None:
+def even_labels(config: CellConfig, images: int, classes: int) -> Tensor | None:
     """Labels to ask of a conditional model, 0, 1, ... and again, each as often; None of another model."""
-    return torch.arange(images) % classes if settings.model.conditional else None
+    return torch.arange(images) % classes if config.model.conditional else None
 
 
-def scored_clients(settings: CellConfig, trained: Set[int]) -> list[int]:
+def scored_clients(config: CellConfig, trained: Set[int]) -> list[int]:
     """The clients whose models are evaluated: `evaluation.clients` of those that have trained.
 
     They are the same in every round, where they have all trained before. Where nobody has, every client
     counts: all hold their first weights.
     """
-    wanted, clients = settings.evaluation.clients, settings.clients
+    wanted, clients = config.evaluation.clients, config.clients
     number = clients if wanted == "all" else min(wanted, clients)
-    draw = stream(settings.seed, "evaluation")
+    draw = stream(config.seed, "evaluation")
     first = draw.choice(clients, number, replace=False).tolist()
     then = draw.permutation(sorted(set(range(clients)).difference(first))).tolist()
     return sorted([client for client in (*first, *then) if not trained or client in trained][:number])
@@ -305,11 +305,11 @@ def _entry(
     models: list[int | None],
     check: Memorisation | None,
     extractor: Extractor,
-    settings: CellConfig,
+    config: CellConfig,
     trained: int,
 ) -> dict[str, Any]:
     """The `fid` entry of `result.json`: means over the models that have the metric, None without one."""
-    asked = settings.evaluation
+    asked = config.evaluation
     fids = [found["fid"] for found in metrics]
     clients = [client for client in models if client is not None]
     means = {

@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from fedlight.config import CellConfig
-from fedlight.runtime.errors import BadInput, told
+from fedlight.runtime.errors import BadInput, format_error
 
 LIBRARIES = ("fedlight", "torch", "diffusers")
 
@@ -25,23 +25,23 @@ def make_extension(group: str, node: dict[str, Any], *arguments: Any, **more: An
     except HydraException as error:
         if isinstance(error.__cause__, BadInput):
             raise error.__cause__ from None
-        raise BadInput(f"{group} {node.get('_target_')}: {told(error.__cause__ or error)}") from error
+        raise BadInput(f"{group} {node.get('_target_')}: {format_error(error.__cause__ or error)}") from error
 
 
-def blamed(error: Exception, settings: CellConfig) -> str | None:
+def user_code_error(error: Exception, config: CellConfig) -> str | None:
     """Which code of the user's own raised an error, and what; None where none did."""
     nodes = [
-        ("data", settings.data.source),
-        ("model.unet", settings.model.unet),
-        ("optimizer", settings.optimizer.model_dump(by_alias=True)),
-        *(("transform", stage) for stage in (settings.transform.up if settings.transform else ())),
-        ("algorithm", settings.algorithm and settings.algorithm.model_dump(by_alias=True)),
-        ("transport", settings.transport and settings.transport.model_dump(by_alias=True)),
+        ("data", config.data.source),
+        ("model.unet", config.model.unet),
+        ("optimizer", config.optimizer.model_dump(by_alias=True)),
+        *(("transform", stage) for stage in (config.transform.up if config.transform else ())),
+        ("algorithm", config.algorithm and config.algorithm.model_dump(by_alias=True)),
+        ("transport", config.transport and config.transport.model_dump(by_alias=True)),
     ]
     text = "".join(traceback.format_exception(error))  # that of another process is in it as text
     for group, node in nodes:
         target = str((node or {}).get("_target_"))
         file = getattr(sys.modules.get(target.rpartition(".")[0]), "__file__", None)
         if file is not None and target.partition(".")[0] not in LIBRARIES and f'"{file}"' in text:
-            return f"{group} {target}: {told(error)}"
+            return f"{group} {target}: {format_error(error)}"
     return None

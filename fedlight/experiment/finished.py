@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedlight.config import CellConfig, validate
 from fedlight.diffusion.ddpm import DDPM
-from fedlight.experiment.build import CHECKPOINT, make_algorithm, make_module, make_server
 from fedlight.experiment.evaluate import draw, even_labels
+from fedlight.experiment.setup import CHECKPOINT, make_algorithm, make_module, make_server
 from fedlight.experiment.targets import check_targets
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
@@ -30,7 +30,7 @@ class FinishedCell:
     """What a completed cell left: settings, an empty model, states to load into it, the number of classes."""
 
     folder: Path
-    settings: CellConfig
+    config: CellConfig
     module: DDPM
     server: Server
     classes: int
@@ -41,23 +41,23 @@ class FinishedCell:
         Raises:
             BadInput: there is no such model.
         """
-        per_client, clients = self.server.method.evaluate == "clients", self.settings.clients
+        per_client, clients = self.server.method.evaluate == "clients", self.config.clients
         if client is None and per_client:
             raise BadInput(
-                f"{self.folder.name}: the trained models of {self.settings.method.name} are the clients' "
+                f"{self.folder.name}: the trained models of {self.config.method.name} are the clients' "
                 f"own; choose one with --client 0 to {clients - 1}"
             )
         if client is None:
             return self.server.global_state()
         if not per_client:
             raise BadInput(
-                f"{self.folder.name}: the trained model of {self.settings.method.name} is the federated "
+                f"{self.folder.name}: the trained model of {self.config.method.name} is the federated "
                 "one; leave out --client"
             )
         if not 0 <= client < clients:
             raise BadInput(f"{self.folder.name}: clients are 0 to {clients - 1}, got {client}")
         round_ = self.server.met.get(client, 0)
-        memory = client_memory(self.folder / CHECKPOINT, self.folder.name, mends=False)
+        memory = client_memory(self.folder / CHECKPOINT, self.folder.name, repair=False)
         try:
             kept = memory.read(client, round_) if round_ else {}
         except Damaged as error:
@@ -85,7 +85,7 @@ class FinishedCell:
             BadInput: there is no such model, or it knows no such label.
             Diverged: the model's images are not finite.
         """
-        labels = even_labels(self.settings, images, self.classes)
+        labels = even_labels(self.config, images, self.classes)
         if label is not None:
             if labels is None:
                 raise BadInput(f"{self.folder.name}: its model knows no labels; leave out --label")
@@ -97,7 +97,7 @@ class FinishedCell:
             self.module,
             DEVICE,
             self.state(client),
-            self.settings,
+            self.config,
             images,
             seed,
             labels,
@@ -120,17 +120,17 @@ def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
     status = (read_result(folder) or {}).get("status")
     if status != "completed":
         raise BadInput(f"{folder} holds no completed cell" + (f": it is {status}" if status else ""))
-    config = read_config(folder / "config.yaml")
+    received = read_config(folder / "config.yaml")
     if not trust:
         try:
-            check_targets(config)
+            check_targets(received)
         except BadInput as error:
             raise BadInput(f"{folder}: {error}; --trust lets it, so know where the cell is from") from error
-    settings = validate(OmegaConf.create(config))
+    config = validate(OmegaConf.create(received))
     classes = len({label for _, label, _ in CellFiles(folder).partition})
-    module, slices = make_module(settings, classes)
-    server = make_server(folder.name, settings, module, slices, make_algorithm(settings), Codec())
-    server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, mends=False))
-    if server.round != settings.rounds:
+    module, slices = make_module(config, classes)
+    server = make_server(folder.name, config, module, slices, make_algorithm(config), Codec())
+    server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False))
+    if server.round != config.rounds:
         raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
-    return FinishedCell(folder, settings, module, server, classes)
+    return FinishedCell(folder, config, module, server, classes)

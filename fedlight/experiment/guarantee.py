@@ -33,20 +33,20 @@ class Guarantee:
     privacy, where each client has an account of its own.
 
     Args:
-        settings: of the cell, with its noise.
+        config: of the cell, with its noise.
         shares: the images of each client.
         method: resolved over the slices.
         checkpoint: the folder of the checkpoint.
     """
 
     def __init__(
-        self, settings: CellConfig, shares: Sequence[Indices], method: Method, checkpoint: Path
+        self, config: CellConfig, shares: Sequence[Indices], method: Method, checkpoint: Path
     ) -> None:
-        assert settings.privacy is not None
-        self._settings = settings
-        self._asked = settings.privacy
+        assert config.privacy is not None
+        self._config = config
+        self._asked = config.privacy
         self._checkpoint = checkpoint
-        self._plan = Plan(settings, [len(share) for share in shares], method)
+        self._plan = Plan(config, [len(share) for share in shares], method)
         self._account = cache(lambda rate: Account(self._asked.noise, rate, self._asked.delta))
 
     def epsilons(self, round_: int) -> list[float]:
@@ -56,7 +56,7 @@ class Guarantee:
         """
         if self._asked.name == CLIENT:
             releases = max(round_, self._noted(RELEASES))
-            return [self._account(self._settings.fraction).epsilon(releases)]
+            return [self._account(self._config.fraction).epsilon(releases)]
         spent = cache(lambda rate, steps: self._account(rate).epsilon(steps))
         took_part = self._plan.took_part(round_)
         return [
@@ -90,13 +90,13 @@ class Plan:
         sampling: for each client, the probability that an image is in a batch, and the steps of a round.
     """
 
-    def __init__(self, settings: CellConfig, sizes: list[int], method: Method) -> None:
-        self._participation = make_participation(settings)
+    def __init__(self, config: CellConfig, sizes: list[int], method: Method) -> None:
+        self._participation = make_participation(config)
         self._method = method
         self._rounds: list[list[int]] = []
         sizes = [sum(sizes)] if method.pool else sizes
-        batch = settings.data.batch_size
-        self.sampling = [(poisson_rate(n, batch), settings.epochs * -(-n // batch)) for n in sizes]
+        batch = config.data.batch_size
+        self.sampling = [(poisson_rate(n, batch), config.epochs * -(-n // batch)) for n in sizes]
 
     def took_part(self, round_: int) -> Counter[int]:
         """How often each client took part up to a round; one that dropped out is counted as well."""
@@ -111,28 +111,28 @@ def as_json(number: float) -> float | str:
     return "inf" if number == float("inf") else number
 
 
-def make_participation(settings: CellConfig) -> Participation:
+def make_participation(config: CellConfig) -> Participation:
     """Who takes part in the rounds of a cell."""
-    asked = settings.privacy
+    asked = config.privacy
     return Participation(
-        settings.clients,
-        settings.fraction,
-        settings.federation.dropout,
-        settings.seed,
+        config.clients,
+        config.fraction,
+        config.federation.dropout,
+        config.seed,
         poisson=asked is not None and asked.name == CLIENT,
         secret=asked is not None and asked.secure_noise,
     )
 
 
-def with_noise(settings: CellConfig, shares: Sequence[Indices], method: Method) -> CellConfig:
+def calibrated(config: CellConfig, shares: Sequence[Indices], method: Method) -> CellConfig:
     """The settings with the noise that `privacy.target_epsilon` asks for (none if infinite), in its place."""
-    asked = settings.privacy
-    if asked is None or asked.target_epsilon is None or not settings.rounds:
-        return settings
-    plans = {(settings.fraction, settings.rounds)}
+    asked = config.privacy
+    if asked is None or asked.target_epsilon is None or not config.rounds:
+        return config
+    plans = {(config.fraction, config.rounds)}
     if asked.name == EXAMPLE:
-        plan = Plan(settings, [len(share) for share in shares], method)
-        took_part = plan.took_part(settings.rounds)
+        plan = Plan(config, [len(share) for share in shares], method)
+        took_part = plan.took_part(config.rounds)
         plans = {(rate, steps * took_part[k]) for k, (rate, steps) in enumerate(plan.sampling)}
 
     def worst(noise: float) -> tuple[float, float, int]:
@@ -143,47 +143,47 @@ def with_noise(settings: CellConfig, shares: Sequence[Indices], method: Method) 
         noise = calibrate(asked.target_epsilon, asked.delta, rate, releases)
         epsilon, rate, releases = worst(noise)
     found = asked.model_copy(update={"noise": noise, "target_epsilon": None})
-    return settings.model_copy(update={"privacy": found})
+    return config.model_copy(update={"privacy": found})
 
 
-def make_mechanism(settings: CellConfig, checkpoint: Path | None = None) -> GaussianMechanism | None:
+def make_mechanism(config: CellConfig, checkpoint: Path | None = None) -> GaussianMechanism | None:
     """How updates are clipped and noised under client-level privacy.
 
     Args:
-        settings: of the cell, with its noise.
+        config: of the cell, with its noise.
         checkpoint: the folder where the server notes its releases.
     """
-    asked = settings.privacy
+    asked = config.privacy
     if asked is None or asked.name != CLIENT:
         return None
     secret = SecretNoise(checkpoint / RELEASES if checkpoint else None)
     return GaussianMechanism(
         asked.clip,
         asked.noise,
-        settings.clients,
-        settings.fraction * settings.clients,
+        config.clients,
+        config.fraction * config.clients,
         asked.noise_at == "clients",
         asked.clip_quantile,
-        secret if asked.secure_noise else SeededNoise(settings.seed),
+        secret if asked.secure_noise else SeededNoise(config.seed),
     )
 
 
 def make_private_training(
-    settings: CellConfig, shares: Sequence[Indices], checkpoint: Path
+    config: CellConfig, shares: Sequence[Indices], checkpoint: Path
 ) -> Callable[[int], Callback] | None:
     """What makes a client's gradients private under example-level privacy.
 
     Args:
-        settings: of the cell, with its noise.
+        config: of the cell, with its noise.
         shares: the images of each client that trains.
         checkpoint: the folder where a client notes its releases.
     """
-    asked = settings.privacy
+    asked = config.privacy
     if asked is None or asked.name != EXAMPLE:
         return None
 
     def make(client: int) -> Callback:
-        images, batch = len(shares[client]), settings.data.batch_size
+        images, batch = len(shares[client]), config.data.batch_size
         if asked.secure_noise:
             note(checkpoint / f"{RELEASES}-{client:06d}")
         return PrivateGradients(
@@ -198,12 +198,12 @@ def make_private_training(
 
 
 def check_privacy(
-    settings: CellConfig, method: Method, algorithm: FedAvg, slices: SliceMap, first: State
+    config: CellConfig, method: Method, algorithm: FedAvg, slices: SliceMap, first: State
 ) -> None:
     """Rejects configurations that void the privacy guarantee.
 
     Args:
-        settings: of the cell.
+        config: of the cell.
         method: resolved over the slices.
         algorithm: of the cell.
         slices: the slice map of the model.
@@ -212,14 +212,14 @@ def check_privacy(
     Raises:
         BadInput: the privacy does not go with something else that was asked for.
     """
-    asked = settings.privacy
+    asked = config.privacy
     if asked is None:
         return
     reasons: dict[str, Any] = {
         "a finite privacy.clip, or privacy.noise=0": asked.noise and asked.clip == float("inf")
     }
     if asked.name == EXAMPLE:
-        reasons["trainer.compile=false"] = settings.trainer.compile
+        reasons["trainer.compile=false"] = config.trainer.compile
         members = [name for names in slices.names.values() for name in names if name in slices.buffers]
         running = [name for name in members if first[name].is_floating_point()]
         reasons[f"parameters alone: {', '.join(running)} is a buffer, made of images without noise"] = running
@@ -228,9 +228,9 @@ def check_privacy(
         theta = slices.select(method.uplink, first)
         whole = [name for name, tensor in theta.items() if not tensor.is_floating_point()]
         buffers = [name for name in theta if name in slices.buffers]
-        silent = type(algorithm).report is not FedAvg.report and not algorithm.extras_like(theta)
+        silent = type(algorithm).report is not FedAvg.report and not algorithm.aux_like(theta)
         at_clients, adaptive = asked.noise_at == "clients", asked.clip_quantile is not None
-        most = 2 * COUNT_NOISE * settings.fraction * settings.clients  # noise that leaves the count its share
+        most = 2 * COUNT_NOISE * config.fraction * config.clients  # noise that leaves the count its share
         reasons |= {
             "a method whose clients report: CENTRAL and LOCAL have none": method.pool or not method.uplink,
             "a method whose clients all report the same: a deal of slices shows who takes part": method.split,
@@ -239,7 +239,7 @@ def check_privacy(
             f"floating tensors: {', '.join(whole)} holds whole numbers, which noise cannot hide": whole,
             f"parameters alone: {', '.join(buffers)} is a buffer, which noise would spoil": buffers,
             "an algorithm that tells beforehand what clients report beside the slices": silent,
-            "privacy.noise_at=server where a transform encodes updates": at_clients and settings.transform,
+            "privacy.noise_at=server where a transform encodes updates": at_clients and config.transform,
             "privacy.noise_at=server for an adaptive clip": at_clients and adaptive,
             f"noise below {most:.3g} for an adaptive clip in cohorts so small": adaptive
             and asked.noise >= most,

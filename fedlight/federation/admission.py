@@ -12,7 +12,7 @@ import torch
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import DELTA, Chain, Codec
 from fedlight.federation.downlink import sent_slices
-from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, Scores, State, Update
+from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, Scores, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import Damaged
@@ -44,7 +44,7 @@ def check_turn(
 
 
 def check_update(
-    update: Update, held: Mapping[str, State], extras_like: State, optional: bool, chain: Chain, private: bool
+    update: Update, held: Mapping[str, State], aux_like: State, optional: bool, chain: Chain, private: bool
 ) -> None:
     """Checks what a client reports.
 
@@ -60,13 +60,13 @@ def check_update(
         Damaged: it is not finite tensors of these names, shapes and dtypes, counts false numbers of
             parameters, or has numbers out of their range.
     """
-    expected = {*held, EXTRAS} if extras_like else {*held}
+    expected = {*held, AUX} if aux_like else {*held}
     if update.payloads.keys() != expected:
         raise Damaged(f"reports {_listed(update.payloads)} in place of {_listed(expected)}")
     for slice_, like in held.items():
         _check_slice(slice_, update.payloads[slice_], like, chain, [DELTA] if chain else [])
-    if extras_like:
-        _check_extras(update.payloads[EXTRAS], extras_like, optional)
+    if aux_like:
+        _check_extras(update.payloads[AUX], aux_like, optional)
     fewest, most = (0, 0) if private else (1, MOST_EXAMPLES)
     if not fewest <= update.num_examples <= most:
         raise Damaged(f"says that it is of {update.num_examples} images, and {fewest} to {most} are allowed")
@@ -115,7 +115,7 @@ def check_broadcast(
     if len(set(broadcast.uplink)) < len(broadcast.uplink):
         raise Damaged("names a slice of the uplink twice")
     expected = {*sent_slices(method, slices, codec, previous, round_)}
-    if broadcast.payloads.keys() - {EXTRAS} != expected:
+    if broadcast.payloads.keys() - {AUX} != expected:
         raise Damaged(f"brings {_listed(broadcast.payloads)} in place of {_listed(expected)}")
     version = previous or int(codec.seeded_start)
     for slice_ in expected:
@@ -124,11 +124,11 @@ def check_broadcast(
         if deltas and not (codec.down and version and _follow(deltas, version, round_)):
             raise Damaged(f"has deltas of slice {slice_} that do not lead from round {version} to {round_}")
         _check_slice(slice_, payload, slices.select([slice_], first), codec.down, deltas)
-    if EXTRAS in broadcast.payloads:
+    if AUX in broadcast.payloads:
         exchanged = method.in_round(round_, slices.names).downlink
         theta = slices.parameters(slices.select(exchanged, first))
         like = slices.auxiliary(exchanged, _broadcast_like(algorithm, theta))
-        _check_extras(broadcast.payloads[EXTRAS], like, optional=True)
+        _check_extras(broadcast.payloads[AUX], like, optional=True)
 
 
 def check_evaluation(evaluation: Evaluation, first: State, slices: SliceMap) -> None:
@@ -153,7 +153,7 @@ def _follow(deltas: list[str], version: int, round_: int) -> bool:
 def _broadcast_like(algorithm: FedAvg, theta: State) -> State:
     """Tensors like all that an algorithm may send: at first, after a step, and after a lost memory."""
     before = algorithm.init(theta)
-    _, after = algorithm.step(theta, theta, algorithm.extras_like(theta), before)
+    _, after = algorithm.step(theta, theta, algorithm.aux_like(theta), before)
     states = before, after, algorithm.forget(after, 1)
     return {name: tensor for state in states for name, tensor in algorithm.broadcast(state).items()}
 

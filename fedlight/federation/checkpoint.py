@@ -27,22 +27,22 @@ class ServerCheckpoint:
     Args:
         folder: of the checkpoint.
         cell: whose federation it is; files of another are not taken.
-        mends: whether damaged files are told of and set aside.
+        repair: whether damaged files are told of and set aside.
     """
 
-    def __init__(self, folder: Path, cell: str, mends: bool = True) -> None:
+    def __init__(self, folder: Path, cell: str, repair: bool = True) -> None:
         self._folder = folder
         self._cell = cell
-        self._mends = mends
+        self._repair = repair
         self.watch = Stopwatch()
 
     def read(self) -> Iterator[tuple[int, dict[str, Any], dict[str, State]]]:
         """Round, header and tensors of each whole checkpoint, the last first."""
         for round_, path in sorted(_versions(self._folder, "server-").items(), reverse=True):
             try:
-                header, groups = _read(path, self._cell, self.watch, self._mends)
+                header, groups = _read(path, self._cell, self.watch, self._repair)
             except Damaged as error:
-                if self._mends:
+                if self._repair:
                     print(f"fedlight: checkpoint: {error}; going back a round", file=sys.stderr)
                 continue
             yield round_, header, groups
@@ -62,13 +62,13 @@ class ClientMemory:
     Args:
         folder: holds a folder for each client that keeps anything.
         cell: whose federation it is.
-        mends: whether damaged files are set aside.
+        repair: whether damaged files are set aside.
     """
 
-    def __init__(self, folder: Path, cell: str, mends: bool = True) -> None:
+    def __init__(self, folder: Path, cell: str, repair: bool = True) -> None:
         self._folder = folder
         self._cell = cell
-        self._mends = mends
+        self._repair = repair
         self.watch = Stopwatch()
 
     def read(self, client: int, round_: int, hash_: str = "") -> dict[str, State]:
@@ -80,7 +80,7 @@ class ClientMemory:
         path = _versions(self._place(client)).get(round_)
         if path is None or not path.stem.endswith(hash_):
             raise Damaged(f"{self._place(client) / f'r{round_:04d}-{hash_}'} is missing")
-        return _read(path, self._cell, self.watch, self._mends)[1]
+        return _read(path, self._cell, self.watch, self._repair)[1]
 
     def write(self, client: int, round_: int, memory: dict[str, State], previous: int) -> str:
         """Stores what a client keeps after a round, and removes what is too old; returns the hash.
@@ -118,7 +118,7 @@ def _ours(folder: Path, prefix: str) -> Iterator[tuple[int, Path]]:
                 yield int(match[1]), path
 
 
-def _read(path: Path, cell: str, watch: Stopwatch, mends: bool) -> tuple[dict[str, Any], dict[str, State]]:
+def _read(path: Path, cell: str, watch: Stopwatch, repair: bool) -> tuple[dict[str, Any], dict[str, State]]:
     with watch:
         try:
             with naming(path):
@@ -132,7 +132,7 @@ def _read(path: Path, cell: str, watch: Stopwatch, mends: bool) -> tuple[dict[st
             if header["cell"] != cell:
                 raise Damaged(f"{path} belongs to another cell")
         except Damaged:
-            if mends:
+            if repair:
                 with suppress(FileNotFoundError):
                     path.rename(path.with_name(f"{path.name}.damaged"))
             raise

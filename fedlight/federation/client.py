@@ -11,7 +11,7 @@ from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import Codec
 from fedlight.federation.federator import Federator, on_cpu
 from fedlight.federation.mechanism import GaussianMechanism
-from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, Scores, State, Update
+from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, Scores, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.hashing import state_sha256
@@ -92,7 +92,7 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     """
     state = {**setup.first, **memory.get("model", {}), **memory.get("reference", {})}
     for slice_, payload in broadcast.payloads.items():
-        if slice_ != EXTRAS:
+        if slice_ != AUX:
             state |= setup.codec.down.values(payload, setup.slices.select([slice_], state))
     method = setup.method.in_round(broadcast.round, setup.slices.names)
     federated = setup.slices.select(method.downlink, state)
@@ -102,7 +102,7 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
         return None, {**memory, "model": model, "reference": reference}
 
     round_, client = broadcast.round, broadcast.client
-    extras = broadcast.payloads[EXTRAS].tensors if EXTRAS in broadcast.payloads else {}
+    aux = broadcast.payloads[AUX].tensors if AUX in broadcast.payloads else {}
     own = setup.slices.auxiliary(method.downlink, memory.get("algorithm", {}))
     kept_optimizer = memory.get("optimizer", {}) if setup.method.keep_optimizer else None
 
@@ -110,7 +110,7 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     frozen = setup.slices.select(method.freeze, state)
     federator = Federator(client, round_, state, kept_optimizer, setup.rate(round_), frozen)
     data = setup.data(client)
-    added = setup.algorithm.callbacks(setup.slices.parameters(federated), extras, own)
+    added = setup.algorithm.callbacks(setup.slices.parameters(federated), aux, own)
     if setup.private_training:
         added = [setup.private_training(client), *added]
     setup.make_trainer([federator, *added]).fit(setup.module, datamodule=data)
@@ -121,7 +121,7 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     sent, after = (
         setup.slices.parameters(setup.slices.select(reporting, values)) for values in (state, trained)
     )
-    reported, own = setup.algorithm.report(sent, after, extras, own, federator.steps)
+    reported, own = setup.algorithm.report(sent, after, aux, own, federator.steps)
     reported = setup.slices.auxiliary(reporting, reported)
     leaving = setup.slices.select(broadcast.uplink, trained)
     if setup.privacy and setup.privacy.at_clients:
@@ -135,7 +135,7 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
         payloads[slice_], lost = setup.codec.encode(values, state, lost, rng, whose)
         errors |= lost
     if reported:
-        payloads[EXTRAS] = Payload.plain(reported)
+        payloads[AUX] = Payload.plain(reported)
     model = {name: trained[name] for name in setup.private}
     kept = {"model": model, "reference": reference, "optimizer": federator.kept_optimizer}
     kept |= {"algorithm": own, "errors": errors}

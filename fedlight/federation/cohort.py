@@ -57,7 +57,7 @@ class Participation:
             cohort = draw_cohort(self.seed, round_, self.clients, self.fraction)
         if method.pool:
             return cohort, [Task(round_, 0, tuple(method.uplink))]
-        return cohort, deal_tasks(method, self.seed, round_, cohort, self.dropout)
+        return cohort, assign_tasks(method, self.seed, round_, cohort, self.dropout)
 
 
 def cohort_size(clients: int, fraction: float) -> int:
@@ -78,7 +78,7 @@ def draw_poisson(rng: np.random.Generator | SystemGenerator, clients: int, rate:
     return drawn
 
 
-def deal_tasks(method: Method, seed: int, round_: int, cohort: list[int], dropout: float) -> list[Task]:
+def assign_tasks(method: Method, seed: int, round_: int, cohort: list[int], dropout: float) -> list[Task]:
     """A task for each client of the cohort, in client order.
 
     Args:
@@ -90,12 +90,12 @@ def deal_tasks(method: Method, seed: int, round_: int, cohort: list[int], dropou
     """
     uplinks = {client: tuple(method.uplink) for client in cohort}
     if method.split and len(cohort) > 1:
-        uplinks = _deal_split(method.split, stream(seed, "split", round_), cohort)
+        uplinks = _assign_split(method.split, stream(seed, "split", round_), cohort)
     drops = {client: stream(seed, "dropout", round_, client).random() < dropout for client in cohort}
     return [Task(round_, client, uplinks[client], drops[client]) for client in cohort]
 
 
-def _deal_split(split: Split, rng: np.random.Generator, cohort: list[int]) -> dict[int, tuple[str, ...]]:
+def _assign_split(split: Split, rng: np.random.Generator, cohort: list[int]) -> dict[int, tuple[str, ...]]:
     """Pairs the cohort at random and deals the slices (FedDiffuse, USPLIT)."""
     shuffled = [int(client) for client in rng.permutation(cohort)]
     uplinks: dict[int, tuple[str, ...]] = {}

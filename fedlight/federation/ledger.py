@@ -54,7 +54,7 @@ class Ledger:
         """Takes back what was counted in the open round for a client that could not be sent to."""
         self._open = [entry for entry in self._open if entry.client != client]
 
-    def close_round(self, visits: int) -> list[Entry]:
+    def finish_round(self, visits: int) -> list[Entry]:
         """Closes the round; returns its entries by client, downlink first."""
         closed = sorted(self._open, key=lambda entry: (entry.client, entry.direction == "up"))
         self._close(closed)

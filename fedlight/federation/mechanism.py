@@ -50,23 +50,23 @@ class GaussianMechanism:
         return {} if self.quantile is None else {"clip": torch.tensor(self.clip, dtype=torch.float64)}
 
     def share(
-        self, values: State, extras: State, received: State, round_: int, client: int
+        self, values: State, aux: State, received: State, round_: int, client: int
     ) -> tuple[State, State]:
         """What a client reports where noise is added at the clients: clipped, with its share of the noise.
 
         Args:
             values: the trained tensors that are to leave.
-            extras: of the algorithm, which leave as well.
+            aux: of the algorithm, which leave as well.
             received: the values as they were received.
             round_, client: name the noise.
         """
-        bounded, scaled, _ = self.bound(values, extras, received, {})
+        bounded, scaled, _ = self.bound(values, aux, received, {})
         deviation = self.noise * self.clip / math.sqrt(self.clients) if self.noise else 0.0
         normal = self.source("client", round_, client)
-        return _blurred(bounded, values, deviation, normal), _blurred(scaled, extras, deviation, normal)
+        return _blurred(bounded, values, deviation, normal), _blurred(scaled, aux, deviation, normal)
 
     def admit(
-        self, values: State, extras: State, theta: State, like: State, state: State
+        self, values: State, aux: State, theta: State, like: State, state: State
     ) -> tuple[State, State, bool]:
         """Makes an update, which may be anything from anyone, a term of the sum.
 
@@ -82,37 +82,37 @@ class GaussianMechanism:
         Raises:
             Damaged: it cannot be part of the sum.
         """
-        for found, wanted in ((values, theta), (extras, like)):
+        for found, wanted in ((values, theta), (aux, like)):
             if _shapes(found) != _shapes(wanted):
                 raise Damaged("does not hold the tensors that are to be reported")
-        if not _norm(values, theta, extras) <= LARGEST:
+        if not _norm(values, theta, aux) <= LARGEST:
             raise Damaged("is not finite")
-        return (values, extras, True) if self.at_clients else self.bound(values, extras, theta, state)
+        return (values, aux, True) if self.at_clients else self.bound(values, aux, theta, state)
 
-    def bound(self, values: State, extras: State, start: State, state: State) -> tuple[State, State, bool]:
+    def bound(self, values: State, aux: State, start: State, state: State) -> tuple[State, State, bool]:
         """Clips an update to its largest norm.
 
         Args:
             values: trained tensors.
-            extras: of the algorithm.
+            aux: of the algorithm.
             start: what the change of the values is measured from.
             state: the server's own; without it the clip is the first one.
 
         Returns:
             The update, in float64 where it was clipped, and whether it fitted as it was.
         """
-        clip, norm = self._clip(state), _norm(values, start, extras)
+        clip, norm = self._clip(state), _norm(values, start, aux)
         if norm <= clip:
-            return values, extras, True
+            return values, aux, True
         scale = clip / norm
         clipped = {name: torch.lerp(start[name].double(), t.double(), scale) for name, t in values.items()}
-        return clipped, {name: scale * tensor.double() for name, tensor in extras.items()}, False
+        return clipped, {name: scale * tensor.double() for name, tensor in aux.items()}, False
 
     def finish(
         self,
         round_: int,
         mean: WeightedMean,
-        extras: WeightedMean,
+        aux: WeightedMean,
         theta: State,
         like: State,
         fitting: list[bool],
@@ -133,7 +133,7 @@ class GaussianMechanism:
         """
         if absent := self.expected - len(fitting):
             mean.add(theta, absent)
-            extras.add({name: torch.zeros_like(tensor) for name, tensor in like.items()}, absent)
+            aux.add({name: torch.zeros_like(tensor) for name, tensor in like.items()}, absent)
         noise, count_noise = self.noise, 0.0
         if self.quantile is not None and noise:  # two releases, which together cost what one of `noise` does
             count_noise = COUNT_NOISE * self.expected
@@ -143,7 +143,7 @@ class GaussianMechanism:
         if noise and missing:
             deviation = noise * self._clip(state) * math.sqrt(missing)
             mean.shift(_draw(theta, deviation, normal))
-            extras.shift(_draw(like, deviation, normal))
+            aux.shift(_draw(like, deviation, normal))
         if self.quantile is None:
             return state
         inside = sum(fitting) - len(fitting) / 2 + count_noise * float(normal.standard_normal(()))
@@ -154,10 +154,10 @@ class GaussianMechanism:
         return float(state.get("clip", self.clip))
 
 
-def _norm(values: State, start: State, extras: State) -> float:
+def _norm(values: State, start: State, aux: State) -> float:
     """The L2 norm of an update, all of it, in float64."""
     squares = [(t.double() - start[name].double()).square().sum() for name, t in values.items()]
-    squares += [tensor.double().square().sum() for tensor in extras.values()]
+    squares += [tensor.double().square().sum() for tensor in aux.values()]
     return math.sqrt(sum(squares)) if squares else 0.0
 
 

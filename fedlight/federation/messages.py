@@ -136,7 +136,7 @@ class Scores:
 
 Message: TypeAlias = Broadcast | Update | Evaluation | Scores
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Broadcast, Update, Evaluation, Scores)}
-EXTRAS = "algorithm"  # the payload that an algorithm adds to the slices
+AUX = "algorithm"  # the payload that an algorithm adds to the slices
 
 
 class TensorEntry(Strict):

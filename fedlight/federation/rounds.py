@@ -39,6 +39,6 @@ def federate(server: Server, transport: Transport, rounds: int) -> Iterator[Roun
             server.receive(update)
             merging += time.perf_counter() - arrived
         closed = time.perf_counter()
-        outcome = server.close_round()
+        outcome = server.finish_round()
         ended = time.perf_counter()
         yield Round(server.round, outcome, closed - begun - merging, merging + ended - closed)

@@ -16,7 +16,7 @@ from fedlight.federation.cohort import Participation, Task
 from fedlight.federation.downlink import Downlink
 from fedlight.federation.ledger import Entry, Ledger
 from fedlight.federation.mechanism import GaussianMechanism
-from fedlight.federation.messages import EXTRAS, Broadcast, Evaluation, Payload, State, Update
+from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput, Damaged
@@ -137,12 +137,12 @@ class Server:
         self.theta = self._downlink.open(self.round + 1, self.theta)
         self._met_before = met = dict(self.met)
         self.met.update({task.client: task.round for task in tasks})
-        extras = self._exchanged(self._algorithm.broadcast(self.state))
+        aux = self._exchanged(self._algorithm.broadcast(self.state))
         for task in tasks:
             previous = met.get(task.client, 0)
             payloads = self._downlink.payloads(previous)
-            if extras:
-                payloads[EXTRAS] = Payload.plain(extras)
+            if aux:
+                payloads[AUX] = Payload.plain(aux)
             if not self.method.pool:  # the server trains by itself: nothing crosses
                 self.ledger.add(task.round, task.client, "down", payloads)
             yield Broadcast(
@@ -168,14 +168,12 @@ class Server:
             Damaged: it is none of this round, or not what `check_update` demands.
         """
         check_turn(update, self.cell, self.round + 1, self._cohort, {*self._waiting, *self._losses})
-        extras_like = self._algorithm.extras_like(
-            self.slices.parameters(self.slices.select(uplink, self.theta))
-        )
+        aux_like = self._algorithm.aux_like(self.slices.parameters(self.slices.select(uplink, self.theta)))
         held = {slice_: self._downlink.held(slice_) for slice_ in uplink}
         optional = self._algorithm.absent_is_zero
-        check_update(update, held, extras_like, optional, self._codec.up, self._privacy is not None)
+        check_update(update, held, aux_like, optional, self._codec.up, self._privacy is not None)
         if self._privacy:
-            self._privacy.admit(*self.decode(update), self._federated(), self._extras_like(), self._private)
+            self._privacy.admit(*self.decode(update), self._federated(), self._aux_like(), self._private)
 
     def unsent(self, client: int) -> None:
         """Takes back the downlink of a client that could not be sent to: nothing crossed."""
@@ -191,11 +189,11 @@ class Server:
         """What an update of this round says: the values of its slices, and the extras."""
         values: State = {}
         for slice_, payload in update.payloads.items():
-            if slice_ != EXTRAS:
+            if slice_ != AUX:
                 values |= self._codec.decode(payload, self._downlink.held(slice_))
-        return values, update.payloads[EXTRAS].tensors if EXTRAS in update.payloads else {}
+        return values, update.payloads[AUX].tensors if AUX in update.payloads else {}
 
-    def close_round(self) -> Outcome:
+    def finish_round(self) -> Outcome:
         """Ends the round with what was received: aggregates, and lets the algorithm step.
 
         A client that was expected and did not report has last been met in an earlier round.
@@ -211,18 +209,16 @@ class Server:
             self._private = self._privacy.finish(
                 self.round + 1,
                 self._mean,
-                self._extras,
+                self._aux,
                 self._federated(),
-                self._extras_like(),
+                self._aux_like(),
                 self._fitting,
                 self._private,
             )
         if self._losses or self._privacy:
             mean = self._mean.result()
             stepped = self.slices.parameters(mean)
-            theta, self.state = self._algorithm.step(
-                self._stepped(), stepped, self._merged_extras(), self.state
-            )
+            theta, self.state = self._algorithm.step(self._stepped(), stepped, self._merged_aux(), self.state)
             self._check_step(theta)
             self.theta.update({name: mean[name] for name in mean if name not in stepped} | theta)
             self._update_average()
@@ -238,7 +234,7 @@ class Server:
             client_losses={client: loss for client, (_, loss) in known.items()},
             cohort=len(self._cohort),
             reports=len(self._losses),
-            exchange=self.ledger.close_round(len(self._cohort) - len(self._unsent) + uplinks),
+            exchange=self.ledger.finish_round(len(self._cohort) - len(self._unsent) + uplinks),
         )
 
     def save(self, checkpoint: ServerCheckpoint, history: dict[str, Any]) -> None:
@@ -286,19 +282,19 @@ class Server:
         self._forgot = False
         self._losses: dict[int, tuple[int, float | None]] = {}
         self._fitting: list[bool] = []
-        self._mean, self._extras = WeightedMean(self._federated()), WeightedMean(self._extras_like())
+        self._mean, self._aux = WeightedMean(self._federated()), WeightedMean(self._aux_like())
         self.ledger.discard_round()
 
     def _add(self, update: Update) -> None:
         """Decodes an update and adds it to the mean; under privacy it may be anything, and is checked."""
         if self._privacy is None:
-            values, extras = self.decode(update)
+            values, aux = self.decode(update)
             weight = self._algorithm.weight(update.num_examples)
         else:
             try:
                 check_turn(update, self.cell, self.round + 1, self._cohort, self._losses)
-                values, extras, fits = self._privacy.admit(
-                    *self.decode(update), self._federated(), self._extras_like(), self._private
+                values, aux, fits = self._privacy.admit(
+                    *self.decode(update), self._federated(), self._aux_like(), self._private
                 )
             except (Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
                 reason = error if isinstance(error, Damaged) else f"cannot be decoded ({error!r})"
@@ -307,7 +303,7 @@ class Server:
                 return
             self._fitting.append(fits)
             weight = 1
-        self._extras.add(extras, weight)
+        self._aux.add(aux, weight)
         self._mean.add(values, weight)
         self.trained.add(update.client)
         self._losses[update.client] = update.num_examples, update.loss
@@ -322,12 +318,12 @@ class Server:
                 who = f"{type(self._algorithm).__module__}.{type(self._algorithm).__qualname__}"
                 raise BadInput(f"algorithm {who}: step returned {found} for {name}, {wanted}")
 
-    def _extras_like(self) -> State:
-        return self._algorithm.extras_like(self._stepped())
+    def _aux_like(self) -> State:
+        return self._algorithm.aux_like(self._stepped())
 
-    def _merged_extras(self) -> State:
+    def _merged_aux(self) -> State:
         clients = 1 if self.method.pool else self.participation.clients
-        return self._extras.result(clients if self._algorithm.absent_is_zero else None)
+        return self._aux.result(clients if self._algorithm.absent_is_zero else None)
 
     def _update_average(self) -> None:
         """average = decay * average + (1 - decay) * theta, from the first round's theta on."""
@@ -348,9 +344,9 @@ class Server:
         """The federated parameters, without buffers: what the algorithm steps."""
         return self.slices.parameters(self._federated())
 
-    def _exchanged(self, extras: State) -> State:
+    def _exchanged(self, aux: State) -> State:
         """What an algorithm sends, as far as it concerns the slices of this round."""
-        return self.slices.auxiliary(self._method_now().downlink, extras)
+        return self.slices.auxiliary(self._method_now().downlink, aux)
 
     def _method_now(self) -> Method:
         """What the method is in the round under way."""

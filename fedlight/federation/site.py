@@ -6,14 +6,14 @@ from pathlib import Path
 
 from fedlight.federation.checkpoint import ClientMemory
 from fedlight.federation.client import ClientSetup, Memory, evaluate, local_update
+from fedlight.federation.journal import Journal, Receipt
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, to_bytes
-from fedlight.federation.outbox import Outbox, Receipt
 from fedlight.runtime.errors import Damaged, MemoryLost
 
 
-def client_memory(folder: Path, cell: str, mends: bool = True) -> ClientMemory:
+def client_memory(folder: Path, cell: str, repair: bool = True) -> ClientMemory:
     """The memory of the clients of a site."""
-    return ClientMemory(folder / "clients", cell, mends)
+    return ClientMemory(folder / "clients", cell, repair)
 
 
 class Site:
@@ -32,7 +32,7 @@ class Site:
         self.setup = setup
         self.folder = folder
         self.memory = client_memory(folder, cell)
-        self.outbox = Outbox(folder / "updates")
+        self.journal = Journal(folder / "updates")
 
     @cached_property
     def _keeps(self) -> bool:
@@ -48,11 +48,11 @@ class Site:
             MemoryLost: what the client kept is gone.
         """
         round_, client = broadcast.round, broadcast.client
-        self.outbox.open_round(round_)
-        if (done := self.outbox.find(client)) and self._is_whole(done, client, round_):
+        self.journal.open_round(round_)
+        if (done := self.journal.find(client)) and self._is_whole(done, client, round_):
             return done
         update, hash_ = self.train(broadcast)
-        return None if update is None else self.outbox.add(client, to_bytes(update), hash_)
+        return None if update is None else self.journal.add(client, to_bytes(update), hash_)
 
     def train(self, broadcast: Broadcast) -> tuple[Update | None, str | None]:
         """Does a local update and stores the client's memory.
@@ -80,7 +80,7 @@ class Site:
 
     def take_seconds(self) -> float:
         """Seconds spent on files since the last call."""
-        return self.memory.watch.take() + self.outbox.watch.take()
+        return self.memory.watch.take() + self.journal.watch.take()
 
     def _is_whole(self, done: Receipt, client: int, round_: int) -> bool:
         """Whether the memory that belongs to a finished update is there."""

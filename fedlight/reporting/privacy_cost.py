@@ -25,8 +25,8 @@ def quality_epsilon(comparison: Comparison, prefix: str) -> Plot:
     shared = {key for key in comparison.varying if len({repr(setting[key]) for setting in settings}) == 1}
     panels: dict[str, list[Group]] = {}
     for group, setting in zip(promising, settings, strict=True):
-        told = {key: value for key, value in setting.items() if key not in shared.union(SPENT)}
-        panels.setdefault(group.place._replace(setting=in_words(told)).panel, []).append(group)
+        message = {key: value for key, value in setting.items() if key not in shared.union(SPENT)}
+        panels.setdefault(group.place._replace(setting=in_words(message)).panel, []).append(group)
     rows = [
         {
             "panel": panel,

@@ -57,10 +57,10 @@ def changes_no_result(key: str) -> bool:
     return key.partition(".")[0] in NEUTRAL_GROUPS or key in NEUTRAL
 
 
-def cell_folder(settings: Any) -> Path:
+def cell_folder(config: Any) -> Path:
     """Where the cell of the checked configuration (`CellConfig`) lives."""
-    config = settings.plain()
-    return Path(config["output"]) / config["name"] / cell_id(config)
+    plain = config.plain()
+    return Path(plain["output"]) / plain["name"] / cell_id(plain)
 
 
 def is_done(folder: Path) -> bool:
@@ -68,7 +68,7 @@ def is_done(folder: Path) -> bool:
     return (read_result(folder) or {}).get("status") == "completed" and lost_file(folder) is None
 
 
-def tell_done(folder: Path) -> None:
+def print_done(folder: Path) -> None:
     """Says that the cell of this folder is skipped, since it is done."""
     print(f"{folder.name}: done already, in {folder}")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from fedlight.runtime.files import atomic
-from fedlight.runtime.lock import Holder
+from fedlight.runtime.lease import Holder
 
 PLAN = ".plan"
 LISTED = "FEDLIGHT_LISTED_ONLY"

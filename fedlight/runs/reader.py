@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from fedlight.runs.identity import SCHEMA, read_result
-from fedlight.runtime.lock import HOLDER
+from fedlight.runtime.lease import HOLDER
 from fedlight.runtime.plain_yaml import read_yaml
 
 CELL_FILES = ("config.yaml", "result.json", "rounds.csv", HOLDER)

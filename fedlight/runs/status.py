@@ -10,7 +10,7 @@ from typing import Any
 
 from fedlight.runs.plan import PLAN, PlannedCell, read_launches
 from fedlight.runs.reader import CELL_FILES, CellFiles
-from fedlight.runtime.lock import AT_WORK, file_clock, is_alive, read_holder
+from fedlight.runtime.lease import AT_WORK, file_clock, is_alive, read_holder
 from fedlight.runtime.slurm_jobs import job_states
 
 DONE = "done"  # its result says completed

@@ -61,7 +61,7 @@ def raised_by_hydra(error: BaseException) -> bool:
     return module.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
 
 
-def told(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """An error out of code that is not fedlight's, in words."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}{': ' if words else ''}{words}; HYDRA_FULL_ERROR=1 shows the traceback"

@@ -27,12 +27,12 @@ REMEDIES = {
 
 def explain(error: OSError) -> str:
     """Which path failed, why, and what to do, as far as the system says it."""
-    told = error.strerror or str(error)
+    message = error.strerror or str(error)
     if error.filename is not None:
-        told = f"{error.filename}: {told}"
+        message = f"{error.filename}: {message}"
     if remedy := REMEDIES.get(error.errno or 0):
-        told = f"{told}; {remedy}, and type the same command again"
-    return told
+        message = f"{message}; {remedy}, and type the same command again"
+    return message
 
 
 def explain_cache(error: OSError, keys: str) -> str:

@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import OmegaConf
 
-from fedlight.runs.identity import is_done, tell_done
+from fedlight.runs.identity import is_done, print_done
 from fedlight.runs.plan import PlannedCell, read_launch
 from fedlight.runs.status import DONE, read_cell
 from fedlight.runtime.errors import BadInput, CellFailed
@@ -72,7 +72,7 @@ class SlurmArrayLauncher(SlurmLauncher):
             if plan.cells[cell].job in queue:
                 print(f"{cell}: with SLURM already, as job {plan.cells[cell].job}")
             elif is_done(sweep / cell):  # its job ended since the grid was checked
-                tell_done(sweep / cell)
+                print_done(sweep / cell)
             else:
                 new.append(cell)
         for array in arrays(new, max_array_size()):

@@ -18,11 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 from fedlight.config import CellConfig, describe, validate
 from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.overrides import keep_text
-from fedlight.runs.identity import cell_folder, is_done, tell_done
+from fedlight.runs.identity import cell_folder, is_done, print_done
 from fedlight.runs.plan import LISTED, Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
 from fedlight.runtime.errors import BadInput, raised_by_hydra
-from fedlight.runtime.lock import this_process
+from fedlight.runtime.lease import this_process
 from fedlight.runtime.secret import masked, move_to_environment
 
 
@@ -30,7 +30,7 @@ class Checked(NamedTuple):
     """A cell that can be run as asked, and whether that was done before: its files are hashed once for it."""
 
     overrides: list[str]
-    settings: CellConfig
+    config: CellConfig
     done: bool
 
 
@@ -38,7 +38,7 @@ Cells = dict[Path, Checked]
 """Cells by their folders."""
 
 
-def _check_listed(settings: CellConfig) -> None:
+def _check_listed(config: CellConfig) -> None:
     """Checks a cell of `fedlight.sweeps retry`, whose plan may come from elsewhere.
 
     Raises:
@@ -49,9 +49,9 @@ def _check_listed(settings: CellConfig) -> None:
     from fedlight.experiment.targets import check_targets
 
     try:
-        check_targets(settings.plain())
-        if Path(settings.output, settings.name).resolve() != Path(sweep):
-            raise BadInput(f"output={settings.output} name={settings.name} is not the folder {sweep}")
+        check_targets(config.plain())
+        if Path(config.output, config.name).resolve() != Path(sweep):
+            raise BadInput(f"output={config.output} name={config.name} is not the folder {sweep}")
     except BadInput as error:
         raise BadInput(f"{error}; --trust runs it, so know where the sweep is from") from error
 
@@ -86,7 +86,7 @@ class PlanningSweeper(BasicSweeper):
         if self.dry:
             from fedlight.experiment.estimate import print_plan
 
-            print_plan([cell.settings for cell in cells.values()])
+            print_plan([cell.config for cell in cells.values()])
             return None
         pending = self.plan(cells)
         size = self.max_batch_size or max(1, len(pending))
@@ -148,17 +148,17 @@ class PlanningSweeper(BasicSweeper):
         bad: list[tuple[list[str], str]] = []
         for overrides in grid:
             try:
-                settings = self.compose(overrides)
-                _check_listed(settings)
-                folder = self.places[tuple(overrides)] = cell_folder(settings)
+                config = self.compose(overrides)
+                _check_listed(config)
+                folder = self.places[tuple(overrides)] = cell_folder(config)
                 if folder in cells:
                     continue
                 done = is_done(folder)
                 if not done:
-                    from fedlight.experiment.build import check
+                    from fedlight.experiment.setup import check
 
-                    check(settings, elsewhere)
-                cells[folder] = Checked(overrides, settings, done)
+                    check(config, elsewhere)
+                cells[folder] = Checked(overrides, config, done)
             except (BadInput, HydraException, OmegaConfBaseException) as error:
                 bad.append((overrides, describe(error)))
         return cells, bad
@@ -190,13 +190,13 @@ class PlanningSweeper(BasicSweeper):
         launch = Launch(sys.argv[1:], str(Path.cwd()), self.process)
         pending = []
         for folder, cell in {**(earlier or {}), **cells}.items():
-            config = flat(masked(cell.settings.plain()))
+            config = flat(masked(cell.config.plain()))
             job = jobs.get(folder.name)
-            launch.cells[folder.name] = PlannedCell(cell.overrides, cell.settings.rounds, job, config)
+            launch.cells[folder.name] = PlannedCell(cell.overrides, cell.config.rounds, job, config)
         launch.write(sweep)
         for folder, cell in cells.items():
             if cell.done:
-                tell_done(folder)
+                print_done(folder)
             else:
                 pending.append(cell.overrides)
         return pending

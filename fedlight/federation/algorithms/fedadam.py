@@ -42,7 +42,7 @@ class FedAdam(FedAvg):
             f"v.{name}": torch.full_like(tensor, self.tau**2) for name, tensor in floating.items()
         }
 
-    def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
+    def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
         new, after = dict(mean), dict(state)
         for name in mean:
             if f"m.{name}" in state:

@@ -31,11 +31,11 @@ class FedAvg:
         """The extras that every client of the cohort receives."""
         return {}
 
-    def extras_like(self, theta: State) -> State:
+    def aux_like(self, theta: State) -> State:
         """Tensors like the extras that a client reports, which client-level privacy must know beforehand."""
         return {}
 
-    def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
+    def callbacks(self, received: State, aux: State, memory: State) -> list[Callback]:
         """What is added to the client's Trainer; the names of `received` are those of its state_dict.
 
         What `report` is to know of the fit are tensors in the `state_dict()` of a callback.
@@ -43,14 +43,14 @@ class FedAvg:
         return []
 
     def report(
-        self, received: State, trained: State, extras: State, memory: State, steps: int
+        self, received: State, trained: State, aux: State, memory: State, steps: int
     ) -> tuple[State, State]:
         """The extras that a client reports, floating, since the server takes their mean; and its new memory.
 
         Args:
             received: the slices that the client reports, as they were received.
             trained: the same after the local epochs.
-            extras: what `broadcast` sent.
+            aux: what `broadcast` sent.
             memory: what this client kept in its last round, nothing in its first; and what its `callbacks`
                 hold.
             steps: optimizer steps of this local update.
@@ -65,13 +65,13 @@ class FedAvg:
         """The weight of an update with n_k images in the mean."""
         return num_examples
 
-    def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
+    def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
         """The new values of the slices that were reported, and the server's new state.
 
         Args:
             theta: the global model before the round.
             mean: the weighted mean of the updates; a tensor that nobody reported is absent.
-            extras: the mean, with the same weights, of what clients reported beside the slices.
+            aux: the mean, with the same weights, of what clients reported beside the slices.
             state: the server's own.
         """
         return mean, state

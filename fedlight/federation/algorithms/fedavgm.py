@@ -30,7 +30,7 @@ class FedAvgM(FedAvg):
             name: torch.zeros_like(tensor) for name, tensor in theta.items() if tensor.is_floating_point()
         }
 
-    def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
+    def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
         moved = {name: mean[name] - theta[name] for name in mean if name in state}
         velocity = {name: self.momentum * state[name] + delta for name, delta in moved.items()}
         beyond = {name: mean[name] + (self.lr * velocity[name] - delta) for name, delta in moved.items()}

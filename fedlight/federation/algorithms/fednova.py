@@ -17,19 +17,17 @@ class FedNova(FedAvg):
     many steps it is FedAvg up to rounding. The number of steps is sent as one scalar for each tensor.
     """
 
-    def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
+    def callbacks(self, received: State, aux: State, memory: State) -> list[Callback]:
         return [NormalizedUpdate(received)]
 
     def report(
-        self, received: State, trained: State, extras: State, memory: State, steps: int
+        self, received: State, trained: State, aux: State, memory: State, steps: int
     ) -> tuple[State, State]:
         return {f"steps/{name}": torch.tensor(float(steps)) for name in received}, memory
 
-    def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
+    def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
         floating = [name for name, tensor in mean.items() if tensor.is_floating_point()]
-        moved = {
-            name: theta[name] + extras[f"steps/{name}"] * (mean[name] - theta[name]) for name in floating
-        }
+        moved = {name: theta[name] + aux[f"steps/{name}"] * (mean[name] - theta[name]) for name in floating}
         return {**mean, **moved}, state
 
 

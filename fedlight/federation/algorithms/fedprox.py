@@ -25,7 +25,7 @@ class FedProx(FedAvg):
             raise BadInput(f"algorithm.mu must be 0 or more, got {mu}")
         self.mu = mu
 
-    def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
+    def callbacks(self, received: State, aux: State, memory: State) -> list[Callback]:
         return [ProximalTerm(self.mu, received)] if self.mu else []
 
 

@@ -21,16 +21,16 @@ class LocalAdam(FedAvg):
     def broadcast(self, state: State) -> State:
         return state
 
-    def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
-        return [OptimizerState(extras)]
+    def callbacks(self, received: State, aux: State, memory: State) -> list[Callback]:
+        return [OptimizerState(aux)]
 
     def report(
-        self, received: State, trained: State, extras: State, memory: State, steps: int
+        self, received: State, trained: State, aux: State, memory: State, steps: int
     ) -> tuple[State, State]:
         return {key: tensor for key, tensor in memory.items() if key.split("/")[1] in received}, {}
 
-    def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
-        return mean, {**state, **extras}
+    def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
+        return mean, {**state, **aux}
 
 
 class OptimizerState(Callback):

@@ -40,35 +40,35 @@ class Scaffold(FedAvg):
     def forget(self, state: State, round_: int) -> State:
         return {RESET: torch.tensor(float(round_))}
 
-    def callbacks(self, received: State, extras: State, memory: State) -> list[Callback]:
-        return [GradientCorrection(received, extras, _valid(memory, extras))]
+    def callbacks(self, received: State, aux: State, memory: State) -> list[Callback]:
+        return [GradientCorrection(received, aux, _valid(memory, aux))]
 
-    def extras_like(self, theta: State) -> State:
+    def aux_like(self, theta: State) -> State:
         return theta
 
     def report(
-        self, received: State, trained: State, extras: State, memory: State, steps: int
+        self, received: State, trained: State, aux: State, memory: State, steps: int
     ) -> tuple[State, State]:
         means = {
             name: memory[f"gradient.{name}"] / steps for name in received if f"gradient.{name}" in memory
         }
-        kept = _valid(memory, extras)
+        kept = _valid(memory, aux)
         before = {name: kept[name] for name in kept if not name.startswith("gradient.")}
         change = {name: mean - before.get(name, torch.zeros(())) for name, mean in means.items()}
-        reset = {RESET: extras[RESET]} if RESET in extras else {}
+        reset = {RESET: aux[RESET]} if RESET in aux else {}
         return change, {**before, **means, **reset}
 
     def weight(self, num_examples: int) -> float:
         return 1
 
-    def step(self, theta: State, mean: State, extras: State, state: State) -> tuple[State, State]:
-        return mean, {**state, **{name: state.get(name, 0) + change for name, change in extras.items()}}
+    def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
+        return mean, {**state, **{name: state.get(name, 0) + change for name, change in aux.items()}}
 
 
-def _valid(memory: State, extras: State) -> State:
+def _valid(memory: State, aux: State) -> State:
     """A client's variates; none where they are older than the last reset."""
     never = torch.zeros(())
-    return memory if torch.equal(memory.get(RESET, never), extras.get(RESET, never)) else {}
+    return memory if torch.equal(memory.get(RESET, never), aux.get(RESET, never)) else {}
 
 
 class GradientCorrection(Callback):

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch.cuda import device_count
 
+from fedlight.federation.journal import Receipt
 from fedlight.federation.messages import Broadcast, Evaluation, Message, Scores, Update, from_bytes, to_bytes
-from fedlight.federation.outbox import Receipt
 from fedlight.federation.site import Site
 from fedlight.federation.transport.tasks import act, evaluate, update
-from fedlight.federation.transport.transport import Surroundings
+from fedlight.federation.transport.transport import TransportContext
 from fedlight.federation.transport.worker import LOOK
-from fedlight.runtime.errors import BadInput, ClientFailed, Damaged, Diverged, told
+from fedlight.runtime.errors import BadInput, ClientFailed, Damaged, Diverged, format_error
 
 try:
     from distributed import KilledWorker
@@ -38,25 +38,25 @@ class Dask:
     where an update lies crosses this process.
 
     Args:
-        surroundings: of the cell.
+        context: of the cell.
         workers: processes that train, on each node; None for as many as there is room for, one a GPU.
         address: of a scheduler that runs already, whose workers are used, however many they are.
     """
 
     def __init__(
-        self, surroundings: Surroundings, workers: int | None = None, address: str | None = None
+        self, context: TransportContext, workers: int | None = None, address: str | None = None
     ) -> None:
-        self._around = surroundings
+        self._context = context
         gpus = device_count()
-        room = min(workers or max(surroundings.room, gpus), surroundings.cohort)
+        room = min(workers or max(context.room, gpus), context.cohort)
         cluster = connected(address) if address else started(room, gpus)
-        self._client, self._check = surroundings.ending.enter_context(cluster)
+        self._client, self._check = context.ending.enter_context(cluster)
         self._executor = self._client.get_executor(pure=False)
         self._looked, self._count = 0.0, 0
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
         jobs = sorted(enumerate(broadcasts), key=lambda job: self._size(job[1]), reverse=True)
-        receipts: Iterator[Receipt | None] = self._run(iter(jobs), update, self._around.done)
+        receipts: Iterator[Receipt | None] = self._run(iter(jobs), update, self._context.done)
         yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
@@ -64,7 +64,7 @@ class Dask:
 
     def _size(self, broadcast: Broadcast) -> int:
         """Images that a client will train on."""
-        data = self._around.here.setup.data
+        data = self._context.here.setup.data
         return 0 if broadcast.drops_out else data(broadcast.client).num_examples
 
     def _run(
@@ -82,7 +82,7 @@ class Dask:
             while more or under_way:
                 while more and len(under_way) < self._workers():
                     if job := next(jobs, None):
-                        asked = pickle.dumps((act, self._around.make_site, partial(task, to_bytes(job[1]))))
+                        asked = pickle.dumps((act, self._context.make_site, partial(task, to_bytes(job[1]))))
                         future = self._executor.submit(call, asked)
                         numbers[future], under_way[future] = job
                     else:
@@ -90,7 +90,7 @@ class Dask:
                 for future in wait(under_way, LOOK, FIRST_COMPLETED).done:
                     results[numbers.pop(future)] = _result(future, under_way.pop(future))
                     done()
-                self._around.check()
+                self._context.check()
                 self._check()
                 if self._client.status != "running":
                     raise ConnectionError(GONE)
@@ -134,4 +134,4 @@ def _result(future: Future[Any], message: Message) -> Any:
     except (BadInput, Damaged, Diverged, OSError):
         raise
     except Exception as error:
-        raise ClientFailed(f"{who}: {told(error)}") from error
+        raise ClientFailed(f"{who}: {format_error(error)}") from error

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from fedlight.federation.admission import check_scores
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
 from fedlight.federation.transport.node_keys import NodeKeys
-from fedlight.federation.transport.transport import Surroundings
+from fedlight.federation.transport.transport import TransportContext
 from fedlight.runtime.errors import BadInput, Damaged
 from fedlight.runtime.printable import printable
 
@@ -35,7 +35,7 @@ class Flower:
     answer is refused with a line, as if the client had been away.
 
     Args:
-        surroundings: of the cell.
+        context: of the cell.
         timeout: seconds that a client has for an answer.
         nodes: fingerprints of the nodes' keys in client order; None where a client number belongs to the key
             of the node that says it first.
@@ -48,16 +48,14 @@ class Flower:
     grid: ClassVar[Any] = None
     agreed: ClassVar[str] = ""
 
-    def __init__(
-        self, surroundings: Surroundings, timeout: float, nodes: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, context: TransportContext, timeout: float, nodes: Sequence[str] | None = None) -> None:
         if self.grid is None:
             raise BadInput(
                 "transport=flower runs inside a deployment: fedlight deploy init FOLDER writes one"
             )
-        self._around = surroundings
+        self._context = context
         self._timeout = timeout
-        self._keys = NodeKeys(surroundings.here.folder / "nodes.txt", nodes)
+        self._keys = NodeKeys(context.here.folder / "nodes.txt", nodes)
         self._nodes: dict[int, int] = {}  # client: node
         self._strangers: dict[int, float] = {}  # nodes that were refused, and when they may ask again
         self._greeted: dict[int, str] = {}  # node: message that asks who it is
@@ -68,7 +66,7 @@ class Flower:
         waiting = {broadcast.client: broadcast for broadcast in broadcasts}
         for asked, reply in self._ask(TRAIN, waiting):
             if reply is None:
-                self._around.unsent(asked.client)
+                self._context.unsent(asked.client)
             elif (update := self._admitted(asked, reply)) is not None:
                 yield update
         self._first = False
@@ -88,7 +86,7 @@ class Flower:
 
         begun, under_way, patient = time.monotonic(), dict[str, Sent](), True
         while waiting or under_way:
-            self._around.check()
+            self._context.check()
             online = {node.node_id: bytes(node.public_key) for node in self.grid.get_nodes()}
             self._meet(online)
             for client in [client for client in waiting if self._nodes.get(client) in online]:
@@ -171,7 +169,7 @@ class Flower:
             sent = (broadcast.cell, broadcast.round, broadcast.client)
             if (update.cell, update.round, update.client) != sent:
                 raise Damaged("answers another broadcast")
-            self._around.admit(update, broadcast.uplink)
+            self._context.admit(update, broadcast.uplink)
         except Damaged as error:
             self._tell(broadcast.client, f"sent an update that {printable(error)}: refused")
             return None
@@ -189,7 +187,7 @@ class Flower:
         try:
             check_scores(scores, request)
             if request.draw:
-                self._around.admit_scores(scores)
+                self._context.admit_scores(scores)
         except Damaged as error:
             self._tell(request.client, f"sent an evaluation that {printable(error)}: refused")
             return None
@@ -204,7 +202,7 @@ class Flower:
             return None
         if problem := open_words(reply.content).get(PROBLEM):
             if problem == MEMORY_LOST:
-                self._around.forget(client)
+                self._context.forget(client)
             self._tell(client, f"has no update ({problem}); it drops out of the round")
             return None
         try:

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator
 
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes
-from fedlight.federation.transport.transport import Surroundings
+from fedlight.federation.transport.transport import TransportContext
 
 
 class Inline:
     """The simplest transport."""
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        self._site = surroundings.here
+    def __init__(self, context: TransportContext) -> None:
+        self._site = context.here
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
         for broadcast in broadcasts:

@@ -14,11 +14,11 @@ from typing import Any
 from loky import get_reusable_executor
 from loky.process_executor import BrokenProcessPool
 
+from fedlight.federation.journal import Receipt
 from fedlight.federation.messages import Broadcast, Evaluation, Message, Scores, Update, from_bytes, to_bytes
-from fedlight.federation.outbox import Receipt
 from fedlight.federation.site import Site
 from fedlight.federation.transport.tasks import act, evaluate, prepare, update
-from fedlight.federation.transport.transport import Surroundings
+from fedlight.federation.transport.transport import TransportContext
 from fedlight.federation.transport.worker import LOOK, begin
 
 AHEAD = 2  # tasks of a worker at once: one under way, one that it need not wait for
@@ -43,24 +43,24 @@ class Processes:
     in the outbox, or it is not there.
 
     Args:
-        surroundings: of the cell.
+        context: of the cell.
         workers: processes that train, this one among them; None for as many as there is room for.
     """
 
-    def __init__(self, surroundings: Surroundings, workers: int | None = None) -> None:
-        self._around = surroundings
-        self._workers = max(1, min(workers or surroundings.room, surroundings.cohort)) - 1
+    def __init__(self, context: TransportContext, workers: int | None = None) -> None:
+        self._context = context
+        self._workers = max(1, min(workers or context.room, context.cohort)) - 1
         self._losses = 0
         for _ in range(self._workers):  # they load the libraries while this process is at work already
             self._submit(prepare)
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
-        jobs = (Job(broadcast, self._around.here.update, update) for broadcast in broadcasts)
-        receipts: Iterator[Receipt | None] = self._run(jobs, self._around.done)
+        jobs = (Job(broadcast, self._context.here.update, update) for broadcast in broadcasts)
+        receipts: Iterator[Receipt | None] = self._run(jobs, self._context.done)
         yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        jobs = (Job(request, self._around.here.evaluate, evaluate) for request in requests)
+        jobs = (Job(request, self._context.here.evaluate, evaluate) for request in requests)
         yield from self._run(jobs, lambda: None)
 
     def _run(self, jobs: Iterable[Job], done: Callable[[], None]) -> Iterator[Any]:
@@ -92,7 +92,7 @@ class Processes:
                 else:
                     more = False
                     wait(under_way, LOOK, FIRST_COMPLETED)
-                    self._around.check()
+                    self._context.check()
                 while due in results:
                     yield results.pop(due)
                     due += 1
@@ -102,15 +102,15 @@ class Processes:
 
     def _submit(self, task: Callable[[Site], Any]) -> Future[Any]:
         try:
-            return _executor(self._workers).submit(act, self._around.make_site, task)
+            return _executor(self._workers).submit(act, self._context.make_site, task)
         except BrokenProcessPool:  # killed while it was idle
             end_workers()
-            return _executor(self._workers).submit(act, self._around.make_site, task)
+            return _executor(self._workers).submit(act, self._context.make_site, task)
 
     def _note_loss(self) -> None:
         """Ends what is left of the pool: loky may leave a worker that it had just started."""
         end_workers()
-        self._around.check()  # a signal to the whole group ends workers, too
+        self._context.check()  # a signal to the whole group ends workers, too
         print(LOST, file=sys.stderr)
         self._losses += 1
         if self._losses == LOSSES:

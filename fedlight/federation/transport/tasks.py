@@ -5,8 +5,8 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
+from fedlight.federation.journal import Receipt
 from fedlight.federation.messages import Scores, from_bytes
-from fedlight.federation.outbox import Receipt
 from fedlight.federation.site import Site
 
 _site: tuple[Callable[[], Site], Site] | None = None  # of the cell that this worker worked for last

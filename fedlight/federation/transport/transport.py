@@ -23,7 +23,7 @@ class Transport(Protocol):
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class TransportContext:
     """What a cell offers to its transport.
 
     Attributes:

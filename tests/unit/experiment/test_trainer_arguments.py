@@ -1,0 +1,43 @@
+"""The arguments of a client's Lightning Trainer: those that are allowed, and where they may come from."""
+
+from collections.abc import Callable
+
+import pytest
+from conftest import Cell
+from hydra import compose, initialize_config_dir
+
+from fedlight.config import TRAINER_ARGUMENTS, validate
+from fedlight.experiment.setup import _trainer_factory
+from fedlight.run import ROOT, register_resolvers
+
+VALUES = {
+    "accumulate_grad_batches": 2,
+    "benchmark": False,
+    "detect_anomaly": False,
+    "deterministic": "warn",
+    "gradient_clip_algorithm": "value",
+    "gradient_clip_val": 0.5,
+    "limit_train_batches": 0.25,
+    "max_steps": 3,
+}
+
+
+def test_every_allowed_argument_reaches_the_trainer() -> None:
+    register_resolvers()
+    given = [f"++trainer.{name}={value}" for name, value in VALUES.items()]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        trainer = _trainer_factory(validate(compose("config", ["trainer.accelerator=cpu", *given])))()
+    assert VALUES.keys() == TRAINER_ARGUMENTS
+    assert trainer.accumulate_grad_batches == 2
+    assert (trainer.gradient_clip_algorithm, trainer.gradient_clip_val) == ("value", 0.5)
+    assert (trainer.limit_train_batches, trainer.max_steps) == (0.25, 3)
+
+
+def test_lightnings_variables_of_the_environment_change_no_cell(
+    cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["clients=1", "rounds=1", "data.limit=64"]
+    plain = cell(*few)
+    for name, value in {"NUM_NODES": "2", "STRATEGY": "ddp", "LIMIT_TRAIN_BATCHES": "1"}.items():
+        monkeypatch.setenv(f"PL_TRAINER_{name}", value)
+    assert cell(*few).result["state_sha256"] == plain.result["state_sha256"]

@@ -1,0 +1,205 @@
+"""From the configuration to a guarantee and to an estimate: each number against one made by hand."""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from test_example_privacy import Line, rows
+from test_secure_noise import config
+from torch.utils.data import DataLoader
+from toy import inline, toy_server, toy_setup, toy_site
+
+from fedlight.diffusion.ddpm import DDPM
+from fedlight.experiment import estimate
+from fedlight.experiment.cell import _noted
+from fedlight.experiment.guarantee import Guarantee, calibrated, make_mechanism, make_private_training
+from fedlight.experiment.setup import check
+from fedlight.federation.cohort import Participation
+from fedlight.federation.noise import SeededNoise
+from fedlight.federation.rounds import federate
+from fedlight.privacy.account import Account
+from fedlight.runtime.errors import BadInput
+
+SHARES = [np.arange(100), np.arange(20)]
+
+
+def test_the_noise_of_a_target_is_the_least_that_keeps_a_client_within_it() -> None:
+    made = config("clients=4", "fraction=0.5", "rounds=6", "privacy=client", "privacy.target_epsilon=3")
+    found = calibrated(made, SHARES, toy_setup().method).privacy
+    assert found is not None
+    assert found.target_epsilon is None
+    assert Account(found.noise, 0.5, found.delta).epsilon(6) <= 3
+    assert Account(found.noise - 0.01, 0.5, found.delta).epsilon(6) > 3
+    assert found == made.privacy.model_copy(update={"noise": found.noise, "target_epsilon": None})
+    kept = made.model_copy(update={"rounds": 0})
+    assert calibrated(kept, SHARES, toy_setup().method) is kept
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_the_noise_of_a_target_is_that_of_the_client_who_spends_most(pool: bool) -> None:
+    """Batches of 30: of 100 images 4 steps at 0.3, of 20 one step at 1, of the 120 of a pool 4 at 0.25."""
+    arguments = ("clients=2", "rounds=3", "epochs=2", "data.batch_size=30", "fraction=1")
+    made = config(*arguments, "privacy=example", "privacy.target_epsilon=3")
+    method = toy_setup().method.model_copy(update={"pool": pool})
+    found = calibrated(made, SHARES, method).privacy
+    assert found is not None
+    accounts = [(0.25, 3 * 2 * 4)] if pool else [(0.3, 3 * 2 * 4), (1.0, 3 * 2 * 1)]
+
+    def spent(noise: float) -> list[float]:
+        return [Account(noise, rate, found.delta).epsilon(steps) for rate, steps in accounts]
+
+    assert max(spent(found.noise)) <= 3 < max(spent(found.noise - 0.01))
+    if not pool:
+        assert min(spent(found.noise)) < 2.9
+
+
+def test_only_the_rounds_that_a_client_was_drawn_for_count(tmp_path: Path) -> None:
+    made = config("clients=2", "fraction=0.5", "epochs=1", "privacy=example", "data.batch_size=30")
+    method = toy_setup().method
+    epsilons = Guarantee(made, SHARES, method, tmp_path).epsilons(8)
+    drawn = [Participation(2, 0.5, 0.0, made.seed).draw(method, round_)[0] for round_ in range(1, 9)]
+    for client, rate, steps in ((0, 0.3, 4), (1, 1.0, 1)):
+        times = drawn.count([client])
+        assert 0 < times < 8
+        account = Account(made.privacy.noise, rate, made.privacy.delta)
+        assert epsilons[client] == pytest.approx(account.epsilon(steps * times))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("client", {"noise_at"}), ("example", {"draws", "epsilon_clients"})]
+)
+def test_the_entry_of_a_result_says_what_is_promised(kind: str, more: set[str], tmp_path: Path) -> None:
+    made = config("clients=2", f"privacy={kind}", "privacy.noise=2", "privacy.clip=0.5")
+    guarantee = Guarantee(made, SHARES, toy_setup().method, tmp_path)
+    entry = guarantee.entry([1.5, math.inf])
+    assert entry.keys() == {"kind", "epsilon", "delta", "noise", "clip"} | more
+    assert (entry["kind"], entry["epsilon"], entry["noise"], entry["clip"]) == (kind, "inf", 2.0, 0.5)
+    assert entry.get("epsilon_clients", [1.5, "inf"]) == [1.5, "inf"]
+    assert guarantee.entry([1.5, 0.5])["epsilon"] == 1.5
+
+
+def test_the_mechanism_is_as_configured(tmp_path: Path) -> None:
+    made = config("clients=40", "fraction=0.25", "privacy=client", "privacy.noise=0.3", "privacy.clip=2")
+    plain = make_mechanism(made)
+    assert plain is not None
+    assert (plain.clip, plain.noise, plain.clients, plain.expected) == (2.0, 0.3, 40, 10.0)
+    assert (plain.at_clients, plain.quantile) == (False, None)
+    drawn = plain.source("server", 1).standard_normal(5)
+    assert np.array_equal(drawn, SeededNoise(made.seed)("server", 1).standard_normal(5))
+    other = config("privacy=client", "privacy.noise_at=clients", "privacy.clip_quantile=0.5")
+    mechanism = make_mechanism(other)
+    assert mechanism is not None
+    assert (mechanism.at_clients, mechanism.quantile) == (True, 0.5)
+    secret = make_mechanism(config("privacy=client", "privacy.secure_noise=true"), tmp_path)
+    assert secret is not None
+    secret.source("server", 1)
+    secret.source("server", 1)
+    assert (tmp_path / "releases").read_bytes() == b".."
+    for arguments in ([], ["privacy=example"]):
+        assert make_mechanism(config(*arguments), tmp_path) is None
+    for arguments in ([], ["privacy=client"]):
+        assert make_private_training(config(*arguments), SHARES, tmp_path) is None
+
+
+@pytest.mark.parametrize(("images", "batch", "expected"), [(40, 30, 30), (40, 100, 40)])
+def test_gradients_are_divided_by_the_expected_batch_of_the_client(
+    images: int, batch: int, expected: int, tmp_path: Path
+) -> None:
+    made = config("privacy=example", "privacy.noise=0", "privacy.clip=inf", f"data.batch_size={batch}")
+    make = make_private_training(made, [np.arange(9), np.arange(images)], tmp_path)
+    assert make is not None
+    module, (x, y) = Line(), rows(images)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    quiet |= {"enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[make(1)], **quiet)
+    trainer.fit(module, DataLoader([(x, y)], batch_size=None))
+    gradient = (2 * (x @ torch.zeros(3) - y)[:, None] * x).sum(dim=0) / expected
+    torch.testing.assert_close(-module.weight.detach(), gradient)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_an_adaptive_clip_bounds_the_noise() -> None:
+    """Of two clients the count of those within the clip is lost in noise above a bound."""
+    asked = ("clients=2", "data.limit=20", "trainer.accelerator=cpu", "privacy=client", "privacy.noise=100")
+    assert check(config(*asked), elsewhere=False) is not None
+    with pytest.raises(BadInput, match=r"needs noise below [\d.]+ for an adaptive clip"):
+        check(config(*asked, "privacy.clip_quantile=0.5"), elsewhere=False)
+
+
+# --- what a cell takes ---
+
+
+@pytest.mark.parametrize("evaluated", ["global", "clients"])
+def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 images of three clients in batches of 8: 3 batches each, 2 epochs, 4 rounds; a step takes 2 s."""
+    method = {"global": "FULL", "clients": "UDEC"}[evaluated]
+    arguments = ("clients=3", "data.limit=60", "data.batch_size=8", "epochs=2", "rounds=4", "partition=iid")
+    scored = ("evaluation.samples=100", "evaluation.steps=10", "evaluation.every=2", "trainer.workers=2")
+    cpu = ("trainer.accelerator=cpu", f"method={method}")
+    made = check(config(*arguments, *scored, *cpu), elsewhere=False)
+    assert made is not None
+    monkeypatch.setattr(estimate, "_step_seconds", lambda same, components, batch: 2.0 * batch / 8)
+    found = estimate.estimate(made)
+    state, names = made.module.state_dict(), made.slices.names
+    sizes = {slice_: sum(state[name].nbytes for name in names[slice_]) for slice_ in names}
+    whole = sum(sizes.values())
+    down = whole * 4 if evaluated == "global" else whole + 3 * sizes["decoder"]
+    up = 4 * (whole if evaluated == "global" else sizes["decoder"])
+    assert found.steps == 3 * 3 * 2 * 4
+    assert found.bytes == 3 * (down + up)
+    models = 1 if evaluated == "global" else 3
+    image = 2.0 / 8
+    assert found.seconds == pytest.approx((72 * 8 * image + models * 2 * 100 * 10 * image / 3) / 2)
+
+
+def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("clients=3", "data.limit=60", "data.batch_size=50", "partition=quantity_skew")
+    made = check(config(*arguments, "trainer.accelerator=cpu"), elsewhere=False)
+    assert made is not None
+    timed: list[int] = []
+    monkeypatch.setattr(estimate, "_step_seconds", lambda same, components, batch: timed.append(batch) or 1.0)
+    estimate.estimate(made)
+    sizes = sorted(map(len, made.shares))
+    assert sizes[0] < sizes[-1] < 50
+    assert timed == [sizes[-1]]
+
+
+def test_a_step_is_timed_once_for_cells_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = check(config("clients=2", "data.limit=40", "trainer.accelerator=cpu"), elsewhere=False)
+    assert made is not None
+    monkeypatch.setattr(estimate, "_timed", {})
+    sizes: list[int] = []
+    step = DDPM.training_step
+
+    def noted(module: DDPM, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        sizes.append(len(batch))
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(DDPM, "training_step", noted)
+    before = time.perf_counter()
+    first = estimate._step_seconds("alike", made, 5)
+    assert 0 < first < time.perf_counter() - before
+    assert estimate._step_seconds("alike", made, 5) == first
+    assert sizes == [5, 5], "the first step of two is not timed"
+    estimate._step_seconds("another", made, 3)
+    assert sizes == [5, 5, 3, 3]
+
+
+def test_a_row_of_rounds_counts_both_parts_of_a_round(tmp_path: Path) -> None:
+    setup = toy_setup()
+    server = toy_server(setup)
+    (done,) = federate(server, inline(toy_site(setup, tmp_path)), 1)
+    config = SimpleNamespace(clients=2)
+    done = replace(done, training=2.0, merging=0.5)
+    row = _noted(done, server, {"value": 7.0}, config)["row"]  # type: ignore[arg-type]
+    params = 2 * sum(tensor.numel() for tensor in server.theta.values())
+    known = {"round": 1, "participants": 2, "reports": 2, "fid": 7.0, "seconds": 2.5}
+    sent = {"params_down": params, "params_up": params, "params_cumulative": 2 * params}
+    expected = {**known, **sent, "bytes_cumulative": 8 * params}
+    assert {key: row[key] for key in expected} == expected
