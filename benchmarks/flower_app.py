@@ -17,23 +17,24 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from fedlight.experiment.setup import Components, build
+from fedlight.experiment.parts import CellParts
+from fedlight.experiment.setup import set_up
 
 client, server = ClientApp(), ServerApp()
 
 
 @cache
-def components() -> Components:
-    return build(composed(*json.loads(os.environ["SETTINGS"]))[1])
+def parts() -> CellParts:
+    return set_up(composed(*json.loads(os.environ["SETTINGS"]))[1])
 
 
 def fit(number: int) -> tuple[float, int]:
     """Trains the model for an epoch on a client's images; returns their mean loss and their number."""
-    module = components().module
-    own = components().dataset.train.pixels[torch.from_numpy(components().shares[number])]
+    module = parts().model
+    own = parts().dataset.train.pixels[torch.from_numpy(parts().client_indices[number])]
     optimizer = module.configure_optimizers()
     total = 0.0
-    for batch in torch.randperm(len(own)).split(components().config.data.batch_size):
+    for batch in torch.randperm(len(own)).split(parts().config.data.batch_size):
         images = own[batch].float().div_(127.5).sub_(1)
         t = torch.randint(1000, images.shape[:1])
         eps = torch.randn_like(images)
@@ -47,7 +48,7 @@ def fit(number: int) -> tuple[float, int]:
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    module = components().module
+    module = parts().model
     module.load_state_dict(message.content["arrays"].to_torch_state_dict())
     loss, images = fit(int(context.node_config["partition-id"]))
     content = {
@@ -60,9 +61,9 @@ def train(message: Message, context: Context) -> Message:
 @server.main()
 def serve(grid: Grid, context: Context) -> None:
     """Prints the mean loss of the last round and the seconds that it took."""
-    config = components().config
+    config = parts().config
     strategy = FedAvg(fraction_train=config.fraction, fraction_evaluate=0.0)
-    arrays = ArrayRecord(components().module.state_dict())
+    arrays = ArrayRecord(parts().model.state_dict())
     for _ in range(config.rounds):
         begun = time.perf_counter()
         result = strategy.start(grid=grid, initial_arrays=arrays, num_rounds=1)
@@ -73,4 +74,4 @@ def serve(grid: Grid, context: Context) -> None:
 
 def run() -> None:
     resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(server, client, num_supernodes=components().config.clients, backend_config=resources)
+    run_simulation(server, client, num_supernodes=parts().config.clients, backend_config=resources)

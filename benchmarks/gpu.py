@@ -329,12 +329,12 @@ def measure_sampling(size: Size, name: str) -> Found:
     from step import compile_unet
 
     from fedlight.diffusion.sampling import sample
-    from fedlight.experiment.setup import make_module
+    from fedlight.experiment.setup import make_client_model
 
     torch._dynamo.reset()
     _, config = composed(*size.network)
     torch.manual_seed(0)
-    module = make_module(config, 10)[0].to(size.device)
+    module = make_client_model(config, 10)[0].to(size.device)
     if SAMPLING[name] == "compiled":
         compile_unet(module.unet, "compiled", size.device)
     asked = config.evaluation
@@ -390,11 +390,11 @@ def score_by_inception(folder: Path) -> Found:
     """FID by Inception of every finished cell, of images drawn again by the cell's own seeds."""
     from gpu_tables import done_cells
 
+    from fedlight.data.loading import load
     from fedlight.evaluation.extractor import make_inception
     from fedlight.evaluation.reference import make_reference
     from fedlight.evaluation.weights import present_weights
     from fedlight.experiment.finished import DEVICE, open_cell
-    from fedlight.experiment.setup import load_data
 
     cells = done_cells(folder)
     if not cells:
@@ -404,7 +404,7 @@ def score_by_inception(folder: Path) -> Found:
     if weights is None:
         return missing("no weights are here: python -m fedlight.prepare evaluation.extractor=inception")
     extractor = make_inception(weights, DEVICE)
-    reference = make_reference(load_data(config).test.pixels, extractor, config.evaluation.cache)
+    reference = make_reference(load(config.data).test.pixels, extractor, config.evaluation.cache)
     for cell in cells:
         if not result_path(folder, f"inception {cell.name}").exists():
             keep(folder, f"inception {cell.name}", {"rows": [_inception(cell, extractor, reference)]})

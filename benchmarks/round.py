@@ -22,7 +22,9 @@ from lightning import seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
-from fedlight.experiment.setup import CHECKPOINT, Components, SiteMaker, build, make_server
+from fedlight.experiment.clients import SiteMaker, make_site
+from fedlight.experiment.parts import CHECKPOINT, CellParts
+from fedlight.experiment.setup import make_server, set_up
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.rounds import federate
 from fedlight.federation.transport.processes import Processes, end_workers
@@ -34,11 +36,11 @@ from fedlight.runtime.seeds import derive_seed
 CLIENTS, BATCH, WORKERS = 4, 16, 2
 
 
-def bare(components: Components, first: Mapping[str, Tensor]) -> str:
+def bare(parts: CellParts, first: Mapping[str, Tensor]) -> str:
     """FedAvg in thirty lines; returns the hash of the final weights."""
-    state, module, config = dict(first), components.module, components.config
-    data = components.dataset.train.pixels
-    pixels = [data[torch.from_numpy(share).sort().values] for share in components.shares]
+    state, module, config = dict(first), parts.model, parts.config
+    data = parts.dataset.train.pixels
+    pixels = [data[torch.from_numpy(share).sort().values] for share in parts.client_indices]
     for round_ in range(1, config.rounds + 1):
         sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in state.items()}
         for client, own in enumerate(pixels):
@@ -63,25 +65,31 @@ def bare(components: Components, first: Mapping[str, Tensor]) -> str:
     return state_sha256(state)
 
 
-def federated(components: Components, folder: Path, first: Mapping[str, Tensor], workers: int) -> str:
+def federated(parts: CellParts, folder: Path, first: Mapping[str, Tensor], workers: int) -> str:
     """The same by fedlight, as a cell runs it, in one process or in several."""
-    config = components.config
-    components.module.load_state_dict(first)
+    config = parts.config
+    parts.model.load_state_dict(first)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / CHECKPOINT).mkdir(parents=True)
     with ProgressBars("round", config.rounds) as bars:
         callbacks = [bars, LambdaCallback(on_train_batch_end=lambda *_: None)]
-        site = components.site(folder, callbacks)
+        site = make_site(parts, folder, callbacks)
         context = TransportContext(
-            site, SiteMaker(config, folder), config.clients, workers, bars.end_update, lambda: None
+            site,
+            SiteMaker(config, folder, parts.noise),
+            config.clients,
+            workers,
+            bars.end_update,
+            lambda: None,
         )
         server = make_server(
             folder.name,
             config,
-            components.module,
-            components.slices,
-            components.algorithm,
-            components.codec,
+            parts.model,
+            parts.slices,
+            parts.algorithm,
+            parts.codec,
+            parts.noise,
         )
         checkpoint = ServerCheckpoint(folder / CHECKPOINT, folder.name)
         for _ in federate(server, Processes(context, workers), config.rounds):
@@ -105,14 +113,14 @@ def main() -> None:
             *(f"data.batch_size={BATCH}", f"data.limit={CLIENTS * BATCH * steps // epochs}"),
             *("evaluation.samples=0", "logger=none"),
         )
-        components = build(config)
-        first = {name: tensor.clone() for name, tensor in components.module.state_dict().items()}
+        parts = set_up(config)
+        first = {name: tensor.clone() for name, tensor in parts.model.state_dict().items()}
         hashes: set[str] = set()
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "cell")
 
             def note(act: Callable[..., str], *given: Any) -> None:
-                hashes.add(act(components, *given))  # noqa: B023
+                hashes.add(act(parts, *given))  # noqa: B023
 
             seconds = in_turns(
                 {

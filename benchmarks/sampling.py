@@ -17,11 +17,13 @@ from common import composed, parser, show, write
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from fedlight.data.loading import load
 from fedlight.diffusion.sampling import sample
+from fedlight.evaluation.factory import make_extractor
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import score
 from fedlight.experiment.finished import DEVICE, open_cell
-from fedlight.experiment.setup import load_data, make_extractor, make_module
+from fedlight.experiment.setup import make_client_model
 
 GRID = [
     *(("ddpm", steps) for steps in (1000, 200, 100, 50, 20, 10)),
@@ -64,14 +66,14 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.cell:
         cell = open_cell(given.cell)
-        whole = load_data(cell.config)
-        extractor = make_extractor(cell.config, whole, DEVICE)
-        reference = make_reference(whole.train.pixels, extractor, cell.config.evaluation.cache)
+        dataset = load(cell.config.data)
+        extractor = make_extractor(cell.config.evaluation, cell.config.data.name, dataset, DEVICE)
+        reference = make_reference(dataset.train.pixels, extractor, cell.config.evaluation.cache)
         module, config, name = cell.module, cell.config, cell.folder.name
         module.to(DEVICE).load_state_dict(cell.state(given.client))
     else:
         _, config = composed("logger=none")
-        module, name = make_module(config, 10)[0].to(DEVICE), "the untrained tiny UNet"
+        module, name = make_client_model(config, 10)[0].to(DEVICE), "the untrained tiny UNet"
 
     rows = []
     for sampler, steps in QUICK if given.quick else GRID:

@@ -54,7 +54,7 @@ def fedlight(config: Sequence[str], transport: str) -> tuple[float, float]:
 def steps(updates: int) -> float:
     """Seconds of as many clients' steps, one after the other in one thread, without any engine."""
     torch.set_num_threads(1)
-    flower_app.components()
+    flower_app.parts()
     begun = time.perf_counter()
     for client in range(updates):
         flower_app.fit(client)

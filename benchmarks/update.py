@@ -29,13 +29,13 @@ def run_bare() -> None:
     """Prints the seconds of the same 300 updates by a bare loop, which aggregates but stores nothing."""
     from round import bare
 
-    from fedlight.experiment.setup import build
+    from fedlight.experiment.setup import set_up
 
     _, config = composed(*CELL)
-    components = build(config)
-    first = {name: tensor.clone() for name, tensor in components.module.state_dict().items()}
+    parts = set_up(config)
+    first = {name: tensor.clone() for name, tensor in parts.model.state_dict().items()}
     begun = time.perf_counter()
-    bare(components, first)
+    bare(parts, first)
     print(time.perf_counter() - begun)
 
 

@@ -4,220 +4,44 @@ import os
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from math import inf
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from fedlight.data.data_config import DataConfig, PartitionConfig
 from fedlight.data.walk import legible
+from fedlight.diffusion.model_config import ModelConfig, OptimizerConfig
+from fedlight.evaluation.evaluation_config import EvaluationConfig
+from fedlight.federation.federation_config import (
+    ExtensionConfig,
+    FederationConfig,
+    PrivacyConfig,
+    TrainerConfig,
+    TransformConfig,
+)
 from fedlight.federation.method import Method
 from fedlight.runtime.errors import BadInput, Held, first_cause
 from fedlight.runtime.files import explain
 from fedlight.runtime.printable import plain_line
 from fedlight.runtime.secret import masked, redacted
-from fedlight.runtime.sparse import Sparse
+from fedlight.runtime.section import FilePath, PositiveInt, Section, Target
 
-Whole = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 GLOBAL = ("experiment", "sweeps")
 """Groups whose files set keys of the whole configuration."""
-Place = Annotated[str, Field(min_length=1)]
-"""The path of a file or a folder."""
-TRAINER_ARGUMENTS = frozenset(
-    {
-        "accumulate_grad_batches",
-        "benchmark",
-        "detect_anomaly",
-        "deterministic",
-        "gradient_clip_algorithm",
-        "gradient_clip_val",
-        "limit_train_batches",
-        "max_steps",
-    }
-)
-"""What a configuration may add to a client's Trainer. The federation decides others (devices, nodes, epochs,
-loggers), and the rest makes a result depend on time, or has no effect on training."""
-Target = dict[str, Any]
-"""A node with a `_target_`, instantiated by Hydra."""
-
-
-class Section(BaseModel):
-    """A part of the configuration; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class DataConfig(Section, Sparse):
-    """The data set: its facts, how it is loaded and batched."""
-
-    always = frozenset({"root", "cache", "attributes"})
-
-    name: Annotated[str, Field(pattern=r"^[^/]+$")]  # a part of file names in the cache
-    image_size: Whole
-    channels: Whole
-    batch_size: Whole
-    limit: Whole | None
-    root: str | None = None
-    cache: Place | None = None
-    attributes: list[str] | None = None
-    skip_unreadable: bool = False
-    classes: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
-    range: Literal["type", "measured"] | list[float] = "type"
-    source: Target
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _names(cls, value: Any) -> Any:
-        """Names such as 0 and 12 are whole numbers on the command line."""
-        if not isinstance(value, list):
-            return value
-        names = [str(name) if type(name) is int else name for name in value]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"a class is named twice: {twice[0]}")
-        return names
-
-    @field_validator("range", mode="before")
-    @classmethod
-    def _range(cls, value: Any) -> Any:
-        if value in ("type", "measured"):
-            return value
-        numbers = isinstance(value, list) and [type(number) in (int, float) for number in value]
-        if numbers != [True, True] or not -inf < value[0] < value[1] < inf:
-            raise PydanticCustomError(
-                "range", "must be type, measured, or two numbers such as [0,4095], the smaller one first"
-            )
-        return [float(number) for number in value]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        return self.channels, self.image_size, self.image_size
-
-
-class PartitionConfig(Section):
-    """How the training images are dealt to the clients."""
-
-    name: str
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    beta: Annotated[float, Field(gt=0)] | None = None
-    classes: Whole | None = None
-    deal: Target
-
-
-class ModelConfig(Section, Sparse):
-    """The client model and its slice map."""
-
-    name: str
-    unet: Target
-    schedule: Target
-    loss: str
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
-    exchange_ema: bool
-    slices: Annotated[dict[str, list[str]], Field(min_length=1)]
-    snr_gamma: Annotated[float, Field(gt=0)] | None = None
-    conditional: bool = False
-    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    label_slice: str | None = None
-
-
-class OptimizerConfig(Sparse):
-    """The optimizer, made anew at each local update, and its rate over rounds; more keys go to its class."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, populate_by_name=True)
-
-    target: Annotated[str, Field(alias="_target_")]
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    warmup: Annotated[int, Field(ge=0)] = 0
-    decay: Literal["cosine"] | None = None
-
-
-class TrainerConfig(BaseModel):
-    """The client's Lightning Trainer; further keys go to it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-    accelerator: str
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-    threads: Whole | None
-    compile: bool = False
-    workers: Whole | None = None
-
-
-class ExtensionConfig(BaseModel):
-    """An algorithm or a transport: a class and its arguments."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, populate_by_name=True)
-
-    name: str
-    target: Annotated[str, Field(alias="_target_")]
-
-
-class TransformConfig(Section, Sparse):
-    """How what crosses is encoded, stage by stage, and whether the first model crosses at all."""
-
-    name: str
-    up: list[Target] = []
-    down: list[Target] = []
-    seeded_start: bool = False
-
-
-class PrivacyConfig(Section):
-    """What is promised about privacy."""
-
-    name: Literal["client", "example"]
-    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    clip: Annotated[float, Field(gt=0)]
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    target_epsilon: Annotated[float, Field(gt=0)] | None = None
-    noise_at: Literal["server", "clients"] | None = None
-    clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
-    draws: Whole | None = None
-    secure_noise: bool = False
-
-
-class FederationConfig(Section):
-    """What goes wrong in a federation."""
-
-    dropout: Probability
-
-
-class EvaluationConfig(Section, Sparse):
-    """How images are sampled from the trained models, and scored."""
-
-    every: Whole | None
-    samples: Annotated[int, Field(ge=0)]
-    sampler: str
-    steps: Whole
-    grid: Annotated[int, Field(ge=0)]
-    clients: Literal["all"] | Whole
-    extractor: Literal["classifier", "inception"]
-    reference: Literal["test", "train"]
-    memorisation: bool
-    weights: str | None
-    weights_name: str | None
-    cache: Place
-    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 class CellConfig(Section):
     """One cell: one federation from start to result."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-    output: Place
+    output: FilePath
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     method: Method
-    clients: Whole
+    clients: PositiveInt
     rounds: Annotated[int, Field(ge=0)]
-    epochs: Whole
+    epochs: PositiveInt
     fraction: Annotated[float, Field(gt=0, le=1)]
     data: DataConfig
     partition: PartitionConfig

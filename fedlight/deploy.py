@@ -54,7 +54,7 @@ def write_app(folder: Path, overrides: list[str]) -> None:
     """
     from fedlight.config import validate
     from fedlight.deployment.agreement import FILE, agreed_hash, write_agreement
-    from fedlight.deployment.deployed import check_deployable, with_classes
+    from fedlight.deployment.deployed import agreed_classes, check_deployable
     from fedlight.experiment.targets import check_targets
 
     if folder.exists():
@@ -67,7 +67,7 @@ def write_app(folder: Path, overrides: list[str]) -> None:
         config = config.model_copy(update={"privacy": privacy})
     check_deployable(config)
     check_targets(config.plain())
-    classes = with_classes(config).data.classes
+    classes = agreed_classes(config)
     inner = folder / PACKAGE
     inner.mkdir(parents=True)
     write_agreement(inner / FILE, config.plain())
@@ -104,24 +104,24 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
     import numpy as np
 
     from fedlight.deployment.agreement import FILE, check_agreed
-    from fedlight.deployment.deployed import MODELS, agreed, build_institution, with_classes
+    from fedlight.deployment.deployed import MODELS, agreed, agreed_classes, set_up_institution
 
     path = folder / PACKAGE / FILE
     check_agreed(path, agreed_to)
     config = agreed(path, None if root is None else str(root.absolute()))
-    components = build_institution(config, client)
-    images = len(components.shares[client])
+    parts = set_up_institution(config, client)
+    images = len(parts.client_indices[client])
     if not images:
         raise BadInput(f"client {client} would train on no image")
-    slices, method = components.slices.names, components.method
-    state = components.module.state_dict()
+    slices, method = parts.slices.names, parts.method
+    state = parts.model.state_dict()
     place = root or f"the share of client {client} in {config.data.name}, dealt as in a simulation"
     print(f"configuration  {agreed_to}, as agreed")
     print(f"data           {images} images of {config.data.shape} to train on, from {place}")
-    labels = components.dataset.train.labels[components.shares[client]]
-    counts = np.bincount(labels, minlength=len(components.dataset.classes))
-    named = (f"{name} {count}" for name, count in zip(components.dataset.classes, counts, strict=True))
-    numbered = "as agreed" if with_classes(config).data.classes else "of this institution; none were agreed"
+    labels = parts.dataset.train.labels[parts.client_indices[client]]
+    counts = np.bincount(labels, minlength=len(parts.dataset.classes))
+    named = (f"{name} {count}" for name, count in zip(parts.dataset.classes, counts, strict=True))
+    numbered = "as agreed" if agreed_classes(config) else "of this institution; none were agreed"
     print(f"classes        {', '.join(named)} ({numbered})")
     print(f"leaves, in each of up to {config.rounds} rounds:")
     for slice_ in method.uplink:
@@ -130,7 +130,7 @@ def check_institution(folder: Path, agreed_to: str, client: int, root: Path | No
         encoded = ", encoded" if config.transform and config.transform.up else ""
         params = sum(tensor.numel() for tensor in sent)
         print(f"  {slice_:12} {params:,} trained parameters, {size:,} bytes{encoded}")
-    if aux := components.algorithm.aux_like({n: state[n] for s in method.uplink for n in slices[s]}):
+    if aux := parts.algorithm.aux_like({n: state[n] for s in method.uplink for n in slices[s]}):
         numbers = sum(tensor.numel() for tensor in aux.values())
         print(f"  {'algorithm':12} {numbers:,} numbers that it corrects the others with")
     if not config.privacy:

@@ -22,16 +22,16 @@ def prepare(composed: DictConfig) -> None:
         BadInput: something cannot be fetched or made.
     """
     from fedlight.config import validate
+    from fedlight.data.loading import print_notes
+    from fedlight.experiment.setup import set_up
 
     config = validate(composed)
-    from fedlight.experiment.setup import announce, build
-
-    components = build(config)
-    announce(components.dataset)
-    train, test = components.dataset.train, components.dataset.test
+    parts = set_up(config)
+    print_notes(parts.dataset)
+    train, test = parts.dataset.train, parts.dataset.test
     print(f"data {config.data.name}: {len(train):,} training and {len(test):,} test images")
-    if components.evaluator is not None:
-        extractor, cache = components.evaluator.extractor, config.evaluation.cache
+    if parts.evaluator is not None:
+        extractor, cache = parts.evaluator.extractor, config.evaluation.cache
         accuracy = "" if extractor.accuracy is None else f", test accuracy {extractor.accuracy:.1%}"
         print(f"extractor {extractor.name}: ready{accuracy}; it and its reference statistics are in {cache}")
 

@@ -7,8 +7,10 @@ FedDiffuse (seed 2023, beta 0.5) come out to the image.
 from typing import TypeVar
 
 import numpy as np
+from hydra.utils import instantiate
 from numpy.typing import NDArray
 
+from fedlight.data.data_config import PartitionConfig
 from fedlight.runtime.errors import BadInput
 
 Labels = NDArray[np.int64]
@@ -16,6 +18,33 @@ Indices = NDArray[np.int64]
 Number = TypeVar("Number", int, float)
 
 DRAWS = 1_000
+
+
+def assign(config: PartitionConfig, labels: Labels, clients: int) -> list[Indices]:
+    """The training images of each client, by the partition that the configuration names.
+
+    Args:
+        config: the section `partition`.
+        labels: of the training images, int64, shape (n,).
+        clients: K, 1 or more.
+
+    Returns:
+        For each client the positions of its images, int64; no position occurs twice.
+
+    Raises:
+        BadInput: the partition cannot be made of these labels.
+    """
+    partition = instantiate(config.deal, _partial_=True)
+    try:
+        parts: list[Indices] = partition(labels, clients)
+    except TypeError as error:
+        raise BadInput(f"partition: {error}") from error
+    return parts
+
+
+def assign_all_to(labels: Labels, clients: int, client: int | None) -> list[Indices]:
+    """Leaves all images, in their order, with one client; with nobody where `client` is None."""
+    return [np.arange(len(labels) if number == client else 0) for number in range(clients)]
 
 
 def iid(labels: Labels, clients: int, seed: int) -> list[Indices]:
@@ -26,11 +55,6 @@ def iid(labels: Labels, clients: int, seed: int) -> list[Indices]:
     """
     _require(labels, clients, minimum=1)
     return np.array_split(np.random.RandomState(seed).permutation(len(labels)), clients)
-
-
-def own(labels: Labels, clients: int, client: int | None) -> list[Indices]:
-    """Leaves all images, in their sequence, with the client whose own they are; with nobody for None."""
-    return [np.arange(len(labels) if number == client else 0) for number in range(clients)]
 
 
 def quantity_skew(

@@ -7,16 +7,23 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from fedlight.config import CellConfig, PartitionConfig, validate
+from fedlight.config import CellConfig, validate
 from fedlight.data.class_names import published_classes
+from fedlight.data.dataset import Dataset
+from fedlight.data.elsewhere import no_images
+from fedlight.data.loading import load, print_notes
+from fedlight.data.partition import assign_all_to
 from fedlight.deployment.agreement import agreed_hash, check_agreed, read_agreement
 from fedlight.deployment.answers import Answers
 from fedlight.deployment.terms import Terms
 from fedlight.experiment.cell import run_cell
-from fedlight.experiment.setup import CHECKPOINT, Components, announce, build, make_algorithm
+from fedlight.experiment.clients import make_site
+from fedlight.experiment.parts import CHECKPOINT, CellParts
+from fedlight.experiment.setup import set_up
 from fedlight.experiment.targets import check_targets
 from fedlight.federation.admission import check_broadcast, check_evaluation
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.factories import make_algorithm
 from fedlight.federation.messages import Broadcast, Evaluation, from_bytes, to_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.flower import Flower
@@ -42,7 +49,7 @@ def serve(grid: Any, path: Path, run_config: dict[str, Any]) -> None:
     Flower.grid, Flower.agreed = grid, agreed_hash(path)
     folder = cell_folder(config)
     with hold(folder) as held:
-        run_cell(config, held, build_server)
+        run_cell(config, held, set_up_server)
 
 
 def agreed(path: Path, root: str | None) -> CellConfig:
@@ -62,7 +69,7 @@ def check_deployable(config: CellConfig) -> None:
     """Raises BadInput for what needs one place that sees all images, clients that fail on purpose, or noise
     that is no secret; and for node keys that are not one a client.
     """
-    algorithm = make_algorithm(config)
+    algorithm = make_algorithm(config.algorithm)
     if type(algorithm).report is not FedAvg.report and not algorithm.aux_like({"": torch.zeros(1)}):
         raise BadInput(
             f"algorithm={config.algorithm and config.algorithm.name} does not say by extras_like what "
@@ -83,7 +90,7 @@ def check_deployable(config: CellConfig) -> None:
             "privacy.secure_noise=false draws noise from the seed, which every participant knows and can "
             "subtract again: make an agreement without it (fedlight deploy init sets it to true)"
         )
-    if config.model.conditional and not with_classes(config).data.classes:
+    if config.model.conditional and not agreed_classes(config):
         raise BadInput(
             "model.conditional=true needs the names of the classes, so that every institution gives them the "
             "same numbers: make an agreement with data.classes=[FIRST,SECOND,...]"
@@ -105,51 +112,47 @@ def _check_nodes(config: CellConfig) -> None:
         check_fingerprint(str(node))
 
 
-def with_classes(config: CellConfig) -> CellConfig:
-    """The settings with the classes that all participants number alike, where they are known.
+def agreed_classes(config: CellConfig) -> list[str] | None:
+    """The names of the classes, which all participants number alike; None where they are not known.
 
     Those of a published data set are part of no cell's id: in a simulation they are the same.
     """
     classes = config.data.classes or published_classes(config.data.source)
-    data = config.data.model_copy(update={"classes": list(classes) if classes else None})
-    return config.model_copy(update={"data": data})
+    return list(classes) if classes else None
 
 
-def build_server(config: CellConfig) -> Components:
-    """What the server's cell is built of: with data of its own to score with, or with no image at all."""
-    config = with_classes(config)
+def load_local(config: CellConfig) -> Dataset:
+    """The images of this machine, with the class numbers that all participants share."""
+    dataset, classes = load(config.data), agreed_classes(config)
+    return dataset.numbered_by(classes) if classes else dataset
+
+
+def set_up_server(config: CellConfig) -> CellParts:
+    """The parts of the server's cell: with data of its own to score with, or without any image."""
     if "root" not in config.data.source or config.data.root:
-        return build(config)
+        return set_up(config, load_local(config))
     if config.evaluation.samples:
         raise BadInput(
             "evaluation.samples needs images to compare with: start with data-root=FOLDER, or set it to 0"
         )
-    source = {
-        "_target_": "fedlight.data.elsewhere.load",
-        "image_size": config.data.image_size,
-        "channels": config.data.channels,
-        "classes": config.data.classes or ["unknown"],
-    }
-    data = config.data.model_copy(update={"source": source, "limit": None})
-    return build(config.model_copy(update={"data": data, "partition": _own(config.partition, None)}))
+    data = config.data
+    dataset = no_images(data.image_size, data.channels, agreed_classes(config) or ["unknown"])
+    return set_up(config, dataset, assign_all_to(dataset.train.labels, config.clients, None))
 
 
-def build_institution(config: CellConfig, client: int) -> Components:
-    """What an institution's site is built of: all images of its folder are one client's.
+def set_up_institution(config: CellConfig, client: int) -> CellParts:
+    """The parts of an institution's cell: all images of its folder belong to one client.
 
-    Without a folder of its own it takes the client's share of a public data set, as a simulation deals it.
+    Without a folder of its own it takes the images that a simulation assigns to the client, of a public data
+    set.
     """
     if not 0 <= client < config.clients:
         raise BadInput(f"clients are 0 to {config.clients - 1}, got client={client}")
-    config = with_classes(config)
-    if config.data.root:
-        config = config.model_copy(update={"partition": _own(config.partition, client)})
-    return build(config)
-
-
-def _own(partition: PartitionConfig, client: int | None) -> PartitionConfig:
-    deal = {"_target_": "fedlight.data.partition.own", "client": client}
-    return partition.model_copy(update={"deal": deal})
+    dataset = load_local(config)
+    if not config.data.root:
+        return set_up(config, dataset)
+    training = dataset.train.first(config.data.limit)
+    return set_up(config, dataset, assign_all_to(training.labels, config.clients, client))
 
 
 @dataclass(frozen=True)
@@ -193,10 +196,10 @@ class Institution:
         cell = cell_id(config.plain())
         folder = memory / cell
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        components = build_institution(config, client)
-        announce(components.dataset)
-        terms = Terms.make(config, components.method, tuple(components.slices.names))
-        return cls(cell, client, components.site(folder), folder / CHECKPOINT, terms)
+        parts = set_up_institution(config, client)
+        print_notes(parts.dataset)
+        terms = Terms.make(config, parts.method, tuple(parts.slices.names))
+        return cls(cell, client, make_site(parts, folder), folder / CHECKPOINT, terms)
 
     def answer(self, content: bytes) -> bytes:
         """The update, or the scores, that a message asks for.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedlight.config import CellConfig
 from fedlight.experiment.evaluate import is_due
-from fedlight.experiment.guarantee import make_participation
+from fedlight.experiment.mechanisms import make_participation
 from fedlight.federation.cohort import Participation
 from fedlight.federation.messages import Broadcast, Evaluation
 from fedlight.federation.method import Method

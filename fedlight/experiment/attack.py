@@ -10,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlight.data.loading import load
 from fedlight.diffusion.ddpm import DDPM, VELOCITY
 from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.experiment.canaries import canary_scores
+from fedlight.experiment.clients import make_site
 from fedlight.experiment.finished import FinishedCell
-from fedlight.experiment.setup import CHECKPOINT, Components, assemble, load_data, make_server
+from fedlight.experiment.parts import CHECKPOINT, CellParts
+from fedlight.experiment.setup import assemble, make_server
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
 from fedlight.federation.messages import Broadcast, State
@@ -44,7 +47,7 @@ class Attacker:
 
     def __init__(self, cell: FinishedCell, images: int, clients: int, seed: int) -> None:
         self._cell = cell
-        self._parts: Components = assemble(cell.config, load_data(cell.config))
+        self._parts: CellParts = assemble(cell.config, load(cell.config.data))
         self._images = images
         self._clients = clients
         self._seed = seed
@@ -63,7 +66,7 @@ class Attacker:
         }
         privacy = self._parts.config.privacy
         if privacy and privacy.name == "client":
-            scores = canary_scores(self._parts.config, self._seed)
+            scores = canary_scores(self._parts.config, self._parts.noise, self._seed)
             result["canaries"] = {"epsilon_lower": lower_bound(*scores, self._delta)}
         return result
 
@@ -83,7 +86,7 @@ class Attacker:
         """
         parts, folder, rounds = self._parts, self._cell.folder, self._cell.config.rounds
         server = make_server(
-            folder.name, parts.config, parts.module, parts.slices, parts.algorithm, parts.codec
+            folder.name, parts.config, parts.model, parts.slices, parts.algorithm, parts.codec, parts.noise
         )
         checkpoint = folder / CHECKPOINT
         server.resume(ServerCheckpoint(checkpoint, folder.name, repair=False), before=rounds)
@@ -93,7 +96,7 @@ class Attacker:
         before = server.global_state()
         with TemporaryDirectory() as nowhere:
             (Path(nowhere) / CHECKPOINT).mkdir()
-            setup = parts.site(Path(nowhere)).setup
+            setup = make_site(parts, Path(nowhere)).setup
             chosen: list[Broadcast] = [one for one in server.broadcasts() if not one.drops_out]
             for broadcast in chosen[: self._clients]:
                 client = broadcast.client
@@ -103,7 +106,7 @@ class Attacker:
                     kept = {}
                 if setup.keeps_memory and broadcast.previous and not kept:
                     continue
-                parts.module.train()  # scoring leaves it in evaluation mode
+                parts.model.train()  # scoring leaves it in evaluation mode
                 update, _ = local_update(broadcast, kept, setup)
                 assert update is not None
                 members = self._members(client)
@@ -128,8 +131,8 @@ class Attacker:
         return CopyCheck(flat[0], flat[1])(flat[2]).summary()
 
     def _members(self, client: int | None) -> Images:
-        shares = self._parts.shares
-        indices = np.concatenate(shares) if client is None else shares[client]
+        client_indices = self._parts.client_indices
+        indices = np.concatenate(client_indices) if client is None else client_indices[client]
         return self._pick(self._parts.dataset.train, indices)
 
     def _pick(self, split: Any, indices: NDArray[np.int64]) -> Images:
@@ -139,7 +142,7 @@ class Attacker:
 
     def _scored(self, state: State, images: Images, score: Any) -> NDArray[np.float64]:
         """The score of each image under a model."""
-        module = self._parts.module.to(self._parts.device)
+        module = self._parts.model.to(self._parts.device)
         module.load_state_dict(state)
         module.eval()
         generator = torch.Generator().manual_seed(self._seed)

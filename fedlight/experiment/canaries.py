@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedlight.config import CellConfig
-from fedlight.experiment.guarantee import make_mechanism, make_participation
+from fedlight.experiment.mechanisms import make_mechanism, make_participation
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import Codec
 from fedlight.federation.messages import Payload, State, Update
@@ -19,7 +19,9 @@ SIZE = 10_000  # scalars of the model: canaries of random directions hardly meet
 SLICE, NAME = "canary", "canary.direction"
 
 
-def canary_scores(config: CellConfig, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def canary_scores(
+    config: CellConfig, noise: float, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How far the final model went in the direction of each canary (arXiv 2302.03098).
 
     Half of the canaries are clients, each of which reports its own random direction, ten times the clip, in
@@ -28,7 +30,8 @@ def canary_scores(config: CellConfig, seed: int) -> tuple[NDArray[np.float64], N
     lower bound allows for delta grows with their number (arXiv 2305.08846, theorem 3.1).
 
     Args:
-        config: of a cell with client-level privacy; its noise, clip, cohorts and rounds count.
+        config: of a cell with client-level privacy; its clip, cohorts and rounds count.
+        noise: multiplier of the noise.
         seed: decides canaries and noise.
 
     Returns:
@@ -44,7 +47,7 @@ def canary_scores(config: CellConfig, seed: int) -> tuple[NDArray[np.float64], N
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     loud = 10 * (clip if np.isfinite(clip) else 1.0)
 
-    mechanism = make_mechanism(config)
+    mechanism = make_mechanism(config, noise)
     assert mechanism is not None
     method = Method(name="CANARY", downlink=(SLICE,), uplink=(SLICE,), evaluate="global")
     server = Server(

@@ -1,25 +1,27 @@
 """One cell from configuration to result: build, federate, evaluate, write."""
 
-import platform
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import LambdaCallback
 
 from fedlight.config import CellConfig
+from fedlight.data.loading import print_notes
 from fedlight.data.partition import count_labels
+from fedlight.experiment.clients import make_site, make_transport
 from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
-from fedlight.experiment.extensions import user_code_error
-from fedlight.experiment.guarantee import Guarantee
+from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.pipeline import save_pipeline
-from fedlight.experiment.setup import CHECKPOINT, Components, announce, build, make_server
+from fedlight.experiment.privacy_account import PrivacyAccount
+from fedlight.experiment.result import blank_result, round_record
+from fedlight.experiment.setup import make_server, set_up
+from fedlight.experiment.user_code import user_code_error
 from fedlight.federation.checkpoint import ServerCheckpoint, last_versions
 from fedlight.federation.cohort import cohort_size
 from fedlight.federation.ledger import Entry
@@ -31,28 +33,24 @@ from fedlight.loggers.metrics import CellLog
 from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
 from fedlight.runs.clock import Clock, Spent
 from fedlight.runs.csv_files import write_partition
-from fedlight.runs.identity import SCHEMA, cell_folder, is_done, print_done, write_config
+from fedlight.runs.identity import cell_folder, is_done, print_done, write_config
 from fedlight.runs.record import Record
 from fedlight.runtime.errors import BadInput, Damaged, Diverged, ExtensionFailed, MemoryLost
 from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.lease import BEAT, Hold
-from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.secret import masked
 from fedlight.runtime.signals import Stop, stoppable
 
-LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")
-FEW_CLIENTS = 20  # whose losses are logged one by one
 
-
-def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], Components] = build) -> None:
+def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], CellParts] = set_up) -> None:
     """Runs the cell that the configuration describes, or skips it where it is done.
 
     Args:
         config: of the cell.
         held: its folder, which this process holds.
-        make: what builds it; a server without images of its own builds another one.
+        make: makes its parts; a server without images of its own makes other ones.
 
     Raises:
         BadInput: the cell cannot be run as asked; nothing was written.
@@ -65,9 +63,9 @@ def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], Compon
         print_done(folder)
         return
     plain = masked(config.plain())
-    components = make(config)
-    config = components.config
-    announce(components.dataset)
+    parts = make(config)
+    config = parts.config
+    print_notes(parts.dataset)
     if advice := _label_advice(config):
         _mention_once(advice)
     _make_folder(folder)
@@ -76,22 +74,23 @@ def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], Compon
     server = make_server(
         cell,
         config,
-        components.module,
-        components.slices,
-        components.algorithm,
-        components.codec,
+        parts.model,
+        parts.slices,
+        parts.algorithm,
+        parts.codec,
+        parts.noise,
         folder / CHECKPOINT,
     )
-    precision = components.make_trainer().precision
-    record = Record(folder, _blank_result(cell, config, server, precision), held.check)
+    precision = parts.make_trainer().precision
+    record = Record(folder, blank_result(cell, config, server, precision), held.check)
     result = record.result
     bars = ProgressBars(cell, config.rounds, cohort_size(config.clients, config.fraction))
     with stoppable() as stop, record.closing(), bars, ExitStack() as ending:
-        _picture_data(folder, components)
+        _picture_data(folder, parts)
         with no_garbage():
             log = CellLog(config.logger, folder, config.name, cell, plain)
         record.on_close = log.finish
-        run = Run(folder, components, server, record, log, bars, stop, held, ending)
+        run = Run(folder, parts, server, record, log, bars, stop, held, ending)
         try:
             run.federate()
         except (BadInput, Damaged, Diverged, OSError):
@@ -102,16 +101,16 @@ def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], Compon
             raise
         held.check()
         if server.method.evaluate == "global":
-            components.module.load_state_dict(server.global_state())
-            save_pipeline(folder / "model", components.module)
+            parts.model.load_state_dict(server.global_state())
+            save_pipeline(folder / "model", parts.model)
         models = [path for path in sorted((folder / "model").rglob("*")) if path.is_file()]
         write_checksums(folder, [*models, *last_versions(folder / CHECKPOINT)])
         result["state_sha256"] = state_sha256(server.evaluated)
         log.pictures(config.rounds, partition=folder / "partition.png")
-    parts = [] if result["train_loss"] is None else [f"loss {result['train_loss']:.4f}"]
-    parts += [f"FID {result['fid']['value']:.1f}"] if result["fid"] else []
-    parts += [f"{result['exchange']['params_total']:,} parameters exchanged"]
-    print(f"{cell}: {', '.join(parts)}, {result['seconds']['total']:.0f} s, in {folder}")
+    figures = [] if result["train_loss"] is None else [f"loss {result['train_loss']:.4f}"]
+    figures += [f"FID {result['fid']['value']:.1f}"] if result["fid"] else []
+    figures += [f"{result['exchange']['params_total']:,} parameters exchanged"]
+    print(f"{cell}: {', '.join(figures)}, {result['seconds']['total']:.0f} s, in {folder}")
 
 
 @dataclass
@@ -119,7 +118,7 @@ class Run:
     """The rounds of a cell, with what is written, shown and evaluated after each."""
 
     folder: Path
-    components: Components
+    parts: CellParts
     server: Server
     record: Record
     log: CellLog
@@ -129,18 +128,20 @@ class Run:
     ending: ExitStack
 
     def __post_init__(self) -> None:
-        self.config, check = self.components.config, self._check
-        self.guarantee: Guarantee | None = None
+        self.config, check = self.parts.config, self._check
+        self.privacy_account: PrivacyAccount | None = None
         if self.config.privacy:
-            built, checkpoint = self.components, self.folder / CHECKPOINT
-            self.guarantee = Guarantee(self.config, built.shares, built.method, checkpoint)
-            self.record.result["privacy"] = self.guarantee.entry(self.guarantee.epsilons(0))
+            parts, checkpoint = self.parts, self.folder / CHECKPOINT
+            self.privacy_account = PrivacyAccount(
+                self.config, parts.noise, parts.client_indices, parts.method, checkpoint
+            )
+            self.record.result["privacy"] = self.privacy_account.to_entry(self.privacy_account.epsilons(0))
         self.checkpoint = ServerCheckpoint(self.folder / CHECKPOINT, self.folder.name)
         self.clock = Clock(self.folder / ".clock.json")
         halt = LambdaCallback(on_train_batch_end=lambda *_: check())
-        self.here = self.components.site(self.folder, [self.bars, halt], check)
-        self.transport = self.components.transport(
-            self.folder, self.here, self.server, self.bars.end_update, check, self.ending
+        self.site = make_site(self.parts, self.folder, [self.bars, halt], check)
+        self.transport = make_transport(
+            self.parts, self.folder, self.site, self.server, self.bars.end_update, check, self.ending
         )
 
     def federate(self) -> None:
@@ -159,7 +160,7 @@ class Run:
             except MemoryLost as lost:
                 before = self.server.round
                 print(f"fedlight: checkpoint: {lost}; going back a round", file=sys.stderr)
-        self.here.journal.clear()
+        self.site.journal.clear()
         self.clock.clear()
         self.record.spend(checkpoint=self._checkpoint_seconds())
 
@@ -193,9 +194,9 @@ class Run:
         fid = self._evaluate() if is_due(done.round, self.config) else None
         self.record.spend(training=done.training, merging=done.merging, checkpoint=self._checkpoint_seconds())
         self.record.tick()
-        noted = _noted(done, self.server, fid, self.config)
-        if self.guarantee:
-            noted["privacy"] = self.guarantee.entry(self.guarantee.epsilons(done.round))
+        noted = round_record(done, self.server, fid, self.config)
+        if self.privacy_account:
+            noted["privacy"] = self.privacy_account.to_entry(self.privacy_account.epsilons(done.round))
             noted["row"]["epsilon"] = noted["privacy"]["epsilon"]
         history = {"rounds": [*self.record.rounds, noted], "seconds": self.record.result["seconds"]}
         self.held.check()
@@ -215,9 +216,7 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any] | None:
         begun = time.perf_counter()
-        fid = evaluate_models(
-            self.folder, self.server, self.transport, self.components, self.bars, self._check
-        )
+        fid = evaluate_models(self.folder, self.server, self.transport, self.parts, self.bars, self._check)
         self.record.spend(evaluation=time.perf_counter() - begun)
         return fid
 
@@ -242,7 +241,7 @@ class Run:
         self.held.check(every=BEAT)
 
     def _checkpoint_seconds(self) -> float:
-        return self.checkpoint.watch.take() + self.here.take_seconds()
+        return self.checkpoint.watch.take() + self.site.take_seconds()
 
 
 def _label_advice(config: CellConfig) -> str | None:
@@ -265,35 +264,16 @@ def _mention_once(message: str) -> None:
     print(f"fedlight: {message}", file=sys.stderr)
 
 
-def _picture_data(folder: Path, components: Components) -> None:
+def _picture_data(folder: Path, parts: CellParts) -> None:
     """Writes and draws who holds what, and real images."""
-    dataset, config = components.dataset, components.config
-    counts = count_labels(dataset.train.labels, components.shares, len(dataset.classes))
+    dataset, config = parts.dataset, parts.config
+    counts = count_labels(dataset.train.labels, parts.client_indices, len(dataset.classes))
     write_partition(folder / "partition.csv", counts, dataset.classes)
     pictures.partition_heatmap(folder / "partition.png", counts, dataset.classes, folder.name)
     if config.evaluation.grid:
         real = dataset.test.pixels[: config.evaluation.grid]
         title = f"{config.data.name}: real images"
         pictures.sample_grid(folder / "samples" / "real.png", [("", real)], title)
-
-
-def _noted(done: Round, server: Server, fid: dict[str, Any] | None, config: CellConfig) -> dict[str, Any]:
-    """What is noted of a round: its row of `rounds.csv`, its losses and its scores."""
-    total, outcome = server.ledger.totals(server.model_params), done.outcome
-    row = {
-        "round": done.round,
-        "train_loss": outcome.train_loss,
-        "params_down": sum(entry.params for entry in outcome.exchange if entry.direction == "down"),
-        "params_up": sum(entry.params for entry in outcome.exchange if entry.direction == "up"),
-        "params_cumulative": total["params_total"],
-        "bytes_cumulative": total["bytes_total"],
-        "participants": outcome.cohort,
-        "reports": outcome.reports,
-        "fid": fid and fid["value"],
-        "seconds": round(done.training + done.merging, 3),
-    }
-    losses = {str(client): loss for client, loss in outcome.client_losses.items()}
-    return {"row": row, "client_losses": losses if config.clients <= FEW_CLIENTS else {}, "fid": fid}
 
 
 def _make_folder(folder: Path) -> None:
@@ -307,33 +287,3 @@ def _make_folder(folder: Path) -> None:
         remove_temporaries(folder)
     except OSError as error:
         raise BadInput(f"output: cannot write to {folder}: {error.strerror}") from error
-
-
-def _blank_result(cell: str, config: CellConfig, server: Server, precision: str) -> dict[str, Any]:
-    """`result.json` before the first round; `precision` is that of the clients' Trainers."""
-    return {
-        "schema": SCHEMA,
-        "status": "failed",
-        "cell": cell,
-        "name": config.name,
-        "method": config.method.name,
-        "clients": config.clients,
-        "rounds": config.rounds,
-        "epochs": config.epochs,
-        "fraction": config.fraction,
-        "seed": config.seed,
-        "data": config.data.name,
-        "partition": config.partition.name,
-        "model": config.model.name,
-        "model_params": server.model_params,
-        "slices": server.slice_params(),
-        "exchange": server.ledger.totals(server.model_params),
-        "train_loss": None,
-        "fid": None,
-        "state_sha256": None,
-        "client_sha256": [],
-        "seconds": dict.fromkeys(("total", "training", "merging", "evaluation", "checkpoint"), 0.0),
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-        "machine": describe_machine() | {"precision": precision},
-        "error": None,
-    }

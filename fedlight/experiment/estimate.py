@@ -13,7 +13,9 @@ from rich.table import Table
 from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData
 from fedlight.experiment.evaluate import is_due, scored_clients
-from fedlight.experiment.setup import Components, check, make_server, worker_room
+from fedlight.experiment.parts import CellParts
+from fedlight.experiment.setup import make_server
+from fedlight.experiment.trial import check
 from fedlight.federation.cohort import cohort_size
 from fedlight.reporting import numbers
 from fedlight.runs.identity import cell_folder
@@ -38,15 +40,21 @@ class Estimate:
     seconds: float
 
 
-def estimate(components: Components) -> Estimate:
+def estimate(components: CellParts) -> Estimate:
     """Sends all messages of a cell in thought, and takes one step and one look at the clock."""
     config, method = components.config, components.method
     server = make_server(
-        "", config, components.module, components.slices, components.algorithm, components.codec
+        "",
+        config,
+        components.model,
+        components.slices,
+        components.algorithm,
+        components.codec,
+        components.noise,
     )
-    shares = [sum(map(len, components.shares))] if method.pool else [len(own) for own in components.shares]
-    batches = [-(-images // config.data.batch_size) for images in shares]
-    chance, state = torch.Generator().manual_seed(0), components.module.state_dict()
+    sizes = [len(indices) for indices in components.training_indices]
+    batches = [-(-images // config.data.batch_size) for images in sizes]
+    chance, state = torch.Generator().manual_seed(0), components.model.state_dict()
     delta = {name: torch.randn(tensor.shape, generator=chance) for name, tensor in state.items()}
     sent = {}
     for name in method.in_round(1, components.slices.names).uplink:
@@ -63,7 +71,7 @@ def estimate(components: Components) -> Estimate:
                     server.ledger.add(message.round, message.client, "up", up)
         server.ledger.finish_round(0)
         server.round += 1
-    return Estimate(steps, server.ledger.bytes, _seconds(components, steps, max(shares)))
+    return Estimate(steps, server.ledger.bytes, _seconds(components, steps, max(sizes)))
 
 
 def print_plan(cells: Sequence[CellConfig]) -> None:
@@ -100,13 +108,13 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
     )
 
 
-def _seconds(components: Components, steps: int, largest: int) -> float:
+def _seconds(components: CellParts, steps: int, largest: int) -> float:
     """The time of training and sampling, by that of one step; forward is a third of it."""
     config = components.config
     batch = min(config.data.batch_size, largest)
     same = config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
     step = _step_seconds(same, components, batch) / batch
-    at_once = min(worker_room(config, components.device), cohort_size(config.clients, config.fraction))
+    at_once = min(components.max_workers, cohort_size(config.clients, config.fraction))
     models = len(scored_clients(config, frozenset())) if components.method.evaluate == "clients" else 1
     due = sum(is_due(round_, config) for round_ in range(1, config.rounds + 1))
     forwards = models * due * config.evaluation.samples * config.evaluation.steps
@@ -116,9 +124,9 @@ def _seconds(components: Components, steps: int, largest: int) -> float:
 _timed: dict[str, float] = {}  # seconds of a step, by what decides it
 
 
-def _step_seconds(same: str, components: Components, batch: int) -> float:
+def _step_seconds(same: str, components: CellParts, batch: int) -> float:
     if same not in _timed:
-        module = components.module.to(components.device)
+        module = components.model.to(components.device)
         optimizer = module.configure_optimizers()
         pixels, labels = components.training_data()
         data = ClientData(pixels, np.arange(batch), batch, labels)

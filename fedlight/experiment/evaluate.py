@@ -27,7 +27,7 @@ from fedlight.runtime.errors import Damaged
 from fedlight.runtime.seeds import derive_seed, stream
 
 if TYPE_CHECKING:
-    from fedlight.experiment.setup import Components
+    from fedlight.experiment.parts import CellParts
 
 METRICS = ("kid", "precision", "recall", "inception_score")  # beside FID, of every extractor
 GROUPS = {"coverage": ("share", "entropy"), "label_accuracy": ("all", "held", "unseen")}  # of the classifier
@@ -78,7 +78,7 @@ def evaluate_models(
     folder: Path,
     server: Server,
     transport: Transport,
-    components: Components,
+    components: CellParts,
     bars: ProgressBars,
     on_step: Callable[[], None],
 ) -> dict[str, Any] | None:
@@ -190,16 +190,18 @@ def check_drawn(scores: Scores, config: CellConfig) -> None:
 
 
 def draw_and_score(
-    components: Components, state: State, round_: int, client: int | None, on_step: Callable[[], None]
+    components: CellParts, state: State, round_: int, client: int | None, on_step: Callable[[], None]
 ) -> Drawn:
     """Draws images from one model and scores them; `client` is None for the global one."""
     config = components.config
     seed = derive_seed(config.seed, "sample", round_, client or 0)
     labels = even_labels(config, _images(config), len(components.dataset.classes))
-    workers = 1 if config.trainer.compile or client is not None else components.room  # clients: processes
+    workers = (
+        1 if config.trainer.compile or client is not None else components.max_workers
+    )  # clients: processes
     model = "the global model" if client is None else f"the model of client {client}"
     images = draw(
-        components.module,
+        components.model,
         components.device,
         state,
         config,

@@ -11,10 +11,12 @@ from torch import Tensor
 from fedlight.config import CellConfig, validate
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment.evaluate import draw, even_labels
-from fedlight.experiment.setup import CHECKPOINT, make_algorithm, make_module, make_server
+from fedlight.experiment.parts import CHECKPOINT
+from fedlight.experiment.setup import make_client_model, make_server
 from fedlight.experiment.targets import check_targets
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
+from fedlight.federation.factories import make_algorithm
 from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
@@ -128,8 +130,11 @@ def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
             raise BadInput(f"{folder}: {error}; --trust lets it, so know where the cell is from") from error
     config = validate(OmegaConf.create(received))
     classes = len({label for _, label, _ in CellFiles(folder).partition})
-    module, slices = make_module(config, classes)
-    server = make_server(folder.name, config, module, slices, make_algorithm(config), Codec())
+    module, slices = make_client_model(config, classes)
+    noise = config.privacy.noise if config.privacy else 0.0
+    server = make_server(
+        folder.name, config, module, slices, make_algorithm(config.algorithm), Codec(), noise
+    )
     server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False))
     if server.round != config.rounds:
         raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")

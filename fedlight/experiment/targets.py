@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-from fedlight.config import TRAINER_ARGUMENTS, TrainerConfig
+from fedlight.federation.federation_config import TRAINER_ARGUMENTS, TrainerConfig
 from fedlight.runtime.errors import BadInput
 
 

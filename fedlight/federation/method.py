@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.sparse import Sparse
+from fedlight.runtime.section import Sparse
 
 
 class Split(BaseModel):

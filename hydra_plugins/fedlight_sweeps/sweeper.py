@@ -155,7 +155,7 @@ class PlanningSweeper(BasicSweeper):
                     continue
                 done = is_done(folder)
                 if not done:
-                    from fedlight.experiment.setup import check
+                    from fedlight.experiment.trial import check
 
                     check(config, elsewhere)
                 cells[folder] = Checked(overrides, config, done)

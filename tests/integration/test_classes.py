@@ -16,10 +16,10 @@ from fedlight.config import CellConfig, validate
 from fedlight.data import celeba, digits
 from fedlight.data.class_names import published_classes
 from fedlight.data.fmnist import DEBIAN
+from fedlight.data.loading import load
 from fedlight.deployment.agreement import agreed_hash
-from fedlight.deployment.deployed import Institution, agreed, build_institution, build_server, serve
+from fedlight.deployment.deployed import Institution, agreed, serve, set_up_institution, set_up_server
 from fedlight.experiment.finished import open_cell
-from fedlight.experiment.setup import load_data
 from fedlight.federation.messages import from_bytes
 from fedlight.federation.transport.flower import Flower
 from fedlight.runs.identity import cell_id
@@ -77,10 +77,10 @@ def test_institutions_number_their_classes_by_name(
         make_images(tmp_path / "a", "benign", "malignant"),
         make_images(tmp_path / "b", "malignant", "unclear"),
     ]
-    made = [build_institution(agreed(path, str(root)), client) for client, root in enumerate(roots)]
+    made = [set_up_institution(agreed(path, str(root)), client) for client, root in enumerate(roots)]
     assert greys_by_label(made[0]) == {1: {40}, 2: {200}}
     assert greys_by_label(made[1]) == {0: {120}, 2: {200}}
-    for components in (*made, build_server(agreed(path, None))):
+    for components in (*made, set_up_server(agreed(path, None))):
         assert components.dataset.classes == ("unclear", "benign", "malignant")
     assert check(path, 1, roots[1]) == 0
     assert "classes        unclear 4, benign 0, malignant 4 (as agreed)" in capsys.readouterr().out
@@ -119,8 +119,8 @@ def test_a_simulation_orders_class_folders_as_it_is_told(tmp_path: Path) -> None
     root = f"data.root={make_images(tmp_path / 'a', 'benign', 'malignant')}"
     plain = composed(*SMALL, root)
     ordered = composed(*SMALL, root, "data.classes=[malignant,benign,unclear]")
-    assert load_data(plain).classes == ("benign", "malignant")
-    dataset = load_data(ordered)
+    assert load(plain.data).classes == ("benign", "malignant")
+    dataset = load(ordered.data)
     assert dataset.classes == ("malignant", "benign", "unclear")
     for split in (dataset.train, dataset.test):
         greys = np.array([200, 40, 120])[split.labels]
@@ -128,7 +128,7 @@ def test_a_simulation_orders_class_folders_as_it_is_told(tmp_path: Path) -> None
     assert "classes" not in plain.plain()["data"]
     assert cell_id(plain.plain()) != cell_id(ordered.plain())
     with pytest.raises(BadInput, match="another class: malignant;"):
-        load_data(composed(*SMALL, root, "data.classes=[benign]"))
+        load(composed(*SMALL, root, "data.classes=[benign]").data)
 
 
 def test_class_names_are_text() -> None:
@@ -154,7 +154,7 @@ def test_a_server_without_fashion_mnist_may_train_a_conditional_model_of_it(tmp_
     arguments = ["data=fmnist", "clients=2", "rounds=1", "evaluation.samples=0", "model.conditional=true"]
     assert invoke("init", str(folder), "logger=none", *arguments, main=deploy.main) == 0
     config = agreed(folder / "federation" / "cell.yaml", None)
-    server, node = build_server(config), build_institution(config, 0)
+    server, node = set_up_server(config), set_up_institution(config, 0)
     assert server.dataset.classes == node.dataset.classes
     assert len(server.dataset.train) == 1
     assert server.module.state_dict().keys() == node.module.state_dict().keys()

@@ -22,7 +22,7 @@ from loky.process_executor import BrokenProcessPool
 from fedlight import run
 from fedlight.config import validate
 from fedlight.experiment import cell as cell_module
-from fedlight.experiment import setup
+from fedlight.federation import trainer
 from fedlight.federation.messages import Evaluation, Update
 from fedlight.federation.site import Site
 from fedlight.federation.transport import processes, tasks
@@ -106,13 +106,15 @@ def test_any_number_of_workers_trains_a_round(cell: MakeCell, shares: list[int])
 
 
 def test_the_cores_are_shared_by_workers_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "CORES", 8)
+    monkeypatch.setattr(trainer, "CORES", 8)
     monkeypatch.delenv("FEDLIGHT_WORKERS", raising=False)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
 
     def room(device: torch.device, *overrides: str) -> int:
         with initialize_config_dir(str(run.ROOT / "configs"), version_base="1.3"):
-            return setup.worker_room(validate(compose("config", ["clients=20", *overrides])), device)
+            return trainer.max_workers(
+                validate(compose("config", ["clients=20", *overrides])).trainer, device
+            )
 
     run.register_resolvers()
     assert [room(cpu), room(cpu, "trainer.threads=3"), room(cpu, "trainer.threads=null")] == [8, 2, 1]

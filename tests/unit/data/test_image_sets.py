@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedlight.config import DataConfig
 from fedlight.data import data_name, decoded, image_folder
+from fedlight.data.data_config import DataConfig
 from fedlight.runtime.errors import BadInput
 
 Command = Callable[..., int]

@@ -13,22 +13,22 @@ from test_secure_noise import config
 from toy import toy_server, toy_setup, toy_site
 
 from fedlight.config import CellConfig
+from fedlight.data import loading
+from fedlight.data.loading import load
 from fedlight.deployment.agreement import agreed_hash, check_agreed, read_agreement, write_agreement
 from fedlight.deployment.terms import Terms
-from fedlight.experiment import setup
+from fedlight.experiment import trial
 from fedlight.experiment.cell import _make_folder
+from fedlight.experiment.clients import make_transport
 from fedlight.experiment.evaluate import _shown, even_labels
-from fedlight.experiment.extensions import user_code_error
-from fedlight.experiment.setup import (
-    check,
-    load_data,
-    make_algorithm,
-    make_codec,
-    make_module,
-    worker_room,
-)
+from fedlight.experiment.setup import make_client_model
+from fedlight.experiment.trial import check
+from fedlight.experiment.user_code import user_code_error
+from fedlight.federation import trainer
 from fedlight.federation.algorithms.scaffold import Scaffold
+from fedlight.federation.factories import make_algorithm, make_codec
 from fedlight.federation.messages import Scores
+from fedlight.federation.trainer import max_workers
 from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.processes import Processes
 from fedlight.loggers import pictures
@@ -54,7 +54,7 @@ def test_the_transport_is_the_configured_one(arguments: list[str], kind: type, t
     setup = toy_setup()
     site, server = toy_site(setup, tmp_path), toy_server(setup)
     with ExitStack() as ending:
-        transport = made.transport(tmp_path, site, server, lambda: None, lambda: None, ending)
+        transport = make_transport(made, tmp_path, site, server, lambda: None, lambda: None, ending)
         assert type(transport) is kind
 
 
@@ -69,7 +69,7 @@ def test_a_transport_is_given_the_checks_of_the_cell(tmp_path: Path) -> None:
     def halt() -> None: ...
 
     with ExitStack() as ending:
-        transport = made.transport(tmp_path, site, server, done, halt, ending)
+        transport = make_transport(made, tmp_path, site, server, done, halt, ending)
         assert isinstance(transport, Processes)
         context = transport._context
     assert (context.here, context.done, context.check, context.ending) == (site, done, halt, ending)
@@ -87,16 +87,14 @@ def test_a_transport_is_given_the_checks_of_the_cell(tmp_path: Path) -> None:
 def test_workers_fill_the_cores_and_share_no_gpu(
     device: str, threads: int | None, workers: int | None, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "CORES", 8)
-    trainer = config().trainer.model_copy(update={"threads": threads, "workers": workers})
-    made = config().model_copy(update={"trainer": trainer})
-    assert worker_room(made, torch.device(device)) == room
+    monkeypatch.setattr(trainer, "CORES", 8)
+    section = config().trainer.model_copy(update={"threads": threads, "workers": workers})
+    assert max_workers(section, torch.device(device)) == room
 
 
 def test_a_cell_for_another_machine_may_lack_data_and_devices_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(setup, "_loaded", None)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "image").touch()
     image = ("data=image_folder", "data.image_size=8", "data.channels=1")
@@ -110,36 +108,37 @@ def test_a_cell_for_another_machine_may_lack_data_and_devices_here(
     assert gpu.device.type == "cpu"
 
     noted = replace(gpu.dataset, notes=("3 files are no images",))
-    monkeypatch.setattr(setup, "load_data", lambda config: noted)
+    monkeypatch.setattr(trial, "load", lambda config: noted)
     for elsewhere in (False, True):
-        monkeypatch.setattr(setup, "_loaded", None)
+        trial._load_once.cache_clear()
         for arguments in (SMALL, (*SMALL, "rounds=1")):  # the images are loaded once
             check(config(*arguments), elsewhere)
         assert capsys.readouterr().err == ("fedlight: 3 files are no images\n" if elsewhere else "")
+    trial._load_once.cache_clear()
 
 
 def test_an_algorithm_is_one_of_ours_or_refused() -> None:
-    assert type(make_algorithm(config("algorithm=scaffold"))) is Scaffold
+    assert type(make_algorithm(config("algorithm=scaffold").algorithm)) is Scaffold
     other = config("algorithm=scaffold").algorithm.model_copy(update={"target": "torch.nn.Identity"})
     with pytest.raises(BadInput, match="must be a subclass of FedAvg, got Identity"):
-        make_algorithm(config().model_copy(update={"algorithm": other}))
+        make_algorithm(other)
 
 
 def test_a_source_is_told_only_what_was_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[str, dict[str, Any]]] = []
-    images = load_data(config())
+    images = load(config().data)
     monkeypatch.setattr(
-        setup, "make_extension", lambda group, node, **more: given.append((group, more)) or images
+        loading, "make_extension", lambda group, node, **more: given.append((group, more)) or images
     )
-    load_data(config())
-    load_data(config("+data.range=measured", "+data.skip_unreadable=true"))
+    load(config().data)
+    load(config("+data.range=measured", "+data.skip_unreadable=true").data)
     assert given == [("data", {}), ("data", {"range": "measured", "skip_unreadable": True})]
 
 
 def test_the_seed_of_the_cell_alone_decides_the_first_weights() -> None:
     def weights(seed: int, noise: int) -> torch.Tensor:
         torch.manual_seed(noise)
-        module, _ = make_module(config(f"seed={seed}"), 10)
+        module, _ = make_client_model(config(f"seed={seed}"), 10)
         return torch.cat([tensor.flatten() for tensor in module.state_dict().values()])
 
     assert weights(1, noise=2).equal(weights(1, noise=3))
@@ -154,10 +153,10 @@ def test_an_error_says_which_part_cannot_be_made() -> None:
         return plain.model_copy(update={group: getattr(plain, group).model_copy(update=change)})
 
     for group, make in {
-        "data": lambda: load_data(broken("data", source=nowhere)),
-        "model.unet": lambda: make_module(broken("model", unet=nowhere), 10),
-        "transform": lambda: make_codec(broken("transform", up=[nowhere]), method, ()),
-        "algorithm": lambda: make_algorithm(broken("algorithm", target="nowhere.Mine")),
+        "data": lambda: load(broken("data", source=nowhere).data),
+        "model.unet": lambda: make_client_model(broken("model", unet=nowhere), 10),
+        "transform": lambda: make_codec(broken("transform", up=[nowhere]).transform, method, ()),
+        "algorithm": lambda: make_algorithm(broken("algorithm", target="nowhere.Mine").algorithm),
     }.items():
         with pytest.raises(BadInput, match=rf"^{group} nowhere\.Mine: "):
             make()

@@ -6,8 +6,9 @@ import pytest
 from conftest import Cell
 from hydra import compose, initialize_config_dir
 
-from fedlight.config import TRAINER_ARGUMENTS, validate
-from fedlight.experiment.setup import _trainer_factory
+from fedlight.config import validate
+from fedlight.federation.federation_config import TRAINER_ARGUMENTS
+from fedlight.federation.trainer import make_trainer_factory
 from fedlight.run import ROOT, register_resolvers
 
 VALUES = {
@@ -26,7 +27,9 @@ def test_every_allowed_argument_reaches_the_trainer() -> None:
     register_resolvers()
     given = [f"++trainer.{name}={value}" for name, value in VALUES.items()]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        trainer = _trainer_factory(validate(compose("config", ["trainer.accelerator=cpu", *given])))()
+        trainer = make_trainer_factory(
+            validate(compose("config", ["trainer.accelerator=cpu", *given])).trainer, 1
+        )()
     assert VALUES.keys() == TRAINER_ARGUMENTS
     assert trainer.accumulate_grad_batches == 2
     assert (trainer.gradient_clip_algorithm, trainer.gradient_clip_val) == ("value", 0.5)

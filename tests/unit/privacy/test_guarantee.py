@@ -18,27 +18,26 @@ from toy import inline, toy_server, toy_setup, toy_site
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment import estimate
 from fedlight.experiment.cell import _noted
-from fedlight.experiment.guarantee import Guarantee, calibrated, make_mechanism, make_private_training
-from fedlight.experiment.setup import check
+from fedlight.experiment.mechanisms import make_mechanism, make_private_training
+from fedlight.experiment.privacy_account import PrivacyAccount, noise_multiplier
+from fedlight.experiment.trial import check
 from fedlight.federation.cohort import Participation
 from fedlight.federation.noise import SeededNoise
 from fedlight.federation.rounds import federate
 from fedlight.privacy.account import Account
 from fedlight.runtime.errors import BadInput
 
-SHARES = [np.arange(100), np.arange(20)]
+CLIENT_INDICES = [np.arange(100), np.arange(20)]
 
 
 def test_the_noise_of_a_target_is_the_least_that_keeps_a_client_within_it() -> None:
     made = config("clients=4", "fraction=0.5", "rounds=6", "privacy=client", "privacy.target_epsilon=3")
-    found = calibrated(made, SHARES, toy_setup().method).privacy
-    assert found is not None
-    assert found.target_epsilon is None
-    assert Account(found.noise, 0.5, found.delta).epsilon(6) <= 3
-    assert Account(found.noise - 0.01, 0.5, found.delta).epsilon(6) > 3
-    assert found == made.privacy.model_copy(update={"noise": found.noise, "target_epsilon": None})
-    kept = made.model_copy(update={"rounds": 0})
-    assert calibrated(kept, SHARES, toy_setup().method) is kept
+    noise = noise_multiplier(made, CLIENT_INDICES, toy_setup().method)
+    assert Account(noise, 0.5, made.privacy.delta).epsilon(6) <= 3
+    assert Account(noise - 0.01, 0.5, made.privacy.delta).epsilon(6) > 3
+    no_rounds = made.model_copy(update={"rounds": 0})
+    assert noise_multiplier(no_rounds, CLIENT_INDICES, toy_setup().method) == made.privacy.noise
+    assert noise_multiplier(config(), CLIENT_INDICES, toy_setup().method) == 0
 
 
 @pytest.mark.parametrize("pool", [False, True])
@@ -47,22 +46,21 @@ def test_the_noise_of_a_target_is_that_of_the_client_who_spends_most(pool: bool)
     arguments = ("clients=2", "rounds=3", "epochs=2", "data.batch_size=30", "fraction=1")
     made = config(*arguments, "privacy=example", "privacy.target_epsilon=3")
     method = toy_setup().method.model_copy(update={"pool": pool})
-    found = calibrated(made, SHARES, method).privacy
-    assert found is not None
+    noise = noise_multiplier(made, CLIENT_INDICES, method)
     accounts = [(0.25, 3 * 2 * 4)] if pool else [(0.3, 3 * 2 * 4), (1.0, 3 * 2 * 1)]
 
-    def spent(noise: float) -> list[float]:
-        return [Account(noise, rate, found.delta).epsilon(steps) for rate, steps in accounts]
+    def spent(multiplier: float) -> list[float]:
+        return [Account(multiplier, rate, made.privacy.delta).epsilon(steps) for rate, steps in accounts]
 
-    assert max(spent(found.noise)) <= 3 < max(spent(found.noise - 0.01))
+    assert max(spent(noise)) <= 3 < max(spent(noise - 0.01))
     if not pool:
-        assert min(spent(found.noise)) < 2.9
+        assert min(spent(noise)) < 2.9
 
 
 def test_only_the_rounds_that_a_client_was_drawn_for_count(tmp_path: Path) -> None:
     made = config("clients=2", "fraction=0.5", "epochs=1", "privacy=example", "data.batch_size=30")
     method = toy_setup().method
-    epsilons = Guarantee(made, SHARES, method, tmp_path).epsilons(8)
+    epsilons = PrivacyAccount(made, made.privacy.noise, CLIENT_INDICES, method, tmp_path).epsilons(8)
     drawn = [Participation(2, 0.5, 0.0, made.seed).draw(method, round_)[0] for round_ in range(1, 9)]
     for client, rate, steps in ((0, 0.3, 4), (1, 1.0, 1)):
         times = drawn.count([client])
@@ -76,35 +74,35 @@ def test_only_the_rounds_that_a_client_was_drawn_for_count(tmp_path: Path) -> No
 )
 def test_the_entry_of_a_result_says_what_is_promised(kind: str, more: set[str], tmp_path: Path) -> None:
     made = config("clients=2", f"privacy={kind}", "privacy.noise=2", "privacy.clip=0.5")
-    guarantee = Guarantee(made, SHARES, toy_setup().method, tmp_path)
-    entry = guarantee.entry([1.5, math.inf])
+    account = PrivacyAccount(made, made.privacy.noise, CLIENT_INDICES, toy_setup().method, tmp_path)
+    entry = account.to_entry([1.5, math.inf])
     assert entry.keys() == {"kind", "epsilon", "delta", "noise", "clip"} | more
     assert (entry["kind"], entry["epsilon"], entry["noise"], entry["clip"]) == (kind, "inf", 2.0, 0.5)
     assert entry.get("epsilon_clients", [1.5, "inf"]) == [1.5, "inf"]
-    assert guarantee.entry([1.5, 0.5])["epsilon"] == 1.5
+    assert account.to_entry([1.5, 0.5])["epsilon"] == 1.5
 
 
 def test_the_mechanism_is_as_configured(tmp_path: Path) -> None:
     made = config("clients=40", "fraction=0.25", "privacy=client", "privacy.noise=0.3", "privacy.clip=2")
-    plain = make_mechanism(made)
+    plain = make_mechanism(made, 0.3)
     assert plain is not None
     assert (plain.clip, plain.noise, plain.clients, plain.expected) == (2.0, 0.3, 40, 10.0)
     assert (plain.at_clients, plain.quantile) == (False, None)
     drawn = plain.source("server", 1).standard_normal(5)
     assert np.array_equal(drawn, SeededNoise(made.seed)("server", 1).standard_normal(5))
     other = config("privacy=client", "privacy.noise_at=clients", "privacy.clip_quantile=0.5")
-    mechanism = make_mechanism(other)
+    mechanism = make_mechanism(other, 1.0)
     assert mechanism is not None
     assert (mechanism.at_clients, mechanism.quantile) == (True, 0.5)
-    secret = make_mechanism(config("privacy=client", "privacy.secure_noise=true"), tmp_path)
+    secret = make_mechanism(config("privacy=client", "privacy.secure_noise=true"), 1.0, tmp_path)
     assert secret is not None
     secret.source("server", 1)
     secret.source("server", 1)
     assert (tmp_path / "releases").read_bytes() == b".."
     for arguments in ([], ["privacy=example"]):
-        assert make_mechanism(config(*arguments), tmp_path) is None
+        assert make_mechanism(config(*arguments), 1.0, tmp_path) is None
     for arguments in ([], ["privacy=client"]):
-        assert make_private_training(config(*arguments), SHARES, tmp_path) is None
+        assert make_private_training(config(*arguments), 1.0, CLIENT_INDICES, tmp_path) is None
 
 
 @pytest.mark.parametrize(("images", "batch", "expected"), [(40, 30, 30), (40, 100, 40)])
@@ -112,7 +110,7 @@ def test_gradients_are_divided_by_the_expected_batch_of_the_client(
     images: int, batch: int, expected: int, tmp_path: Path
 ) -> None:
     made = config("privacy=example", "privacy.noise=0", "privacy.clip=inf", f"data.batch_size={batch}")
-    make = make_private_training(made, [np.arange(9), np.arange(images)], tmp_path)
+    make = make_private_training(made, 0.0, [np.arange(9), np.arange(images)], tmp_path)
     assert make is not None
     module, (x, y) = Line(), rows(images)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
@@ -146,7 +144,7 @@ def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) ->
     assert made is not None
     monkeypatch.setattr(estimate, "_step_seconds", lambda same, components, batch: 2.0 * batch / 8)
     found = estimate.estimate(made)
-    state, names = made.module.state_dict(), made.slices.names
+    state, names = made.model.state_dict(), made.slices.names
     sizes = {slice_: sum(state[name].nbytes for name in names[slice_]) for slice_ in names}
     whole = sum(sizes.values())
     down = whole * 4 if evaluated == "global" else whole + 3 * sizes["decoder"]
@@ -165,7 +163,7 @@ def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(monkeypatch: p
     timed: list[int] = []
     monkeypatch.setattr(estimate, "_step_seconds", lambda same, components, batch: timed.append(batch) or 1.0)
     estimate.estimate(made)
-    sizes = sorted(map(len, made.shares))
+    sizes = sorted(map(len, made.client_indices))
     assert sizes[0] < sizes[-1] < 50
     assert timed == [sizes[-1]]
 

@@ -18,8 +18,10 @@ from toy import toy_setup
 
 from fedlight.config import CellConfig, validate
 from fedlight.data.client_data import PoissonBatches
-from fedlight.experiment.guarantee import Guarantee, make_mechanism, make_participation
-from fedlight.experiment.setup import build
+from fedlight.experiment.clients import make_site
+from fedlight.experiment.mechanisms import make_mechanism, make_participation
+from fedlight.experiment.privacy_account import PrivacyAccount
+from fedlight.experiment.setup import set_up
 from fedlight.federation.cohort import Participation
 from fedlight.federation.method import Method
 from fedlight.privacy.account import Account
@@ -132,9 +134,9 @@ def test_the_configuration_makes_batches_and_gradients_secret(
     """Images: 12 a client, 6 a batch on average, so 2 batches an epoch."""
     arguments = ("clients=2", "data.limit=24", "data.batch_size=6", "trainer.accelerator=cpu", "epochs=1")
     arguments = (*arguments, "privacy=example", "privacy.draws=1")
-    made = build(config(*arguments, f"privacy.secure_noise={str(secret).lower()}"))
+    made = set_up(config(*arguments, f"privacy.secure_noise={str(secret).lower()}"))
     (tmp_path / "checkpoint").mkdir()
-    setup = made.site(tmp_path).setup
+    setup = make_site(made, tmp_path).setup
     drawn.clear()
 
     def batches() -> list[list[float]]:
@@ -158,7 +160,7 @@ def test_the_configuration_makes_cohorts_and_client_level_noise_secret(at: str, 
     made = config(
         "clients=40", "fraction=0.5", "privacy=client", "privacy.secure_noise=true", f"privacy.noise_at={at}"
     )
-    participation, mechanism = make_participation(made), make_mechanism(made)
+    participation, mechanism = make_participation(made), make_mechanism(made, made.privacy.noise)
     assert mechanism is not None
     participation.draw(FULL, 1)
     assert drawn == [8 * 40]
@@ -181,11 +183,11 @@ def test_every_local_epoch_counts_in_the_account_of_example_level_privacy(tmp_pa
     """100 and 20 images in batches of 30: 4 steps and 1 an epoch, 3 epochs, 2 rounds."""
     made = config("clients=2", "rounds=2", "epochs=3", "privacy=example", "data.batch_size=30", "fraction=1")
     shares = [np.arange(100), np.arange(20)]
-    guarantee = Guarantee(made, shares, toy_setup().method, tmp_path)
+    account = PrivacyAccount(made, made.privacy.noise, shares, toy_setup().method, tmp_path)
     noise, delta = made.privacy.noise, made.privacy.delta
-    assert guarantee.epsilons(2) == pytest.approx(
+    assert account.epsilons(2) == pytest.approx(
         [Account(noise, 0.3, delta).epsilon(2 * 3 * 4), Account(noise, 1.0, delta).epsilon(2 * 3 * 1)]
     )
     (tmp_path / "releases-000001").write_bytes(b"...")
-    assert guarantee.epsilons(2)[1] == pytest.approx(Account(noise, 1.0, delta).epsilon(3 * 3 * 1))
-    assert guarantee.epsilons(0) == [0.0, pytest.approx(Account(noise, 1.0, delta).epsilon(3 * 3 * 1))]
+    assert account.epsilons(2)[1] == pytest.approx(Account(noise, 1.0, delta).epsilon(3 * 3 * 1))
+    assert account.epsilons(0) == [0.0, pytest.approx(Account(noise, 1.0, delta).epsilon(3 * 3 * 1))]

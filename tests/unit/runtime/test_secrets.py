@@ -12,8 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from fedlight.config import TRAINER_ARGUMENTS, CellConfig, _keys
+from fedlight.config import CellConfig, _keys
 from fedlight.experiment.targets import STAGES, TARGETS
+from fedlight.federation.federation_config import TRAINER_ARGUMENTS
 from fedlight.run import register_resolvers
 from fedlight.runs.plan import read_launches
 from fedlight.runtime import environment

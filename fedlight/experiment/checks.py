@@ -1,0 +1,111 @@
+"""Checks of a configuration that concern two of its sections: each raises BadInput with the way out."""
+
+from typing import Any
+
+from diffusers import SchedulerMixin
+
+from fedlight.config import CellConfig
+from fedlight.diffusion.sampling import check_sampler
+from fedlight.experiment.mechanisms import EXAMPLE
+from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.mechanism import COUNT_NOISE
+from fedlight.federation.messages import State
+from fedlight.federation.method import Method
+from fedlight.federation.slices import SliceMap
+from fedlight.federation.trainer import choose_precision
+from fedlight.runtime.errors import BadInput
+from fedlight.runtime.precision import FULL
+
+
+def check_sampling(config: CellConfig, schedule: SchedulerMixin) -> None:
+    """Sections `evaluation` and `model`: sampler against noise schedule, guidance against conditioning."""
+    check_sampler(config.evaluation.sampler, config.evaluation.steps, schedule)
+    if config.evaluation.guidance != 1 and not config.model.conditional:
+        raise BadInput(f"evaluation.guidance={config.evaluation.guidance} needs model.conditional=true")
+
+
+def check_fused_optimizer(config: CellConfig, accelerator: str | None = None) -> None:
+    """Sections `optimizer`, `trainer` and `algorithm`: a fused optimizer unscales gradients by itself.
+
+    Args:
+        config: of the cell.
+        accelerator: in place of the configured one.
+    """
+    if not (config.optimizer.model_extra or {}).get("fused"):
+        return
+    precision = choose_precision(config.trainer, accelerator)
+    if (config.trainer.model_extra or {}).get("gradient_clip_val") and precision != FULL:
+        raise BadInput(
+            "trainer.gradient_clip_val in mixed precision needs an optimizer that is not fused: add "
+            "optimizer.fused=false"
+        )
+    if config.algorithm and precision == "16-mixed":
+        raise BadInput(
+            "algorithm in 16-mixed precision needs an optimizer that is not fused, which hides the scale of "
+            "gradients: add optimizer.fused=false"
+        )
+
+
+def check_privacy(
+    config: CellConfig, noise: float, method: Method, algorithm: FedAvg, slices: SliceMap, first: State
+) -> None:
+    """Section `privacy` and all others: rejects configurations that void the privacy guarantee.
+
+    Args:
+        config: of the cell.
+        noise: multiplier of the noise.
+        method: resolved over the slices.
+        algorithm: of the cell.
+        slices: the slice map of the model.
+        first: the first state_dict.
+    """
+    privacy = config.privacy
+    if privacy is None:
+        return
+    requirements: dict[str, Any] = {
+        "a finite privacy.clip, or privacy.noise=0": noise and privacy.clip == float("inf")
+    }
+    if privacy.name == EXAMPLE:
+        requirements |= _violated_by_example_privacy(config, slices, first)
+    else:
+        requirements |= _violated_by_client_privacy(config, noise, method, algorithm, slices, first)
+    for requirement, violated in requirements.items():
+        if violated:
+            raise BadInput(f"privacy={privacy.name} needs {requirement}")
+
+
+def _violated_by_example_privacy(config: CellConfig, slices: SliceMap, first: State) -> dict[str, Any]:
+    members = [name for names in slices.names.values() for name in names if name in slices.buffers]
+    running = [name for name in members if first[name].is_floating_point()]
+    return {
+        "trainer.compile=false": config.trainer.compile,
+        f"parameters alone: {', '.join(running)} is a buffer, made of images without noise": running,
+    }
+
+
+def _violated_by_client_privacy(
+    config: CellConfig, noise: float, method: Method, algorithm: FedAvg, slices: SliceMap, first: State
+) -> dict[str, Any]:
+    privacy = config.privacy
+    assert privacy is not None
+    unsent = [slice_ for slice_ in method.uplink if slice_ not in method.downlink]
+    theta = slices.select(method.uplink, first)
+    integers = [name for name, tensor in theta.items() if not tensor.is_floating_point()]
+    buffers = [name for name in theta if name in slices.buffers]
+    undeclared = type(algorithm).report is not FedAvg.report and not algorithm.aux_like(theta)
+    at_clients, adaptive = privacy.noise_at == "clients", privacy.clip_quantile is not None
+    largest = 2 * COUNT_NOISE * config.fraction * config.clients  # noise that leaves the count its share
+    return {
+        "a method whose clients report: CENTRAL and LOCAL have none": method.pool or not method.uplink,
+        "a method whose clients all report the same slices: USPLIT reveals which clients take part": (
+            method.split
+        ),
+        "a method that exchanges the same in every round: warm_start changes it": method.warm_start,
+        f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
+        f"floating tensors: {', '.join(integers)} holds whole numbers, which noise cannot hide": integers,
+        f"parameters alone: {', '.join(buffers)} is a buffer, which noise would spoil": buffers,
+        "an algorithm that declares by aux_like what clients report beside the slices": undeclared,
+        "privacy.noise_at=server where a transform encodes updates": at_clients and config.transform,
+        "privacy.noise_at=server for an adaptive clip": at_clients and adaptive,
+        f"noise below {largest:.3g} for an adaptive clip in cohorts so small": adaptive and noise >= largest,
+    }

@@ -1,0 +1,65 @@
+"""What a cell records: `result.json` before its first round, and the row of each round."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from fedlight.config import CellConfig
+from fedlight.federation.rounds import Round
+from fedlight.federation.server import Server
+from fedlight.runs.identity import SCHEMA
+from fedlight.runtime.machine import describe_machine
+
+LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")
+FEW_CLIENTS = 20  # whose losses are logged one by one
+
+
+def blank_result(cell: str, config: CellConfig, server: Server, precision: str) -> dict[str, Any]:
+    """`result.json` before the first round; `precision` is that of the clients' Trainers."""
+    return {
+        "schema": SCHEMA,
+        "status": "failed",
+        "cell": cell,
+        "name": config.name,
+        "method": config.method.name,
+        "clients": config.clients,
+        "rounds": config.rounds,
+        "epochs": config.epochs,
+        "fraction": config.fraction,
+        "seed": config.seed,
+        "data": config.data.name,
+        "partition": config.partition.name,
+        "model": config.model.name,
+        "model_params": server.model_params,
+        "slices": server.slice_params(),
+        "exchange": server.ledger.totals(server.model_params),
+        "train_loss": None,
+        "fid": None,
+        "state_sha256": None,
+        "client_sha256": [],
+        "seconds": dict.fromkeys(("total", "training", "merging", "evaluation", "checkpoint"), 0.0),
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "machine": describe_machine() | {"precision": precision},
+        "error": None,
+    }
+
+
+def round_record(
+    done: Round, server: Server, fid: dict[str, Any] | None, config: CellConfig
+) -> dict[str, Any]:
+    """What is recorded of a round: its row of `rounds.csv`, its losses and its scores."""
+    totals, outcome = server.ledger.totals(server.model_params), done.outcome
+    row = {
+        "round": done.round,
+        "train_loss": outcome.train_loss,
+        "params_down": sum(entry.params for entry in outcome.exchange if entry.direction == "down"),
+        "params_up": sum(entry.params for entry in outcome.exchange if entry.direction == "up"),
+        "params_cumulative": totals["params_total"],
+        "bytes_cumulative": totals["bytes_total"],
+        "participants": outcome.cohort,
+        "reports": outcome.reports,
+        "fid": fid and fid["value"],
+        "seconds": round(done.training + done.merging, 3),
+    }
+    losses = {str(client): loss for client, loss in outcome.client_losses.items()}
+    return {"row": row, "client_losses": losses if config.clients <= FEW_CLIENTS else {}, "fid": fid}
