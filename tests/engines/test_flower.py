@@ -42,7 +42,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlight.deployment.deployed import Institution, agreed, build_institution, build_server
+from fedlight.deployment.deployed import Institution, agreed, set_up_institution, set_up_server
 from fedlight.deployment.terms import Terms
 from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, open_bytes, wrap
 
@@ -621,7 +621,7 @@ def test_the_images_of_a_folder_are_all_the_institutions_own(
 
     path = other / "federation" / "cell.yaml"
     config, theirs = agreed(path, None), agreed(path, str(data))
-    server, mine = build_server(config), build_institution(theirs, 1)
+    server, mine = set_up_server(config), set_up_institution(theirs, 1)
     assert [len(share) for share in server.shares] == [0, 0, 0]
     assert not server.dataset.train.pixels.any()
     assert [len(share) for share in mine.shares] == [0, 8, 0]
@@ -786,7 +786,7 @@ def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
             for row in consortium.rows(app, "ledger.csv")
             if (row["client"], row["direction"]) == (str(client), "up")
         )
-        components = build_institution(agreed(app / "federation" / "cell.yaml", None), client)
+        components = set_up_institution(agreed(app / "federation" / "cell.yaml", None), client)
         share = components.shares[client]
         assert len(share) == 40
         assert not sent.holds_any(components.dataset.train.pixels[share])

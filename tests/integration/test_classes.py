@@ -157,7 +157,7 @@ def test_a_server_without_fashion_mnist_may_train_a_conditional_model_of_it(tmp_
     server, node = set_up_server(config), set_up_institution(config, 0)
     assert server.dataset.classes == node.dataset.classes
     assert len(server.dataset.train) == 1
-    assert server.module.state_dict().keys() == node.module.state_dict().keys()
+    assert server.model.state_dict().keys() == node.model.state_dict().keys()
 
 
 @pytest.fixture

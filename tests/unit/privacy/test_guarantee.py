@@ -17,7 +17,7 @@ from toy import inline, toy_server, toy_setup, toy_site
 
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment import estimate
-from fedlight.experiment.cell import _noted
+from fedlight.experiment.result import round_record
 from fedlight.experiment.mechanisms import make_mechanism, make_private_training
 from fedlight.experiment.privacy_account import PrivacyAccount, noise_multiplier
 from fedlight.experiment.trial import check
@@ -195,7 +195,7 @@ def test_a_row_of_rounds_counts_both_parts_of_a_round(tmp_path: Path) -> None:
     (done,) = federate(server, inline(toy_site(setup, tmp_path)), 1)
     config = SimpleNamespace(clients=2)
     done = replace(done, training=2.0, merging=0.5)
-    row = _noted(done, server, {"value": 7.0}, config)["row"]  # type: ignore[arg-type]
+    row = round_record(done, server, {"value": 7.0}, config)["row"]  # type: ignore[arg-type]
     params = 2 * sum(tensor.numel() for tensor in server.theta.values())
     known = {"round": 1, "participants": 2, "reports": 2, "fid": 7.0, "seconds": 2.5}
     sent = {"params_down": params, "params_up": params, "params_cumulative": 2 * params}
