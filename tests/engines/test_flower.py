@@ -622,9 +622,9 @@ def test_the_images_of_a_folder_are_all_the_institutions_own(
     path = other / "federation" / "cell.yaml"
     config, theirs = agreed(path, None), agreed(path, str(data))
     server, mine = set_up_server(config), set_up_institution(theirs, 1)
-    assert [len(share) for share in server.shares] == [0, 0, 0]
+    assert [len(share) for share in server.client_indices] == [0, 0, 0]
     assert not server.dataset.train.pixels.any()
-    assert [len(share) for share in mine.shares] == [0, 8, 0]
+    assert [len(share) for share in mine.client_indices] == [0, 8, 0]
     assert cell_id(config.plain()) == cell_id(theirs.plain())
 
 
@@ -787,7 +787,7 @@ def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
             if (row["client"], row["direction"]) == (str(client), "up")
         )
         components = set_up_institution(agreed(app / "federation" / "cell.yaml", None), client)
-        share = components.shares[client]
+        share = components.client_indices[client]
         assert len(share) == 40
         assert not sent.holds_any(components.dataset.train.pixels[share])
         reached = sent.addresses()

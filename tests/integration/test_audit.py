@@ -210,7 +210,7 @@ def test_an_attacker_scores_images_of_both_sides_under_what_it_saw(
     made = open_cell(cell("method=UDEC", *small, *model).folder)
     sent = {(update.round, update.client): update for update in wire.updates}
     attacker = Attacker(made, images=12, clients=1, seed=3)
-    data, shares = attacker._parts.dataset, attacker._parts.shares
+    data, shares = attacker._parts.dataset, attacker._parts.client_indices
     module = attacker._parts.module
 
     def losses(state: dict[str, torch.Tensor], images: Any, indices: np.ndarray) -> np.ndarray:

@@ -17,9 +17,9 @@ from toy import inline, toy_server, toy_setup, toy_site
 
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment import estimate
-from fedlight.experiment.result import round_record
 from fedlight.experiment.mechanisms import make_mechanism, make_private_training
 from fedlight.experiment.privacy_account import PrivacyAccount, noise_multiplier
+from fedlight.experiment.result import round_record
 from fedlight.experiment.trial import check
 from fedlight.federation.cohort import Participation
 from fedlight.federation.noise import SeededNoise
