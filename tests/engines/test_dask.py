@@ -1,5 +1,7 @@
 """Clients on Dask's workers: the bits of one process, whoever is killed."""
 
+import asyncio
+import gc
 import json
 import os
 import signal
@@ -7,25 +9,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from heapq import heapreplace
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from conftest import SMALL, Cell
-from distributed import Client
+from distributed import Client, LocalCluster, Worker
 from distributed.cfexecutor import ClientExecutor
+from distributed.cli.dask_worker import main as dask_worker
 from test_processes import end_whole, ended_well, outcome
+from toy import PARTIAL, toy_setup, toy_site
 
 from fedlight.federation.algorithms.fedavg import FedAvg
-from fedlight.federation.messages import Broadcast, to_bytes
+from fedlight.federation.messages import Broadcast, Evaluation, to_bytes
 from fedlight.federation.server import Server
-from fedlight.federation.transport.dask_workers import started
+from fedlight.federation.site import Site
+from fedlight.federation.transport.dask import Dask
+from fedlight.federation.transport.dask_workers import Conduct, started
+from fedlight.federation.transport.transport import Surroundings
+from fedlight.federation.transport.worker import SIGNALS
 
 MakeCell = Callable[..., Cell]
 LONG = ["method=UDEC", "clients=4", "epochs=8", "rounds=3"]
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +56,7 @@ def at(client: Client) -> list[str]:
     return ["transport=dask", f"transport.address={client.scheduler.address}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -62,6 +73,7 @@ def test_workers_give_the_bits_of_one_process(cell: MakeCell, workers: Client, a
     assert outcome(cell(*arguments, *at(workers))) == alone
 
 
+@pytest.mark.slow
 def test_a_skewed_round_takes_hardly_longer_than_it_must(
     cell: MakeCell, workers: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +112,7 @@ class Broken(FedAvg):
         raise ZeroDivisionError("there is nothing to divide by")
 
 
+@pytest.mark.slow
 def test_a_failure_names_client_and_round(
     command: Callable[..., int], workers: Client, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +124,7 @@ def test_a_failure_names_client_and_round(
     assert "client 0 failed in round 1: ZeroDivisionError: there is nothing to divide by" in line
 
 
+@pytest.mark.slow
 def test_an_address_without_a_scheduler_is_bad_input(
     command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +137,7 @@ def test_an_address_without_a_scheduler_is_bad_input(
     )
 
 
+@pytest.mark.slow
 def test_a_round_whose_worker_is_killed_gives_the_same_bits(
     cell: MakeCell, quiet: tuple[Any, ...], workers: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +161,7 @@ def test_a_round_whose_worker_is_killed_gives_the_same_bits(
     assert len(killed) == 1
 
 
+@pytest.mark.slow
 def test_a_cell_whose_scheduler_is_killed_goes_on_with_another(
     command: Callable[..., int],
     quiet: tuple[Any, ...],
@@ -189,6 +205,7 @@ def test_a_cell_whose_scheduler_is_killed_goes_on_with_another(
     assert outcome(Cell(path.parent)) == quiet
 
 
+@pytest.mark.slow
 def test_our_own_workers_end_with_a_cell_that_is_killed(
     command: Callable[..., int], quiet: tuple[Any, ...], tmp_path: Path
 ) -> None:
@@ -204,3 +221,103 @@ def test_our_own_workers_end_with_a_cell_that_is_killed(
     assert command(*typed[:-2], "transport=inline") == 0
     (path,) = tmp_path.glob("runs/long/*/result.json")
     assert outcome(Cell(path.parent)) == quiet
+
+
+def make_site(folder: Path) -> Site:
+    return toy_site(toy_setup(PARTIAL), folder)
+
+
+def test_as_many_clients_are_asked_at_once_as_there_are_workers(tmp_path: Path) -> None:
+    asked = []
+
+    def requests() -> Iterator[Evaluation]:
+        for client in range(2):
+            asked.append(client)
+            yield Evaluation("toy", 1, client, 0, False, {})
+
+    make = partial(make_site, tmp_path)
+    alone = {"threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=2, **alone) as cluster, ExitStack() as ending:
+        around = Surroundings(make(), make, 2, 1, lambda: None, lambda: None, ending)
+        scores = Dask(around, address=cluster.scheduler_address).evaluate(requests())
+        assert next(scores).client == 0
+        assert asked == [0, 1]
+        assert next(scores).client == 1
+
+
+def test_our_own_scheduler_is_for_this_machine_alone_and_shows_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no srun
+    with started(0, gpus=0) as (client, _):
+        scheduler = client.cluster.scheduler
+        assert scheduler.address.startswith("tls://127.0.0.1:")
+        assert not client.nthreads()
+        assert "Conduct" in {name.partition("-")[0] for name in scheduler.worker_plugins}
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(f"http://127.0.0.1:{scheduler.http_server.port}/")
+
+
+def test_workers_on_nodes_have_all_memory_and_their_end_ends_the_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of srun is a program that notes what it is to start, and ends."""
+    srun, typed = tmp_path / "srun", tmp_path / "typed"
+    srun.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > '{typed}'\nexit 3\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+    monkeypatch.setattr("fedlight.federation.transport.dask_workers.SETTLED", 0)
+    begun = time.monotonic()
+    with started(5, gpus=0) as (client, check):
+        assert not client.nthreads()
+
+        def go_on() -> None:
+            while time.monotonic() - begun < 20:
+                check()
+
+        with pytest.raises(ConnectionError, match="the workers on the nodes ended, srun with status 3"):
+            go_on()
+        address = client.scheduler.address
+    words = typed.read_text().splitlines()
+    program, *options = words[words.index("-m") + 1 :]
+    assert program == "distributed.cli.dask_worker"
+    told = dask_worker.make_context(program, options).params
+    expected = {"scheduler": address, "memory_limit": "0", "n_workers": "5", "nthreads": 1}
+    assert {name: told[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "visible", "gpus", "found"),
+    [
+        (3, "", 2, "1"),  # on this machine
+        ("0-1", "", 2, "1"),  # on a node, of several workers
+        ("1-2", "4,5", 2, "4"),
+        ("7", "4,5", 2, "5"),  # on a node, its only worker
+        (1, "", 0, ""),
+    ],
+)
+def test_a_worker_takes_a_gpu_of_its_node_and_hears_no_signal(
+    name: str | int,
+    visible: str,
+    gpus: int,
+    found: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    before = {number: signal.getsignal(number) for number in (getattr(signal, word) for word in SIGNALS)}
+
+    async def make() -> Worker:
+        return Worker("tcp://127.0.0.1:1", name=name, local_directory=str(tmp_path))
+
+    try:
+        Conduct(gpus).setup(asyncio.run(make()))
+        assert {signal.getsignal(number) for number in before} == {signal.SIG_IGN}
+    finally:
+        gc.enable()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == found

@@ -2,10 +2,16 @@
 
 import hashlib
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +51,7 @@ pytest.importorskip("flwr")
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from test_flower import Toys
 
-from fedlight.deployment import institution
+from fedlight.deployment import institution, resident
 from fedlight.federation.transport.envelope import (
     BYTES,
     CLIENT,
@@ -492,6 +498,55 @@ def test_a_socket_is_not_made_behind_a_link(tmp_path: Path, monkeypatch: pytest.
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError):
         socket_path(1)
+
+
+def test_a_resident_process_ends_with_its_supernode(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = tmp_path / "socket"
+    path.touch()
+    started = [sys.executable, "-m", "fedlight.experiment.resident", str(path), str(ended.pid)]
+    with subprocess.Popen(started) as process:
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    assert not path.exists()
+
+
+def test_an_error_in_a_resident_process_is_told_there_alone_and_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "socket"
+    monkeypatch.setattr(sys, "argv", ["resident", str(path), str(os.getpid())])
+    process = os.fork()
+    if process == 0:
+        try:
+            resident.main()
+        finally:
+            os._exit(1)
+    begun = time.monotonic()
+
+    def connected() -> Connection:
+        while True:
+            try:
+                return Client(str(path), "AF_UNIX")
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert time.monotonic() - begun < 20
+
+    try:
+        for _ in range(2):
+            with connected() as asking:
+                asking.send_bytes(b"{")
+                asking.send_bytes(b"")
+                assert (asking.recv_bytes(), asking.recv_bytes()) == (b"failed", b"")
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    told = capfd.readouterr().err
+    assert told.count("fedlight: error: Expecting property name enclosed in double quotes") == 2
+    assert told.count("Traceback") == 2
+    assert told.count("json.loads(whose)") == 2
 
 
 # --- what an institution's app hands on
