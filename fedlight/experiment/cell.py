@@ -15,10 +15,12 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from fedlight.config import CellConfig
 from fedlight.data.partition import count_labels
-from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
+from fedlight.experiment.evaluate import evaluate_models
 from fedlight.experiment.extensions import user_code_error
 from fedlight.experiment.guarantee import Guarantee
 from fedlight.experiment.pipeline import save_pipeline
+from fedlight.experiment.sample_grid import grid_path
+from fedlight.experiment.scored_models import is_evaluation_round
 from fedlight.experiment.setup import CHECKPOINT, Components, announce, build, make_server
 from fedlight.federation.checkpoint import ServerCheckpoint, last_versions
 from fedlight.federation.cohort import cohort_size
@@ -190,7 +192,7 @@ class Run:
     def _end_round(self, done: Round) -> None:
         self._trained = done.training + self._earlier.training
         done = replace(done, training=self._trained)
-        fid = self._evaluate() if is_due(done.round, self.config) else None
+        fid = self._evaluate() if is_evaluation_round(done.round, self.config) else None
         self.record.spend(training=done.training, merging=done.merging, checkpoint=self._checkpoint_seconds())
         self.record.tick()
         noted = _noted(done, self.server, fid, self.config)
@@ -216,7 +218,12 @@ class Run:
     def _evaluate(self) -> dict[str, Any] | None:
         begun = time.perf_counter()
         fid = evaluate_models(
-            self.folder, self.server, self.transport, self.components, self.bars, self._check
+            self.folder,
+            self.server,
+            self.transport,
+            self.components.model_evaluator,
+            self.bars,
+            self._check,
         )
         self.record.spend(evaluation=time.perf_counter() - begun)
         return fid

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData
-from fedlight.experiment.evaluate import is_due, scored_clients
+from fedlight.experiment.scored_models import is_evaluation_round, scored_clients
 from fedlight.experiment.setup import Components, check, make_server, worker_room
 from fedlight.federation.cohort import cohort_size
 from fedlight.reporting import numbers
@@ -108,7 +108,7 @@ def _seconds(components: Components, steps: int, largest: int) -> float:
     step = _step_seconds(same, components, batch) / batch
     at_once = min(worker_room(config, components.device), cohort_size(config.clients, config.fraction))
     models = len(scored_clients(config, frozenset())) if components.method.evaluate == "clients" else 1
-    due = sum(is_due(round_, config) for round_ in range(1, config.rounds + 1))
+    due = sum(is_evaluation_round(round_, config) for round_ in range(1, config.rounds + 1))
     forwards = models * due * config.evaluation.samples * config.evaluation.steps
     return (steps * config.data.batch_size * step + forwards * step / 3) / at_once
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedlight.config import CellConfig, validate
 from fedlight.diffusion.ddpm import DDPM
-from fedlight.experiment.evaluate import draw, even_labels
+from fedlight.experiment.drawing import cycle_labels, draw_images
 from fedlight.experiment.setup import CHECKPOINT, make_algorithm, make_module, make_server
 from fedlight.experiment.targets import check_targets
 from fedlight.federation.checkpoint import ServerCheckpoint
@@ -85,7 +85,7 @@ class FinishedCell:
             BadInput: there is no such model, or it knows no such label.
             Diverged: the model's images are not finite.
         """
-        labels = even_labels(self.config, images, self.classes)
+        labels = cycle_labels(self.config, images, self.classes)
         if label is not None:
             if labels is None:
                 raise BadInput(f"{self.folder.name}: its model knows no labels; leave out --label")
@@ -93,7 +93,7 @@ class FinishedCell:
                 raise BadInput(f"{self.folder.name}: labels are 0 to {self.classes - 1}, got {label}")
             labels = torch.full_like(labels, label)
         model = "the global model" if client is None else f"the model of client {client}"
-        return draw(
+        return draw_images(
             self.module,
             DEVICE,
             self.state(client),

@@ -34,7 +34,6 @@ from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
-from fedlight.experiment.evaluate import check_drawn, draw_and_score
 from fedlight.experiment.extensions import make_extension
 from fedlight.experiment.guarantee import (
     EXAMPLE,
@@ -44,6 +43,8 @@ from fedlight.experiment.guarantee import (
     make_participation,
     make_private_training,
 )
+from fedlight.experiment.model_evaluation import check_scores
+from fedlight.experiment.model_evaluator import ModelEvaluator
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
@@ -93,6 +94,13 @@ class Components:
         """How many clients may train, or batches be denoised, at once in the cell."""
         return worker_room(self.config, self.device)
 
+    @property
+    def model_evaluator(self) -> ModelEvaluator:
+        """What draws images from the models of the cell and scores them."""
+        return ModelEvaluator(
+            self.config, self.module, self.device, self.evaluator, self.dataset.classes, self.room
+        )
+
     def training_data(self) -> tuple[Tensor, Tensor | None]:
         """Pixels of the training images on the device, and their labels where the model takes them."""
         train, conditional = self.dataset.train, self.config.model.conditional
@@ -112,12 +120,6 @@ class Components:
         pixels, labels = self.training_data()
         shares = [pool(self.shares)] if self.method.pool else self.shares
 
-        def evaluate(
-            state: dict[str, Tensor], round_: int, client: int
-        ) -> tuple[dict[str, float], dict[str, dict[str, Tensor]]]:
-            drawn = draw_and_score(self, state, round_, client, on_step)
-            return drawn.metrics, drawn.to_groups()
-
         optimizer, privacy = self.config.optimizer, self.config.privacy
         private_training = make_private_training(self.config, shares, folder / CHECKPOINT)
         poisson: Sampling | None = None
@@ -134,7 +136,7 @@ class Components:
                 pixels, shares[client], self.config.data.batch_size, labels, poisson
             ),
             make_trainer=lambda own: self.make_trainer(callbacks=[*own, *callbacks]),
-            evaluate=evaluate,
+            evaluate=partial(self.model_evaluator.evaluate_client, on_step=on_step),
             rate=partial(
                 rate, rounds=self.config.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"
             ),
@@ -165,7 +167,7 @@ class Components:
             check,
             ending,
             admit=server.admit,
-            admit_scores=partial(check_drawn, config=config),
+            admit_scores=partial(check_scores, config=config),
             forget=server.forget,
             unsent=server.unsent,
         )

@@ -14,8 +14,8 @@ from fedlight.data import digits
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import score
-from fedlight.experiment.evaluate import scored_clients
 from fedlight.experiment.finished import open_cell
+from fedlight.experiment.scored_models import scored_clients
 from fedlight.reporting.summaries import by_cell
 from fedlight.runs.status import read_sweep
 from fedlight.runtime.seeds import derive_seed, stream

@@ -17,7 +17,7 @@ from fedlight.deployment.agreement import agreed_hash, check_agreed, read_agreem
 from fedlight.deployment.terms import Terms
 from fedlight.experiment import setup
 from fedlight.experiment.cell import _make_folder
-from fedlight.experiment.evaluate import _shown, even_labels
+from fedlight.experiment.drawing import cycle_labels, grid_images
 from fedlight.experiment.extensions import user_code_error
 from fedlight.experiment.setup import (
     check,
@@ -75,7 +75,7 @@ def test_a_transport_is_given_the_checks_of_the_cell(tmp_path: Path) -> None:
     assert (context.here, context.done, context.check, context.ending) == (site, done, halt, ending)
     assert (context.cohort, context.room) == (2, 1)
     assert (context.admit, context.forget, context.unsent) == (server.admit, server.forget, server.unsent)
-    with pytest.raises(Damaged, match="shows nothing"):
+    with pytest.raises(Damaged, match="carries no tensors, expected grid"):
         context.admit_scores(Scores(0, 64 * "0", {}, {}))
 
 
@@ -168,9 +168,9 @@ def test_an_error_says_which_part_cannot_be_made() -> None:
 
 def test_a_grid_of_clients_holds_a_row_a_client_and_that_of_the_server_all_images() -> None:
     many = f"evaluation.grid={pictures.COLUMNS + 5}"
-    assert _shown(config("method=FULL", many)) == pictures.COLUMNS + 5
-    assert _shown(config("method=UDEC", many)) == pictures.COLUMNS
-    assert _shown(config("method=UDEC", "evaluation.grid=3")) == 3
+    assert grid_images(config("method=FULL", many)) == pictures.COLUMNS + 5
+    assert grid_images(config("method=UDEC", many)) == pictures.COLUMNS
+    assert grid_images(config("method=UDEC", "evaluation.grid=3")) == 3
 
 
 def test_an_error_in_our_own_code_is_no_fault_of_the_users() -> None:
@@ -189,10 +189,10 @@ def test_an_error_in_our_own_code_is_no_fault_of_the_users() -> None:
 
 
 def test_a_conditional_model_is_asked_for_each_class_in_turn() -> None:
-    labels = even_labels(config("model.conditional=true"), 8, 3)
+    labels = cycle_labels(config("model.conditional=true"), 8, 3)
     assert labels is not None
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert even_labels(config("model.conditional=false"), 8, 3) is None
+    assert cycle_labels(config("model.conditional=false"), 8, 3) is None
 
 
 def test_a_trainer_of_a_client_writes_and_prints_nothing() -> None:
