@@ -246,9 +246,9 @@ def test_images_of_one_label_are_drawn_by_command(
     assert np.array_equal(np.stack(found), expected[:, 0])
     assert not torch.equal(open_cell(made.folder).draw(None, 3, 0, label=4), expected)
     status, error = draw(capsys, made.folder, "--label", 10)
-    assert (status, "labels are 0 to 9, got 10" in error) == (2, True)
+    assert (status, "--label must be 0 to 9, got 10" in error) == (2, True)
     status, error = draw(capsys, cell("rounds=0").folder, "--label", 3)
-    assert (status, "knows no labels" in error) == (2, True)
+    assert (status, "the model is not conditional: leave out --label" in error) == (2, True)
 
 
 @pytest.mark.slow
