@@ -58,7 +58,7 @@ class Attacker:
         self._nonmembers = self._choose(test, np.arange(len(test)))
 
     def report(self, client: int | None) -> dict[str, Any]:
-        """Runs all attacks; returns the content of `audit.json`.
+        """Runs all attacks; returns what `audit.json` says of them.
 
         Args:
             client: whose own model is attacked; None for the global one.
