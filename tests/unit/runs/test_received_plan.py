@@ -14,7 +14,7 @@ from conftest import SMALL
 from test_sweeps import DEAD, call
 from test_trust import Trap
 
-from fedlight.experiment.replay import check_command
+from fedlight.experiment.received_command import check_command
 from fedlight.runs.plan import LARGEST, LISTED, Launch, PlannedCell, read_launches
 from fedlight.runtime.errors import BadInput
 
