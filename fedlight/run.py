@@ -146,7 +146,7 @@ def check_and_run(composed: DictConfig) -> None:
     refuse_grid(command)
     config = validate(composed)
     if OmegaConf.select(command, "sweeper.dry"):
-        from fedlight.experiment.estimate import print_plan
+        from fedlight.experiment.plan_table import print_plan
 
         print_plan([config])
         return

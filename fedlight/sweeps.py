@@ -160,7 +160,7 @@ def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str], trust: 
 
 def _check(sweep: Path, launch: Launch, trust: bool) -> None:
     """Raises BadInput where the command of a launch cannot be run, or not without trust."""
-    from fedlight.experiment.replay import check_command
+    from fedlight.experiment.received_command import check_command
 
     try:
         if not trust:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedlight.config import CellConfig
-from fedlight.experiment.evaluate import is_due
 from fedlight.experiment.mechanisms import make_participation
+from fedlight.experiment.scored_models import is_evaluation_round
 from fedlight.federation.cohort import Participation
 from fedlight.federation.messages import Broadcast, Evaluation
 from fedlight.federation.method import Method
@@ -39,7 +39,7 @@ class Terms:
             slices,
             config.rounds,
             make_participation(config),
-            lambda round_: draws and is_due(round_, config),
+            lambda round_: draws and is_evaluation_round(round_, config),
         )
 
     def check_broadcast(self, broadcast: Broadcast) -> None:

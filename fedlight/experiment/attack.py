@@ -1,15 +1,16 @@
-"""An attacker against a finished cell: does what was seen of it tell who was trained on?"""
+"""Membership inference on a finished cell: from its models, its updates and its generated images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlight.data.dataset import Images
 from fedlight.data.loading import load
 from fedlight.diffusion.ddpm import DDPM, VELOCITY
 from fedlight.evaluation.memorisation import CopyCheck
@@ -21,28 +22,31 @@ from fedlight.experiment.setup import assemble, make_server
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
 from fedlight.federation.messages import Broadcast, State
+from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
 from fedlight.privacy.lower_bound import lower_bound
 from fedlight.privacy.membership import Attack
 from fedlight.runtime.errors import Damaged
 
-TIMES = 10  # time steps at which losses are taken, spread evenly
-PIA_TIME = 0.2  # of the schedule, as in the paper
+LOSS_TIMES = 10  # evenly spaced time steps whose losses are averaged
+PIA_TIME = 0.2  # time step as a share of the schedule's length (arXiv 2305.18355)
 PIA_NORM = 4
 BATCH = 256
-GENERATED = 256
-Images = tuple[Tensor, Tensor]
+GENERATED = 256  # images, for the extraction measure
+LabelledImages: TypeAlias = tuple[Tensor, Tensor]
 """Pixels, uint8, shape (n, channels, height, width), and labels, int64, shape (n,)."""
+ImageScore: TypeAlias = Callable[[DDPM, Tensor, Tensor, torch.Generator], Tensor]
+"""(model, x_0 in [-1, 1], labels, noise generator) -> a score of each image, float64, shape (n,)."""
 
 
 class Attacker:
-    """Knows images, some of which were trained on, and what it sees of the federation.
+    """Scores training images (members) and test images (non-members) by what a participant observes.
 
     Args:
-        cell: finished.
-        images: of each side at most, drawn at random.
-        clients: whose updates the server looks at, at most.
-        seed: decides draws.
+        cell: the cell to attack.
+        images: maximum number of members and of non-members, drawn at random.
+        clients: maximum number of clients whose updates are attacked.
+        seed: decides all random draws.
     """
 
     def __init__(self, cell: FinishedCell, images: int, clients: int, seed: int) -> None:
@@ -53,16 +57,25 @@ class Attacker:
         self._seed = seed
         privacy = self._parts.config.privacy
         self._delta = privacy.delta if privacy else 1e-5
-        self._others = self._pick(self._parts.dataset.test, np.arange(len(self._parts.dataset.test)))
+        test = self._parts.dataset.test
+        self._nonmembers = self._choose(test, np.arange(len(test)))
 
     def report(self, client: int | None) -> dict[str, Any]:
-        """All attacks; `client` is whose own model is attacked, None for the global one."""
-        attacks = [*self._on_model(client), *self._on_updates()]
+        """Runs all attacks; returns what `audit.json` says of them.
+
+        Args:
+            client: whose own model is attacked; None for the global one.
+
+        Raises:
+            BadInput: there is no such model.
+            Diverged: a model's predictions are not finite.
+        """
+        attacks = [*self._attack_model(client), *self._attack_updates()]
         result: dict[str, Any] = {
             "cell": self._cell.folder.name,
             "delta": self._delta,
             "attacks": [attack.summary(self._delta) for attack in attacks],
-            "extraction": self._extraction(client),
+            "extraction": self._measure_extraction(client),
         }
         privacy = self._parts.config.privacy
         if privacy and privacy.name == "client":
@@ -70,99 +83,115 @@ class Attacker:
             result["canaries"] = {"epsilon_lower": lower_bound(*scores, self._delta)}
         return result
 
-    def _on_model(self, client: int | None) -> Iterator[Attack]:
-        """Loss threshold and PIA (arXiv 2305.18355) on the released model."""
+    def _attack_model(self, client: int | None) -> Iterator[Attack]:
+        """Attacks a trained model by the loss of each image and by PIA (arXiv 2305.18355)."""
         state = self._cell.state(client)
         members = self._members(client)
         sees = "released model" if client is None else f"model of client {client}"
         for name, score in (("loss", _losses), ("PIA", _proximal_errors)):
-            found = [-self._scored(state, images, score) for images in (members, self._others)]
-            yield Attack(sees, name, *found)
+            scores = [-self._score(state, images, score) for images in (members, self._nonmembers)]
+            yield Attack(sees, name, *scores)
 
-    def _on_updates(self) -> Iterator[Attack]:
-        """How much an update, or one slice of it, lowers the loss of each image, for the server.
+    def _attack_updates(self) -> Iterator[Attack]:
+        """Attacks updates and their slices, by how much each lowers the loss of an image, as a server could.
 
-        The last round is done again from the checkpoint before it; nothing of it is kept.
+        Makes no attack where clients send no updates, or the checkpoint before the last round is missing.
         """
         parts, folder, rounds = self._parts, self._cell.folder, self._cell.config.rounds
         server = make_server(
-            folder.name, parts.config, parts.model, parts.slices, parts.algorithm, parts.codec, parts.noise
+            folder.name,
+            parts.config,
+            parts.model,
+            parts.slices,
+            parts.algorithm,
+            parts.codec,
+            parts.noise,
         )
-        checkpoint = folder / CHECKPOINT
-        server.resume(ServerCheckpoint(checkpoint, folder.name, repair=False), before=rounds)
+        server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False), before=rounds)
         if parts.method.pool or not parts.method.uplink or server.round != rounds - 1:
             return
-        memory = client_memory(checkpoint, folder.name, repair=False)
         before = server.global_state()
-        with TemporaryDirectory() as nowhere:
-            (Path(nowhere) / CHECKPOINT).mkdir()
-            setup = make_site(parts, Path(nowhere)).setup
+        for client, uplink, reported in self._repeat_round(server):
+            members = self._members(client)
+            for slice_ in uplink:
+                values = parts.slices.select([slice_], reported)
+                yield self._attack_update(client, slice_, before, values, members)
+            yield self._attack_update(client, "all slices", before, reported, members)
+
+    def _repeat_round(self, server: Server) -> Iterator[tuple[int, tuple[str, ...], State]]:
+        """Repeats the server's next round for the first clients; yields client, uplink and decoded update.
+
+        A client whose memory is missing is left out. Nothing of the repetition is kept.
+        """
+        parts, folder = self._parts, self._cell.folder
+        memory = client_memory(folder / CHECKPOINT, folder.name, repair=False)
+        with TemporaryDirectory() as scratch:
+            (Path(scratch) / CHECKPOINT).mkdir()
+            setup = make_site(parts, Path(scratch)).setup
             chosen: list[Broadcast] = [one for one in server.broadcasts() if not one.drops_out]
             for broadcast in chosen[: self._clients]:
-                client = broadcast.client
                 try:
-                    kept = memory.read(client, broadcast.previous) if broadcast.previous else {}
+                    kept = memory.read(broadcast.client, broadcast.previous) if broadcast.previous else {}
                 except Damaged:
                     kept = {}
                 if setup.keeps_memory and broadcast.previous and not kept:
                     continue
-                parts.model.train()  # scoring leaves it in evaluation mode
+                parts.model.train()  # _score leaves it in evaluation mode
                 update, _ = local_update(broadcast, kept, setup)
                 assert update is not None
-                members = self._members(client)
-                seen, _ = server.decode(update)
-                for slice_ in broadcast.uplink:
-                    values = parts.slices.select([slice_], seen)
-                    yield self._drop(client, slice_, before, values, members)
-                yield self._drop(client, "all slices", before, seen, members)
+                reported, _ = server.decode(update)
+                yield broadcast.client, tuple(broadcast.uplink), reported
 
-    def _drop(self, client: int, slice_: str, before: State, values: State, members: Images) -> Attack:
+    def _attack_update(
+        self, client: int, slice_: str, before: State, values: State, members: LabelledImages
+    ) -> Attack:
         scores = [
-            self._scored(before, images, _losses) - self._scored({**before, **values}, images, _losses)
-            for images in (members, self._others)
+            self._score(before, images, _losses) - self._score({**before, **values}, images, _losses)
+            for images in (members, self._nonmembers)
         ]
         return Attack(f"update of client {client}: {slice_}", "loss drop", *scores)
 
-    def _extraction(self, client: int | None) -> dict[str, float]:
-        """Whether generated images lie nearer to training images than unseen ones do, in pixels."""
+    def _measure_extraction(self, client: int | None) -> dict[str, Any]:
+        """The memorisation check of generated images, with distances between pixels in [0, 1]."""
         drawn = self._cell.draw(client, GENERATED, self._seed)
-        train, test = self._members(client)[0], self._others[0]
+        train, test = self._members(client)[0], self._nonmembers[0]
         flat = [pixels.flatten(1).float() / 255 for pixels in (train, test, drawn)]
         return CopyCheck(flat[0], flat[1])(flat[2]).summary()
 
-    def _members(self, client: int | None) -> Images:
+    def _members(self, client: int | None) -> LabelledImages:
+        """Images that the client trained on; those of all clients where `client` is None."""
         client_indices = self._parts.client_indices
         indices = np.concatenate(client_indices) if client is None else client_indices[client]
-        return self._pick(self._parts.dataset.train, indices)
+        return self._choose(self._parts.dataset.train, indices)
 
-    def _pick(self, split: Any, indices: NDArray[np.int64]) -> Images:
+    def _choose(self, split: Images, indices: NDArray[np.int64]) -> LabelledImages:
         rng = np.random.default_rng(self._seed)
         chosen = np.sort(rng.permutation(indices)[: self._images])
         return split.pixels[chosen], torch.from_numpy(split.labels[chosen])
 
-    def _scored(self, state: State, images: Images, score: Any) -> NDArray[np.float64]:
-        """The score of each image under a model."""
+    def _score(self, state: State, images: LabelledImages, score: ImageScore) -> NDArray[np.float64]:
+        """The score of each image under the model with this state_dict, shape (n,)."""
         module = self._parts.model.to(self._parts.device)
         module.load_state_dict(state)
         module.eval()
         generator = torch.Generator().manual_seed(self._seed)
-        found = []
+        scores = []
         with torch.no_grad():
             for pixels, labels in zip(*(tensor.split(BATCH) for tensor in images), strict=True):
                 x_0 = (pixels.to(module.device).float() / 127.5) - 1
-                found.append(score(module, x_0, labels.to(module.device), generator).cpu())
-        return torch.cat(found).numpy()
+                scores.append(score(module, x_0, labels.to(module.device), generator).cpu())
+        return torch.cat(scores).numpy()
 
 
 def _losses(module: DDPM, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """The mean squared error of each image's prediction over time steps, float64, shape (n,).
+    """The mean squared error of the predicted noise over time steps, of each image, float64, shape (n,).
 
-    In double precision, since the predictions of a model drowned in noise may be huge.
+    In double precision, since a model trained with much noise may predict huge values.
     """
     length = module.schedule.config.num_train_timesteps
     losses = []
-    for number in range(TIMES):
-        t = torch.full((len(x_0),), int((number + 0.5) / TIMES * length), device=x_0.device)
+    for number in range(LOSS_TIMES):
+        t = torch.full((len(x_0),), int((number + 0.5) / LOSS_TIMES * length), device=x_0.device)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         predicted = _predict_noise(module, module.schedule.add_noise(x_0, eps, t), t, labels)
         losses.append((predicted - eps).double().square().flatten(1).mean(dim=1))
@@ -170,9 +199,9 @@ def _losses(module: DDPM, x_0: Tensor, labels: Tensor, generator: torch.Generato
 
 
 def _proximal_errors(module: DDPM, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """The distance of PIA between the noise predicted at t = 0 and that predicted where it was added.
+    """PIA's distance between the noise predicted at t = 0 and at PIA_TIME, once it is added, shape (n,).
 
-    Float64, as for the losses: a fourth power soon leaves float32.
+    In double precision, since a fourth power soon overflows float32.
     """
     t = torch.full((len(x_0),), int(PIA_TIME * module.schedule.config.num_train_timesteps), device=x_0.device)
     eps = _predict_noise(module, x_0, torch.zeros_like(t), labels)

@@ -1,4 +1,4 @@
-"""An audit of client-level privacy: canary clients pass through a cell's mechanism, server and cohorts."""
+"""An audit of client-level privacy: canary clients report through a cell's mechanism, server and cohorts."""
 
 import numpy as np
 import torch
@@ -13,39 +13,39 @@ from fedlight.federation.method import Method
 from fedlight.federation.server import Server
 from fedlight.federation.slices import SliceMap
 
-CANARIES = 1000  # at most
-FEWEST = 100
-SIZE = 10_000  # scalars of the model: canaries of random directions hardly meet in so many
+MAX_CANARIES, MIN_CANARIES = 1000, 100
+SIZE = 10_000  # scalars of the model: in so many dimensions random directions are almost orthogonal
+BOOST = 10  # norm of a canary's update, in units of the clip
 SLICE, NAME = "canary", "canary.direction"
 
 
 def canary_scores(
     config: CellConfig, noise: float, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How far the final model went in the direction of each canary (arXiv 2302.03098).
+    """Measures how far the final model moved in the direction of each canary (arXiv 2302.03098).
 
-    Half of the canaries are clients, each of which reports its own random direction, ten times the clip, in
-    every round that it takes part in; the model is that of the last round less the first. Nobody else is
-    there, as if the attacker knew all other clients. At a large delta fewer canaries prove more: what the
-    lower bound allows for delta grows with their number (arXiv 2305.08846, theorem 3.1).
+    Each canary has a random direction. Half of the canaries are clients, which report their direction, ten
+    times the clip, in every round in which they take part. There are no other clients, which stands for an
+    attacker who knows their updates. At a large delta fewer canaries give a larger lower bound on epsilon,
+    since the bound's correction for delta grows with their number (arXiv 2305.08846, theorem 3.1).
 
     Args:
-        config: of a cell with client-level privacy; its clip, cohorts and rounds count.
+        config: of a cell with client-level privacy; its clip, cohorts and rounds are used.
         noise: multiplier of the noise.
-        seed: decides canaries and noise.
+        seed: decides the canaries and the noise.
 
     Returns:
-        Scores of the canaries that took part and of those that did not.
+        The scores of the canaries that are clients, and of those that are not, float64.
     """
     assert config.privacy is not None
     clip = config.privacy.clip
-    canaries = round(min(CANARIES, max(FEWEST, 0.1 / config.privacy.delta)))
+    canaries = round(min(MAX_CANARIES, max(MIN_CANARIES, 0.1 / config.privacy.delta)))
     config = config.model_copy(update={"clients": canaries, "seed": seed})
     rng = np.random.default_rng(seed)
     included = rng.random(canaries) < 0.5
     directions = rng.standard_normal((canaries, SIZE)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    loud = 10 * (clip if np.isfinite(clip) else 1.0)
+    norm = BOOST * (clip if np.isfinite(clip) else 1.0)
 
     mechanism = make_mechanism(config, noise)
     assert mechanism is not None
@@ -64,7 +64,7 @@ def canary_scores(
         for broadcast in list(server.broadcasts()):
             if not included[broadcast.client]:
                 continue
-            values: State = {NAME: server.theta[NAME] + loud * torch.from_numpy(directions[broadcast.client])}
+            values: State = {NAME: server.theta[NAME] + norm * torch.from_numpy(directions[broadcast.client])}
             if mechanism.at_clients:
                 values, _ = mechanism.share(values, {}, server.theta, round_, broadcast.client)
             payloads = {SLICE: Payload.plain(values)}

@@ -15,11 +15,13 @@ from fedlight.config import CellConfig
 from fedlight.data.loading import print_notes
 from fedlight.data.partition import count_labels
 from fedlight.experiment.clients import make_site, make_transport
-from fedlight.experiment.evaluate import evaluate_models, grid_path, is_due
+from fedlight.experiment.evaluate import evaluate_models
 from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.pipeline import save_pipeline
 from fedlight.experiment.privacy_account import PrivacyAccount
 from fedlight.experiment.result import blank_result, round_record
+from fedlight.experiment.sample_grid import grid_path
+from fedlight.experiment.scored_models import is_evaluation_round
 from fedlight.experiment.setup import make_server, set_up
 from fedlight.experiment.user_code import user_code_error
 from fedlight.federation.checkpoint import ServerCheckpoint, last_versions
@@ -191,7 +193,7 @@ class Run:
     def _end_round(self, done: Round) -> None:
         self._trained = done.training + self._earlier.training
         done = replace(done, training=self._trained)
-        fid = self._evaluate() if is_due(done.round, self.config) else None
+        fid = self._evaluate() if is_evaluation_round(done.round, self.config) else None
         self.record.spend(training=done.training, merging=done.merging, checkpoint=self._checkpoint_seconds())
         self.record.tick()
         noted = round_record(done, self.server, fid, self.config)
@@ -216,7 +218,9 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any] | None:
         begun = time.perf_counter()
-        fid = evaluate_models(self.folder, self.server, self.transport, self.parts, self.bars, self._check)
+        fid = evaluate_models(
+            self.folder, self.server, self.transport, self.parts.model_evaluator, self.bars, self._check
+        )
         self.record.spend(evaluation=time.perf_counter() - begun)
         return fid
 

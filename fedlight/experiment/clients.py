@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from lightning import Callback
-from torch import Tensor
 
 from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData, Sampling
-from fedlight.experiment.evaluate import check_drawn, draw_and_score
 from fedlight.experiment.mechanisms import make_mechanism, make_private_training
+from fedlight.experiment.model_evaluation import check_scores
 from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.setup import set_up
 from fedlight.federation.client import ClientSetup
@@ -48,12 +47,6 @@ def make_site(
     if private_training and config.privacy:
         poisson = "secret" if config.privacy.secure_noise else "seeded"
 
-    def evaluate(
-        state: dict[str, Tensor], round_: int, client: int
-    ) -> tuple[dict[str, float], dict[str, dict[str, Tensor]]]:
-        drawn = draw_and_score(parts, state, round_, client, on_step)
-        return drawn.metrics, drawn.to_groups()
-
     setup = ClientSetup(
         seed=config.seed,
         module=parts.model,
@@ -65,7 +58,7 @@ def make_site(
             pixels, client_indices[client], config.data.batch_size, labels, poisson
         ),
         make_trainer=lambda own: parts.make_trainer(callbacks=[*own, *callbacks]),
-        evaluate=evaluate,
+        evaluate=partial(parts.model_evaluator.evaluate_client, on_step=on_step),
         rate=partial(rate, rounds=config.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"),
         privacy=make_mechanism(config, parts.noise),
         private_training=private_training,
@@ -105,7 +98,7 @@ def make_transport(
         check,
         ending,
         admit=server.admit,
-        admit_scores=partial(check_drawn, config=config),
+        admit_scores=partial(check_scores, config=config),
         forget=server.forget,
         unsent=server.unsent,
     )

@@ -1,38 +1,29 @@
-"""What cells will take, before they run: steps, bytes and time."""
+"""The cost of a cell, estimated before it runs: optimizer steps, bytes exchanged and time."""
 
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData
-from fedlight.experiment.evaluate import is_due, scored_clients
 from fedlight.experiment.parts import CellParts
+from fedlight.experiment.scored_models import is_evaluation_round, scored_clients
 from fedlight.experiment.setup import make_server
-from fedlight.experiment.trial import check
 from fedlight.federation.cohort import cohort_size
-from fedlight.reporting import numbers
-from fedlight.runs.identity import cell_folder
-from fedlight.runs.status import DONE, read_cell
 
-WIDTH = 160  # of the table in a file or a pipe, in characters
+_step_seconds_cache: dict[str, float] = {}  # the settings that decide it -> seconds of one optimizer step
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a cell takes from its first round to its last.
+    """The cost of a cell from its first round to its last.
 
     Attributes:
-        steps: of all clients' optimizers.
-        bytes: that cross, both ways, of random deltas where they are encoded; without what an algorithm's
-            clients report beside the slices.
-        seconds: on this machine, by the time of one step.
+        steps: optimizer steps of all clients.
+        bytes: bytes exchanged in both directions, without the auxiliary state that clients report; where a
+            transform encodes updates, those of normally distributed deltas.
+        seconds: training and sampling time on this machine.
     """
 
     steps: int
@@ -40,27 +31,19 @@ class Estimate:
     seconds: float
 
 
-def estimate(components: CellParts) -> Estimate:
-    """Sends all messages of a cell in thought, and takes one step and one look at the clock."""
-    config, method = components.config, components.method
-    server = make_server(
-        "",
-        config,
-        components.model,
-        components.slices,
-        components.algorithm,
-        components.codec,
-        components.noise,
-    )
-    sizes = [len(indices) for indices in components.training_indices]
+def estimate(parts: CellParts) -> Estimate:
+    """Simulates the traffic of a cell and times one optimizer step."""
+    config, method = parts.config, parts.method
+    server = make_server("", config, parts.model, parts.slices, parts.algorithm, parts.codec, parts.noise)
+    sizes = [len(indices) for indices in parts.training_indices]
     batches = [-(-images // config.data.batch_size) for images in sizes]
-    chance, state = torch.Generator().manual_seed(0), components.model.state_dict()
-    delta = {name: torch.randn(tensor.shape, generator=chance) for name, tensor in state.items()}
+    generator, state = torch.Generator().manual_seed(0), parts.model.state_dict()
+    delta = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
     sent = {}
-    for name in method.in_round(1, components.slices.names).uplink:
-        part = components.slices.select([name], delta)
-        zero = {key: torch.zeros_like(tensor) for key, tensor in part.items()}
-        sent[name], _ = components.codec.encode(part, zero, {}, np.random.default_rng(0), name)
+    for slice_ in method.in_round(1, parts.slices.names).uplink:
+        values = parts.slices.select([slice_], delta)
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
+        sent[slice_], _ = parts.codec.encode(values, zeros, {}, np.random.default_rng(0), slice_)
     steps = 0
     for _ in range(config.rounds):
         for message in server.broadcasts():
@@ -71,73 +54,43 @@ def estimate(components: CellParts) -> Estimate:
                     server.ledger.add(message.round, message.client, "up", up)
         server.ledger.finish_round(0)
         server.round += 1
-    return Estimate(steps, server.ledger.bytes, _seconds(components, steps, max(sizes)))
+    return Estimate(steps, server.ledger.bytes, _seconds(parts, steps, max(sizes)))
 
 
-def print_plan(cells: Sequence[CellConfig]) -> None:
-    """Prints what is done, and what each cell takes."""
-    table = Table(*("cell", "state"), title="the plan; nothing is run", title_justify="left")
-    for head in ("steps", "bytes", "time, about"):
-        table.add_column(head, justify="right")
-    left = []
-    notes: dict[str, None] = {}
-    for config in cells:
-        folder = cell_folder(config)
-        cell = read_cell(folder, None, {})
-        state = f"{cell.state}, round {cell.round}" if cell.round and cell.state != DONE else cell.state
-        components = check(config, elsewhere=False)
-        assert components is not None
-        notes |= dict.fromkeys(components.dataset.notes)
-        found = estimate(components)
-        row = (numbers.count(found.steps), numbers.data_volume(found.bytes), numbers.seconds(found.seconds))
-        table.add_row(folder.name, state, *row)
-        if cell.state != DONE:
-            left.append(found)
-    for note in notes:
-        print(f"fedlight: {note}", file=sys.stderr)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(table)
-    total = Estimate(*(sum(column) for column in zip(*map(astuple, left), strict=True))) if left else None
-    done = f"{len(cells)} cells, {len(cells) - len(left)} done"
-    console.print(
-        f"{done}; left: {numbers.count(total.steps)} steps, {numbers.data_volume(total.bytes)} exchanged, "
-        f"about {numbers.seconds(total.seconds)} on this machine, a cell after the other"
-        if total
-        else done,
-        soft_wrap=True,
-    )
+def _seconds(parts: CellParts, steps: int, largest: int) -> float:
+    """The time of training and sampling, from that of one step, of which the forward pass is a third.
 
-
-def _seconds(components: CellParts, steps: int, largest: int) -> float:
-    """The time of training and sampling, by that of one step; forward is a third of it."""
-    config = components.config
+    Args:
+        parts: of the cell.
+        steps: optimizer steps of all clients.
+        largest: images of the largest client.
+    """
+    config = parts.config
     batch = min(config.data.batch_size, largest)
-    same = config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
-    step = _step_seconds(same, components, batch) / batch
-    at_once = min(components.max_workers, cohort_size(config.clients, config.fraction))
-    models = len(scored_clients(config, frozenset())) if components.method.evaluate == "clients" else 1
-    due = sum(is_due(round_, config) for round_ in range(1, config.rounds + 1))
-    forwards = models * due * config.evaluation.samples * config.evaluation.steps
-    return (steps * config.data.batch_size * step + forwards * step / 3) / at_once
+    settings = config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
+    per_image = _step_seconds(settings, parts, batch) / batch
+    parallel = min(parts.max_workers, cohort_size(config.clients, config.fraction))
+    models = len(scored_clients(config, frozenset())) if parts.method.evaluate == "clients" else 1
+    evaluations = sum(is_evaluation_round(round_, config) for round_ in range(1, config.rounds + 1))
+    forwards = models * evaluations * config.evaluation.samples * config.evaluation.steps
+    return (steps * config.data.batch_size * per_image + forwards * per_image / 3) / parallel
 
 
-_timed: dict[str, float] = {}  # seconds of a step, by what decides it
-
-
-def _step_seconds(same: str, components: CellParts, batch: int) -> float:
-    if same not in _timed:
-        module = components.model.to(components.device)
+def _step_seconds(settings: str, parts: CellParts, batch: int) -> float:
+    """The time of one optimizer step, measured once for each value of `settings`."""
+    if settings not in _step_seconds_cache:
+        module = parts.model.to(parts.device)
         optimizer = module.configure_optimizers()
-        pixels, labels = components.training_data()
+        pixels, labels = parts.training_data()
         data = ClientData(pixels, np.arange(batch), batch, labels)
         (drawn,) = data.train_dataloader()
         images = data.on_after_batch_transfer(drawn, 0)
-        for _ in range(2):  # the first makes what later ones find
-            begun = time.perf_counter()
+        for _ in range(2):  # the first step allocates what later ones reuse
+            started = time.perf_counter()
             optimizer.zero_grad()
             loss = module.training_step(images, 0)
             loss.backward()
             optimizer.step()
             loss.item()  # waits for the device
-            _timed[same] = time.perf_counter() - begun
-    return _timed[same]
+            _step_seconds_cache[settings] = time.perf_counter() - started
+    return _step_seconds_cache[settings]

@@ -1,4 +1,4 @@
-"""A finished cell, opened again: its models as they were at the end. Nothing is written."""
+"""A finished cell, opened for reading: its configuration and its models after the last round."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedlight.config import CellConfig, validate
 from fedlight.diffusion.ddpm import DDPM
-from fedlight.experiment.evaluate import draw, even_labels
+from fedlight.experiment.drawing import cycle_labels, draw_images
 from fedlight.experiment.parts import CHECKPOINT
 from fedlight.experiment.setup import make_client_model, make_server
 from fedlight.experiment.targets import check_targets
@@ -29,37 +29,48 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """What a completed cell left: settings, an empty model, states to load into it, the number of classes."""
+    """A completed cell, opened from its folder by `open_cell`; nothing in the folder is changed.
+
+    Attributes:
+        folder: of the cell.
+        config: its validated configuration.
+        module: the client model; `draw` replaces its weights, and `state` has those after the last round.
+        server: the server after the last round, with the global model, the ledger and the clients it has met.
+        num_classes: the number of classes of the data set.
+    """
 
     folder: Path
     config: CellConfig
     module: DDPM
     server: Server
-    classes: int
+    num_classes: int
 
     def state(self, client: int | None) -> State:
-        """The state_dict of a client's own model, or of the global one where `client` is None.
+        """The state_dict of a model after the last round, to be loaded into `module`.
+
+        Args:
+            client: whose own model, 0..clients-1, where the method evaluates clients' models; None for the
+                global model, where it evaluates that.
 
         Raises:
-            BadInput: there is no such model.
+            BadInput: there is no such model, or the file that holds it is missing or damaged.
         """
-        per_client, clients = self.server.method.evaluate == "clients", self.config.clients
-        if client is None and per_client:
+        name, clients = self.folder.name, self.config.clients
+        if self.server.method.evaluate == "global":
+            if client is None:
+                return self.server.global_state()
             raise BadInput(
-                f"{self.folder.name}: the trained models of {self.config.method.name} are the clients' "
-                f"own; choose one with --client 0 to {clients - 1}"
+                f"{name}: method {self.config.method.name} trains one global model: leave out --client"
             )
         if client is None:
-            return self.server.global_state()
-        if not per_client:
             raise BadInput(
-                f"{self.folder.name}: the trained model of {self.config.method.name} is the federated "
-                "one; leave out --client"
+                f"{name}: method {self.config.method.name} trains a model for each client: choose one by "
+                f"--client, 0 to {clients - 1}"
             )
         if not 0 <= client < clients:
-            raise BadInput(f"{self.folder.name}: clients are 0 to {clients - 1}, got {client}")
+            raise BadInput(f"{name}: --client must be 0 to {clients - 1}, got {client}")
         round_ = self.server.met.get(client, 0)
-        memory = client_memory(self.folder / CHECKPOINT, self.folder.name, repair=False)
+        memory = client_memory(self.folder / CHECKPOINT, name, repair=False)
         try:
             kept = memory.read(client, round_) if round_ else {}
         except Damaged as error:
@@ -74,28 +85,34 @@ class FinishedCell:
         label: int | None = None,
         on_frame: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
-        """Images of a model, uint8, shape (images, channels, height, width), by the cell's own sampler.
+        """Draws images from a model by the cell's own sampler.
 
         Args:
             client: whose own model to draw from; None for the global one.
-            images: how many.
+            images: the number of images.
             seed: decides the images.
-            label: of every image of a conditional model; None for each label in turn.
-            on_frame: is given the images after each denoising step.
+            label: the class, 0..num_classes-1, that all images of a conditional model are conditioned on;
+                None for the classes 0, 1, ... in turn.
+            on_frame: receives the images after each denoising step, uint8, on the CPU.
+
+        Returns:
+            The images, uint8 in 0..255, shape (images, channels, height, width), on the CPU.
 
         Raises:
-            BadInput: there is no such model, or it knows no such label.
+            BadInput: there is no such model, or it has no such label.
             Diverged: the model's images are not finite.
         """
-        labels = even_labels(self.config, images, self.classes)
+        labels = cycle_labels(self.config, images, self.num_classes)
         if label is not None:
             if labels is None:
-                raise BadInput(f"{self.folder.name}: its model knows no labels; leave out --label")
-            if not 0 <= label < self.classes:
-                raise BadInput(f"{self.folder.name}: labels are 0 to {self.classes - 1}, got {label}")
+                raise BadInput(f"{self.folder.name}: the model is not conditional: leave out --label")
+            if not 0 <= label < self.num_classes:
+                raise BadInput(
+                    f"{self.folder.name}: --label must be 0 to {self.num_classes - 1}, got {label}"
+                )
             labels = torch.full_like(labels, label)
         model = "the global model" if client is None else f"the model of client {client}"
-        return draw(
+        return draw_images(
             self.module,
             DEVICE,
             self.state(client),
@@ -109,33 +126,33 @@ class FinishedCell:
 
 
 def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
-    """Opens the cell in a folder such as `runs/demo/<cell>`.
+    """Opens the completed cell in a folder such as `runs/demo/<cell>`.
 
     Args:
-        folder: of the cell, which may come from somebody else.
-        trust: whether its configuration may run whatever code it names.
+        folder: of the cell.
+        trust: whether the cell's configuration may call code other than the permitted targets of fedlight,
+            diffusers and torch; true only for a cell whose origin is trusted.
 
     Raises:
-        BadInput: no cell is there, it is not completed, or it is not trusted and would run other code than
-            that of fedlight, diffusers and torch.
+        BadInput: the folder holds no completed cell, its checkpoint is damaged, or its configuration calls
+            other code and `trust` is false.
     """
     status = (read_result(folder) or {}).get("status")
     if status != "completed":
         raise BadInput(f"{folder} holds no completed cell" + (f": it is {status}" if status else ""))
-    received = read_config(folder / "config.yaml")
+    plain = read_config(folder / "config.yaml")
     if not trust:
         try:
-            check_targets(received)
+            check_targets(plain)
         except BadInput as error:
-            raise BadInput(f"{folder}: {error}; --trust lets it, so know where the cell is from") from error
-    config = validate(OmegaConf.create(received))
-    classes = len({label for _, label, _ in CellFiles(folder).partition})
-    module, slices = make_client_model(config, classes)
+            raise BadInput(f"{folder}: {error}; add --trust if you trust the origin of the cell") from error
+    config = validate(OmegaConf.create(plain))
+    num_classes = len({label for _, label, _ in CellFiles(folder).partition})
+    module, slices = make_client_model(config, num_classes)
     noise = config.privacy.noise if config.privacy else 0.0
-    server = make_server(
-        folder.name, config, module, slices, make_algorithm(config.algorithm), Codec(), noise
-    )
+    algorithm = make_algorithm(config.algorithm)
+    server = make_server(folder.name, config, module, slices, algorithm, Codec(), noise)
     server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False))
     if server.round != config.rounds:
         raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
-    return FinishedCell(folder, config, module, server, classes)
+    return FinishedCell(folder, config, module, server, num_classes)

@@ -12,6 +12,7 @@ from fedlight.data.dataset import Dataset
 from fedlight.data.partition import Indices, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.evaluation.evaluator import Evaluator
+from fedlight.experiment.model_evaluator import ModelEvaluator
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import Codec
 from fedlight.federation.method import Method
@@ -62,6 +63,13 @@ class CellParts:
     def training_indices(self) -> list[Indices]:
         """The images of each client that trains: one client has them all where the method pools them."""
         return [pool(self.client_indices)] if self.method.pool else self.client_indices
+
+    @property
+    def model_evaluator(self) -> ModelEvaluator:
+        """What draws images from the models of the cell and scores them."""
+        return ModelEvaluator(
+            self.config, self.model, self.device, self.evaluator, self.dataset.classes, self.max_workers
+        )
 
     def training_data(self) -> tuple[Tensor, Tensor | None]:
         """Pixels of the training images on the device, and their labels where the model takes them."""

@@ -1,4 +1,4 @@
-"""What a configuration that may come from elsewhere may call: a list of names for each place."""
+"""The code that an untrusted configuration may call: a list of names for each key."""
 
 import inspect
 import re
@@ -73,7 +73,7 @@ TARGETS: Mapping[str, frozenset[str]] = {
     ),
     "logger": _named("fedlight.loggers.metrics", ("csv_logger", "wandb_logger")),
 }
-"""Dotted key of the configuration: what the `_target_` in it may be."""
+"""Dotted key of the configuration -> the permitted values of `_target_` there."""
 STAGE = re.compile(r"transform\.(up|down)\.\d+")
 STAGES = _named(
     "fedlight.federation.transforms",
@@ -86,67 +86,72 @@ STAGES = _named(
         "topk.TopK",
     ),
 )
-"""What each item of the lists of a transform may be."""
+"""The permitted values of `_target_` of a transform's stages."""
 
-NO_ARGUMENTS = {"_target_", "name"}
-RATE = {"warmup", "decay"}  # keys of the optimizer that are no arguments of its class
+NOT_PASSED = {"_target_", "name"}  # keys that are not passed to the target
+NOT_PASSED_TO_OPTIMIZER = {"warmup", "decay"}
 
 
 def check_targets(config: dict[str, Any]) -> None:
-    """Checks all that a configuration would call, at any depth, before anything of it is made.
+    """Checks everything that a configuration would call, at any depth, before any of it is made.
 
-    A `_target_` is allowed where TARGETS or STAGES list it, letter by letter, with arguments that it takes
-    and that are plain values. Nothing else is imported.
+    A `_target_` is permitted where TARGETS or STAGES list it literally, with plain values for arguments that
+    it takes. Nothing else is imported.
 
     Raises:
-        BadInput: something else would be called; the message names it.
+        BadInput: the configuration would call something else, or holds a value that is not plain.
     """
-    _check(config, "")
+    _check_node(config, "")
     trainer = config.get("trainer")
+    permitted = TrainerConfig.model_fields.keys() | TRAINER_ARGUMENTS
     for name in trainer if isinstance(trainer, dict) else ():
-        if name not in TrainerConfig.model_fields.keys() | TRAINER_ARGUMENTS:
-            raise BadInput(f"trainer.{name} is not among the listed arguments of Lightning's Trainer")
+        if name not in permitted:
+            raise BadInput(f"trainer.{name} is not permitted; permitted are {', '.join(sorted(permitted))}")
 
 
-def _check(node: Any, key: str) -> None:
+def _check_node(node: Any, key: str) -> None:
     if isinstance(node, dict):
         if "_target_" in node:
             _check_target(node["_target_"], key)
         for name, value in node.items():
             inner = f"{key}.{name}".lstrip(".")
             if not isinstance(name, str) or "${" in name:
-                raise BadInput(f"{inner} would be computed, or is no text")
-            _check(value, inner)
+                raise BadInput(f"{inner} is not a plain key: keys must be text without interpolations")
+            _check_node(value, inner)
         if node.get("_target_") is not None:
             _check_arguments(node, key)
     elif isinstance(node, list):
         for position, value in enumerate(node):
-            _check(value, f"{key}.{position}".lstrip("."))
+            _check_node(value, f"{key}.{position}".lstrip("."))
     elif isinstance(node, str):
         if "${" in node:
-            raise BadInput(f"{key} would be computed from '{node}'")
+            raise BadInput(f"{key} holds the interpolation '{node}': only plain values are permitted")
     elif not isinstance(node, NoneType | bool | int | float):
-        raise BadInput(f"{key} holds {type(node).__name__}, which is no plain value")
+        raise BadInput(
+            f"{key} holds a value of type {type(node).__name__}: only text, numbers, true, false, null, "
+            "lists and mappings are permitted"
+        )
 
 
 def _check_target(target: Any, key: str) -> None:
-    listed = STAGES if STAGE.fullmatch(key) else TARGETS.get(key, frozenset())
+    permitted = STAGES if STAGE.fullmatch(key) else TARGETS.get(key, frozenset())
     if key == "logger" and target is None:
         return
-    if not isinstance(target, str) or target not in listed:
-        raise BadInput(f"{key}._target_".lstrip(".") + f" would run {target}")
+    if not isinstance(target, str) or target not in permitted:
+        instead = f"permitted are {', '.join(sorted(permitted))}" if permitted else "no target is permitted"
+        raise BadInput(f"{key}._target_".lstrip(".") + f" would run {target}, and {instead}")
 
 
 def _check_arguments(node: dict[str, Any], key: str) -> None:
-    """Checks the arguments of a listed target, which is imported for it."""
+    """Checks the arguments of a permitted target, which is imported for it."""
     target = node["_target_"]
     if target.endswith(".Dask") and node.get("address") is not None:
-        raise BadInput(f"{key}.address is a scheduler that could run any code here")
+        raise BadInput(f"{key}.address names a Dask scheduler, which could run any code on this machine")
     try:
         parameters = inspect.signature(get_object(target)).parameters.values()
-    except ImportError:  # not installed here, so that it cannot be called either
+    except ImportError:  # not installed, so that it cannot be called either
         return
-    takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    known = takes | NO_ARGUMENTS | (RATE if key == "optimizer" else set())
-    if unknown := sorted(set(node) - known):
-        raise BadInput(f"{key}.{unknown[0]} is no argument of {target}")
+    arguments = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    permitted = arguments | NOT_PASSED | (NOT_PASSED_TO_OPTIMIZER if key == "optimizer" else set())
+    if unknown := sorted(set(node) - permitted):
+        raise BadInput(f"{key}.{unknown[0]} is not an argument of {target}")

@@ -84,7 +84,7 @@ class PlanningSweeper(BasicSweeper):
         """
         cells = self.checked(self.grid(arguments))
         if self.dry:
-            from fedlight.experiment.estimate import print_plan
+            from fedlight.experiment.plan_table import print_plan
 
             print_plan([cell.config for cell in cells.values()])
             return None

@@ -211,7 +211,7 @@ def test_an_attacker_scores_images_of_both_sides_under_what_it_saw(
     sent = {(update.round, update.client): update for update in wire.updates}
     attacker = Attacker(made, images=12, clients=1, seed=3)
     data, shares = attacker._parts.dataset, attacker._parts.client_indices
-    module = attacker._parts.module
+    module = attacker._parts.model
 
     def losses(state: dict[str, torch.Tensor], images: Any, indices: np.ndarray) -> np.ndarray:
         chosen = np.sort(np.random.default_rng(3).permutation(indices)[:12])
@@ -223,14 +223,14 @@ def test_an_attacker_scores_images_of_both_sides_under_what_it_saw(
         return found.numpy()
 
     both = (data.train, shares[1]), (data.test, np.arange(len(data.test)))
-    by_loss, by_pia = attacker._on_model(1)
+    by_loss, by_pia = attacker._attack_model(1)
     assert (by_loss.sees, by_loss.name, by_pia.name) == ("model of client 1", "loss", "PIA")
     for scores, side in zip((by_loss.members, by_loss.others), both, strict=True):
         np.testing.assert_allclose(scores, -losses(made.state(1), *side), rtol=1e-6)
     assert by_pia.members.shape == by_pia.others.shape == (12,)
     assert (by_pia.members < 0).all()
 
-    decoder, whole = attacker._on_updates()
+    decoder, whole = attacker._attack_updates()
     assert (decoder.sees, whole.sees) == ("update of client 0: decoder", "update of client 0: all slices")
     np.testing.assert_array_equal(decoder.members, whole.members)  # the decoder is all that left
     server = made.server
@@ -248,8 +248,8 @@ def test_an_audit_of_secret_noise_counts_no_release(cell: MakeCell) -> None:
     before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
     assert (made / "checkpoint" / "releases-000000").read_bytes() == b"."
     attacker = Attacker(open_cell(made), images=5, clients=1, seed=0)
-    assert [attack.sees for attack in attacker._on_model(None)] == ["released model"] * 2
-    *slices, whole = attacker._on_updates()
+    assert [attack.sees for attack in attacker._attack_model(None)] == ["released model"] * 2
+    *slices, whole = attacker._attack_updates()
     assert (len(slices), whole.sees) == (3, "update of client 0: all slices")
     assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
 

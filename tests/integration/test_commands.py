@@ -120,10 +120,10 @@ def test_each_client_draws_from_its_own_model_and_the_seed_decides(cell: MakeCel
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("UDEC", [], "the trained models of UDEC are the clients' own; choose one with --client 0 to 1"),
-        ("UDEC", ["--client=2"], "clients are 0 to 1, got 2"),
-        ("UDEC", ["--client=-1"], "clients are 0 to 1, got -1"),
-        ("FULL", ["--client=0"], "the trained model of FULL is the federated one; leave out --client"),
+        ("UDEC", [], "method UDEC trains a model for each client: choose one by --client, 0 to 1"),
+        ("UDEC", ["--client=2"], "--client must be 0 to 1, got 2"),
+        ("UDEC", ["--client=-1"], "--client must be 0 to 1, got -1"),
+        ("FULL", ["--client=0"], "method FULL trains one global model: leave out --client"),
         ("FULL", ["--images=0"], "--images must be 1 or more, got 0"),
         ("FULL", ["--out=taken"], "taken"),
     ],
@@ -243,7 +243,7 @@ def test_only_what_is_trained_is_exported(
 ) -> None:
     made = cell("method=UDEC", "clients=2", "rounds=0")
     assert invoke(str(made.folder), "--out=out", main=export.main) == 2
-    assert "choose one with --client 0 to 1" in capsys.readouterr().err
+    assert "choose one by --client, 0 to 1" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 

@@ -1,4 +1,4 @@
-"""Conditional models: labels in training, guidance in sampling, and whether what was asked for comes out."""
+"""Conditional models: labels in training, guidance in sampling, and label accuracy."""
 
 from collections.abc import Callable
 from functools import partial
@@ -122,7 +122,7 @@ def test_guidance_goes_beyond_the_prediction_for_the_label(guidance: float) -> N
     assert not torch.equal(images[0], images[3])
 
 
-def test_each_image_of_each_batch_is_asked_for_its_label() -> None:
+def test_each_image_of_each_batch_is_conditioned_on_its_label() -> None:
     unet, labels = Labelled(), torch.tensor([3, 1, 0, 2, 2])
     schedule = DDPMScheduler(num_train_timesteps=2)
     sample(unet, schedule, (5, 1, 4, 4), sampler="ddpm", steps=2, seed=0, labels=labels, batch_size=2)
@@ -132,60 +132,60 @@ def test_each_image_of_each_batch_is_asked_for_its_label() -> None:
 # ---- label accuracy
 
 
-def test_accuracy_is_told_for_classes_held_and_never_seen() -> None:
-    asked = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    seen = torch.tensor([0, 0, 1, 0, 0, 0, 3, 3])  # right: both, one, none, both
-    held = np.array([[True, True, False, False], [False, False, True, True]])
-    both = label_accuracy(torch.eye(4)[seen], asked, held)
+def test_label_accuracy_is_split_by_seen_and_unseen_classes() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    predicted = torch.tensor([0, 0, 1, 0, 0, 0, 3, 3])  # right: both, one, none, both
+    seen = np.array([[True, True, False, False], [False, False, True, True]])
+    both = label_accuracy(torch.eye(4)[predicted], labels, seen)
     assert both == pytest.approx({"all": 5 / 8, "held": (3 / 4 + 2 / 4) / 2, "unseen": (2 / 4 + 3 / 4) / 2})
-    first = label_accuracy(torch.eye(4)[seen], asked, held[:1])
+    first = label_accuracy(torch.eye(4)[predicted], labels, seen[:1])
     assert first == pytest.approx({"all": 5 / 8, "held": 3 / 4, "unseen": 2 / 4})
-    whole = label_accuracy(torch.eye(4)[seen], asked, np.ones((2, 4), bool))
-    assert whole == pytest.approx({"all": 5 / 8, "held": 5 / 8})
+    all_seen = label_accuracy(torch.eye(4)[predicted], labels, np.ones((2, 4), bool))
+    assert all_seen == pytest.approx({"all": 5 / 8, "held": 5 / 8})
 
 
 @pytest.mark.slow
-def test_a_column_of_the_grid_is_a_class(cell: MakeCell) -> None:
-    """30 images: three rows of ten classes; two of at most 16 where there is nothing to ask for."""
+def test_each_column_of_the_grid_shows_one_class(cell: MakeCell) -> None:
+    """30 images: three rows of ten classes; two of at most 16 for an unconditional model."""
 
-    def size(*asked: str) -> tuple[int, int]:
-        made = cell(*asked, "rounds=0", "evaluation.grid=30")
+    def size(*options: str) -> tuple[int, int]:
+        made = cell(*options, "rounds=0", "evaluation.grid=30")
         return Image.open(made.folder / "samples" / "round_000.png").size
 
-    free, asked, own = size(), size(CONDITIONAL), size(CONDITIONAL, "method=UDEC", "clients=3")
-    assert free[0] - asked[0] == pytest.approx(6 * 0.55 * 144, abs=2)
-    assert asked[1] - free[1] == pytest.approx(0.55 * 144, abs=2)
-    assert own == asked  # three clients, a row each
+    free, conditional, clients = size(), size(CONDITIONAL), size(CONDITIONAL, "method=UDEC", "clients=3")
+    assert free[0] - conditional[0] == pytest.approx(6 * 0.55 * 144, abs=2)
+    assert conditional[1] - free[1] == pytest.approx(0.55 * 144, abs=2)
+    assert clients == conditional  # three clients, a row each
 
 
 @pytest.mark.parametrize("method", ["FULL", *slow("UDEC", "CENTRAL")])
 def test_the_label_accuracy_of_a_cell_is_that_of_its_images(
     cell: MakeCell, digits_classifier: Extractor, method: str
 ) -> None:
-    asked = [CONDITIONAL, f"method={method}", "partition=shards", "partition.classes=2"]
-    made = cell(*asked, "evaluation.samples=80", "evaluation.guidance=2")
-    found, finished = made.result["fid"]["label_accuracy"], open_cell(made.folder)
+    options = [CONDITIONAL, f"method={method}", "partition=shards", "partition.classes=2"]
+    made = cell(*options, "evaluation.samples=80", "evaluation.guidance=2")
+    accuracy, finished = made.result["fid"]["label_accuracy"], open_cell(made.folder)
     holds = {(int(r["client"]), int(r["label"])) for r in made.rows("partition.csv") if int(r["count"])}
     shares: dict[str, list[float]] = {"all": [], "held": [], "unseen": []}
     for client in range(5):
         of = client if method == "UDEC" else None
         images = finished.draw(of, 80, derive_seed(2023, "sample", 2, of or 0))
         right = digits_classifier(images).logits.argmax(dim=1).numpy() == np.arange(80) % 10
-        mine = np.array([method == "CENTRAL" or (client, label % 10) in holds for label in range(80)])
+        is_seen = np.array([method == "CENTRAL" or (client, label % 10) in holds for label in range(80)])
         shares["all"].append(right.mean())
-        shares["held"].append(right[mine].mean())
-        shares["unseen"] += [right[~mine].mean()] if method != "CENTRAL" else []
-    assert found["all"] == pytest.approx(np.mean(shares["all"]))
-    assert found["held"] == pytest.approx(np.mean(shares["held"]))
+        shares["held"].append(right[is_seen].mean())
+        shares["unseen"] += [right[~is_seen].mean()] if method != "CENTRAL" else []
+    assert accuracy["all"] == pytest.approx(np.mean(shares["all"]))
+    assert accuracy["held"] == pytest.approx(np.mean(shares["held"]))
     expected = None if method == "CENTRAL" else pytest.approx(np.mean(shares["unseen"]))
-    assert found["unseen"] == expected
+    assert accuracy["unseen"] == expected
 
 
 # ---- cells
 
 
 @pytest.mark.parametrize(
-    ("asked", "line"),
+    ("options", "line"),
     [
         (["seed=1,2"], "set evaluation.guidance=3 optimizer.decay=cosine"),  # one line for both cells
         (["optimizer.decay=cosine"], "set evaluation.guidance=3"),
@@ -195,15 +195,15 @@ def test_the_label_accuracy_of_a_cell_is_that_of_its_images(
         (["model.conditional=false"], None),
     ],
 )
-def test_a_conditional_cell_without_guidance_says_what_makes_labels_visible(
-    command: Callable[..., int], capfd: pytest.CaptureFixture[str], asked: list[str], line: str | None
+def test_a_conditional_cell_without_guidance_prints_advice(
+    command: Callable[..., int], capfd: pytest.CaptureFixture[str], options: list[str], line: str | None
 ) -> None:
     cell_module._mention_once.cache_clear()
-    few = [*SMALL, "-m", "rounds=0", "clients=2", "evaluation.grid=4", CONDITIONAL, *asked]
+    few = [*SMALL, "-m", "rounds=0", "clients=2", "evaluation.grid=4", CONDITIONAL, *options]
     assert command(*few) == 0
-    lines = [found for found in capfd.readouterr().err.splitlines() if "guidance" in found]
+    lines = [text for text in capfd.readouterr().err.splitlines() if "guidance" in text]
     assert len(lines) == (line is not None)
-    assert all(found.endswith(str(line)) for found in lines)
+    assert all(text.endswith(str(line)) for text in lines)
 
 
 def test_the_embedding_of_labels_travels_with_the_slice_that_is_named(cell: MakeCell) -> None:
@@ -224,7 +224,7 @@ def test_a_conditional_model_starts_from_the_weights_of_the_unconditional_one(ce
 
 
 @pytest.mark.slow
-def test_switched_off_it_is_the_same_cell(cell: MakeCell) -> None:
+def test_the_options_of_conditional_models_change_no_unconditional_cell(cell: MakeCell) -> None:
     off = ["model.conditional=false", "model.label_dropout=0.1", "evaluation.guidance=1.0"]
     assert cell("rounds=0", *off).folder.name == cell("rounds=0").folder.name
     assert cell("rounds=0", CONDITIONAL).folder.name != cell("rounds=0").folder.name
@@ -242,18 +242,25 @@ def test_images_of_one_label_are_drawn_by_command(
     made = cell(CONDITIONAL, "model=unet2d", "rounds=1", "clients=2")
     assert draw(capsys, made.folder, "--label", 3, "--images", 3, "--out", tmp_path / "out")[0] == 0
     expected = open_cell(made.folder).draw(None, 3, 0, label=3)
-    found = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").iterdir())]
-    assert np.array_equal(np.stack(found), expected[:, 0])
+    images = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").iterdir())]
+    assert np.array_equal(np.stack(images), expected[:, 0])
     assert not torch.equal(open_cell(made.folder).draw(None, 3, 0, label=4), expected)
     status, error = draw(capsys, made.folder, "--label", 10)
-    assert (status, "labels are 0 to 9, got 10" in error) == (2, True)
+    assert (status, "--label must be 0 to 9, got 10" in error) == (2, True)
     status, error = draw(capsys, cell("rounds=0").folder, "--label", 3)
-    assert (status, "knows no labels" in error) == (2, True)
+    assert (status, "the model is not conditional: leave out --label" in error) == (2, True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny", "unet2d"])
-def test_a_conditional_model_draws_what_it_is_asked_for(cell: MakeCell, model: str) -> None:
-    asked = ["method=CENTRAL", "data.limit=null", "clients=1", "epochs=4", "rounds=1", "evaluation.steps=10"]
-    made = cell(CONDITIONAL, f"model={model}", *asked, "evaluation.samples=200")
+def test_images_of_a_conditional_model_match_their_labels(cell: MakeCell, model: str) -> None:
+    options = [
+        "method=CENTRAL",
+        "data.limit=null",
+        "clients=1",
+        "epochs=4",
+        "rounds=1",
+        "evaluation.steps=10",
+    ]
+    made = cell(CONDITIONAL, f"model={model}", *options, "evaluation.samples=200")
     assert made.result["fid"]["label_accuracy"]["all"] > 0.4  # chance is 0.1

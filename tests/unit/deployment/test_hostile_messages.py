@@ -28,7 +28,7 @@ from test_admission import METRICS, config, drawn, files
 from torch import Tensor
 from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
 
-from fedlight.experiment.evaluate import check_drawn
+from fedlight.experiment.model_evaluation import check_scores
 from fedlight.federation.admission import LARGEST, MOST_EXAMPLES
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.client import local_update
@@ -128,7 +128,7 @@ def flower(server: Server) -> Flower:
     """The server's side of the transport, which reads replies."""
     site = case("values").node.site
     hooks = {"admit": server.admit, "forget": server.forget, "unsent": server.unsent}
-    scored = partial(check_drawn, config=cell())
+    scored = partial(check_scores, config=cell())
     context = TransportContext(
         site, lambda: site, 2, 1, lambda: None, lambda: None, admit_scores=scored, **hooks
     )

@@ -1,4 +1,4 @@
-"""What a client gains: which classes turn up among the images, and how good those of its own classes are."""
+"""Class coverage of generated images, and the FID against real images of the client's own classes."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ SCORED = ["evaluation.samples=80"]
 
 
 def logits(counts: list[int]) -> torch.Tensor:
-    """Of images that the classifier takes for class i, `counts[i]` of them."""
+    """Logits of images, `counts[i]` of which the classifier assigns to class i."""
     return torch.eye(len(counts)).repeat_interleave(torch.tensor(counts), dim=0)
 
 
@@ -41,15 +41,15 @@ def logits(counts: list[int]) -> torch.Tensor:
     ],
     ids=["even", "one", "two", "two and a few mistakes", "three"],
 )
-def test_a_class_is_covered_from_a_fifth_of_its_even_share_on(
+def test_a_class_is_covered_from_a_fifth_of_an_even_share_on(
     counts: list[int], share: float, entropy: float
 ) -> None:
-    found = coverage(logits(counts))
-    assert found["share"] == pytest.approx(share)
-    assert found["entropy"] == pytest.approx(entropy, abs=1e-4)
+    covered = coverage(logits(counts))
+    assert covered["share"] == pytest.approx(share)
+    assert covered["entropy"] == pytest.approx(entropy, abs=1e-4)
 
 
-def test_real_digits_cover_the_classes_that_they_are_of(digits_classifier: Extractor) -> None:
+def test_real_digits_cover_their_own_classes(digits_classifier: Extractor) -> None:
     test = digits.load().test
     for classes in (1, 2, 5, 10):
         seen = coverage(digits_classifier(test.pixels[test.labels < classes]).logits)
@@ -57,7 +57,7 @@ def test_real_digits_cover_the_classes_that_they_are_of(digits_classifier: Extra
         assert seen["entropy"] == pytest.approx(math.log(classes), abs=0.15)
 
 
-def test_each_client_is_held_against_the_classes_that_it_holds(
+def test_each_client_is_compared_with_real_images_of_its_seen_classes(
     cell: MakeCell, digits_classifier: Extractor
 ) -> None:
     made = cell("method=UDEC", "partition=shards", "partition.classes=2", *SCORED)
@@ -65,45 +65,45 @@ def test_each_client_is_held_against_the_classes_that_it_holds(
     values = digits_classifier(test.pixels).values
     finished, shares = open_cell(made.folder), []
     for client, own in enumerate(fid["own"]["per_client"]):
-        held = {
+        seen_classes = {
             int(row["label"])
             for row in made.rows("partition.csv")
             if int(row["client"]) == client and int(row["count"])
         }
-        assert len(held) == 2
+        assert len(seen_classes) == 2
         images = finished.draw(client, 80, derive_seed(2023, "sample", 2, client))
         seen = digits_classifier(images)
-        expected = frechet(seen.values, values[np.isin(test.labels, list(held))])
+        expected = frechet(seen.values, values[np.isin(test.labels, list(seen_classes))])
         assert own == pytest.approx(expected, rel=1e-5)
-        found = seen.logits.argmax(dim=1).tolist()
-        shares.append(sum(found.count(label) >= 80 / 50 for label in range(10)) / 10)
+        predicted = seen.logits.argmax(dim=1).tolist()
+        shares.append(sum(predicted.count(label) >= 80 / 50 for label in range(10)) / 10)
     assert fid["own"]["value"] == pytest.approx(np.mean(fid["own"]["per_client"]))
     assert fid["coverage"]["share"] == pytest.approx(np.mean(shares))
 
 
-def test_too_few_real_images_of_a_client_s_classes_give_it_no_fid_of_its_own(cell: MakeCell) -> None:
-    asked = ["evaluation.reference=train", "data.limit=120", "partition=label_skew"]
-    made = cell("method=LOCAL", "rounds=0", *asked, *SCORED)
+def test_too_few_real_images_of_the_seen_classes_give_no_own_fid(cell: MakeCell) -> None:
+    options = ["evaluation.reference=train", "data.limit=120", "partition=label_skew"]
+    made = cell("method=LOCAL", "rounds=0", *options, *SCORED)
     own = made.result["fid"]["own"]
     labels = digits.load().train.labels[:120]
     for client, value in enumerate(own["per_client"]):
-        held = {
+        seen_classes = {
             int(row["label"])
             for row in made.rows("partition.csv")
             if int(row["client"]) == client and int(row["count"])
         }
-        assert (value is None) == (np.isin(labels, list(held)).sum() <= 64)
+        assert (value is None) == (np.isin(labels, list(seen_classes)).sum() <= 64)
     assert {value is None for value in own["per_client"]} == {True, False}
 
 
-def test_the_global_model_has_coverage_and_no_classes_of_its_own(cell: MakeCell) -> None:
+def test_the_global_model_has_coverage_and_no_own_fid(cell: MakeCell) -> None:
     fid = cell("rounds=0", *SCORED).result["fid"]
     assert fid["own"] is None
     assert fid["coverage"].keys() == {"share", "entropy"}
 
 
 @pytest.mark.slow
-def test_report_and_terminal_show_them_and_read_cells_without_them(
+def test_report_and_terminal_show_coverage_and_read_cells_without_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "sweep"
@@ -126,9 +126,9 @@ def test_report_and_terminal_show_them_and_read_cells_without_them(
     write_report([sweep], tmp_path / "report")
     for table in ("table.csv", "cells.csv"):
         with (tmp_path / "report" / table).open(newline="") as file:
-            found = {row["method"]: row for row in csv.DictReader(file)}
-        assert float(found["UDEC"]["coverage"]) == 0.7
-        assert float(found["UDEC"]["coverage_entropy"]) == 1.9459101
-        assert float(found["UDEC"]["own_fid"]) == 12.345
-        assert found["LOCAL"]["coverage"] == found["LOCAL"]["own_fid"] == ""
+            rows = {row["method"]: row for row in csv.DictReader(file)}
+        assert float(rows["UDEC"]["coverage"]) == 0.7
+        assert float(rows["UDEC"]["coverage_entropy"]) == 1.9459101
+        assert float(rows["UDEC"]["own_fid"]) == 12.345
+        assert rows["LOCAL"]["coverage"] == rows["LOCAL"]["own_fid"] == ""
     assert "1.95" in (tmp_path / "report" / "index.html").read_text()

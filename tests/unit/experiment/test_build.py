@@ -1,4 +1,4 @@
-"""How the parts of a cell are chosen by its configuration."""
+"""The configuration of a cell decides its parts."""
 
 import shutil
 import traceback
@@ -20,7 +20,7 @@ from fedlight.deployment.terms import Terms
 from fedlight.experiment import trial
 from fedlight.experiment.cell import _make_folder
 from fedlight.experiment.clients import make_transport
-from fedlight.experiment.evaluate import _shown, even_labels
+from fedlight.experiment.drawing import cycle_labels, grid_images
 from fedlight.experiment.setup import make_client_model
 from fedlight.experiment.trial import check
 from fedlight.experiment.user_code import user_code_error
@@ -58,7 +58,7 @@ def test_the_transport_is_the_configured_one(arguments: list[str], kind: type, t
         assert type(transport) is kind
 
 
-def test_a_transport_is_given_the_checks_of_the_cell(tmp_path: Path) -> None:
+def test_a_transport_receives_the_checks_of_the_cell(tmp_path: Path) -> None:
     made = check(config(*SMALL, "method=UDEC", "evaluation.grid=1", "trainer.workers=1"), elsewhere=False)
     assert made is not None
     setup = toy_setup()
@@ -75,7 +75,7 @@ def test_a_transport_is_given_the_checks_of_the_cell(tmp_path: Path) -> None:
     assert (context.here, context.done, context.check, context.ending) == (site, done, halt, ending)
     assert (context.cohort, context.room) == (2, 1)
     assert (context.admit, context.forget, context.unsent) == (server.admit, server.forget, server.unsent)
-    with pytest.raises(Damaged, match="shows nothing"):
+    with pytest.raises(Damaged, match="carries no tensors, expected grid"):
         context.admit_scores(Scores(0, 64 * "0", {}, {}))
 
 
@@ -117,14 +117,14 @@ def test_a_cell_for_another_machine_may_lack_data_and_devices_here(
     trial._load_once.cache_clear()
 
 
-def test_an_algorithm_is_one_of_ours_or_refused() -> None:
+def test_an_algorithm_must_be_a_subclass_of_fedavg() -> None:
     assert type(make_algorithm(config("algorithm=scaffold").algorithm)) is Scaffold
     other = config("algorithm=scaffold").algorithm.model_copy(update={"target": "torch.nn.Identity"})
     with pytest.raises(BadInput, match="must be a subclass of FedAvg, got Identity"):
         make_algorithm(other)
 
 
-def test_a_source_is_told_only_what_was_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_loader_receives_only_configured_options(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[str, dict[str, Any]]] = []
     images = load(config().data)
     monkeypatch.setattr(
@@ -165,14 +165,14 @@ def test_an_error_says_which_part_cannot_be_made() -> None:
         check(broken("partition", deal=deal), elsewhere=False)
 
 
-def test_a_grid_of_clients_holds_a_row_a_client_and_that_of_the_server_all_images() -> None:
+def test_the_grid_has_one_row_for_each_client_or_all_images_of_the_global_model() -> None:
     many = f"evaluation.grid={pictures.COLUMNS + 5}"
-    assert _shown(config("method=FULL", many)) == pictures.COLUMNS + 5
-    assert _shown(config("method=UDEC", many)) == pictures.COLUMNS
-    assert _shown(config("method=UDEC", "evaluation.grid=3")) == 3
+    assert grid_images(config("method=FULL", many)) == pictures.COLUMNS + 5
+    assert grid_images(config("method=UDEC", many)) == pictures.COLUMNS
+    assert grid_images(config("method=UDEC", "evaluation.grid=3")) == 3
 
 
-def test_an_error_in_our_own_code_is_no_fault_of_the_users() -> None:
+def test_an_error_is_blamed_on_user_code_only_where_user_code_raised_it() -> None:
     made = config("algorithm=scaffold")
     with pytest.raises(Exception) as caught:  # noqa: PT011
         Scaffold().report(None, None, None, None, 0)  # type: ignore[arg-type]
@@ -187,11 +187,11 @@ def test_an_error_in_our_own_code_is_no_fault_of_the_users() -> None:
     assert message.startswith("model.unet toy.Toy: ")
 
 
-def test_a_conditional_model_is_asked_for_each_class_in_turn() -> None:
-    labels = even_labels(config("model.conditional=true"), 8, 3)
+def test_images_of_a_conditional_model_have_the_classes_in_turn() -> None:
+    labels = cycle_labels(config("model.conditional=true"), 8, 3)
     assert labels is not None
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert even_labels(config("model.conditional=false"), 8, 3) is None
+    assert cycle_labels(config("model.conditional=false"), 8, 3) is None
 
 
 def test_a_trainer_of_a_client_writes_and_prints_nothing() -> None:
@@ -205,7 +205,7 @@ def test_a_trainer_of_a_client_writes_and_prints_nothing() -> None:
     assert not any("Summary" in type(callback).__name__ for callback in trainer.callbacks)
 
 
-def test_an_agreement_holds_no_path_and_each_reader_has_its_own(
+def test_an_agreement_contains_no_paths_and_each_reader_adds_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDLIGHT_CACHE", "/ours/cache")
@@ -225,7 +225,7 @@ def test_an_agreement_holds_no_path_and_each_reader_has_its_own(
         check_agreed(path, "0" * 64)
 
 
-def test_a_folder_that_is_begun_holds_no_earlier_result(tmp_path: Path) -> None:
+def test_a_started_folder_contains_no_earlier_result(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "cell"
     _make_folder(folder)
     assert {path.name for path in folder.iterdir()} == {"samples", "checkpoint"}
@@ -238,8 +238,10 @@ def test_a_folder_that_is_begun_holds_no_earlier_result(tmp_path: Path) -> None:
         _make_folder(tmp_path / "file" / "cell")
 
 
-@pytest.mark.parametrize(("grid", "samples", "due"), [(0, 0, []), (1, 0, [2, 4, 5]), (0, 100, [2, 4, 5])])
-def test_a_client_shows_images_where_the_agreement_draws_any(grid: int, samples: int, due: list[int]) -> None:
-    asked = (f"evaluation.grid={grid}", f"evaluation.samples={samples}", "evaluation.every=2")
-    terms = Terms.make(config("method=UDEC", "rounds=5", *asked), toy_setup().method, ("own", "shared"))
-    assert [round_ for round_ in range(1, 6) if terms.shows(round_)] == due
+@pytest.mark.parametrize(("grid", "samples", "rounds"), [(0, 0, []), (1, 0, [2, 4, 5]), (0, 100, [2, 4, 5])])
+def test_a_client_sends_images_only_in_the_evaluation_rounds_of_the_agreement(
+    grid: int, samples: int, rounds: list[int]
+) -> None:
+    options = (f"evaluation.grid={grid}", f"evaluation.samples={samples}", "evaluation.every=2")
+    terms = Terms.make(config("method=UDEC", "rounds=5", *options), toy_setup().method, ("own", "shared"))
+    assert [round_ for round_ in range(1, 6) if terms.shows(round_)] == rounds

@@ -1,4 +1,4 @@
-"""The arguments of a client's Lightning Trainer: those that are allowed, and where they may come from."""
+"""The permitted arguments of a client's Lightning Trainer, and their only source."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,7 @@ import pytest
 from conftest import Cell
 from hydra import compose, initialize_config_dir
 
-from fedlight.config import validate
-from fedlight.federation.federation_config import TRAINER_ARGUMENTS
+from fedlight.config import TRAINER_ARGUMENTS, validate
 from fedlight.federation.trainer import make_trainer_factory
 from fedlight.run import ROOT, register_resolvers
 
@@ -23,13 +22,12 @@ VALUES = {
 }
 
 
-def test_every_allowed_argument_reaches_the_trainer() -> None:
+def test_every_permitted_argument_reaches_the_trainer() -> None:
     register_resolvers()
-    given = [f"++trainer.{name}={value}" for name, value in VALUES.items()]
+    overrides = [f"++trainer.{name}={value}" for name, value in VALUES.items()]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        trainer = make_trainer_factory(
-            validate(compose("config", ["trainer.accelerator=cpu", *given])).trainer, 1
-        )()
+        config = validate(compose("config", ["trainer.accelerator=cpu", *overrides]))
+    trainer = make_trainer_factory(config.trainer, epochs=1)()
     assert VALUES.keys() == TRAINER_ARGUMENTS
     assert trainer.accumulate_grad_batches == 2
     assert (trainer.gradient_clip_algorithm, trainer.gradient_clip_val) == ("value", 0.5)
@@ -39,8 +37,8 @@ def test_every_allowed_argument_reaches_the_trainer() -> None:
 def test_lightnings_variables_of_the_environment_change_no_cell(
     cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ["clients=1", "rounds=1", "data.limit=64"]
-    plain = cell(*few)
+    options = ["clients=1", "rounds=1", "data.limit=64"]
+    plain = cell(*options)
     for name, value in {"NUM_NODES": "2", "STRATEGY": "ddp", "LIMIT_TRAIN_BATCHES": "1"}.items():
         monkeypatch.setenv(f"PL_TRAINER_{name}", value)
-    assert cell(*few).result["state_sha256"] == plain.result["state_sha256"]
+    assert cell(*options).result["state_sha256"] == plain.result["state_sha256"]

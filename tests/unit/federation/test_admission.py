@@ -25,7 +25,7 @@ from toy import FULL, PARTIAL, toy_setup
 
 from fedlight.config import CellConfig, validate
 from fedlight.deployment.institution import LONGEST_SOCKET, socket_path
-from fedlight.experiment.evaluate import check_drawn
+from fedlight.experiment.model_evaluation import check_scores
 from fedlight.federation.admission import LARGEST, MOST_EXAMPLES, check_evaluation, check_update
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.checkpoint import ServerCheckpoint
@@ -300,8 +300,8 @@ def drawn(metrics: dict[str, float], **groups: dict[str, Tensor]) -> Scores:
 def test_scores_hold_the_metrics_and_images_of_the_cells_evaluation() -> None:
     asked = config("evaluation.samples=70", "evaluation.memorisation=true")
     grid = {"images": torch.zeros(4, *asked.data.shape, dtype=torch.uint8)}
-    check_drawn(drawn(METRICS, grid=grid, memorisation=COPIES), asked)
-    check_drawn(drawn({**METRICS, "coverage.share": 1.0}, grid=grid, memorisation=COPIES), asked)
+    check_scores(drawn(METRICS, grid=grid, memorisation=COPIES), asked)
+    check_scores(drawn({**METRICS, "coverage.share": 1.0}, grid=grid, memorisation=COPIES), asked)
     wrong: list[tuple[dict[str, float], dict[str, dict[str, Tensor]]]] = [
         (METRICS, {}),
         (METRICS, {"memorisation": COPIES}),
@@ -316,11 +316,11 @@ def test_scores_hold_the_metrics_and_images_of_the_cells_evaluation() -> None:
     ]
     for metrics, groups in wrong:
         with pytest.raises(Damaged):
-            check_drawn(drawn(metrics, **groups), asked)
+            check_scores(drawn(metrics, **groups), asked)
     unscored = config("evaluation.samples=0")
-    check_drawn(drawn({}, grid=grid), unscored)
-    with pytest.raises(Damaged, match="has a metric fid"):
-        check_drawn(drawn({"fid": 1.0}, grid=grid), unscored)
+    check_scores(drawn({}, grid=grid), unscored)
+    with pytest.raises(Damaged, match="has the metric fid, which this cell does not compute"):
+        check_scores(drawn({"fid": 1.0}, grid=grid), unscored)
 
 
 # --- at a node

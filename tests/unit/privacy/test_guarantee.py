@@ -142,7 +142,7 @@ def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) ->
     cpu = ("trainer.accelerator=cpu", f"method={method}")
     made = check(config(*arguments, *scored, *cpu), elsewhere=False)
     assert made is not None
-    monkeypatch.setattr(estimate, "_step_seconds", lambda same, components, batch: 2.0 * batch / 8)
+    monkeypatch.setattr(estimate, "_step_seconds", lambda settings, parts, batch: 2.0 * batch / 8)
     found = estimate.estimate(made)
     state, names = made.model.state_dict(), made.slices.names
     sizes = {slice_: sum(state[name].nbytes for name in names[slice_]) for slice_ in names}
@@ -161,7 +161,9 @@ def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(monkeypatch: p
     made = check(config(*arguments, "trainer.accelerator=cpu"), elsewhere=False)
     assert made is not None
     timed: list[int] = []
-    monkeypatch.setattr(estimate, "_step_seconds", lambda same, components, batch: timed.append(batch) or 1.0)
+    monkeypatch.setattr(
+        estimate, "_step_seconds", lambda settings, parts, batch: timed.append(batch) or 1.0
+    )
     estimate.estimate(made)
     sizes = sorted(map(len, made.client_indices))
     assert sizes[0] < sizes[-1] < 50
@@ -171,7 +173,7 @@ def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(monkeypatch: p
 def test_a_step_is_timed_once_for_cells_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     made = check(config("clients=2", "data.limit=40", "trainer.accelerator=cpu"), elsewhere=False)
     assert made is not None
-    monkeypatch.setattr(estimate, "_timed", {})
+    monkeypatch.setattr(estimate, "_step_seconds_cache", {})
     sizes: list[int] = []
     step = DDPM.training_step
 

@@ -14,7 +14,7 @@ from conftest import SMALL
 from test_sweeps import DEAD, call
 from test_trust import Trap
 
-from fedlight.experiment.replay import check_command
+from fedlight.experiment.received_command import check_command
 from fedlight.runs.plan import LARGEST, LISTED, Launch, PlannedCell, read_launches
 from fedlight.runtime.errors import BadInput
 
@@ -95,7 +95,7 @@ def test_the_shipped_settings_may_be_set_but_those_that_bring_code(group: str) -
     for key in keys:
         argument = f"hydra.{group}.{key}=1"
         if key in code:
-            with pytest.raises(BadInput, match="sets what can run code"):
+            with pytest.raises(BadInput, match="sets a key that can run code"):
                 check_command(["-m", argument])
         else:
             check_command(["-m", argument])

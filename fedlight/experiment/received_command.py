@@ -1,4 +1,4 @@
-"""What the command of a sweep's plan, which may come from elsewhere, may hold without --trust."""
+"""The check of the command in an untrusted plan of a sweep: what it may contain without --trust."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -22,37 +22,37 @@ LAUNCHER = (
 )
 SWEEPER = ("direction", "dry", "max_batch_size", "metric", "n_jobs", "n_trials", "seed")
 SETTINGS = {*(f"hydra.launcher.{key}" for key in LAUNCHER), *(f"hydra.sweeper.{key}" for key in SWEEPER)}
-"""Keys of Hydra that may have a value of their own; the others can bring files, code or shell commands."""
-WORD = re.compile(r"[\w.,:@%+*&|()=-]*")  # a setting: it stands in the script that sbatch gets, in one line
+"""Hydra's keys that may be set; the others can name files, code or shell commands."""
+WORD = re.compile(r"[\w.,:@%+*&|()=-]*")  # a value of SETTINGS: it is written into the script for sbatch
 KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
 def check_command(command: Sequence[str]) -> None:
-    """Checks the command of a plan, before anything of it is composed.
+    """Checks the command of a plan before any of it is composed.
 
-    Allowed are `-m`, choices among the shipped configurations, plain values for keys of a cell, and
-    settings of the launcher and the sweeper. What the cells then call is checked when they are composed.
+    Permitted are `-m`, choices among the shipped configurations, plain values for keys of a cell, and
+    settings of the launcher and the sweeper. What the cells would call is checked when they are composed.
 
     Args:
-        command: what was typed after `python -m fedlight.run`.
+        command: the arguments of `python -m fedlight.run`.
 
     Raises:
-        BadInput: the message names what is not allowed.
+        BadInput: the command contains something that is not permitted, which the message names.
     """
     if FLAGS.isdisjoint(command):
-        raise BadInput("it is no sweep: -m is missing")
+        raise BadInput("-m is missing, so it does not run a sweep")
     parser = OverridesParser.create()
     for argument in command:
         if argument in FLAGS:
             continue
         if argument.startswith("-"):
-            raise BadInput(f"it has the option {argument}")
+            raise BadInput(f"the option {argument} is not permitted: only {', '.join(sorted(FLAGS))} are")
         if "${" in argument:
-            raise BadInput(f"{argument} would be computed")
+            raise BadInput(f"{argument} contains an interpolation")
         try:
             override = parser.parse_override(argument)
         except HydraException as error:
-            raise BadInput(f"{argument} cannot be understood") from error
+            raise BadInput(f"{argument} is not a valid override of Hydra") from error
         _check_override(override, argument)
 
 
@@ -60,21 +60,21 @@ def _check_override(override: Override, argument: str) -> None:
     key = override.key_or_group
     choices = _choices(key)
     if override.package is not None:
-        raise BadInput(f"{argument} moves a configuration to another place")
+        raise BadInput(f"{argument} moves a configuration to another package")
     if choices is not None:
         for value in _values(override):
             if value not in choices:
-                raise BadInput(f"{argument} chooses what is not among {', '.join(sorted(choices))}")
+                raise BadInput(f"{argument} chooses {value}; permitted are {', '.join(sorted(choices))}")
     elif key in SETTINGS:
         for value in _values(override):
             if not WORD.fullmatch(value):
-                raise BadInput(f"{argument} is no single word or number")
+                raise BadInput(f"{argument} must have a value of one word or number")
     elif key.split(".")[0] == "hydra" or not KEY.fullmatch(key):
-        raise BadInput(f"{argument} sets what can run code")
+        raise BadInput(f"{argument} sets a key that can run code")
 
 
 def _values(override: Override) -> Iterator[str]:
-    """The values that an override of one key gives to it, as texts; another kind of value is its own text."""
+    """The values that an override gives to its key, as texts; none where it deletes the key or is a glob."""
     value: Any = override.value()
     if isinstance(value, Glob) or override.is_delete():
         return
@@ -84,7 +84,7 @@ def _values(override: Override) -> Iterator[str]:
 
 @cache
 def _choices(group: str) -> set[str] | None:
-    """The shipped configurations of a group; None for what is no group."""
+    """The shipped configurations of a group; None where `group` is not a group."""
     if group in CHOICES:
         return CHOICES[group]
     folder = Path(ROOT, group) if group == "sweeps" else Path(ROOT, "configs", group)

@@ -1,0 +1,85 @@
+"""Images are drawn from a model of a cell, as the cell's `evaluation` section says."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedlight.config import CellConfig
+from fedlight.diffusion.ddpm import DDPM
+from fedlight.diffusion.sampling import sample
+from fedlight.federation.messages import State
+from fedlight.loggers import pictures
+
+
+def grid_images(config: CellConfig) -> int:
+    """The number of images of one model in the sample grid."""
+    grid = config.evaluation.grid
+    return min(grid, pictures.COLUMNS) if config.method.evaluate == "clients" else grid
+
+
+def images_per_model(config: CellConfig) -> int:
+    """The number of images to draw from one model: enough for the scores and for the sample grid."""
+    return max(config.evaluation.samples, grid_images(config))
+
+
+def cycle_labels(config: CellConfig, images: int, classes: int) -> Tensor | None:
+    """The labels 0, 1, ..., classes - 1, 0, 1, ... for images of a conditional model, int64, shape (images,).
+
+    None for an unconditional model.
+    """
+    return torch.arange(images) % classes if config.model.conditional else None
+
+
+def draw_images(
+    module: DDPM,
+    device: torch.device,
+    state: State,
+    config: CellConfig,
+    images: int,
+    seed: int,
+    labels: Tensor | None,
+    model: str,
+    workers: int = 1,
+    on_step: Callable[[], None] = lambda: None,
+    on_frame: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Draws images from the model with the given state_dict, by the cell's sampler.
+
+    Args:
+        module: the model; its weights are replaced by `state`, and it is left on the CPU.
+        device: to draw on.
+        state: the state_dict.
+        config: of the cell.
+        images: the number of images.
+        seed: decides the images.
+        labels: the labels that a conditional model is conditioned on, int64, shape (images,); None for an
+            unconditional one.
+        model: names the model in error messages.
+        workers: threads that denoise one batch each; the images do not depend on it.
+        on_step: called after every denoising step.
+        on_frame: receives the images after every denoising step.
+
+    Returns:
+        The images, uint8 in 0..255, shape (images, channels, height, width), on the CPU.
+
+    Raises:
+        Diverged: the images are not finite.
+    """
+    module.to(device).load_state_dict(state)
+    drawn = sample(
+        module.denoiser,
+        module.schedule,
+        (images, *config.data.shape),
+        sampler=config.evaluation.sampler,
+        steps=config.evaluation.steps,
+        seed=seed,
+        labels=labels,
+        guidance=config.evaluation.guidance,
+        workers=workers,
+        on_step=on_step,
+        on_frame=on_frame,
+        model=model,
+    )
+    module.cpu()
+    return drawn

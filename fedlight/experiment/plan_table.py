@@ -1,0 +1,58 @@
+"""The table that `--dry` prints: the state of each cell and its estimated cost."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import astuple
+
+from rich.console import Console
+from rich.table import Table
+
+from fedlight.config import CellConfig
+from fedlight.experiment.estimate import Estimate, estimate
+from fedlight.experiment.trial import check
+from fedlight.reporting import numbers
+from fedlight.runs.identity import cell_folder
+from fedlight.runs.status import DONE, read_cell
+
+WIDTH = 160  # of the table in a file or a pipe, in characters
+
+
+def print_plan(cells: Sequence[CellConfig]) -> None:
+    """Prints the state and the estimated cost of each cell, and the cost of those that are not done.
+
+    Raises:
+        BadInput: a cell cannot be run as configured.
+    """
+    table = Table("cell", "state", title="the plan; nothing is run", title_justify="left")
+    for heading in ("steps", "bytes", "time, about"):
+        table.add_column(heading, justify="right")
+    remaining: list[Estimate] = []
+    notes: dict[str, None] = {}  # a set that keeps its order
+    for config in cells:
+        folder = cell_folder(config)
+        cell = read_cell(folder, None, {})
+        state = f"{cell.state}, round {cell.round}" if cell.round and cell.state != DONE else cell.state
+        parts = check(config, elsewhere=False)
+        assert parts is not None
+        notes |= dict.fromkeys(parts.dataset.notes)
+        cost = estimate(parts)
+        table.add_row(folder.name, state, *_formatted(cost))
+        if cell.state != DONE:
+            remaining.append(cost)
+    for note in notes:
+        print(f"fedlight: {note}", file=sys.stderr)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table)
+    summary = f"{len(cells)} cells, {len(cells) - len(remaining)} done"
+    if remaining:
+        total = Estimate(*(sum(column) for column in zip(*map(astuple, remaining), strict=True)))
+        steps, volume, seconds = _formatted(total)
+        summary += (
+            f"; left: {steps} steps, {volume} exchanged, about {seconds} on this machine, one cell after the "
+            "other"
+        )
+    console.print(summary, soft_wrap=True)
+
+
+def _formatted(cost: Estimate) -> tuple[str, str, str]:
+    return numbers.count(cost.steps), numbers.data_volume(cost.bytes), numbers.seconds(cost.seconds)
