@@ -24,7 +24,6 @@ from torch import Tensor
 
 from fedlight.experiment.setup import CHECKPOINT, Components, SiteMaker, build, make_server
 from fedlight.federation.checkpoint import ServerCheckpoint
-from fedlight.federation.rounds import federate
 from fedlight.federation.transport.processes import Processes, end_workers
 from fedlight.federation.transport.transport import TransportContext
 from fedlight.loggers.bars import ProgressBars
@@ -84,7 +83,11 @@ def federated(components: Components, folder: Path, first: Mapping[str, Tensor],
             components.codec,
         )
         checkpoint = ServerCheckpoint(folder / CHECKPOINT, folder.name)
-        for _ in federate(server, Processes(context, workers), config.rounds):
+        transport = Processes(context, workers)
+        while server.round < config.rounds:
+            for update in transport.exchange(server.start_round()):
+                server.receive(update)
+            server.finish_round()
             server.save(checkpoint, {})
         return state_sha256(server.theta)
 

@@ -94,7 +94,7 @@ class Attacker:
         with TemporaryDirectory() as nowhere:
             (Path(nowhere) / CHECKPOINT).mkdir()
             setup = parts.site(Path(nowhere)).setup
-            chosen: list[Broadcast] = [one for one in server.broadcasts() if not one.drops_out]
+            chosen: list[Broadcast] = [one for one in server.start_round() if not one.drops_out]
             for broadcast in chosen[: self._clients]:
                 client = broadcast.client
                 try:

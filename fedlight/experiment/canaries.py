@@ -58,7 +58,7 @@ def canary_scores(config: CellConfig, seed: int) -> tuple[NDArray[np.float64], N
         privacy=mechanism,
     )
     for round_ in range(1, config.rounds + 1):
-        for broadcast in list(server.broadcasts()):
+        for broadcast in server.start_round():
             if not included[broadcast.client]:
                 continue
             values: State = {NAME: server.theta[NAME] + loud * torch.from_numpy(directions[broadcast.client])}

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from fedlight.experiment.setup import CHECKPOINT, Components, announce, build, m
 from fedlight.federation.checkpoint import ServerCheckpoint, last_versions
 from fedlight.federation.cohort import cohort_size
 from fedlight.federation.ledger import Entry
-from fedlight.federation.rounds import Round, federate
+from fedlight.federation.open_round import Outcome
 from fedlight.federation.server import Server
 from fedlight.loggers import pictures
 from fedlight.loggers.bars import ProgressBars
@@ -152,8 +152,13 @@ class Run:
                 if self.config.rounds == 0:
                     self.record.result["fid"] = self._evaluate()
                     self.log.pictures(0, samples=grid_path(self.folder, 0))
-                for done in federate(self.server, self.transport, self.config.rounds):
-                    self._end_round(done)
+                while self.server.round < self.config.rounds:
+                    begun = time.perf_counter()
+                    broadcasts = self.server.start_round()
+                    for update in self.transport.exchange(broadcasts):
+                        self.server.receive(update)
+                    outcome = self.server.finish_round()
+                    self._end_round(outcome, time.perf_counter() - begun)
                 self._fingerprint_clients()
                 break
             except MemoryLost as lost:
@@ -187,21 +192,21 @@ class Run:
         self._begun = time.perf_counter()
         self._trained: float | None = None
 
-    def _end_round(self, done: Round) -> None:
-        self._trained = done.training + self._earlier.training
-        done = replace(done, training=self._trained)
-        fid = self._evaluate() if is_due(done.round, self.config) else None
-        self.record.spend(training=done.training, merging=done.merging, checkpoint=self._checkpoint_seconds())
+    def _end_round(self, outcome: Outcome, seconds: float) -> None:
+        """Evaluates where it is due, and stores the round, which took so many seconds in this process."""
+        self._trained = training = seconds - outcome.merging + self._earlier.training
+        fid = self._evaluate() if is_due(outcome.round, self.config) else None
+        self.record.spend(training=training, merging=outcome.merging, checkpoint=self._checkpoint_seconds())
         self.record.tick()
-        noted = _noted(done, self.server, fid, self.config)
+        noted = _noted(outcome, training + outcome.merging, self.server, fid, self.config)
         if self.guarantee:
-            noted["privacy"] = self.guarantee.entry(self.guarantee.epsilons(done.round))
+            noted["privacy"] = self.guarantee.entry(self.guarantee.epsilons(outcome.round))
             noted["row"]["epsilon"] = noted["privacy"]["epsilon"]
         history = {"rounds": [*self.record.rounds, noted], "seconds": self.record.result["seconds"]}
         self.held.check()
         self.server.save(self.checkpoint, history)
         self._begin_round(Spent())
-        self._note(noted, done.outcome.exchange)
+        self._note(noted, outcome.exchange)
         self.bars.end_round(noted["row"]["train_loss"])
 
     def _note(self, noted: dict[str, Any], exchange: list[Entry]) -> None:
@@ -277,11 +282,13 @@ def _picture_data(folder: Path, components: Components) -> None:
         pictures.sample_grid(folder / "samples" / "real.png", [("", real)], title)
 
 
-def _noted(done: Round, server: Server, fid: dict[str, Any] | None, config: CellConfig) -> dict[str, Any]:
+def _noted(
+    outcome: Outcome, seconds: float, server: Server, fid: dict[str, Any] | None, config: CellConfig
+) -> dict[str, Any]:
     """What is noted of a round: its row of `rounds.csv`, its losses and its scores."""
-    total, outcome = server.ledger.totals(server.model_params), done.outcome
+    total = server.ledger.totals(server.model_params)
     row = {
-        "round": done.round,
+        "round": outcome.round,
         "train_loss": outcome.train_loss,
         "params_down": sum(entry.params for entry in outcome.exchange if entry.direction == "down"),
         "params_up": sum(entry.params for entry in outcome.exchange if entry.direction == "up"),
@@ -290,7 +297,7 @@ def _noted(done: Round, server: Server, fid: dict[str, Any] | None, config: Cell
         "participants": outcome.cohort,
         "reports": outcome.reports,
         "fid": fid and fid["value"],
-        "seconds": round(done.training + done.merging, 3),
+        "seconds": round(seconds, 3),
     }
     losses = {str(client): loss for client, loss in outcome.client_losses.items()}
     return {"row": row, "client_losses": losses if config.clients <= FEW_CLIENTS else {}, "fid": fid}

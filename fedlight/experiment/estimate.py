@@ -55,7 +55,7 @@ def estimate(components: Components) -> Estimate:
         sent[name], _ = components.codec.encode(part, zero, {}, np.random.default_rng(0), name)
     steps = 0
     for _ in range(config.rounds):
-        for message in server.broadcasts():
+        for message in server.start_round():
             if not message.drops_out:
                 steps += config.epochs * batches[message.client]
                 if not method.pool:

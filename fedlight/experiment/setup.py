@@ -167,7 +167,7 @@ class Components:
             admit=server.admit,
             admit_scores=partial(check_drawn, config=config),
             forget=server.forget,
-            unsent=server.unsent,
+            unsent=server.withdraw,
         )
         if self.method.pool or config.rounds == 0:
             return Inline(context)

@@ -17,7 +17,7 @@ import torch
 from conftest import Cell, invoke
 from consortium import Consortium, consortium_of_three, missing, until, update_in
 from PIL import Image
-from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight import deploy
 from fedlight.deployment.agreement import agreed_hash
@@ -26,7 +26,6 @@ from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation
 from fedlight.federation.messages import Payload, Update, from_bytes, to_bytes
-from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.flower import Flower
@@ -141,7 +140,7 @@ class Toys:
     def start_server(self, nodes: list[str] | None = None) -> Flower:
         """The transport of a server that has just started."""
         here, server = toy_site(self.setup, self.notes), self.server
-        error_line = {"admit": server.admit, "forget": server.forget, "unsent": server.unsent}
+        error_line = {"admit": server.admit, "forget": server.forget, "unsent": server.withdraw}
         context = TransportContext(here, lambda: here, 2, 1, lambda: None, lambda: None, **error_line)
         return Flower(context, timeout=0.5, nodes=nodes)
 
@@ -259,11 +258,11 @@ BIAS = "shared.bias"
 BAD: dict[str, tuple[Callable[[Update], Update], str]] = {
     "nan": (
         lambda u: changed(u, **{BIAS: torch.tensor([torch.nan])}),
-        "left the finite numbers in shared.bias",
+        "has values that are not finite in shared.bias",
     ),
     "infinity": (
         lambda u: changed(u, **{BIAS: torch.tensor([-torch.inf])}),
-        "left the finite numbers in shared.bias",
+        "has values that are not finite in shared.bias",
     ),
     "shape": (
         lambda u: changed(u, **{BIAS: torch.zeros(2)}),
@@ -273,12 +272,12 @@ BAD: dict[str, tuple[Callable[[Update], Update], str]] = {
     "name": (lambda u: changed(u, **{"own.bias": torch.zeros(2)}), "has a tensor own.bias in slice shared"),
     "slice": (
         lambda u: replace(u, payloads={**u.payloads, "own": u.payloads["shared"]}),
-        "reports own, shared in place of shared",
+        "reports own, shared instead of shared",
     ),
-    "nothing": (lambda u: replace(u, payloads={}), "reports nothing in place of shared"),
+    "nothing": (lambda u: replace(u, payloads={}), "reports nothing instead of shared"),
     "extras": (
         lambda u: replace(u, payloads={**u.payloads, "algorithm": u.payloads["shared"]}),
-        "reports algorithm, shared in place of shared",
+        "reports algorithm, shared instead of shared",
     ),
     "other": (lambda u: replace(u, client=0), "answers another broadcast"),
     "earlier": (lambda u: replace(u, round=1), "answers another broadcast"),
@@ -322,7 +321,7 @@ def test_a_bad_update_is_refused_in_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("aux", "error_line"),
     [
-        (None, "reports shared in place of algorithm, shared"),
+        (None, "reports shared instead of algorithm, shared"),
         ({"shared.bias": torch.zeros(2)}, r"has shared.bias of torch.float32 and shape \(2,\)"),
         ({"own.bias": torch.zeros(1)}, "has a tensor own.bias"),
     ],
@@ -518,7 +517,7 @@ def test_a_cell_that_is_to_end_waits_for_no_answer(toys: MakeToys) -> None:
 def test_an_institution_answers_only_what_it_agreed_to(toys: MakeToys) -> None:
     over = toys(toy_setup(PARTIAL))
     institution = over.institutions[1]
-    (_, asked) = over.server.broadcasts()
+    (_, asked) = over.server.start_round()
     for wrong in (
         replace(asked, uplink=("own", "shared")),
         replace(asked, client=0),
@@ -536,7 +535,7 @@ def test_a_warm_start_lets_every_slice_leave_and_no_longer(toys: MakeToys) -> No
     over.run(2)
     up = {(row.round, row.slice) for row in over.server.ledger.entries if row.direction == "up"}
     assert up == {(1, "own"), (1, "shared"), (2, "shared")}
-    (_, asked) = over.server.broadcasts()
+    (_, asked) = over.server.start_round()
     with pytest.raises(Damaged, match="does not let own leave"):
         over.institutions[1].answer(to_bytes(replace(asked, uplink=("own", "shared"))))
 

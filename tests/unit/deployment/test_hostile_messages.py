@@ -26,7 +26,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis.strategies import DrawFn
 from test_admission import METRICS, config, drawn, files
 from torch import Tensor
-from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight.experiment.evaluate import check_drawn
 from fedlight.federation.admission import LARGEST, MOST_EXAMPLES
@@ -42,7 +42,6 @@ from fedlight.federation.messages import (
     from_bytes,
     to_bytes,
 )
-from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.huffman import Huffman
 from fedlight.federation.transforms.lowrank import LowRank
@@ -103,7 +102,7 @@ def case(name: str) -> Case:
     for _ in federate(server, inline(site), 2):
         pass
     (evaluation,) = server.evaluations([1], draw=True)
-    others, broadcast = server.broadcasts()
+    others, broadcast = server.start_round()
     memory = {client: site.memory.read(client, 2) for client in (0, 1)} if setup.keeps_memory else {}
     other, update = (
         local_update(sent, memory.get(sent.client, {}), setup)[0] for sent in (others, broadcast)
@@ -127,7 +126,7 @@ def cell() -> Any:
 def flower(server: Server) -> Flower:
     """The server's side of the transport, which reads replies."""
     site = case("values").node.site
-    hooks = {"admit": server.admit, "forget": server.forget, "unsent": server.unsent}
+    hooks = {"admit": server.admit, "forget": server.forget, "unsent": server.withdraw}
     scored = partial(check_drawn, config=cell())
     context = TransportContext(
         site, lambda: site, 2, 1, lambda: None, lambda: None, admit_scores=scored, **hooks
@@ -383,7 +382,7 @@ def state_of(server: Server) -> Any:
         dict(server.met),
         [*server.ledger._open],
         [*server.ledger.entries],
-        {*server._waiting},
+        {*server._open.waiting},
     )
 
 

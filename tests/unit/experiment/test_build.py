@@ -74,7 +74,7 @@ def test_a_transport_is_given_the_checks_of_the_cell(tmp_path: Path) -> None:
         context = transport._context
     assert (context.here, context.done, context.check, context.ending) == (site, done, halt, ending)
     assert (context.cohort, context.room) == (2, 1)
-    assert (context.admit, context.forget, context.unsent) == (server.admit, server.forget, server.unsent)
+    assert (context.admit, context.forget, context.unsent) == (server.admit, server.forget, server.withdraw)
     with pytest.raises(Damaged, match="shows nothing"):
         context.admit_scores(Scores(0, 64 * "0", {}, {}))
 

@@ -15,7 +15,7 @@ from conftest import Cell
 from hostile import Parts, Rich, assemble
 from hydra import compose, initialize_config_dir
 from torch import Tensor
-from toy import FULL, PARTIAL, toy_setup
+from toy import FULL, PARTIAL, federate, toy_setup
 
 from fedlight.config import CellConfig, validate
 from fedlight.deployment.institution import LONGEST_SOCKET, socket_path
@@ -80,8 +80,6 @@ def after_round_two(
     over: Toys, folder: Path, act: Callable[[Callable[[bytes], bytes], bytes], bytes] | None
 ) -> tuple[str, float | None]:
     """What is stored, and the loss, after a second round in which node 12 does as `act` says, or fails."""
-    from fedlight.federation.rounds import federate
-
     over.run(1)
     node = over.grid.nodes[12]
     good = node.act
@@ -90,7 +88,7 @@ def after_round_two(
     else:
         node.act = lambda content: act(good, content)
     (done,) = federate(over.server, over.transport, 2)
-    return stored(over, folder), done.outcome.train_loss
+    return stored(over, folder), done.train_loss
 
 
 def tensor(update: Update, **tensors: Tensor) -> Update:
@@ -236,8 +234,8 @@ def test_other_records_than_those_of_a_message_are_refused() -> None:
     [
         (lambda s: replace(s, client=0), "is of client 0"),
         (lambda s: replace(s, sha256="abc"), "sha256"),
-        (lambda s: replace(s, metrics={"fid": 1.0}), "images that were not to be drawn"),
-        (lambda s: replace(s, payloads={"grid": Payload({}, 0)}), "images that were not to be drawn"),
+        (lambda s: replace(s, metrics={"fid": 1.0}), "no images were requested"),
+        (lambda s: replace(s, payloads={"grid": Payload({}, 0)}), "no images were requested"),
         (lambda s: Update("toy", 1, 1, 1, 1.0, {}), "this is a Update"),
     ],
 )
@@ -335,7 +333,7 @@ def sent(toys: MakeToys) -> Sent:
     over = toys(toy_setup(PARTIAL, module=Rich(), **chosen), shows=True)
     over.run(2)
     (evaluation,) = over.server.evaluations([1], draw=True)
-    (_, broadcast) = over.server.broadcasts()
+    (_, broadcast) = over.server.start_round()
     return Sent(over, broadcast, evaluation)
 
 
@@ -401,7 +399,7 @@ def test_a_bad_message_from_the_server_changes_nothing_at_a_node(change: str, se
 
 def test_first_contact_brings_the_whole_model_and_no_delta(toys: MakeToys) -> None:
     over = toys(toy_setup(FULL, codec=Codec(down=[TopK(0.5)])), "toys")
-    (_, first) = over.server.broadcasts()
+    (_, first) = over.server.start_round()
     node = over.institutions[1]
     delta = slice_changed(first, "shared", **dict.fromkeys(first.payloads["shared"].tensors))
     delta = slice_changed(delta, "shared", **{"delta/000001": torch.zeros(3, dtype=torch.uint8)})
@@ -451,17 +449,17 @@ def test_values_and_counters_of_a_model_are_bounded() -> None:
     at_most = {"weight": torch.tensor([-(2.0**60), 0]), "count": torch.tensor(2**53)}
     assert refusal() == refusal(**at_most, small=torch.tensor(63, dtype=torch.int8)) == ""
     assert refusal(count=torch.tensor(-(2**53)), flag=torch.tensor(True)) == ""
-    too_large = "has a value of 2.31e+18 in weight, and 1.15e+18 is the largest allowed"
+    too_large = "has a value of 2.31e+18 in weight; 1.15e+18 is the largest allowed"
     for name, tensor, reason in (
         ("weight", torch.tensor([0, -(2.0**61)]), too_large),
-        ("weight", torch.tensor([0, torch.inf]), "left the finite numbers in weight"),
-        ("weight", torch.tensor([torch.nan, 0]), "left the finite numbers in weight"),
+        ("weight", torch.tensor([0, torch.inf]), "has values that are not finite in weight"),
+        ("weight", torch.tensor([torch.nan, 0]), "has values that are not finite in weight"),
         ("count", torch.tensor(2**53 + 1), "has a count of 9007199254740993 in count"),
         ("count", torch.tensor(-(2**53) - 1), "has a count of -9007199254740993 in count"),
         ("small", torch.tensor(64, dtype=torch.int8), "has a count of 64 in small"),
-        ("order", torch.tensor([1, 0]), "changes the whole numbers of order"),
-        ("order", torch.tensor([0, 1, 2]), "counts 8 parameters in slice all"),
-        ("flag", torch.tensor(0), "has flag of torch.int64 and shape () in place of torch.bool and ()"),
+        ("order", torch.tensor([1, 0]), "changes the integers of order"),
+        ("order", torch.tensor([0, 1, 2]), "states 8 parameters in slice all, which has 9"),
+        ("flag", torch.tensor(0), "has flag of torch.int64 and shape () instead of torch.bool and ()"),
     ):
         assert refusal(**{name: tensor}) == reason
 

@@ -55,7 +55,7 @@ def test_what_is_no_parameter_is_a_buffer() -> None:
 def test_the_server_averages_buffers_whatever_its_optimizer(algorithm: FedAvg) -> None:
     server = Server("bn", FULL, SLICES, MODEL.state_dict(), Participation(2, 1.0, 0.0, 0), algorithm, Codec())
     for round_ in range(1, 5):
-        list(server.broadcasts())
+        server.start_round()
         before = server.theta["0.weight"].clone()
         for client, images in enumerate(SIZES):
             state = trained(round_, client)

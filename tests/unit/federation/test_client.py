@@ -14,16 +14,15 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from torch.optim import Adam
-from toy import FULL, PARTIAL, Toy, ToyData, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, Toy, ToyData, federate, inline, toy_server, toy_setup, toy_site
 
-from fedlight.federation import journal, rounds
+from fedlight.federation import journal
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import Memory, evaluate, local_update
 from fedlight.federation.codec import Codec
 from fedlight.federation.federator import Federator, on_cpu
 from fedlight.federation.messages import Broadcast, State, Update, from_bytes, pack, to_bytes, unpack
-from fedlight.federation.rounds import federate
 from fedlight.federation.transforms.sign import Sign
 from fedlight.federation.transforms.topk import TopK
 from fedlight.runtime import stopwatch
@@ -157,7 +156,7 @@ def test_a_client_is_evaluated_with_what_it_trained_in_the_warm_start(tmp_path: 
     """It keeps its private slices, though the next broadcast would replace them: it may never get one."""
     setup = toy_setup(PARTIAL.model_copy(update={"warm_start": 2}))
     server, site = toy_server(setup), toy_site(setup, tmp_path)
-    (first, _) = toy_server(setup).broadcasts()
+    (first, _) = toy_server(setup).start_round()
     for _ in federate(server, inline(site), 1):
         pass
     (request,) = server.evaluations([0], draw=False)
@@ -234,7 +233,7 @@ def test_the_server_knows_who_has_reported(tmp_path: Path) -> None:
     setup = toy_setup()
     server = toy_server(setup, clients=4, dropout=0.5)
     (done,) = federate(server, inline(toy_site(setup, tmp_path)), 1)
-    assert server.trained == done.outcome.client_losses.keys()
+    assert server.trained == done.client_losses.keys()
     assert 0 < len(server.trained) < 4 == len(server.met)
 
 
@@ -252,16 +251,18 @@ def test_a_server_goes_on_after_the_last_stored_round_or_before_the_first(tmp_pa
         assert again.resume(checkpoint, before) == history
         assert again.round == (history or {"after": 0})["after"]
         if like:
-            sent, expected = ([*map(to_bytes, of.broadcasts())] for of in (again, like))
+            sent, expected = ([*map(to_bytes, of.start_round())] for of in (again, like))
             assert sent == expected
 
 
-def test_seconds_of_training_and_of_merging_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = count(0.0)  # begun, twice before and after an update is taken, closed, ended
-    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+def test_the_seconds_of_merging_are_those_of_receiving_and_of_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count(0.0)  # before and after each of two updates is received, and before and after the step
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     setup = toy_setup()
     (done,) = federate(toy_server(setup), inline(toy_site(setup, tmp_path)), 1)
-    assert (done.training, done.merging) == (3, 3)
+    assert done.merging == 3
 
 
 def test_a_fit_whose_last_epoch_drew_no_image_counts_but_one_without_a_step_is_refused() -> None:
@@ -342,7 +343,7 @@ def test_a_site_counts_its_seconds_on_files(tmp_path: Path, monkeypatch: pytest.
     clock = count(0.0)
     monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     setup = toy_setup(PARTIAL)
-    first, _ = toy_server(setup).broadcasts()
+    first, _ = toy_server(setup).start_round()
     site = toy_site(setup, tmp_path)
     site.update(first)
     assert site.take_seconds() == 3  # it opens the round, stores the memory, then the update

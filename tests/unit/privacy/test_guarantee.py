@@ -13,7 +13,7 @@ from lightning import Trainer
 from test_example_privacy import Line, rows
 from test_secure_noise import config
 from torch.utils.data import DataLoader
-from toy import inline, toy_server, toy_setup, toy_site
+from toy import federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment import estimate
@@ -22,7 +22,6 @@ from fedlight.experiment.guarantee import Guarantee, calibrated, make_mechanism,
 from fedlight.experiment.setup import check
 from fedlight.federation.cohort import Participation
 from fedlight.federation.noise import SeededNoise
-from fedlight.federation.rounds import federate
 from fedlight.privacy.account import Account
 from fedlight.runtime.errors import BadInput
 
@@ -197,7 +196,7 @@ def test_a_row_of_rounds_counts_both_parts_of_a_round(tmp_path: Path) -> None:
     (done,) = federate(server, inline(toy_site(setup, tmp_path)), 1)
     config = SimpleNamespace(clients=2)
     done = replace(done, training=2.0, merging=0.5)
-    row = _noted(done, server, {"value": 7.0}, config)["row"]  # type: ignore[arg-type]
+    row = _noted(done, 1.0, server, {"value": 7.0}, config)["row"]  # type: ignore[arg-type]
     params = 2 * sum(tensor.numel() for tensor in server.theta.values())
     known = {"round": 1, "participants": 2, "reports": 2, "fid": 7.0, "seconds": 2.5}
     sent = {"params_down": params, "params_up": params, "params_cumulative": 2 * params}
