@@ -458,7 +458,7 @@ def test_values_and_counters_of_a_model_are_bounded() -> None:
         ("count", torch.tensor(-(2**53) - 1), "has a count of -9007199254740993 in count"),
         ("small", torch.tensor(64, dtype=torch.int8), "has a count of 64 in small"),
         ("order", torch.tensor([1, 0]), "changes the integers of order"),
-        ("order", torch.tensor([0, 1, 2]), "states 8 parameters in slice all, which has 9"),
+        ("order", torch.tensor([0, 1, 2]), "states 8 parameters in slice all, which has 7"),
         ("flag", torch.tensor(0), "has flag of torch.int64 and shape () instead of torch.bool and ()"),
     ):
         assert refusal(**{name: tensor}) == reason
