@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -71,9 +72,6 @@ def federated(components: Components, folder: Path, first: Mapping[str, Tensor],
     with ProgressBars("round", config.rounds) as bars:
         callbacks = [bars, LambdaCallback(on_train_batch_end=lambda *_: None)]
         site = components.site(folder, callbacks)
-        context = TransportContext(
-            site, SiteMaker(config, folder), config.clients, workers, bars.end_update, lambda: None
-        )
         server = make_server(
             folder.name,
             config,
@@ -83,6 +81,8 @@ def federated(components: Components, folder: Path, first: Mapping[str, Tensor],
             components.codec,
         )
         checkpoint = ServerCheckpoint(folder / CHECKPOINT, folder.name)
+        monitor = SimpleNamespace(end_update=bars.end_update, check=lambda: None)
+        context = TransportContext(site, SiteMaker(config, folder), workers, server, monitor)
         transport = Processes(context, workers)
         while server.round < config.rounds:
             for update in transport.exchange(server.start_round()):

@@ -129,7 +129,7 @@ class Run:
     ending: ExitStack
 
     def __post_init__(self) -> None:
-        self.config, check = self.components.config, self._check
+        self.config = self.components.config
         self.guarantee: Guarantee | None = None
         if self.config.privacy:
             built, checkpoint = self.components, self.folder / CHECKPOINT
@@ -137,11 +137,9 @@ class Run:
             self.record.result["privacy"] = self.guarantee.entry(self.guarantee.epsilons(0))
         self.checkpoint = ServerCheckpoint(self.folder / CHECKPOINT, self.folder.name)
         self.clock = Clock(self.folder / ".clock.json")
-        halt = LambdaCallback(on_train_batch_end=lambda *_: check())
-        self.here = self.components.site(self.folder, [self.bars, halt], check)
-        self.transport = self.components.transport(
-            self.folder, self.here, self.server, self.bars.end_update, check, self.ending
-        )
+        halt = LambdaCallback(on_train_batch_end=lambda *_: self.check())
+        self.site = self.components.site(self.folder, [self.bars, halt], self.check)
+        self.transport = self.components.transport(self.folder, self.site, self.server, self, self.ending)
 
     def federate(self) -> None:
         """Goes on after the last round that was stored; goes back where a client lost its memory."""
@@ -164,7 +162,7 @@ class Run:
             except MemoryLost as lost:
                 before = self.server.round
                 print(f"fedlight: checkpoint: {lost}; going back a round", file=sys.stderr)
-        self.here.journal.clear()
+        self.site.journal.clear()
         self.clock.clear()
         self.record.spend(checkpoint=self._checkpoint_seconds())
 
@@ -221,7 +219,7 @@ class Run:
     def _evaluate(self) -> dict[str, Any] | None:
         begun = time.perf_counter()
         fid = evaluate_models(
-            self.folder, self.server, self.transport, self.components, self.bars, self._check
+            self.folder, self.server, self.transport, self.components, self.bars, self.check
         )
         self.record.spend(evaluation=time.perf_counter() - begun)
         return fid
@@ -236,7 +234,11 @@ class Run:
             own = [found.get(client if client in met else strangers[0]) for client in clients]
             self.record.result["client_sha256"] = own
 
-    def _check(self) -> None:
+    def end_update(self) -> None:
+        """Counts a local update that another process did."""
+        self.bars.end_update()
+
+    def check(self) -> None:
         """Ends the cell where it is to end; notes the time."""
         training = self._earlier.training + time.perf_counter() - self._begun
         spent = Spent(
@@ -247,7 +249,7 @@ class Run:
         self.held.check(every=BEAT)
 
     def _checkpoint_seconds(self) -> float:
-        return self.checkpoint.watch.take() + self.here.take_seconds()
+        return self.checkpoint.watch.take() + self.site.take_seconds()
 
 
 def _label_advice(config: CellConfig) -> str | None:

@@ -47,7 +47,6 @@ from fedlight.experiment.guarantee import (
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
-from fedlight.federation.cohort import cohort_size
 from fedlight.federation.federator import on_cpu
 from fedlight.federation.learning_rate import rate
 from fedlight.federation.method import Method
@@ -56,7 +55,7 @@ from fedlight.federation.site import Site
 from fedlight.federation.slices import SliceMap, buffer_names
 from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.processes import Processes
-from fedlight.federation.transport.transport import Transport, TransportContext
+from fedlight.federation.transport.transport import Deployment, Monitor, Transport, TransportContext
 from fedlight.runtime.cores import CORES
 from fedlight.runtime.errors import BadInput, format_error
 from fedlight.runtime.memory import keep_freed_memory
@@ -87,6 +86,7 @@ class Components:
     make_trainer: Callable[..., Trainer]
     device: torch.device
     evaluator: Evaluator | None
+    deployment: Deployment | None = None
 
     @property
     def room(self) -> int:
@@ -146,28 +146,22 @@ class Components:
     def transport(
         self,
         folder: Path,
-        here: Site,
+        site: Site,
         server: Server,
-        done: Callable[[], None],
-        check: Callable[[], None],
-        ending: ExitStack,
+        monitor: Monitor,
+        exit_stack: ExitStack,
     ) -> Transport:
         """What carries the messages of the cell; CENTRAL trains where the server is."""
         config = self.config
-        cohort = cohort_size(config.clients, config.fraction)
-        make_site = SiteMaker(config, folder.absolute())
         context = TransportContext(
-            here,
-            make_site,
-            cohort,
+            site,
+            SiteMaker(config, folder.absolute()),
             self.room,
-            done,
-            check,
-            ending,
-            admit=server.admit,
-            admit_scores=partial(check_drawn, config=config),
-            forget=server.forget,
-            unsent=server.withdraw,
+            server,
+            monitor,
+            exit_stack,
+            check_scores=partial(check_drawn, config=config),
+            deployment=self.deployment,
         )
         if self.method.pool or config.rounds == 0:
             return Inline(context)

@@ -17,7 +17,7 @@ import torch
 from conftest import Cell, invoke
 from consortium import Consortium, consortium_of_three, missing, until, update_in
 from PIL import Image
-from toy import FULL, PARTIAL, federate, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, federate, inline, toy_context, toy_server, toy_setup, toy_site
 
 from fedlight import deploy
 from fedlight.deployment.agreement import agreed_hash
@@ -30,7 +30,7 @@ from fedlight.federation.server import Server
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.flower import Flower
 from fedlight.federation.transport.node_keys import fingerprint_of
-from fedlight.federation.transport.transport import TransportContext
+from fedlight.federation.transport.transport import Deployment
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput, Damaged
 
@@ -129,9 +129,7 @@ class Toys:
             for client, place in enumerate((folder / "0", folder / "1"))
         ]
         self.grid = Grid({11 + i.client: Node(i.client, i.answer) for i in self.institutions})
-        patch.setattr(Flower, "grid", self.grid)
-        patch.setattr(Flower, "agreed", "agreed")
-        patch.setattr("fedlight.federation.transport.flower.LOOK", 0.0)
+        patch.setattr("fedlight.federation.transport.flower.POLL", 0.0)
         for name in ("_run_id", "_task_id", "_node_id"):
             patch.setattr(TaskIdentity, name, 1)
         self.notes = folder / "server"
@@ -139,10 +137,9 @@ class Toys:
 
     def start_server(self, nodes: list[str] | None = None) -> Flower:
         """The transport of a server that has just started."""
-        here, server = toy_site(self.setup, self.notes), self.server
-        error_line = {"admit": server.admit, "forget": server.forget, "unsent": server.withdraw}
-        context = TransportContext(here, lambda: here, 2, 1, lambda: None, lambda: None, **error_line)
-        return Flower(context, timeout=0.5, nodes=nodes)
+        deployment = Deployment(self.grid, "agreed")
+        site = toy_site(self.setup, self.notes)
+        return Flower(toy_context(site, server=self.server, deployment=deployment), timeout=0.5, nodes=nodes)
 
     def run(self, rounds: int) -> None:
         for _ in federate(self.server, self.transport, rounds):
@@ -508,7 +505,7 @@ def test_a_cell_that_is_to_end_waits_for_no_answer(toys: MakeToys) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
-    over.transport._context = replace(over.transport._context, check=stop)
+    over.transport._context = replace(over.transport._context, monitor=SimpleNamespace(check=stop))
     with pytest.raises(KeyboardInterrupt):
         over.run(1)
     assert over.grid.count == 0

@@ -123,8 +123,26 @@ def federate(server: Server, transport: Transport, rounds: int) -> Iterator[Outc
         yield server.finish_round()
 
 
+class Quiet:
+    """A monitor that shows nothing and ends nothing."""
+
+    def end_update(self) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+
+def toy_context(site: Site, clients: int = 2, **parts: Any) -> TransportContext:
+    """What a transport gets in a federation of so many clients, on a machine with room for two processes."""
+    server = toy_server(site.setup, clients)
+    return TransportContext(
+        site, lambda: site, **{"max_workers": 2, "server": server, "monitor": Quiet(), **parts}
+    )
+
+
 def inline(site: Site) -> Inline:
-    return Inline(TransportContext(site, lambda: site, 1, 1, lambda: None, lambda: None))
+    return Inline(toy_context(site))
 
 
 def toy_site(setup: ClientSetup, folder: Path) -> Site:

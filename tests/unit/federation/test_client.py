@@ -51,18 +51,14 @@ Path(sys.argv[3]).write_bytes(pack({}, kept))
 def broadcasts_of(setup, rounds: int, folder: Path) -> list[Broadcast]:
     """The broadcasts that client 0 receives in so many rounds of a federation of two clients."""
     server, site = toy_server(setup), toy_site(setup, folder)
-    seen = []
-    begin = server.broadcasts
-
-    def record():
-        for broadcast in begin():
-            seen.append(broadcast)
-            yield broadcast
-
-    server.broadcasts = record  # type: ignore[method-assign]
-    for _ in federate(server, inline(site), rounds):
-        pass
-    return [broadcast for broadcast in seen if broadcast.client == 0]
+    transport, seen = inline(site), []
+    for _ in range(rounds):
+        broadcasts = server.start_round()
+        seen.append(broadcasts[0])
+        for update in transport.exchange(broadcasts):
+            server.receive(update)
+        server.finish_round()
+    return seen
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,13 +189,12 @@ def test_a_step_is_timed_once_for_cells_that_are_alike(monkeypatch: pytest.Monke
     assert sizes == [5, 5, 3, 3]
 
 
-def test_a_row_of_rounds_counts_both_parts_of_a_round(tmp_path: Path) -> None:
+def test_a_row_of_rounds_counts_both_directions(tmp_path: Path) -> None:
     setup = toy_setup()
     server = toy_server(setup)
     (done,) = federate(server, inline(toy_site(setup, tmp_path)), 1)
     config = SimpleNamespace(clients=2)
-    done = replace(done, training=2.0, merging=0.5)
-    row = _noted(done, 1.0, server, {"value": 7.0}, config)["row"]  # type: ignore[arg-type]
+    row = _noted(done, 2.5, server, {"value": 7.0}, config)["row"]  # type: ignore[arg-type]
     params = 2 * sum(tensor.numel() for tensor in server.theta.values())
     known = {"round": 1, "participants": 2, "reports": 2, "fid": 7.0, "seconds": 2.5}
     sent = {"params_down": params, "params_up": params, "params_cumulative": 2 * params}
