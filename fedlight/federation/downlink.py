@@ -78,7 +78,7 @@ class Downlink:
 
     def _sent(self, version: int) -> Iterable[str]:
         """The slices that are sent to a client whose reference is of the round `version`."""
-        return self._slices.names if self._method.whole_down(version) else self._method.downlink
+        return self._slices.names if self._method.sends_all(version) else self._method.downlink
 
     def _encode(self, slice_: str, values: State) -> None:
         chain, reference = self._codec.down, self.received(slice_)
@@ -125,4 +125,4 @@ def sent_slices(method: Method, slices: SliceMap, codec: Codec, previous: int, r
     version = previous or int(codec.seeded_start)
     if version and round_ == 1:
         return ()
-    return slices.names if method.whole_down(version) else method.downlink
+    return slices.names if method.sends_all(version) else method.downlink

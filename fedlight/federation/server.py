@@ -17,7 +17,8 @@ from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, St
 from fedlight.federation.method import Method
 from fedlight.federation.open_round import OpenRound, Outcome
 from fedlight.federation.slices import SliceMap
-from fedlight.runtime.errors import BadInput, Damaged
+from fedlight.federation.step import step_model
+from fedlight.runtime.errors import Damaged
 from fedlight.runtime.printable import printable
 from fedlight.runtime.stopwatch import Stopwatch
 
@@ -317,32 +318,15 @@ class Server:
         return privacy.clip_update(values, aux, self._federated(), self._private)
 
     def _step(self) -> None:
-        """theta <- step(theta, mean): the algorithm steps the parameters; buffers take their mean."""
-        mean = self._open.mean.result()
-        parameters = self.slices.parameters(mean)
+        """Steps the global model by the means of the round."""
         clients = 1 if self.method.pool else self.participation.clients
         aux = self._open.aux.result(clients if self._algorithm.absent_is_zero else None)
-        theta, self.state = self._algorithm.step(self._stepped(), parameters, aux, self.state)
-        self._check_step(theta)
-        self.theta.update({name: mean[name] for name in mean if name not in parameters} | theta)
+        mean = self._open.mean.result()
+        self.theta, self.state = step_model(
+            self._algorithm, self.slices, self.theta, self._stepped(), mean, aux, self.state
+        )
         if self._average_decay is not None:
             self.average = update_average(self.average, self.theta, self._average_decay)
-
-    def _check_step(self, theta: State) -> None:
-        """Raises BadInput where the algorithm's step returned tensors that do not fit the global model."""
-        algorithm = f"{type(self._algorithm).__module__}.{type(self._algorithm).__qualname__}"
-        for name, tensor in theta.items():
-            given = tensor.dtype, tuple(tensor.shape)
-            if name not in self.theta:
-                raise BadInput(
-                    f"algorithm {algorithm}: step returned {given} for {name}, "
-                    "which is no part of the global model"
-                )
-            expected = self.theta[name].dtype, tuple(self.theta[name].shape)
-            if given != expected:
-                raise BadInput(
-                    f"algorithm {algorithm}: step returned {given} for {name}, expected {expected}"
-                )
 
     def _method_now(self) -> Method:
         """The method as it is in the next or open round, which may be of the warm start."""

@@ -473,7 +473,7 @@ def test_a_node_without_a_key_is_nobody(toys: MakeToys, capfd: pytest.CaptureFix
     over = toys(toy_setup(PARTIAL))
     over.grid.nodes[12].key = b""
     over.run(1)
-    assert "node 12 has no key that can be read: refused" in capfd.readouterr().err
+    assert "node 12 has a key that cannot be read: refused" in capfd.readouterr().err
     assert over.server.met == {0: 1}
 
 

@@ -214,7 +214,7 @@ def test_text_is_made_printable_and_cut() -> None:
 def test_words_of_another_schema_are_a_problem(words: dict[str, Any]) -> None:
     found = open_words(wrap(b"", words))
     assert found.keys() == {PROBLEM}
-    assert str(found[PROBLEM]).startswith("words that cannot be read")
+    assert str(found[PROBLEM]).startswith("invalid words")
     assert open_words(wrap(b"", {CLIENT: 1, PROBLEM: "a\nb"})) == {CLIENT: 1, PROBLEM: r"a\nb"}
 
 

@@ -64,7 +64,7 @@ def test_a_slice_may_reach_a_name_by_two_of_its_own_prefixes() -> None:
 
 
 def test_an_empty_slice_is_named() -> None:
-    with pytest.raises(BadInput, match="slice tail holds no parameter"):
+    with pytest.raises(BadInput, match="slice tail has no parameter"):
         SliceMap.build({"front": ["stem", "downs", "downsample", "mid"], "tail": ["up"]}, STATE[:5])
 
 
@@ -83,7 +83,7 @@ def test_private_prefixes_end_at_a_dot_too() -> None:
 
 
 def test_a_slice_without_any_public_name_is_empty() -> None:
-    with pytest.raises(BadInput, match="slice average holds no parameter"):
+    with pytest.raises(BadInput, match="slice average has no parameter"):
         SliceMap.build({"all": ["mid"], "average": ["ema"]}, ["mid.weight", "ema.weight"], private=["ema"])
 
 
