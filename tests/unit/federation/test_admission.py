@@ -147,7 +147,7 @@ BYTES_CHANGED: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("attack", [*CHANGES, *BYTES_CHANGED])
-def test_a_bad_update_leaves_the_server_as_if_its_node_had_been_away(
+def test_an_invalid_update_has_the_effect_of_an_absent_node(
     attack: str, toys: MakeToys, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     setup = toy_setup(PARTIAL, algorithm=Scaffold(), module=Rich())
@@ -167,7 +167,7 @@ def test_a_bad_update_leaves_the_server_as_if_its_node_had_been_away(
     assert len(line) < 500
 
 
-def test_the_largest_weight_and_value_are_taken_and_the_mean_stays_finite(
+def test_the_largest_allowed_weight_and_value_give_a_finite_mean(
     toys: MakeToys, capfd: pytest.CaptureFixture[str]
 ) -> None:
     over = toys(toy_setup(PARTIAL), "toys")
@@ -187,9 +187,7 @@ def test_the_largest_weight_and_value_are_taken_and_the_mean_stays_finite(
     assert "fedlight: client 1 counts as 1,000,000,000 images in the mean\n" in capfd.readouterr().out
 
 
-def test_what_a_node_says_reaches_the_log_on_one_line(
-    toys: MakeToys, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_text_from_a_node_is_logged_on_one_line(toys: MakeToys, capfd: pytest.CaptureFixture[str]) -> None:
     over = toys(toy_setup(PARTIAL), "toys")
     over.run(1)
     capfd.readouterr()
@@ -211,7 +209,7 @@ def test_text_is_made_printable_and_cut() -> None:
     "words",
     [{CLIENT: -1}, {CLIENT: 2**31}, {CLIENT: "1"}, {CLIENT: 1.0}, {"more": 1}, {PROBLEM: "x" * 10**5}],
 )
-def test_words_of_another_schema_are_a_problem(words: dict[str, Any]) -> None:
+def test_words_of_another_schema_are_refused(words: dict[str, Any]) -> None:
     found = open_words(wrap(b"", words))
     assert found.keys() == {PROBLEM}
     assert str(found[PROBLEM]).startswith("invalid words")
@@ -239,7 +237,7 @@ def test_other_records_than_those_of_a_message_are_refused() -> None:
         (lambda s: Update("toy", 1, 1, 1, 1.0, {}), "this is a Update"),
     ],
 )
-def test_a_node_that_refuses_the_fingerprint_costs_its_own_place_alone(
+def test_a_node_that_refuses_the_fingerprint_leaves_those_of_others(
     change: Callable[[Scores], Any], error_line: str, toys: MakeToys, capfd: pytest.CaptureFixture[str]
 ) -> None:
     over = toys(toy_setup(PARTIAL), rounds=1)
@@ -289,7 +287,7 @@ def drawn(metrics: dict[str, float], **groups: dict[str, Tensor]) -> Scores:
     return Scores(1, "0" * 64, metrics, {name: Payload.plain(tensors) for name, tensors in groups.items()})
 
 
-def test_scores_hold_the_metrics_and_images_of_the_cells_evaluation() -> None:
+def test_scores_must_have_the_metrics_and_images_of_the_cells_evaluation() -> None:
     asked = config("evaluation.samples=70", "evaluation.memorisation=true")
     grid = {"images": torch.zeros(4, *asked.data.shape, dtype=torch.uint8)}
     check_drawn(drawn(METRICS, grid=grid, memorisation=COPIES), asked)
@@ -384,7 +382,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("change", [*BROADCASTS, *EVALUATIONS])
-def test_a_bad_message_from_the_server_changes_nothing_at_a_node(change: str, sent: Sent) -> None:
+def test_an_invalid_message_of_the_server_changes_nothing_at_a_node(change: str, sent: Sent) -> None:
     node = sent.over.institutions[1]
     before = files(node.folder)
     wrong = (
@@ -397,7 +395,7 @@ def test_a_bad_message_from_the_server_changes_nothing_at_a_node(change: str, se
     assert isinstance(from_bytes(node.answer(to_bytes(sent.broadcast))), Update)
 
 
-def test_first_contact_brings_the_whole_model_and_no_delta(toys: MakeToys) -> None:
+def test_a_first_broadcast_has_all_slices_and_no_delta(toys: MakeToys) -> None:
     over = toys(toy_setup(FULL, codec=Codec(down=[TopK(0.5)])), "toys")
     (_, first) = over.server.start_round()
     node = over.institutions[1]
@@ -408,7 +406,7 @@ def test_first_contact_brings_the_whole_model_and_no_delta(toys: MakeToys) -> No
     assert isinstance(node.read(to_bytes(first)), Broadcast)
 
 
-def test_a_client_counts_its_images_but_for_where_privacy_hides_them() -> None:
+def test_a_client_reports_its_number_of_images_unless_privacy_hides_it() -> None:
     held = {"all": {"weight": torch.zeros(2)}}
 
     def admitted(private: bool, images: int, loss: float | None = None) -> bool:
@@ -467,7 +465,7 @@ def test_values_and_counters_of_a_model_are_bounded() -> None:
 # --- the socket of an institution's resident process
 
 
-def test_a_long_tmpdir_leaves_the_socket_a_short_path(
+def test_the_socket_has_a_short_path_under_a_long_tmpdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = tmp_path / ("x" * 120)
@@ -495,7 +493,7 @@ def test_a_socket_is_not_made_behind_a_link(tmp_path: Path, monkeypatch: pytest.
 # --- what an institution's app hands on
 
 
-def test_an_app_hands_on_messages_and_says_no_more_than_was_agreed(
+def test_an_app_forwards_messages_and_sends_only_what_was_agreed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "cell.yaml"
