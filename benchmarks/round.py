@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from fedlight.experiment.clients import SiteMaker, make_site
 from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.setup import make_server, set_up
 from fedlight.federation.checkpoint import ServerCheckpoint
-from fedlight.federation.rounds import federate
 from fedlight.federation.transport.processes import Processes, end_workers
 from fedlight.federation.transport.transport import TransportContext
 from fedlight.loggers.bars import ProgressBars
@@ -74,14 +74,6 @@ def federated(parts: CellParts, folder: Path, first: Mapping[str, Tensor], worke
     with ProgressBars("round", config.rounds) as bars:
         callbacks = [bars, LambdaCallback(on_train_batch_end=lambda *_: None)]
         site = make_site(parts, folder, callbacks)
-        context = TransportContext(
-            site,
-            SiteMaker(config, folder, parts.noise),
-            config.clients,
-            workers,
-            bars.end_update,
-            lambda: None,
-        )
         server = make_server(
             folder.name,
             config,
@@ -92,7 +84,13 @@ def federated(parts: CellParts, folder: Path, first: Mapping[str, Tensor], worke
             parts.noise,
         )
         checkpoint = ServerCheckpoint(folder / CHECKPOINT, folder.name)
-        for _ in federate(server, Processes(context, workers), config.rounds):
+        monitor = SimpleNamespace(end_update=bars.end_update, check=lambda: None)
+        context = TransportContext(site, SiteMaker(config, folder, parts.noise), workers, server, monitor)
+        transport = Processes(context, workers)
+        while server.round < config.rounds:
+            for update in transport.exchange(server.start_round()):
+                server.receive(update)
+            server.finish_round()
             server.save(checkpoint, {})
         return state_sha256(server.theta)
 

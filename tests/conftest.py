@@ -205,19 +205,18 @@ class Wire:
 def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
     """Records every message that the server sends and receives."""
     found = Wire([], [])
-    send, receive = Server.broadcasts, Server.receive
+    start_round, receive = Server.start_round, Server.receive
 
-    def recorded(server: Server) -> Iterator[Broadcast]:
-        for broadcast in send(server):
-            copied = from_bytes(to_bytes(broadcast))
-            found.broadcasts.append(copied)
-            yield copied
+    def recorded(server: Server) -> list[Broadcast]:
+        broadcasts = [from_bytes(to_bytes(broadcast)) for broadcast in start_round(server)]
+        found.broadcasts += broadcasts
+        return broadcasts
 
     def record(server: Server, update: Update) -> None:
         found.updates.append(from_bytes(to_bytes(update)))
         receive(server, update)
 
-    monkeypatch.setattr(Server, "broadcasts", recorded)
+    monkeypatch.setattr(Server, "start_round", recorded)
     monkeypatch.setattr(Server, "receive", record)
     return found
 

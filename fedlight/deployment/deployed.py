@@ -26,8 +26,8 @@ from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.factories import make_algorithm
 from fedlight.federation.messages import Broadcast, Evaluation, from_bytes, to_bytes
 from fedlight.federation.site import Site
-from fedlight.federation.transport.flower import Flower
 from fedlight.federation.transport.node_keys import check_fingerprint
+from fedlight.federation.transport.transport import Deployment
 from fedlight.runs.identity import cell_folder, cell_id
 from fedlight.runtime.errors import BadInput, Damaged
 from fedlight.runtime.lease import hold
@@ -46,10 +46,9 @@ def serve(grid: Any, path: Path, run_config: dict[str, Any]) -> None:
     """
     config = agreed(path, str(run_config["data-root"]) or None)
     config = config.model_copy(update={"output": str(run_config["output"])})
-    Flower.grid, Flower.agreed = grid, agreed_hash(path)
     folder = cell_folder(config)
     with hold(folder) as held:
-        run_cell(config, held, set_up_server)
+        run_cell(config, held, set_up_server, Deployment(grid, agreed_hash(path)))
 
 
 def agreed(path: Path, root: str | None) -> CellConfig:

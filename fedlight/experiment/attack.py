@@ -128,7 +128,7 @@ class Attacker:
         with TemporaryDirectory() as scratch:
             (Path(scratch) / CHECKPOINT).mkdir()
             setup = make_site(parts, Path(scratch)).setup
-            chosen: list[Broadcast] = [one for one in server.broadcasts() if not one.drops_out]
+            chosen: list[Broadcast] = [one for one in server.start_round() if not one.drops_out]
             for broadcast in chosen[: self._clients]:
                 try:
                     kept = memory.read(broadcast.client, broadcast.previous) if broadcast.previous else {}

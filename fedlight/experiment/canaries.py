@@ -61,7 +61,7 @@ def canary_scores(
         privacy=mechanism,
     )
     for round_ in range(1, config.rounds + 1):
-        for broadcast in list(server.broadcasts()):
+        for broadcast in server.start_round():
             if not included[broadcast.client]:
                 continue
             values: State = {NAME: server.theta[NAME] + norm * torch.from_numpy(directions[broadcast.client])}

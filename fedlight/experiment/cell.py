@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from fedlight.experiment.user_code import user_code_error
 from fedlight.federation.checkpoint import ServerCheckpoint, last_versions
 from fedlight.federation.cohort import cohort_size
 from fedlight.federation.ledger import Entry
-from fedlight.federation.rounds import Round, federate
-from fedlight.federation.server import Server
+from fedlight.federation.server import Outcome, Server
+from fedlight.federation.transport.transport import Deployment
 from fedlight.loggers import pictures
 from fedlight.loggers.bars import ProgressBars
 from fedlight.loggers.metrics import CellLog
@@ -46,13 +46,19 @@ from fedlight.runtime.secret import masked
 from fedlight.runtime.signals import Stop, stoppable
 
 
-def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], CellParts] = set_up) -> None:
+def run_cell(
+    config: CellConfig,
+    held: Hold,
+    make: Callable[[CellConfig], CellParts] = set_up,
+    deployment: Deployment | None = None,
+) -> None:
     """Runs the cell that the configuration describes, or skips it where it is done.
 
     Args:
         config: of the cell.
         held: its folder, which this process holds.
         make: makes its parts; a server without images of its own makes other ones.
+        deployment: None in a simulation.
 
     Raises:
         BadInput: the cell cannot be run as asked; nothing was written.
@@ -87,12 +93,12 @@ def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], CellPa
     record = Record(folder, blank_result(cell, config, server, precision), held.check)
     result = record.result
     bars = ProgressBars(cell, config.rounds, cohort_size(config.clients, config.fraction))
-    with stoppable() as stop, record.closing(), bars, ExitStack() as ending:
+    with stoppable() as stop, record.closing(), bars, ExitStack() as exit_stack:
         _picture_data(folder, parts)
         with no_garbage():
             log = CellLog(config.logger, folder, config.name, cell, plain)
         record.on_close = log.finish
-        run = Run(folder, parts, server, record, log, bars, stop, held, ending)
+        run = Run(folder, parts, server, record, log, bars, stop, held, exit_stack, deployment)
         try:
             run.federate()
         except (BadInput, Damaged, Diverged, OSError):
@@ -127,10 +133,11 @@ class Run:
     bars: ProgressBars
     stop: Stop
     held: Hold
-    ending: ExitStack
+    exit_stack: ExitStack
+    deployment: Deployment | None
 
     def __post_init__(self) -> None:
-        self.config, check = self.parts.config, self._check
+        self.config = self.parts.config
         self.privacy_account: PrivacyAccount | None = None
         if self.config.privacy:
             parts, checkpoint = self.parts, self.folder / CHECKPOINT
@@ -140,10 +147,10 @@ class Run:
             self.record.result["privacy"] = self.privacy_account.to_entry(self.privacy_account.epsilons(0))
         self.checkpoint = ServerCheckpoint(self.folder / CHECKPOINT, self.folder.name)
         self.clock = Clock(self.folder / ".clock.json")
-        halt = LambdaCallback(on_train_batch_end=lambda *_: check())
-        self.site = make_site(self.parts, self.folder, [self.bars, halt], check)
+        halt = LambdaCallback(on_train_batch_end=lambda *_: self.check())
+        self.site = make_site(self.parts, self.folder, [self.bars, halt], self.check)
         self.transport = make_transport(
-            self.parts, self.folder, self.site, self.server, self.bars.end_update, check, self.ending
+            self.parts, self.folder, self.site, self.server, self, self.exit_stack, self.deployment
         )
 
     def federate(self) -> None:
@@ -155,8 +162,13 @@ class Run:
                 if self.config.rounds == 0:
                     self.record.result["fid"] = self._evaluate()
                     self.log.pictures(0, samples=grid_path(self.folder, 0))
-                for done in federate(self.server, self.transport, self.config.rounds):
-                    self._end_round(done)
+                while self.server.round < self.config.rounds:
+                    begun = time.perf_counter()
+                    broadcasts = self.server.start_round()
+                    for update in self.transport.exchange(broadcasts):
+                        self.server.receive(update)
+                    outcome = self.server.finish_round()
+                    self._end_round(outcome, time.perf_counter() - begun)
                 self._fingerprint_clients()
                 break
             except MemoryLost as lost:
@@ -190,21 +202,21 @@ class Run:
         self._begun = time.perf_counter()
         self._trained: float | None = None
 
-    def _end_round(self, done: Round) -> None:
-        self._trained = done.training + self._earlier.training
-        done = replace(done, training=self._trained)
-        fid = self._evaluate() if is_evaluation_round(done.round, self.config) else None
-        self.record.spend(training=done.training, merging=done.merging, checkpoint=self._checkpoint_seconds())
+    def _end_round(self, outcome: Outcome, seconds: float) -> None:
+        """Evaluates and stores a round, which took so many seconds in this process."""
+        self._trained = training = seconds - outcome.merging + self._earlier.training
+        fid = self._evaluate() if is_evaluation_round(outcome.round, self.config) else None
+        self.record.spend(training=training, merging=outcome.merging, checkpoint=self._checkpoint_seconds())
         self.record.tick()
-        noted = round_record(done, self.server, fid, self.config)
+        noted = round_record(outcome, training + outcome.merging, self.server, fid, self.config)
         if self.privacy_account:
-            noted["privacy"] = self.privacy_account.to_entry(self.privacy_account.epsilons(done.round))
+            noted["privacy"] = self.privacy_account.to_entry(self.privacy_account.epsilons(outcome.round))
             noted["row"]["epsilon"] = noted["privacy"]["epsilon"]
         history = {"rounds": [*self.record.rounds, noted], "seconds": self.record.result["seconds"]}
         self.held.check()
         self.server.save(self.checkpoint, history)
         self._begin_round(Spent())
-        self._note(noted, done.outcome.exchange)
+        self._note(noted, outcome.exchange)
         self.bars.end_round(noted["row"]["train_loss"])
 
     def _note(self, noted: dict[str, Any], exchange: list[Entry]) -> None:
@@ -219,7 +231,7 @@ class Run:
     def _evaluate(self) -> dict[str, Any] | None:
         begun = time.perf_counter()
         fid = evaluate_models(
-            self.folder, self.server, self.transport, self.parts.model_evaluator, self.bars, self._check
+            self.folder, self.server, self.transport, self.parts.model_evaluator, self.bars, self.check
         )
         self.record.spend(evaluation=time.perf_counter() - begun)
         return fid
@@ -234,7 +246,11 @@ class Run:
             own = [found.get(client if client in met else strangers[0]) for client in clients]
             self.record.result["client_sha256"] = own
 
-    def _check(self) -> None:
+    def end_update(self) -> None:
+        """Counts a local update that another process did."""
+        self.bars.end_update()
+
+    def check(self) -> None:
         """Ends the cell where it is to end; notes the time."""
         training = self._earlier.training + time.perf_counter() - self._begun
         spent = Spent(

@@ -15,13 +15,12 @@ from fedlight.experiment.model_evaluation import check_scores
 from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.setup import set_up
 from fedlight.federation.client import ClientSetup
-from fedlight.federation.cohort import cohort_size
 from fedlight.federation.learning_rate import rate
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
 from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.processes import Processes
-from fedlight.federation.transport.transport import Transport, TransportContext
+from fedlight.federation.transport.transport import Deployment, Monitor, Transport, TransportContext
 from fedlight.runtime.extension import make_extension
 
 
@@ -83,24 +82,21 @@ def make_transport(
     folder: Path,
     site: Site,
     server: Server,
-    done: Callable[[], None],
-    check: Callable[[], None],
-    ending: ExitStack,
+    monitor: Monitor,
+    exit_stack: ExitStack,
+    deployment: Deployment | None = None,
 ) -> Transport:
-    """What carries the messages of the cell; CENTRAL trains where the server is."""
+    """The transport of the cell; CENTRAL trains in the process of the server."""
     config = parts.config
     context = TransportContext(
         site,
         SiteMaker(config, folder.absolute(), parts.noise),
-        cohort_size(config.clients, config.fraction),
         parts.max_workers,
-        done,
-        check,
-        ending,
-        admit=server.admit,
-        admit_scores=partial(check_scores, config=config),
-        forget=server.forget,
-        unsent=server.unsent,
+        server,
+        monitor,
+        exit_stack,
+        check_scores=partial(check_scores, config=config),
+        deployment=deployment,
     )
     if parts.method.pool or config.rounds == 0:
         return Inline(context)

@@ -46,7 +46,7 @@ def estimate(parts: CellParts) -> Estimate:
         sent[slice_], _ = parts.codec.encode(values, zeros, {}, np.random.default_rng(0), slice_)
     steps = 0
     for _ in range(config.rounds):
-        for message in server.broadcasts():
+        for message in server.start_round():
             if not message.drops_out:
                 steps += config.epochs * batches[message.client]
                 if not method.pool:

@@ -5,8 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fedlight.config import CellConfig
-from fedlight.federation.rounds import Round
-from fedlight.federation.server import Server
+from fedlight.federation.server import Outcome, Server
 from fedlight.runs.identity import SCHEMA
 from fedlight.runtime.machine import describe_machine
 
@@ -45,12 +44,20 @@ def blank_result(cell: str, config: CellConfig, server: Server, precision: str) 
 
 
 def round_record(
-    done: Round, server: Server, fid: dict[str, Any] | None, config: CellConfig
+    outcome: Outcome, seconds: float, server: Server, fid: dict[str, Any] | None, config: CellConfig
 ) -> dict[str, Any]:
-    """What is recorded of a round: its row of `rounds.csv`, its losses and its scores."""
-    totals, outcome = server.ledger.totals(server.model_params), done.outcome
+    """What is recorded of a round: its row of `rounds.csv`, its losses and its scores.
+
+    Args:
+        outcome: of the round.
+        seconds: that training and merging took.
+        server: after the round.
+        fid: the scores, where models were evaluated after the round.
+        config: of the cell.
+    """
+    totals = server.ledger.totals(server.model_params)
     row = {
-        "round": done.round,
+        "round": outcome.round,
         "train_loss": outcome.train_loss,
         "params_down": sum(entry.params for entry in outcome.exchange if entry.direction == "down"),
         "params_up": sum(entry.params for entry in outcome.exchange if entry.direction == "up"),
@@ -59,7 +66,7 @@ def round_record(
         "participants": outcome.cohort,
         "reports": outcome.reports,
         "fid": fid and fid["value"],
-        "seconds": round(done.training + done.merging, 3),
+        "seconds": round(seconds, 3),
     }
     losses = {str(client): loss for client, loss in outcome.client_losses.items()}
     return {"row": row, "client_losses": losses if config.clients <= FEW_CLIENTS else {}, "fid": fid}

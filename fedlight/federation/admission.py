@@ -1,8 +1,8 @@
-"""The checks of messages from parties that nobody vouches for, before anything of them is kept.
+"""The checks of untrusted messages, which run before any part of a message is kept.
 
-`messages` holds the schema of a message; here stands what only its receiver knows: who was to send what. A
-server checks updates and scores, a node checks broadcasts and evaluations. Each check raises Damaged with a
-text that may repeat names out of the message: show it through `printable`.
+`messages` defines the schema of a message. The checks here need the state of the receiver: which party was
+to send which tensors in this round. A server checks updates and scores; a node checks broadcasts and
+evaluations. Each check raises Damaged. Its text may repeat names from the message: print it by `printable`.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -12,79 +12,109 @@ import torch
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import DELTA, Chain, Codec
 from fedlight.federation.downlink import sent_slices
+from fedlight.federation.mechanism import update_norm
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, Scores, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import Damaged
 
-MOST_EXAMPLES = 10**9  # images of one client, which bound its weight in the mean
+MOST_EXAMPLES = 10**9  # images of one client; bounds its weight in the mean
 LARGEST_COUNT = 2**53  # of a counter in a state_dict, to which clients add
-LARGEST = 2.0**60  # magnitude of a value; the square of a difference of two stays finite in float32
+LARGEST = 2.0**60  # magnitude of a value; the squared difference of two values is finite in float32
+LARGEST_NORM = torch.finfo(torch.float32).max  # of an update under client-level privacy
 
 
 def check_turn(
-    update: Update, cell: str, round_: int, cohort: Collection[int], seen: Collection[int]
+    update: Update, cell: str, round_: int, cohort: Collection[int], received: Collection[int]
 ) -> None:
-    """Checks that an update is of a client that is to report in this round.
+    """Checks that an update is the first of a client of the open round.
 
     Args:
         update: as it arrived.
         cell: id of the federation.
-        round_: the round under way.
+        round_: the open round, 1..R.
         cohort: its clients.
-        seen: those whose update is there already.
+        received: the clients whose update of this round has arrived already.
 
     Raises:
-        Damaged: it is not.
+        Damaged: the update is of another federation, round or client, or the second of this client.
     """
     if (update.cell, update.round) != (cell, round_) or update.client not in cohort:
         raise Damaged(f"is of no client of round {round_}")
-    if update.client in seen:
+    if update.client in received:
         raise Damaged(f"came twice in round {round_}")
 
 
 def check_update(
-    update: Update, held: Mapping[str, State], aux_like: State, optional: bool, chain: Chain, private: bool
+    update: Update,
+    received: Mapping[str, State],
+    aux_like: State,
+    optional: bool,
+    chain: Chain,
+    private: bool,
 ) -> None:
-    """Checks what a client reports.
+    """Checks the content of one untrusted update.
 
     Args:
-        update: of a client whose turn it is.
-        held: slice: its tensors as the client received them; of all slices that it is to report.
-        extras_like: tensors like the auxiliary state that it is to report.
+        update: of a client that `check_turn` accepts.
+        received: slice: its tensors as the client received them; of all slices that it is to report.
+        aux_like: tensors like the auxiliary state that the client is to report.
         optional: whether some of that state may be absent.
         chain: encodes the uplink.
         private: whether client-level privacy hides n_k and the loss.
 
     Raises:
-        Damaged: it is not finite tensors of these names, shapes and dtypes, counts false numbers of
-            parameters, or has numbers out of their range.
+        Damaged: the update is not of finite tensors with these names, shapes and dtypes, states wrong numbers
+            of parameters, or has numbers out of their range.
     """
-    expected = {*held, AUX} if aux_like else {*held}
+    expected = {*received, AUX} if aux_like else {*received}
     if update.payloads.keys() != expected:
-        raise Damaged(f"reports {_listed(update.payloads)} in place of {_listed(expected)}")
-    for slice_, like in held.items():
+        raise Damaged(f"reports {_format_names(update.payloads)} instead of {_format_names(expected)}")
+    for slice_, like in received.items():
         _check_slice(slice_, update.payloads[slice_], like, chain, [DELTA] if chain else [])
     if aux_like:
-        _check_extras(update.payloads[AUX], aux_like, optional)
+        _check_aux(update.payloads[AUX], aux_like, optional)
     fewest, most = (0, 0) if private else (1, MOST_EXAMPLES)
     if not fewest <= update.num_examples <= most:
-        raise Damaged(f"says that it is of {update.num_examples} images, and {fewest} to {most} are allowed")
+        raise Damaged(f"reports {update.num_examples} training images; {fewest} to {most} are allowed")
     if update.loss is not None and (private or not abs(update.loss) <= LARGEST):
         raise Damaged(f"has a loss of {update.loss:.3g}")
 
 
-def check_scores(scores: Scores, request: Evaluation) -> None:
-    """Checks a client's answer to an evaluation, as far as no evaluator is concerned.
+def check_private_update(values: State, aux: State, theta: State, aux_like: State) -> None:
+    """Checks the decoded tensors of one untrusted update under client-level privacy, before it is clipped.
+
+    Args:
+        values: of the slices.
+        aux: auxiliary state of the algorithm.
+        theta: the slices of the global model that are reported.
+        aux_like: tensors like the auxiliary state that is reported.
 
     Raises:
-        Damaged: it is of another client, scores what was not to be drawn, counts a false number of
-            parameters, or has numbers that are not finite or too large.
+        Damaged: names, shapes or dtypes differ, or the norm of the update is not finite.
+    """
+    for tensors, like in ((values, theta), (aux, aux_like)):
+        if _shapes(tensors) != _shapes(like):
+            raise Damaged("does not have the tensors that are to be reported")
+    if not update_norm(values, theta, aux) <= LARGEST_NORM:
+        raise Damaged("is not finite")
+
+
+def _shapes(tensors: State) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def check_scores(scores: Scores, request: Evaluation) -> None:
+    """Checks an untrusted answer to an evaluation; the evaluator's own check is a separate one.
+
+    Raises:
+        Damaged: the answer is of another client, has scores though no images were requested, states wrong
+            numbers of parameters, or has numbers that are not finite or too large.
     """
     if scores.client != request.client:
         raise Damaged(f"is of client {scores.client}")
     if not request.draw and (scores.metrics or scores.payloads):
-        raise Damaged("scores images that were not to be drawn")
+        raise Damaged("has scores of images, and no images were requested")
     for name, value in scores.metrics.items():
         if not abs(value) <= LARGEST:
             raise Damaged(f"has a {name} of {value:.3g}")
@@ -97,7 +127,7 @@ def check_scores(scores: Scores, request: Evaluation) -> None:
 def check_broadcast(
     broadcast: Broadcast, first: State, slices: SliceMap, method: Method, codec: Codec, algorithm: FedAvg
 ) -> None:
-    """Checks what a server sends for a round.
+    """Checks the content of an untrusted broadcast at a node.
 
     Args:
         broadcast: for this client.
@@ -105,18 +135,18 @@ def check_broadcast(
         slices, method, codec, algorithm: of the cell.
 
     Raises:
-        Damaged: it does not bring, in finite tensors of their names, shapes and dtypes, the slices that a
-            client gets that last took part in the round `previous`; asks for a slice that does not leave the
-            client in this round; or has auxiliary state that the algorithm does not send.
+        Damaged: the broadcast is not of finite tensors with the names, shapes and dtypes of the slices that a
+            client receives which last took part in the round `previous`; or it tells the client to drop out,
+            names a slice of the uplink twice, or has auxiliary state that the algorithm does not send.
     """
     round_, previous = broadcast.round, broadcast.previous
     if broadcast.drops_out:
-        raise Damaged("asks the client to drop out")
+        raise Damaged("tells the client to drop out")
     if len(set(broadcast.uplink)) < len(broadcast.uplink):
         raise Damaged("names a slice of the uplink twice")
     expected = {*sent_slices(method, slices, codec, previous, round_)}
     if broadcast.payloads.keys() - {AUX} != expected:
-        raise Damaged(f"brings {_listed(broadcast.payloads)} in place of {_listed(expected)}")
+        raise Damaged(f"contains {_format_names(broadcast.payloads)} instead of {_format_names(expected)}")
     version = previous or int(codec.seeded_start)
     for slice_ in expected:
         payload = broadcast.payloads[slice_]
@@ -128,30 +158,32 @@ def check_broadcast(
         exchanged = method.in_round(round_, slices.names).downlink
         theta = slices.parameters(slices.select(exchanged, first))
         like = slices.auxiliary(exchanged, _broadcast_like(algorithm, theta))
-        _check_extras(broadcast.payloads[AUX], like, optional=True)
+        _check_aux(broadcast.payloads[AUX], like, optional=True)
 
 
 def check_evaluation(evaluation: Evaluation, first: State, slices: SliceMap) -> None:
-    """Checks a server's request to evaluate the client's model.
+    """Checks an untrusted request to evaluate the client's model, at a node.
 
     Raises:
-        Damaged: it is not of the finite tensors of a whole global model.
+        Damaged: the request is not of the finite tensors of all slices of the global model.
     """
     if evaluation.payloads.keys() != slices.names.keys():
-        raise Damaged(f"brings {_listed(evaluation.payloads)} in place of {_listed(slices.names)}")
+        raise Damaged(
+            f"contains {_format_names(evaluation.payloads)} instead of {_format_names(slices.names)}"
+        )
     for slice_, payload in evaluation.payloads.items():
         _check_slice(slice_, payload, slices.select([slice_], first), Chain(), [])
 
 
 def _follow(deltas: list[str], version: int, round_: int) -> bool:
-    """Whether sorted names are those of the deltas of all rounds after `version` up to `round_`."""
+    """Whether sorted names are those of the deltas of the rounds `version` + 1 to `round_`."""
     if len(deltas) != round_ - version:
         return False
     return deltas == [f"{DELTA}{number:06d}" for number in range(version + 1, round_ + 1)]
 
 
 def _broadcast_like(algorithm: FedAvg, theta: State) -> State:
-    """Tensors like all that an algorithm may send: at first, after a step, and after a lost memory."""
+    """Tensors like the auxiliary state of a broadcast: at first, after a step, and after a lost memory."""
     before = algorithm.init(theta)
     _, after = algorithm.step(theta, theta, algorithm.aux_like(theta), before)
     states = before, after, algorithm.forget(after, 1)
@@ -159,25 +191,25 @@ def _broadcast_like(algorithm: FedAvg, theta: State) -> State:
 
 
 def _check_slice(slice_: str, payload: Payload, like: State, chain: Chain, deltas: Collection[str]) -> None:
-    """Checks a slice: its values where there are no deltas, else these and what is sent uncompressed."""
+    """Checks the payload of a slice: plain values, or deltas with these names and uncompressed tensors."""
     uncompressed = like.keys() - chain.encoded(like).keys()
     names = {*deltas, *uncompressed} if deltas else {*like}
-    if odd := payload.tensors.keys() ^ names:
-        name = min(odd)
+    if differing := payload.tensors.keys() ^ names:
+        name = min(differing)
         raise Damaged(f"has {'no' if name in names else 'a'} tensor {name} in slice {slice_}")
     _check_count(f"slice {slice_}", payload, like)
     try:
         values = chain.values(payload, like)
     except Damaged:
         raise
-    except Exception as error:  # a transform may be a user's own
+    except Exception as error:  # a transform may be user code
         raise Damaged(f"cannot be decoded ({type(error).__name__}: {error})") from error
     _check_like(values, like)
 
 
-def _check_extras(payload: Payload, like: State, optional: bool) -> None:
-    if odd := payload.tensors.keys() - like.keys():
-        raise Damaged(f"has a tensor {min(odd)} in its auxiliary state")
+def _check_aux(payload: Payload, like: State, optional: bool) -> None:
+    if unknown := payload.tensors.keys() - like.keys():
+        raise Damaged(f"has a tensor {min(unknown)} in its auxiliary state")
     if (missing := like.keys() - payload.tensors.keys()) and not optional:
         raise Damaged(f"has no tensor {min(missing)} in its auxiliary state")
     _check_count("its auxiliary state", payload, payload.tensors)
@@ -185,38 +217,38 @@ def _check_extras(payload: Payload, like: State, optional: bool) -> None:
 
 
 def _check_count(where: str, payload: Payload, like: State) -> None:
-    """The receiver counts parameters by itself, and takes no false number for its ledger."""
-    if payload.params != Payload.plain(like).params:
-        raise Damaged(f"counts {payload.params} parameters in {where}")
+    """Checks the stated number of parameters, which the ledger counts, against the receiver's own."""
+    if payload.params != (expected := Payload.plain(like).params):
+        raise Damaged(f"states {payload.params} parameters in {where}, which has {expected}")
 
 
 def _check_like(values: State, like: State) -> None:
-    """Checks tensors of the same names as others; whole numbers of more than one element must be the same."""
+    """Checks shapes, dtypes and values; an integer tensor of several elements must equal that of `like`."""
     for name, tensor in values.items():
         if (tensor.dtype, tensor.shape) != (like[name].dtype, like[name].shape):
             raise Damaged(
-                f"has {name} of {tensor.dtype} and shape {tuple(tensor.shape)} in place of "
+                f"has {name} of {tensor.dtype} and shape {tuple(tensor.shape)} instead of "
                 f"{like[name].dtype} and {tuple(like[name].shape)}"
             )
         if tensor.is_floating_point() or tensor.numel() == 1:
             _check_magnitude(name, tensor)
         elif not torch.equal(tensor, like[name]):
-            raise Damaged(f"changes the whole numbers of {name}")
+            raise Damaged(f"changes the integers of {name}")
 
 
 def _check_magnitude(name: str, tensor: torch.Tensor) -> None:
-    """Floating tensors are bounded, and so is a counter, which others add to, of a single element."""
+    """Checks the magnitude of a floating tensor, or of a counter (one integer), to which clients add."""
     if not tensor.is_floating_point():
-        room = tensor.numel() == 1 and tensor.dtype is not torch.bool
-        if room and abs(int(tensor)) > min(LARGEST_COUNT, torch.iinfo(tensor.dtype).max // 2):
+        counter = tensor.numel() == 1 and tensor.dtype is not torch.bool
+        if counter and abs(int(tensor)) > min(LARGEST_COUNT, torch.iinfo(tensor.dtype).max // 2):
             raise Damaged(f"has a count of {int(tensor)} in {name}")
         return
     largest = float(tensor.abs().max()) if tensor.numel() else 0.0
     if not largest < float("inf"):
-        raise Damaged(f"left the finite numbers in {name}")
+        raise Damaged(f"has values that are not finite in {name}")
     if largest > LARGEST:
-        raise Damaged(f"has a value of {largest:.3g} in {name}, and {LARGEST:.3g} is the largest allowed")
+        raise Damaged(f"has a value of {largest:.3g} in {name}; {LARGEST:.3g} is the largest allowed")
 
 
-def _listed(names: Iterable[str]) -> str:
+def _format_names(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"

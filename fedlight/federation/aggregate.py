@@ -9,18 +9,18 @@ from fedlight.runtime.errors import BadInput
 
 
 class WeightedMean:
-    """Takes the updates one by one; memory is that of one model, whatever the number of clients.
+    """Adds up updates one by one; its memory is that of one model for any number of clients.
 
-    Sums are in float64. With whole-number weights, identical updates have themselves as their mean, bit for
-    bit.
+    Sums are in float64. With integer weights, the mean of identical updates equals them bit for bit.
 
-    Integers have no mean. One of a single element is a counter, such as BatchNorm's `num_batches_tracked`,
-    which rightly differs between clients of different size: the largest is taken, so that no counter goes
-    back, whatever the sequence of updates. A larger one, such as a table of indices, must be the same in all.
+    Integer tensors have no mean. One of a single element is a counter, such as BatchNorm's
+    `num_batches_tracked`, which differs between clients of different size: the maximum is taken, so that no
+    counter decreases and the order of updates has no effect. A larger one, such as a table of indices, must
+    be equal in all updates.
     """
 
     def __init__(self, like: Mapping[str, Tensor] | None = None) -> None:
-        """`like` holds tensors of the dtypes of the means; another mean has that of its first update."""
+        """`like` has the dtypes of the means; a name that it lacks has the dtype of its first update."""
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
         self._dtypes = {name: tensor.dtype for name, tensor in (like or {}).items()}
@@ -29,7 +29,7 @@ class WeightedMean:
         """Adds the tensors of one client with its weight, such as n_k.
 
         Raises:
-            BadInput: an integer tensor of more than one element is not what another client reported.
+            BadInput: an integer tensor of more than one element differs from that of another client.
         """
         for name, tensor in values.items():
             if name not in self._sums:
@@ -44,23 +44,24 @@ class WeightedMean:
                 self._sums[name] = torch.maximum(self._sums[name], tensor)
             elif not torch.equal(self._sums[name], tensor):
                 raise BadInput(
-                    f"model: {name} holds whole numbers that differ between clients and have no mean: make "
-                    "it floating, or keep its slice out of method.uplink"
+                    f"model: {name} has integers that differ between clients and have no mean: make it "
+                    "floating-point, or remove its slice from method.uplink"
                 )
 
     def shift(self, tensors: Mapping[str, Tensor]) -> None:
-        """Adds to the sums what has no weight, such as noise."""
+        """Adds tensors without a weight to the sums, such as noise."""
         for name, tensor in tensors.items():
             self._sums[name] = self._sums[name] + tensor
 
-    def result(self, whole: float | None = None) -> dict[str, Tensor]:
+    def result(self, total_weight: float | None = None) -> dict[str, Tensor]:
         """The means; a name that no client reported is absent.
 
         Args:
-            whole: the weight of all clients; those that did not report a name count in its mean with 0.
+            total_weight: of all clients; those that did not report a name count in its mean with 0. None for
+                the weight of those that reported it.
         """
         return {
-            name: (total / (whole or self._weights[name])).to(self._dtypes[name])
+            name: (total / (total_weight or self._weights[name])).to(self._dtypes[name])
             if total.is_floating_point()
             else total
             for name, total in self._sums.items()

@@ -1,4 +1,4 @@
-"""How slices become payloads and back: as values, or as deltas encoded by a chain of transforms."""
+"""Encoding of slices as payloads: as values, or as deltas encoded by a chain of transforms."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
@@ -11,47 +11,55 @@ from fedlight.federation.messages import Payload, State
 from fedlight.federation.packing import join, split
 from fedlight.runtime.errors import BadInput, Damaged, Diverged
 
-DELTA = "delta/"  # begins the name of an encoded delta in a payload; what follows names its round
+DELTA = "delta/"  # prefix of the name of an encoded delta in a payload; the rest is its round
 
 
 class Transform(Protocol):
-    """One stage of a chain; it sees the floating-point tensors of one slice. Whole numbers pass it by."""
+    """One stage of a chain; it encodes the floating-point tensors of one slice, and no integers."""
 
     def encode(self, delta: State, rng: np.random.Generator) -> State:
-        """The tensors to send in place of `delta`; draws come from `rng` alone."""
+        """The tensors that are sent instead of `delta`; all randomness comes from `rng`."""
 
     def decode(self, sent: State, like: State) -> State:
-        """The delta that `sent` stands for; the tensors of `like` have its names, shapes and dtypes.
+        """The decoded delta.
+
+        Args:
+            sent: untrusted values, with the names, shapes and dtypes of `sent_like`.
+            like: tensors with the names, shapes and dtypes of the delta.
 
         Raises:
-            Damaged: `encode` gives no such values. The names, shapes and dtypes are those of `sent_like`.
+            Damaged: `encode` cannot return such values.
         """
 
     def sent_like(self, like: State) -> State:
-        """Tensors of the names, shapes and dtypes that `encode` gives for such a delta."""
+        """Tensors with the names, shapes and dtypes that `encode` returns for such a delta."""
 
 
 class Coder(Protocol):
     """A last stage of a chain, on bytes."""
 
     def compress(self, content: bytes) -> bytes:
-        """The bytes to send in place of `content`."""
+        """The bytes that are sent instead of `content`."""
 
     def decompress(self, content: bytes, size: int) -> bytes:
-        """The inverse; `size` is how many bytes are expected, and more are never made.
+        """The inverse of `compress`.
+
+        Args:
+            content: untrusted bytes.
+            size: number of bytes that the result must have; no more are ever produced.
 
         Raises:
-            Damaged: they are of another number.
+            Damaged: the result has another number of bytes.
         """
 
 
 class Chain:
-    """Transforms, first to last, and perhaps a coder after them.
+    """Transforms, first to last, and optionally a coder after them.
 
     Args:
-        stages: of the chain; without any, values are sent uncompressed.
-        buffers: names of the model that are sent uncompressed in any case, as whole numbers are: a lossy
-            running variance may become negative.
+        stages: of the chain; with none, values are sent uncompressed.
+        buffers: names of tensors that are always sent uncompressed, as integers are: a lossy running variance
+            may become negative.
 
     Raises:
         BadInput: a coder is not the last stage.
@@ -69,12 +77,12 @@ class Chain:
         return bool(self._stages or self._coder)
 
     def encode(self, delta: State, rng: np.random.Generator, whose: str) -> Tensor:
-        """The bytes of a floating delta, encoded, uint8.
+        """Encodes a floating-point delta as bytes, uint8.
 
         Args:
-            delta: by name.
+            delta: tensors by name.
             rng: the only source of randomness.
-            whose: delta it is, for messages, such as `slice decoder of client 3`.
+            whose: names the delta in messages, such as `slice decoder of client 3`.
 
         Raises:
             Diverged: the delta is not finite.
@@ -83,17 +91,17 @@ class Chain:
             raise Diverged(f"{whose} left the finite numbers and cannot be encoded")
         sent = delta
         for stage in self._stages:
-            sent = {**_whole(sent), **stage.encode(_floating(sent), rng)}
+            sent = {**_integers(sent), **stage.encode(_floating(sent), rng)}
         content = join({name: sent[name] for name in self._shapes(delta)[-1]})
         if self._coder is None:
             return content
         return _tensor(self._coder.compress(content.numpy().tobytes()))
 
     def decode(self, content: Tensor, like: State) -> State:
-        """The delta that the bytes stand for; the tensors of `like` have its names, shapes and dtypes.
+        """Decodes untrusted bytes; the tensors of `like` have the names, shapes and dtypes of the delta.
 
         Raises:
-            Damaged: they stand for no such delta.
+            Damaged: the bytes are no encoding of such a delta.
         """
         if content.dtype is not torch.uint8 or content.dim() != 1:
             raise Damaged(f"an encoded payload is {content.dtype} of shape {tuple(content.shape)}, not bytes")
@@ -103,60 +111,60 @@ class Chain:
             content = _tensor(self._coder.decompress(content.numpy().tobytes(), size))
         sent = split(content, last)
         for stage, shape in zip(reversed(self._stages), reversed(shapes), strict=True):
-            kept = {name: sent[name] for name in _whole(shape)}
-            sent = {**kept, **stage.decode(sent, _floating(shape))}
+            integers = {name: sent[name] for name in _integers(shape)}
+            sent = {**integers, **stage.decode(sent, _floating(shape))}
         return sent
 
-    def values(self, payload: Payload, held: State) -> State:
-        """The values of a slice from a payload: as they are, or as deltas to what the receiver knows.
+    def values(self, payload: Payload, reference: State) -> State:
+        """The values of a slice from a payload, which has plain values or deltas.
 
         Args:
             payload: as it arrived.
-            held: the values that its deltas are added to, in the sequence of their rounds.
+            reference: values of the receiver, to which the deltas are added in the order of their rounds.
         """
-        encoded = self.encoded(held)
+        encoded = self.encoded(reference)
         plain = {name: tensor for name, tensor in payload.tensors.items() if not name.startswith(DELTA)}
-        if plain.keys() == held.keys():
+        if plain.keys() == reference.keys():
             return plain
         values = dict(encoded)
         for name in sorted(payload.tensors.keys() - plain.keys()):
             delta = self.decode(payload.tensors[name], encoded)
             values = {key: value + delta[key] for key, value in values.items()}
-        return {name: values[name] if name in values else plain[name] for name in held}
+        return {name: values[name] if name in values else plain[name] for name in reference}
 
-    def difference(self, values: State, held: State) -> State:
-        """What is to be encoded and added to `held`."""
-        return {name: value - held[name] for name, value in self.encoded(values).items()}
+    def difference(self, values: State, reference: State) -> State:
+        """The delta from `reference` to `values`, of the tensors that are encoded."""
+        return {name: value - reference[name] for name, value in self.encoded(values).items()}
 
     def payload(self, values: State, deltas: State) -> Payload:
-        """The payload of encoded deltas that lead to `values`, and of what is sent uncompressed."""
+        """The payload with encoded deltas that lead to `values`, and with the uncompressed tensors."""
         encoded = self.encoded(values)
         plain = {name: tensor for name, tensor in values.items() if name not in encoded}
         return Payload({**deltas, **plain}, Payload.plain(values).params)
 
     def encoded(self, state: State) -> State:
-        """The tensors that the stages see: floating ones that are no buffers."""
+        """The tensors that the chain encodes: those of floating point that are no buffers."""
         return {name: tensor for name, tensor in _floating(state).items() if name not in self._buffers}
 
     def _shapes(self, like: State) -> list[State]:
-        """Tensors as they are before the first stage, after it, and so on to the last."""
+        """Tensors like the input of the first stage, its output, and so on to the output of the last."""
         shapes = [like]
         for stage in self._stages:
-            shapes.append({**_whole(shapes[-1]), **stage.sent_like(_floating(shapes[-1]))})
+            shapes.append({**_integers(shapes[-1]), **stage.sent_like(_floating(shapes[-1]))})
         return shapes
 
 
 class Codec:
-    """Encodes what a client reports and decodes it at the server; and names the chain of the downlink.
+    """Compression of uplink and downlink; encodes updates at the client and decodes them at the server.
 
-    Without a chain the values themselves cross. With it the difference to the values that the client
-    received crosses; what the encoding lost stays with the client and is added to its next delta (error
-    feedback, arXiv 1901.09847). Integer tensors and buffers are always sent uncompressed.
+    Without a chain the values are sent. With it the difference to the values that the client received is
+    sent; the client keeps the error of the encoding and adds it to its next delta (error feedback, arXiv
+    1901.09847). Integer tensors and buffers are always sent uncompressed.
 
     Args:
-        up: the stages of the uplink, first to last.
-        down: those of the downlink.
-        seeded_start: clients make the first model from the seed, and nothing of it crosses.
+        up: stages of the uplink, first to last.
+        down: stages of the downlink, first to last.
+        seeded_start: clients make the first model from the seed, and it is not sent.
         buffers: names of the model's buffers.
     """
 
@@ -179,9 +187,9 @@ class Codec:
         Args:
             values: the trained tensors.
             received: the same tensors as they were received in this round.
-            errors: what earlier encodings of this slice lost, by name; absent names lost nothing.
+            errors: of earlier encodings of this slice, by name; zero where a name is absent.
             rng: the only source of randomness.
-            whose: slice it is, for messages.
+            whose: names the slice in messages.
 
         Returns:
             The payload, and the new errors.
@@ -194,12 +202,12 @@ class Codec:
         delta = self.up.difference(values, received)
         delta |= {name: delta[name] + error for name, error in errors.items()}
         content = self.up.encode(delta, rng, whose)
-        arriving = self.up.decode(content, delta)
-        lost = {name: delta[name] - arriving[name] for name in delta}
-        return self.up.payload(values, {DELTA: content}), lost
+        decoded = self.up.decode(content, delta)
+        new_errors = {name: delta[name] - decoded[name] for name in delta}
+        return self.up.payload(values, {DELTA: content}), new_errors
 
     def decode(self, payload: Payload, received: State) -> State:
-        """The trained values of a slice at the server, which sent `received` in this round."""
+        """The trained values of a slice, at the server, which sent `received` in this round."""
         return self.up.values(payload, received)
 
 
@@ -207,7 +215,7 @@ def _floating(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
 
 
-def _whole(state: State) -> State:
+def _integers(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if not tensor.is_floating_point()}
 
 

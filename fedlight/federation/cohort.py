@@ -1,4 +1,4 @@
-"""The cohort of a round: who takes part, who reports which slice, who drops out."""
+"""The cohort of a round: its clients, the slices that each reports, and the clients that drop out."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from fedlight.runtime.system_random import SystemGenerator
 
 @dataclass(frozen=True)
 class Task:
-    """What one client is to do in one round.
+    """The task of one client in one round.
 
     Attributes:
         round: 1..R.
         client: 0..K-1.
         uplink: slices to report.
-        drops_out: the client receives its downlink but never reports; its work is lost.
+        drops_out: the client receives its broadcast and never reports (a simulated fault).
     """
 
     round: int
@@ -28,17 +28,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Participation:
-    """All that decides, with the method, the cohort and the tasks of every round.
+    """Decides, together with the method, the cohort and the tasks of every round.
 
     Attributes:
         clients: K, 1 or more.
         fraction: C, the share of clients in each round, in (0, 1].
         dropout: probability that a participant never reports, in [0, 1].
         seed: decides every draw.
-        poisson: every client takes part with probability C by itself, so that cohorts vary in size and may be
-            empty: what the account of client-level privacy assumes.
-        secret: a Poisson cohort comes from the operating system's cryptographic generator in place
-            of the seed.
+        poisson: each client takes part independently with probability C, so that cohorts vary in size and may
+            be empty. The accounting of client-level privacy assumes this.
+        secret: a Poisson cohort is drawn from the operating system's cryptographic generator, not from the
+            seed.
     """
 
     clients: int
@@ -48,8 +48,13 @@ class Participation:
     poisson: bool = False
     secret: bool = False
 
+    @property
+    def cohort_size(self) -> int:
+        """Clients in a round; their expected number where the cohort is Poisson."""
+        return cohort_size(self.clients, self.fraction)
+
     def draw(self, method: Method, round_: int) -> tuple[list[int], list[Task]]:
-        """The cohort of a round, 1..R, and the tasks to be done, both in client order."""
+        """The cohort of a round, 1..R, and its tasks, both in client order."""
         if self.poisson:
             rng = SystemGenerator() if self.secret else stream(self.seed, "participants", round_)
             cohort = draw_poisson(rng, self.clients, self.fraction)
@@ -73,7 +78,7 @@ def draw_cohort(seed: int, round_: int, clients: int, fraction: float) -> list[i
 
 
 def draw_poisson(rng: np.random.Generator | SystemGenerator, clients: int, rate: float) -> list[int]:
-    """The clients of a round, each of them in it with probability `rate`, sorted."""
+    """The clients of a round, each with probability `rate`, sorted."""
     drawn: list[int] = np.flatnonzero(rng.random(clients) < rate).tolist()
     return drawn
 
@@ -96,7 +101,7 @@ def assign_tasks(method: Method, seed: int, round_: int, cohort: list[int], drop
 
 
 def _assign_split(split: Split, rng: np.random.Generator, cohort: list[int]) -> dict[int, tuple[str, ...]]:
-    """Pairs the cohort at random and deals the slices (FedDiffuse, USPLIT)."""
+    """Pairs the cohort at random and assigns the slices (FedDiffuse, USPLIT)."""
     shuffled = [int(client) for client in rng.permutation(cohort)]
     uplinks: dict[int, tuple[str, ...]] = {}
     for pair in zip(shuffled[::2], shuffled[1::2], strict=False):

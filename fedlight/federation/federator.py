@@ -1,4 +1,4 @@
-"""The callback inside a client's Trainer: where the global model meets the client's own."""
+"""The callback that turns a Lightning fit into a local update."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -16,18 +16,18 @@ from fedlight.runtime.training_loss import batch_loss
 
 
 class Federator(Callback):
-    """Merges the received slices over the private ones at fit start, and takes the trained state at fit end.
+    """Loads the state to train from at fit start, and copies the trained state at fit end.
 
     Args:
         client, round_: for messages.
-        state: the whole state_dict to train from: the received slices over the private ones.
-        optimizer: the optimizer's tensors to go on with; None for one made anew.
+        state: the state_dict to train from: the received slices over the private ones.
+        optimizer: tensors of the optimizer's state to continue from; None for a new optimizer.
         rate: factor of the optimizer's learning rate.
-        frozen: parameters that are not trained.
+        frozen: names of parameters that are not trained.
 
     Attributes:
         trained: the state_dict after the fit, on the CPU.
-        kept_optimizer: the optimizer's tensors after the fit; empty where `optimizer` was None.
+        kept_optimizer: tensors of the optimizer's state after the fit; empty where `optimizer` was None.
         loss: mean training loss of an image over the last local epoch.
         steps: optimizer steps of the fit.
     """
@@ -41,7 +41,7 @@ class Federator(Callback):
         rate: float = 1.0,
         frozen: Collection[str] = (),
     ) -> None:
-        self._who = f"client {client}"
+        self._name = f"client {client}"
         self._round = round_
         self._state = state
         self._optimizer = optimizer
@@ -73,18 +73,18 @@ class Federator(Callback):
         loss = self._loss.item()
         if not math.isfinite(loss):
             raise Diverged(
-                f"the training loss of {self._who} became {loss} in round {self._round}, "
+                f"the training loss of {self._name} became {loss} in round {self._round}, "
                 f"local epoch {trainer.current_epoch + 1}"
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (self._images or trainer.global_step):  # a batch of a Poisson sample may be empty
-            raise BadInput(f"{self._who} trained on no image in round {self._round}")
+            raise BadInput(f"{self._name} trained on no image in round {self._round}")
         self._freeze(pl_module, False)
         self.trained = on_cpu(pl_module.state_dict())
         floating = [tensor for tensor in self.trained.values() if tensor.is_floating_point()]
         if not get_total_norm(floating, norm_type=math.inf).isfinite():
-            raise Diverged(f"the weights of {self._who} left the finite numbers in round {self._round}")
+            raise Diverged(f"the weights of {self._name} left the finite numbers in round {self._round}")
         self.loss = self._loss.item() / max(1, self._images)
         self.steps = trainer.global_step
         if self._optimizer is not None:
@@ -97,7 +97,7 @@ class Federator(Callback):
 
 
 def on_cpu(state: Mapping[str, Tensor]) -> State:
-    """A copy on the CPU that nothing else writes to."""
+    """Copies tensors to the CPU; the copies share no memory with the originals."""
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
@@ -112,9 +112,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, kept: State) -> None:
-    """The inverse of `optimizer_state`."""
+    """Loads the tensors that `optimizer_state` returned."""
     state: dict[int, State] = {}
     for name, tensor in kept.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor.clone()  # which the optimizer writes to
+        state.setdefault(int(index), {})[key] = tensor.clone()  # the optimizer writes to it
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

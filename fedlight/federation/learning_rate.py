@@ -4,13 +4,13 @@ import math
 
 
 def rate(round_: int, rounds: int, warmup: int, *, cosine: bool) -> float:
-    """The factor of the learning rate in a round, the same for all its steps, above 0 and at most 1.
+    """The factor of the learning rate in all steps of a round, in (0, 1].
 
     Args:
         round_: 1..R.
         rounds: R.
-        warmup: the first rounds, in which the rate rises in equal steps.
-        cosine: whether it falls from then on, by half a cosine that would reach 0 after the last round.
+        warmup: number of first rounds, in which the rate rises in equal steps.
+        cosine: whether the rate then falls by half a cosine, which would reach 0 after the last round.
     """
     if round_ <= warmup:
         return round_ / (warmup + 1)

@@ -1,4 +1,4 @@
-"""The ledger: every payload that crosses, counted as it is sent and as it arrives."""
+"""The ledger: counts every payload when the server sends or receives it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
@@ -11,14 +11,14 @@ Direction = Literal["down", "up"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One payload crossing once.
+    """One payload that was sent once.
 
     Attributes:
         round: 1..R.
         client: 0..K-1.
         direction: `down`, server to client, or `up`, client to server.
-        slice: the slice's name, or `algorithm` for what an algorithm adds.
-        params: number of scalars that the payload stands for.
+        slice: the slice's name, or `algorithm` for auxiliary state.
+        params: number of scalars that the payload encodes.
         bytes: size of the payload.
     """
 
@@ -31,12 +31,12 @@ class Entry:
 
 
 class Ledger:
-    """The account of a cell's exchange.
+    """Counts the traffic of a cell.
 
     Attributes:
-        entries: of all rounds that are closed, by round, client and direction.
-        params, bytes: their sums by direction, and in all.
-        visits: downlinks and uplinks that FULL would have made so far.
+        entries: of all closed rounds, by round, client and direction.
+        params, bytes: sums of the parameters by direction, and of all bytes.
+        visits: number of models that FULL would have sent, both ways, so far.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Ledger:
         ]
 
     def withdraw(self, client: int) -> None:
-        """Takes back what was counted in the open round for a client that could not be sent to."""
+        """Removes the entries of the open round of a client that its broadcast did not reach."""
         self._open = [entry for entry in self._open if entry.client != client]
 
     def finish_round(self, visits: int) -> list[Entry]:
@@ -63,14 +63,14 @@ class Ledger:
         return closed
 
     def discard_round(self) -> None:
-        """Forgets the messages of a round that is begun anew."""
+        """Removes the entries of the open round, which starts again."""
         self._open = []
 
     def totals(self, model_params: int) -> dict[str, int | float]:
-        """The account so far beside what FULL would have exchanged with the same clients.
+        """Sums over all closed rounds, compared with FULL for the same clients.
 
         Args:
-            model_params: N, the scalars of a whole model.
+            model_params: N, the number of scalars of the model.
         """
         down, up = self.params["down"], self.params["up"]
         full = model_params * self.visits
@@ -84,11 +84,11 @@ class Ledger:
         }
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """The entries as JSON knows them, for the checkpoint."""
+        """The entries as JSON values, for the checkpoint."""
         return [astuple(entry) for entry in self.entries]
 
     def restore(self, rows: Iterable[Iterable[Any]], visits: int) -> None:
-        """The inverse of `rows`."""
+        """Restores the entries that `rows` returned."""
         self.entries: list[Entry] = []
         self.params = {"down": 0, "up": 0}
         self.bytes, self.visits = 0, visits

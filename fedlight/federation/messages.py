@@ -1,12 +1,12 @@
-"""All that may cross between the server and a client, its schema, and its one form as bytes.
+"""The messages between the server and a client: their schema, and their encoding as bytes.
 
 Each message names its federation (`cell`), the `round` (1..R; in an `Evaluation` the rounds completed) and
-the `client` (0..K-1), and carries `payloads`: slice, or `EXTRAS`: what is sent. It is the bytes of a
-safetensors file: the tensors of its payloads, named `payload/tensor`, and a JSON header with everything else.
-The same bytes are what a transport carries, what is kept for a restart, and what the ledger counts.
+the `client` (0..K-1), and has `payloads`, by the name of the slice, or `AUX` for the auxiliary state of an
+algorithm. Encoded, it is a safetensors file: the tensors of its payloads, named `payload/tensor`, and a JSON
+header with all other fields. A transport sends these bytes, and the journal stores them for a restart.
 
-The annotations of the fields below are the schema of a message: `from_bytes` takes no other field, type or
-range. What a message must be for its receiver, such as the shapes of its tensors, `admission` checks.
+The annotations of the fields below are the schema of a message: `from_bytes` accepts no other field, type or
+range. Requirements that depend on the receiver, such as the shapes of tensors, are checked in `admission`.
 """
 
 import hashlib
@@ -42,11 +42,11 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Payload:
-    """One slice, or the extras of an algorithm, encoded as it crosses.
+    """One slice, or the auxiliary state of an algorithm, as it is sent.
 
     Attributes:
-        tensors: what is sent.
-        params: the number of scalars that it stands for; as many as are sent where nothing is encoded.
+        tensors: that are sent, encoded or plain.
+        params: number of scalars that they encode.
     """
 
     tensors: State
@@ -54,7 +54,7 @@ class Payload:
 
     @classmethod
     def plain(cls, tensors: State) -> "Payload":
-        """Tensors that cross as they are."""
+        """A payload of uncompressed tensors."""
         return cls(tensors, sum(tensor.numel() for tensor in tensors.values()))
 
     @property
@@ -68,8 +68,8 @@ class Broadcast:
     """The message from the server to a client at the start of a round.
 
     Attributes:
-        previous: the round in which the client last took part; 0 at first contact, where the whole model
-            crosses.
+        previous: the round in which the client last took part; 0 at first contact, at which the client
+            receives all slices.
         uplink: the slices that the client is to report.
         drops_out: the client receives the broadcast and never reports (a simulated fault).
     """
@@ -85,7 +85,7 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class Update:
-    """The message from a client to the server after its local epochs: all that leaves the client.
+    """The message from a client to the server after its local epochs; the client sends nothing else.
 
     Attributes:
         num_examples: n_k, the number of the client's training images; 0 where client-level privacy hides it.
@@ -102,12 +102,12 @@ class Update:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The request to a client to evaluate its own model; an instrument of the experiment, not in the ledger.
+    """The request to a client to evaluate its own model; part of the experiment, and not in the ledger.
 
     Attributes:
         previous: the round in which the client last took part, 0 for never.
         draw: whether to draw images from the model and to score them, or only to fingerprint it.
-        payloads: the slices of the global model; the client puts its private ones over them.
+        payloads: the slices of the global model; the client replaces those that are private to it.
     """
 
     cell: CellId
@@ -120,12 +120,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Scores:
-    """A client's answer to `Evaluation`.
+    """The answer of a client to an `Evaluation`.
 
     Attributes:
-        sha256: fingerprint of the whole state_dict of its model.
+        sha256: of the state_dict of its model.
         metrics: name: value; empty where nothing was scored.
-        payloads: what the evaluator shows of the images; empty where none were drawn.
+        payloads: images for the sample grid; empty where none were drawn.
     """
 
     client: Number
@@ -136,11 +136,11 @@ class Scores:
 
 Message: TypeAlias = Broadcast | Update | Evaluation | Scores
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Broadcast, Update, Evaluation, Scores)}
-AUX = "algorithm"  # the payload that an algorithm adds to the slices
+AUX = "algorithm"  # name of the payload with the auxiliary state
 
 
 class TensorEntry(Strict):
-    """What the header says of a tensor."""
+    """A tensor in the header."""
 
     dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
     shape: Annotated[list[Count], Field(max_length=16)]
@@ -148,7 +148,7 @@ class TensorEntry(Strict):
 
 
 class Metadata(Strict):
-    """What the header holds beside its tensors."""
+    """The rest of the header."""
 
     header: str
 
@@ -159,13 +159,13 @@ Entries = TypeAdapter(
 
 
 def _header_model(kind: type[Any]) -> type[Strict]:
-    """The schema of a message's header: its fields but the payloads, whose numbers of parameters it has."""
-    own: dict[str, Any] = {
+    """The schema of a message's header: all fields but the payloads, and the parameters of each payload."""
+    header_fields: dict[str, Any] = {
         field.name: (field.type, ...) for field in fields(kind) if field.name != "payloads"
     }
-    own["kind"] = str, ...
-    own["params"] = Annotated[dict[Name, Count], Field(max_length=MAX_NAMES)], ...
-    return create_model(f"{kind.__name__}Header", __base__=Strict, **own)
+    header_fields["kind"] = str, ...
+    header_fields["params"] = Annotated[dict[Name, Count], Field(max_length=MAX_NAMES)], ...
+    return create_model(f"{kind.__name__}Header", __base__=Strict, **header_fields)
 
 
 HEADERS = {name: _header_model(kind) for name, kind in KINDS.items()}
@@ -183,13 +183,13 @@ def to_bytes(message: Message) -> bytes:
 
 
 def from_bytes(content: bytes) -> Any:
-    """The message that the bytes hold, which may come from a party that nobody vouches for.
+    """Decodes an untrusted message.
 
-    Its header is limited in size before it is parsed, and no tensor is read before the header fits.
+    The size of the header is checked before it is parsed, and the header before any tensor is read.
 
     Raises:
-        Damaged: they hold no message of the schema; the text is one line, but may be of any length and
-            characters.
+        Damaged: the bytes are no message of the schema. The text is one line; its length and characters are
+            untrusted.
     """
     try:
         entries, text = _open_header(content)
@@ -203,24 +203,24 @@ def from_bytes(content: bytes) -> Any:
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise Damaged(f"these bytes hold no tensors with a header ({error})") from error
     params = dict(plain)["params"]
-    if odd := groups.keys() - params.keys():
-        raise Damaged(f"this is no message of a federation (it has tensors of no payload, {min(odd)!r})")
+    if unknown := groups.keys() - params.keys():
+        raise Damaged(f"this is no message of a federation (it has tensors of no payload, {min(unknown)!r})")
     payloads = {name: Payload(groups.get(name, {}), count) for name, count in params.items()}
     values = {name: value for name, value in plain if name not in ("kind", "params")}
     return KINDS[kind](**values, payloads=payloads)
 
 
 def _open_header(content: bytes) -> tuple[dict[str, Any], str]:
-    """The entries of the tensors, and the text of the header proper, of bytes that may hold anything.
+    """The entries of the tensors and the text of the message's header, from untrusted bytes.
 
     Raises:
-        ValueError: the bytes are too many, or too few, or begin with no header.
+        ValueError: too many bytes, too few, or no header.
     """
     length = int.from_bytes(content[:8], "little")
     if len(content) > MAX_BYTES:
-        raise ValueError(f"there are {len(content)} of them, and {MAX_BYTES} are allowed")
+        raise ValueError(f"{len(content)} bytes; at most {MAX_BYTES} are allowed")
     if length > min(MAX_HEADER, len(content) - 8):
-        raise ValueError(f"a header of {length} in {len(content)} bytes, and {MAX_HEADER} are allowed")
+        raise ValueError(f"a header of {length} in {len(content)} bytes; at most {MAX_HEADER} are allowed")
     entries = parse_json(content[8 : 8 + length].decode(), MAX_DEPTH, 3 * MAX_TENSORS + 2, 20 * MAX_TENSORS)
     if not isinstance(entries, dict):
         raise ValueError("the header is no object")
@@ -228,7 +228,7 @@ def _open_header(content: bytes) -> tuple[dict[str, Any], str]:
 
 
 def pack(header: Mapping[str, Any], groups: Mapping[str, State]) -> bytes:
-    """A JSON header and named groups of tensors as the bytes of a safetensors file."""
+    """Encodes a JSON header and named groups of tensors as a safetensors file."""
     tensors = {
         f"{group}/{name}": tensor.contiguous()
         for group, state in groups.items()
@@ -247,10 +247,10 @@ def pack(header: Mapping[str, Any], groups: Mapping[str, State]) -> bytes:
 
 
 def unpack(content: bytes) -> tuple[dict[str, Any], dict[str, State]]:
-    """What `pack` was given, of a file of our own; a group without tensors is absent.
+    """Decodes the bytes of `pack`, from a trusted file; a group without tensors is absent.
 
     Raises:
-        Damaged: the bytes are not of `pack`.
+        Damaged: `pack` did not return these bytes.
     """
     try:
         length = int.from_bytes(content[:8], "little")
@@ -261,7 +261,7 @@ def unpack(content: bytes) -> tuple[dict[str, Any], dict[str, State]]:
 
 
 def _groups(tensors: State) -> dict[str, State]:
-    """Tensors named `group/name` by their group."""
+    """Sorts tensors named `group/name` into their groups."""
     groups: dict[str, State] = {}
     for name, tensor in tensors.items():
         group, _, rest = name.partition("/")
@@ -270,5 +270,5 @@ def _groups(tensors: State) -> dict[str, State]:
 
 
 def fingerprint(content: bytes) -> str:
-    """The first 16 digits of the SHA-256 of a message: its name on disk."""
+    """The first 16 digits of the SHA-256 of the bytes, for names of files."""
     return hashlib.sha256(content).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A federation method as data: which slices travel, which stay, who reports what."""
+"""A federation method as data: which slices are sent, which stay private, and who reports them."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -10,11 +10,11 @@ from fedlight.runtime.section import Sparse
 
 
 class Split(BaseModel):
-    """How the uplink slices are dealt to random pairs of participants (FedDiffuse, USPLIT).
+    """Assignment of the uplink slices to random pairs of participants (FedDiffuse, USPLIT).
 
     Attributes:
         either: one of the pair reports the first of these slices, the other the second.
-        coin: a fair coin says which of the two reports this slice as well.
+        coin: a fair coin decides which of the two also reports this slice.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -24,20 +24,20 @@ class Split(BaseModel):
 
 
 class Method(Sparse):
-    """What crosses between server and clients, and what is evaluated (FedDiffuse, section 4).
+    """The slices that server and clients exchange, and the models that are evaluated (FedDiffuse, section 4).
 
     Attributes:
         name: as shown in tables.
-        downlink: slices that a client receives each round after its first contact, at which it
-            receives the whole model; the others stay private to it and carry over.
+        downlink: slices that a client receives in each round after its first contact, at which it receives
+            all slices; the others are private to it and persist from round to round.
         uplink: slices that a client reports.
-        split: how the uplink is dealt to pairs; null where every participant reports all of it.
+        split: assignment of the uplink to pairs; null where every participant reports all of it.
         evaluate: the global model (`global`) or every client's own (`clients`).
-        pool: the server holds all data itself and trains alone; nothing crosses.
-        keep_optimizer: carry the optimizer's state from one local update to the next.
-        warm_start: the first rounds, in which the whole model is exchanged and averaged, as FULL does. A
-            client that has not taken part since receives the whole model once more.
-        freeze: slices that are not trained after the warm start; they are private then.
+        pool: the server has all data and trains alone; nothing is exchanged.
+        keep_optimizer: keep the optimizer's state from one local update to the next.
+        warm_start: number of first rounds in which all slices are exchanged and averaged, as in FULL. A
+            client that has not taken part since then receives all slices once more.
+        freeze: private slices that are not trained after the warm start.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,19 +53,21 @@ class Method(Sparse):
     warm_start: Annotated[int, Field(ge=0)] = 0
     freeze: tuple[str, ...] = ()
 
-    def whole_down(self, previous: int) -> bool:
-        """Whether a client that last took part in the round `previous`, 0 for never, gets the whole model."""
+    def sends_all(self, previous: int) -> bool:
+        """Whether a client that last took part in the round `previous`, 0 for never, receives all slices."""
         return previous <= self.warm_start
 
     def in_round(self, round_: int, slices: Iterable[str]) -> "Method":
-        """What the method is in a round, 1..R, of a model with these slices: FULL in the warm start."""
+        """The method in a round, 1..R, of a model with these slices: FULL in the warm start."""
         if round_ > self.warm_start:
             return self
-        whole = tuple(slices)
-        return self.model_copy(update={"downlink": whole, "uplink": whole, "split": None, "freeze": ()})
+        everything = tuple(slices)
+        return self.model_copy(
+            update={"downlink": everything, "uplink": everything, "split": None, "freeze": ()}
+        )
 
     def resolve(self, slices: Iterable[str]) -> "Method":
-        """The same method with `all` spelled out over the slices of a model.
+        """The same method with `all` replaced by the slices of a model.
 
         Raises:
             BadInput: the method names a slice twice, or one that the model does not have.
@@ -73,8 +75,8 @@ class Method(Sparse):
         known = tuple(slices)
         downlink = known if self.downlink == "all" else self.downlink
         uplink = known if self.uplink == "all" else self.uplink
-        dealt = (*self.split.either, self.split.coin) if self.split else ()
-        for key, named in (("downlink", downlink), ("uplink", uplink), ("split", dealt)):
+        assigned = (*self.split.either, self.split.coin) if self.split else ()
+        for key, named in (("downlink", downlink), ("uplink", uplink), ("split", assigned)):
             if len(set(named)) < len(named):
                 raise BadInput(f"method {self.name}: {key} names a slice twice: {', '.join(named)}")
             for slice_ in named:
@@ -83,16 +85,16 @@ class Method(Sparse):
                         f"method {self.name}: {key} names the unknown slice {slice_}; "
                         f"the model has {', '.join(known)}"
                     )
-        if self.split and set(dealt) != set(uplink):
+        if self.split and set(assigned) != set(uplink):
             raise BadInput(
-                f"method {self.name}: split deals {', '.join(dealt)}, which must be the slices of the "
-                f"uplink: {', '.join(uplink)}"
+                f"method {self.name}: split assigns {', '.join(assigned)}; it must assign the slices of the "
+                f"uplink, {', '.join(uplink)}"
             )
         for slice_ in self.freeze:
             if slice_ not in known or slice_ in uplink:
                 private = [name for name in known if name not in uplink]
                 raise BadInput(
-                    f"method {self.name}: freeze names {slice_}, which is no slice that stays private; "
-                    f"those are {', '.join(private) or 'none'}"
+                    f"method {self.name}: freeze names {slice_}, which is not a private slice; the private "
+                    f"slices are {', '.join(private) or 'none'}"
                 )
         return self.model_copy(update={"downlink": downlink, "uplink": uplink})

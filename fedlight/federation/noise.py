@@ -1,4 +1,4 @@
-"""Where the noise of privacy comes from: a cell's seed in simulation, the operating system in deployment."""
+"""Sources of privacy noise: the cell's seed in a simulation, the operating system in a deployment."""
 
 import os
 from pathlib import Path
@@ -13,21 +13,21 @@ from fedlight.runtime.system_random import SystemGenerator
 
 
 class Normal(Protocol):
-    """Gives standard normal numbers; a NumPy generator is one."""
+    """Draws standard normal numbers; NumPy's Generator has this interface."""
 
     def standard_normal(self, size: Any) -> NDArray[np.float64]:
-        """Independent numbers of mean 0 and variance 1, of the given shape."""
+        """Independent numbers with mean 0 and variance 1, in the given shape."""
 
 
 class Source(Protocol):
-    """Gives the noise of the release that is named by `key`, such as ("server", 3)."""
+    """Makes the generator of the noise of one release, which `key` names, such as ("server", 3)."""
 
     def __call__(self, *key: int | str) -> Normal:
-        """Made anew for each release."""
+        """A new generator for this release."""
 
 
 class SeededNoise:
-    """Noise that the seed of the cell decides: whoever knows the seed can take it away again."""
+    """Noise from the seed of the cell: whoever knows the seed can subtract it."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -37,13 +37,13 @@ class SeededNoise:
 
 
 class SecretNoise:
-    """Noise from the operating system's cryptographic generator; nobody can draw it again, nor can a restart.
+    """Noise from the operating system's cryptographic generator, which cannot be reproduced.
 
-    So a round that is done again after a kill is a release of its own. Each release is noted on the disk
+    A round that is repeated after a kill is therefore another release. Each release is recorded on disk
     before its noise is drawn.
 
     Args:
-        notes: the file where releases are noted, a byte each; None where they are not.
+        notes: file with one byte for each release; None where releases are not recorded.
     """
 
     def __init__(self, notes: Path | None = None) -> None:
@@ -56,7 +56,7 @@ class SecretNoise:
 
 
 def note(path: Path) -> None:
-    """Adds a byte to a file; afterwards it is on the disk. A symbolic link is not followed."""
+    """Appends a byte to a file and syncs it to disk; a symbolic link is not followed."""
     with open(path, "ab", opener=no_follow) as file:
         file.write(b".")
         file.flush()

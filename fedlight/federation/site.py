@@ -1,7 +1,6 @@
-"""A place where clients live: their setup, their memory, and the updates that they have done."""
+"""A site: the clients of one machine, with their setup, their memory and their finished updates."""
 
 import sys
-from functools import cached_property
 from pathlib import Path
 
 from fedlight.federation.checkpoint import ClientMemory
@@ -12,7 +11,7 @@ from fedlight.runtime.errors import Damaged, MemoryLost
 
 
 def client_memory(folder: Path, cell: str, repair: bool = True) -> ClientMemory:
-    """The memory of the clients of a site."""
+    """Opens the memory of the clients of a site."""
     return ClientMemory(folder / "clients", cell, repair)
 
 
@@ -24,7 +23,7 @@ class Site:
     Args:
         cell: id of the federation.
         setup: of its clients.
-        folder: where memory and finished updates are kept; the server never looks into it.
+        folder: of memory and finished updates; the server never reads it.
     """
 
     def __init__(self, cell: str, setup: ClientSetup, folder: Path) -> None:
@@ -34,23 +33,23 @@ class Site:
         self.memory = client_memory(folder, cell)
         self.journal = Journal(folder / "updates")
 
-    @cached_property
-    def _keeps(self) -> bool:
-        return self.setup.keeps_memory
+    def answer(self, message: Broadcast | Evaluation) -> Receipt | Scores | None:
+        """Answers any message of the server."""
+        return self.evaluate(message) if isinstance(message, Evaluation) else self.update(message)
 
     def update(self, broadcast: Broadcast) -> Receipt | None:
-        """Does a local update, or finds it done: the client's memory is stored first, then the update.
+        """Does a local update unless the journal has it; stores the client's memory, then the update.
 
         Returns:
-            Where the update is, or None where the client drops out.
+            The receipt of the stored update, or None where the client drops out.
 
         Raises:
-            MemoryLost: what the client kept is gone.
+            MemoryLost: the client's memory is missing or damaged.
         """
         round_, client = broadcast.round, broadcast.client
         self.journal.open_round(round_)
-        if (done := self.journal.find(client)) and self._is_whole(done, client, round_):
-            return done
+        if (receipt := self.journal.find(client)) and self._has_memory(receipt, client, round_):
+            return receipt
         update, hash_ = self.train(broadcast)
         return None if update is None else self.journal.add(client, to_bytes(update), hash_)
 
@@ -61,12 +60,12 @@ class Site:
             The update, None where the client drops out; and the hash of the memory, None where there is none.
 
         Raises:
-            MemoryLost: what the client kept is gone.
+            MemoryLost: the client's memory is missing or damaged.
         """
         client = broadcast.client
-        memory = self._recall(client, broadcast.previous)
+        memory = self._read_memory(client, broadcast.previous)
         update, memory = local_update(broadcast, memory, self.setup)
-        if not self._keeps:
+        if not self.setup.keeps_memory:
             return update, None
         return update, self.memory.write(client, broadcast.round, memory, broadcast.previous)
 
@@ -74,27 +73,27 @@ class Site:
         """Evaluates the model of a client; one that has never taken part holds the global model.
 
         Raises:
-            MemoryLost: what the client kept is gone.
+            MemoryLost: the client's memory is missing or damaged.
         """
-        return evaluate(request, self._recall(request.client, request.previous), self.setup)
+        return evaluate(request, self._read_memory(request.client, request.previous), self.setup)
 
     def take_seconds(self) -> float:
-        """Seconds spent on files since the last call."""
+        """Seconds of reading and writing files since the last call."""
         return self.memory.watch.take() + self.journal.watch.take()
 
-    def _is_whole(self, done: Receipt, client: int, round_: int) -> bool:
-        """Whether the memory that belongs to a finished update is there."""
+    def _has_memory(self, receipt: Receipt, client: int, round_: int) -> bool:
+        """Whether the memory that belongs to a finished update is undamaged."""
         try:
-            if done.memory is not None:
-                self.memory.read(client, round_, done.memory)
+            if receipt.memory is not None:
+                self.memory.read(client, round_, receipt.memory)
             return True
         except Damaged as error:
             print(f"fedlight: checkpoint: {error}; its client trains once more", file=sys.stderr)
             return False
 
-    def _recall(self, client: int, round_: int) -> Memory:
-        """What the client kept when it last took part, in round `round_`; nothing where that is 0."""
-        if not (round_ and self._keeps):
+    def _read_memory(self, client: int, round_: int) -> Memory:
+        """The client's memory after `round_`, in which it last took part; empty where that is 0."""
+        if not (round_ and self.setup.keeps_memory):
             return {}
         try:
             return self.memory.read(client, round_)

@@ -11,13 +11,13 @@ from fedlight.runtime.errors import BadInput
 
 @dataclass(frozen=True)
 class SliceMap:
-    """Which tensor of a state_dict belongs to which slice.
+    """The slice of each tensor of a state_dict.
 
     Attributes:
-        names: slice -> its state_dict names, in the order of the state_dict.
-        private: the state_dict names that belong to no slice and never leave a client.
-        buffers: the state_dict names that are no parameters, such as running statistics: they are averaged
-            and sent uncompressed, and no optimizer steps them.
+        names: slice: its state_dict names, in the order of the state_dict.
+        private: state_dict names that belong to no slice and are never sent.
+        buffers: state_dict names of buffers, such as running statistics: they are averaged and sent
+            uncompressed, and no optimizer steps them.
     """
 
     names: dict[str, tuple[str, ...]]
@@ -32,22 +32,22 @@ class SliceMap:
         private: Sequence[str] = (),
         buffers: Iterable[str] = (),
     ) -> "SliceMap":
-        """Sorts every state_dict name into its slice by prefix, cut at dots.
+        """Assigns every state_dict name to its slice by prefix; prefixes end at dots.
 
         Args:
-            prefixes: slice -> prefixes of names; `downs` covers `downs.0.weight`, not `downsample`.
+            prefixes: slice: prefixes of names; `downs` covers `downs.0.weight`, not `downsample`.
             state_names: all names of the state_dict.
-            private: prefixes of the names that stay with the client whatever the method.
-            buffers: the state_dict names that are no parameters.
+            private: prefixes of the names that are private in every method.
+            buffers: state_dict names of buffers.
 
         Raises:
-            BadInput: a name in no slice or in two, or a slice without a name.
+            BadInput: a name belongs to no slice or to two, or a slice has no name.
         """
         names: dict[str, list[str]] = {name: [] for name in prefixes}
-        kept = []
+        private_names = []
         for state_name in state_names:
             if _covered(state_name, private):
-                kept.append(state_name)
+                private_names.append(state_name)
                 continue
             owners = [slice_ for slice_, p in prefixes.items() if _covered(state_name, p)]
             if len(owners) != 1:
@@ -59,9 +59,9 @@ class SliceMap:
             names[owners[0]].append(state_name)
         for slice_, members in names.items():
             if not members:
-                raise BadInput(f"model.slices: slice {slice_} holds no parameter of the model")
+                raise BadInput(f"model.slices: slice {slice_} has no parameter of the model")
         slices = {slice_: tuple(members) for slice_, members in names.items()}
-        return cls(slices, tuple(kept), frozenset(buffers))
+        return cls(slices, tuple(private_names), frozenset(buffers))
 
     def select(self, slices: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The entries of `state` that belong to `slices`."""
@@ -72,17 +72,17 @@ class SliceMap:
         return {name: tensor for name, tensor in state.items() if name not in self.buffers}
 
     def auxiliary(self, slices: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of an algorithm that concern `slices`, or the model as a whole.
+        """The tensors of an algorithm that belong to `slices`, or to no single slice.
 
-        A tensor concerns a state_dict name if its own name is that name, or `<kind>/<that name>`; otherwise
-        it concerns the whole model.
+        A tensor belongs to a state_dict name if its own name is that name, or `<kind>/<that name>`; otherwise
+        it belongs to the model.
         """
         others = {name for slice_ in self.names.keys() - set(slices) for name in self.names[slice_]}
         return {name: tensor for name, tensor in tensors.items() if name.split("/", 1)[-1] not in others}
 
 
 def buffer_names(module: Module) -> set[str]:
-    """The names in the state_dict of a module that are no parameters."""
+    """The state_dict names of a module that are not parameters."""
     parameters = (name for name, _ in module.named_parameters(remove_duplicate=False))
     return module.state_dict().keys() - set(parameters)
 

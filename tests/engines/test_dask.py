@@ -23,7 +23,7 @@ from distributed import Client, LocalCluster, Worker
 from distributed.cfexecutor import ClientExecutor
 from distributed.cli.dask_worker import main as dask_worker
 from test_processes import end_whole, ended_well, outcome
-from toy import PARTIAL, toy_setup, toy_site
+from toy import PARTIAL, toy_context, toy_setup, toy_site
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.messages import Broadcast, Evaluation, to_bytes
@@ -31,7 +31,6 @@ from fedlight.federation.server import Server
 from fedlight.federation.site import Site
 from fedlight.federation.transport.dask import Dask
 from fedlight.federation.transport.dask_workers import Conduct, started
-from fedlight.federation.transport.transport import Surroundings
 from fedlight.federation.transport.worker import SIGNALS
 
 MakeCell = Callable[..., Cell]
@@ -227,22 +226,16 @@ def make_site(folder: Path) -> Site:
     return toy_site(toy_setup(PARTIAL), folder)
 
 
-def test_as_many_clients_are_asked_at_once_as_there_are_workers(tmp_path: Path) -> None:
-    asked = []
-
-    def requests() -> Iterator[Evaluation]:
-        for client in range(2):
-            asked.append(client)
-            yield Evaluation("toy", 1, client, 0, False, {})
-
+def test_one_task_a_worker_is_submitted_at_once(tmp_path: Path) -> None:
     make = partial(make_site, tmp_path)
-    alone = {"threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
-    with LocalCluster(n_workers=2, **alone) as cluster, ExitStack() as ending:
-        around = Surroundings(make(), make, 2, 1, lambda: None, lambda: None, ending)
-        scores = Dask(around, address=cluster.scheduler_address).evaluate(requests())
-        assert next(scores).client == 0
-        assert asked == [0, 1]
-        assert next(scores).client == 1
+    local = {"threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=2, **local) as cluster, ExitStack() as exit_stack:
+        transport = Dask(
+            toy_context(make(), make_site=make, exit_stack=exit_stack), address=cluster.scheduler_address
+        )
+        assert transport._pool.capacity() == 2
+        requests = [Evaluation("toy", 1, client, 0, False, {}) for client in range(3)]
+        assert [scores.client for scores in transport.evaluate(requests)] == [0, 1, 2]
 
 
 def test_our_own_scheduler_is_for_this_machine_alone_and_shows_no_page(

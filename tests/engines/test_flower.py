@@ -17,7 +17,7 @@ import torch
 from conftest import Cell, invoke
 from consortium import Consortium, consortium_of_three, missing, until, update_in
 from PIL import Image
-from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, federate, inline, toy_context, toy_server, toy_setup, toy_site
 
 from fedlight import deploy
 from fedlight.deployment.agreement import agreed_hash
@@ -26,12 +26,11 @@ from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation
 from fedlight.federation.messages import Payload, Update, from_bytes, to_bytes
-from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.flower import Flower
 from fedlight.federation.transport.node_keys import fingerprint_of
-from fedlight.federation.transport.transport import TransportContext
+from fedlight.federation.transport.transport import Deployment
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput, Damaged
 
@@ -130,9 +129,7 @@ class Toys:
             for client, place in enumerate((folder / "0", folder / "1"))
         ]
         self.grid = Grid({11 + i.client: Node(i.client, i.answer) for i in self.institutions})
-        patch.setattr(Flower, "grid", self.grid)
-        patch.setattr(Flower, "agreed", "agreed")
-        patch.setattr("fedlight.federation.transport.flower.LOOK", 0.0)
+        patch.setattr("fedlight.federation.transport.flower.POLL", 0.0)
         for name in ("_run_id", "_task_id", "_node_id"):
             patch.setattr(TaskIdentity, name, 1)
         self.notes = folder / "server"
@@ -140,10 +137,9 @@ class Toys:
 
     def start_server(self, nodes: list[str] | None = None) -> Flower:
         """The transport of a server that has just started."""
-        here, server = toy_site(self.setup, self.notes), self.server
-        error_line = {"admit": server.admit, "forget": server.forget, "unsent": server.unsent}
-        context = TransportContext(here, lambda: here, 2, 1, lambda: None, lambda: None, **error_line)
-        return Flower(context, timeout=0.5, nodes=nodes)
+        deployment = Deployment(self.grid, "agreed")
+        site = toy_site(self.setup, self.notes)
+        return Flower(toy_context(site, server=self.server, deployment=deployment), timeout=0.5, nodes=nodes)
 
     def run(self, rounds: int) -> None:
         for _ in federate(self.server, self.transport, rounds):
@@ -259,11 +255,11 @@ BIAS = "shared.bias"
 BAD: dict[str, tuple[Callable[[Update], Update], str]] = {
     "nan": (
         lambda u: changed(u, **{BIAS: torch.tensor([torch.nan])}),
-        "left the finite numbers in shared.bias",
+        "has values that are not finite in shared.bias",
     ),
     "infinity": (
         lambda u: changed(u, **{BIAS: torch.tensor([-torch.inf])}),
-        "left the finite numbers in shared.bias",
+        "has values that are not finite in shared.bias",
     ),
     "shape": (
         lambda u: changed(u, **{BIAS: torch.zeros(2)}),
@@ -273,12 +269,12 @@ BAD: dict[str, tuple[Callable[[Update], Update], str]] = {
     "name": (lambda u: changed(u, **{"own.bias": torch.zeros(2)}), "has a tensor own.bias in slice shared"),
     "slice": (
         lambda u: replace(u, payloads={**u.payloads, "own": u.payloads["shared"]}),
-        "reports own, shared in place of shared",
+        "reports own, shared instead of shared",
     ),
-    "nothing": (lambda u: replace(u, payloads={}), "reports nothing in place of shared"),
+    "nothing": (lambda u: replace(u, payloads={}), "reports nothing instead of shared"),
     "extras": (
         lambda u: replace(u, payloads={**u.payloads, "algorithm": u.payloads["shared"]}),
-        "reports algorithm, shared in place of shared",
+        "reports algorithm, shared instead of shared",
     ),
     "other": (lambda u: replace(u, client=0), "answers another broadcast"),
     "earlier": (lambda u: replace(u, round=1), "answers another broadcast"),
@@ -322,7 +318,7 @@ def test_a_bad_update_is_refused_in_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("aux", "error_line"),
     [
-        (None, "reports shared in place of algorithm, shared"),
+        (None, "reports shared instead of algorithm, shared"),
         ({"shared.bias": torch.zeros(2)}, r"has shared.bias of torch.float32 and shape \(2,\)"),
         ({"own.bias": torch.zeros(1)}, "has a tensor own.bias"),
     ],
@@ -477,7 +473,7 @@ def test_a_node_without_a_key_is_nobody(toys: MakeToys, capfd: pytest.CaptureFix
     over = toys(toy_setup(PARTIAL))
     over.grid.nodes[12].key = b""
     over.run(1)
-    assert "node 12 has no key that can be read: refused" in capfd.readouterr().err
+    assert "node 12 has a key that cannot be read: refused" in capfd.readouterr().err
     assert over.server.met == {0: 1}
 
 
@@ -509,7 +505,7 @@ def test_a_cell_that_is_to_end_waits_for_no_answer(toys: MakeToys) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
-    over.transport._context = replace(over.transport._context, check=stop)
+    over.transport._context = replace(over.transport._context, monitor=SimpleNamespace(check=stop))
     with pytest.raises(KeyboardInterrupt):
         over.run(1)
     assert over.grid.count == 0
@@ -518,7 +514,7 @@ def test_a_cell_that_is_to_end_waits_for_no_answer(toys: MakeToys) -> None:
 def test_an_institution_answers_only_what_it_agreed_to(toys: MakeToys) -> None:
     over = toys(toy_setup(PARTIAL))
     institution = over.institutions[1]
-    (_, asked) = over.server.broadcasts()
+    (_, asked) = over.server.start_round()
     for wrong in (
         replace(asked, uplink=("own", "shared")),
         replace(asked, client=0),
@@ -536,7 +532,7 @@ def test_a_warm_start_lets_every_slice_leave_and_no_longer(toys: MakeToys) -> No
     over.run(2)
     up = {(row.round, row.slice) for row in over.server.ledger.entries if row.direction == "up"}
     assert up == {(1, "own"), (1, "shared"), (2, "shared")}
-    (_, asked) = over.server.broadcasts()
+    (_, asked) = over.server.start_round()
     with pytest.raises(Damaged, match="does not let own leave"):
         over.institutions[1].answer(to_bytes(replace(asked, uplink=("own", "shared"))))
 

@@ -155,7 +155,7 @@ CASES = {
         ["model.slices.decoder=[ups,head,mid]"],
         "parameter unet.mid.* in slices bottleneck and decoder",
     ),
-    "empty slice": (["+model.slices.extra=[tail]"], "slice extra holds no parameter"),
+    "empty slice": (["+model.slices.extra=[tail]"], "slice extra has no parameter"),
     "data root that does not exist": (
         ["data=fmnist", "data.root=/no/such/folder"],
         "no file .* in /no/such/folder",

@@ -21,7 +21,6 @@ from fedlight.deployment.agreement import agreed_hash
 from fedlight.deployment.deployed import Institution, agreed, serve, set_up_institution, set_up_server
 from fedlight.experiment.finished import open_cell
 from fedlight.federation.messages import from_bytes
-from fedlight.federation.transport.flower import Flower
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput
 
@@ -167,11 +166,9 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
     from flwr.supercore.task_identity import TaskIdentity
     from test_flower import Grid, Node
 
-    monkeypatch.setattr("fedlight.federation.transport.flower.LOOK", 0.0)
+    monkeypatch.setattr("fedlight.federation.transport.flower.POLL", 0.0)
     for name in ("_run_id", "_task_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    for name in ("grid", "agreed"):
-        monkeypatch.setattr(Flower, name, None)
 
     def run(path: Path, roots: list[Path]) -> Path:
         made = [

@@ -83,8 +83,8 @@ CASES = {
     ),
     "an algorithm of other shapes": (
         [ALGORITHM % "Flat"],
-        r"algorithm own.Flat: step returned \(torch.float32, \(\d+,\)\) for unet.*, "
-        r"expected \(torch.float32, ",
+        r"algorithm own.Flat: step returned torch.float32 of shape \(\d+,\) for unet.*, "
+        r"expected torch.float32 of shape \(",
     ),
 }
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import PARTIAL, inline, toy_server, toy_setup, toy_site
+from toy import PARTIAL, federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight.federation.messages import from_bytes, to_bytes
-from fedlight.federation.rounds import federate
 
 SERVER, CLIENT = 64_998, 64_999  # system users that own nothing else
 

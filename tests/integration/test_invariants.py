@@ -159,5 +159,5 @@ def test_whole_numbers_that_are_no_counter_must_agree() -> None:
     for _ in range(2):
         mean.add({"table": table}, 3)
     assert torch.equal(mean.result()["table"], table)
-    with pytest.raises(BadInput, match="table holds whole numbers that differ between clients"):
+    with pytest.raises(BadInput, match="table has integers that differ between clients"):
         mean.add({"table": table.flip(0)}, 3)

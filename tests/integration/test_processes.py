@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Container, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,16 +16,14 @@ import pytest
 import torch
 from conftest import SMALL, Cell, invoke, workers_of
 from hydra import compose, initialize_config_dir
-from loky.process_executor import BrokenProcessPool
 
 from fedlight import run
 from fedlight.config import validate
 from fedlight.experiment import cell as cell_module
 from fedlight.federation import trainer
-from fedlight.federation.messages import Evaluation, Update
+from fedlight.federation.messages import Update
 from fedlight.federation.site import Site
-from fedlight.federation.transport import processes, tasks
-from fedlight.federation.transport.transport import TransportContext
+from fedlight.federation.transport import processes
 
 MakeCell = Callable[..., Cell]
 LONG = [*SMALL, "name=long", "method=UDEC", "clients=4", "rounds=3", "epochs=4", "trainer.workers=2"]
@@ -43,7 +40,7 @@ def no_worker_is_left() -> Iterator[None]:
 def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tasks workers did in each exchange; cells of this process wait for their workers first."""
     noted: list[int] = []
-    exchange, submit = processes.Processes.exchange, processes.Processes._submit
+    exchange, submit = processes.Processes.exchange, processes.LokyPool._submit
 
     def counting(transport: processes.Processes, broadcasts: Any) -> Iterator[Update]:
         theirs = 0
@@ -52,19 +49,20 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             nonlocal theirs
             theirs += 1
 
-        transport._context = replace(transport._context, done=done)
+        monitor = SimpleNamespace(end_update=done, check=transport._context.monitor.check)
+        transport._context = replace(transport._context, monitor=monitor)
         yield from exchange(transport, broadcasts)
-        if transport._workers:
+        if transport._pool.workers:
             noted.append(theirs)
 
-    def patient(transport: processes.Processes, act: Any) -> Any:
-        future = submit(transport, act)
-        if act is processes.prepare:
+    def patient(pool: processes.LokyPool, task: Any, *arguments: Any) -> Any:
+        future = submit(pool, task, *arguments)
+        if task is processes.prepare:
             future.exception()
         return future
 
     monkeypatch.setattr(processes.Processes, "exchange", counting)
-    monkeypatch.setattr(processes.Processes, "_submit", patient)
+    monkeypatch.setattr(processes.LokyPool, "_submit", patient)
     return noted
 
 
@@ -119,100 +117,6 @@ def test_the_cores_are_shared_by_workers_and_threads(monkeypatch: pytest.MonkeyP
     run.register_resolvers()
     assert [room(cpu), room(cpu, "trainer.threads=3"), room(cpu, "trainer.threads=null")] == [8, 2, 1]
     assert [room(gpu), room(gpu, "trainer.workers=4"), room(cpu, "trainer.workers=30")] == [1, 4, 30]
-
-
-def test_there_are_no_more_workers_than_clients_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(processes.Processes, "_submit", lambda transport, act: asked.append(1))
-    here: Any = None
-    for cohort, room, workers, expected in ((5, 8, None, 4), (2, 8, None, 1), (1, 8, None, 0), (9, 2, 4, 3)):
-        asked.clear()
-        processes.Processes(TransportContext(here, here, cohort, room, here, here), workers)
-        assert len(asked) == expected
-
-
-class Pool:
-    """In place of loky's: does a task at once, but for those with these numbers, at which a worker dies."""
-
-    def __init__(self, deaths: Container[int]) -> None:
-        self.deaths, self.count = deaths, 0
-
-    def submit(self, act: Any, make_site: Callable[[], Any], task: Callable[[Any], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        if self.count in self.deaths:
-            future.set_exception(BrokenProcessPool())
-        else:
-            future.set_result(task(make_site()))
-        self.count += 1
-        return future
-
-
-def answers_of(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch, check: Callable[[], None] = lambda: None
-) -> list[tuple[str, int]]:
-    """Who answered the evaluations of six clients, as they come from this process and one worker."""
-    monkeypatch.setattr(processes, "_executor", lambda workers: pool)
-    here, there = (
-        SimpleNamespace(evaluate=lambda request, place=place: (place, request.client))
-        for place in ("here", "there")
-    )
-    context = TransportContext(here, lambda: there, 6, 2, lambda: None, check)
-    requests = (Evaluation("cell", 1, client, 0, False, {}) for client in range(6))
-    return list(processes.Processes(context).evaluate(requests))
-
-
-def test_a_worker_has_two_tasks_while_this_process_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = ["there", "there", "here"] * 2
-    assert answers_of(Pool(()), monkeypatch) == list(zip(places, range(6), strict=True))
-
-
-def test_a_pool_that_broke_while_it_was_idle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        def submit(self, *_: Any) -> Future[Any]:
-            raise BrokenProcessPool
-
-    ended: list[int] = []
-    here: Any = SimpleNamespace(evaluate=lambda request: request.client)
-    monkeypatch.setattr(processes, "end_workers", lambda: ended.append(1))
-    monkeypatch.setattr(processes, "_executor", lambda workers: Pool(()) if ended else Broken())
-    transport = processes.Processes(TransportContext(here, lambda: here, 6, 2, lambda: None, lambda: None))
-    requests = (Evaluation("cell", 1, client, 0, False, {}) for client in range(6))
-    assert list(transport.evaluate(requests)) == list(range(6))
-    assert ended == [1]
-
-
-def test_what_workers_did_is_counted_as_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_executor", lambda workers: Pool(()))
-    counted: list[int] = []
-    here: Any = SimpleNamespace()
-    transport = processes.Processes(TransportContext(here, lambda: here, 6, 2, lambda: None, lambda: None))
-    jobs = [
-        processes.Job(Evaluation("cell", 1, client, 0, False, {}), lambda _: "here", lambda *_: "there")
-        for client in range(6)
-    ]
-    found = list(transport._run(jobs, lambda: counted.append(1)))
-    assert found.count("there") == len(counted) == 4
-
-
-@pytest.mark.parametrize(("deaths", "losses"), [({1}, 1), ({2}, 1), ({1, 3}, 2), (range(1, 99), 3)])
-def test_what_a_worker_leaves_is_done_again_and_after_three_losses_here(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], deaths: Container[int], losses: int
-) -> None:
-    answers = answers_of(Pool(deaths), monkeypatch)
-    assert [client for _, client in answers] == list(range(6))
-    assert [place for place, _ in answers].count("there") > 0 or losses == 3
-    assert capfd.readouterr().err.splitlines() == [processes.LOST] * losses
-
-
-def test_a_signal_that_ended_a_worker_ends_the_cell_without_a_word_of_loss(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def check() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        answers_of(Pool({1}), monkeypatch, check)
-    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow
@@ -297,12 +201,12 @@ def test_what_a_killed_worker_was_doing_is_done_again(
     """After the third worker is lost the cell goes on alone."""
     arguments = ["method=UDEC", "clients=4", "epochs=4", "rounds=6"]
     alone = outcome(cell(*arguments))
-    submit = processes.Processes._submit
+    submit = processes.LokyPool._submit
     killed: list[int] = []
 
-    def strike(transport: Any, act: Any) -> Any:
-        future = submit(transport, act)
-        if act is not processes.prepare and len(killed) < 5:
+    def strike(pool: Any, task: Any, *arguments: Any) -> Any:
+        future = submit(pool, task, *arguments)
+        if task is not processes.prepare and len(killed) < 5:
             worker = workers_of(os.getpid())[0]
             os.kill(worker, signal.SIGKILL)
             killed.append(worker)
@@ -310,7 +214,7 @@ def test_what_a_killed_worker_was_doing_is_done_again(
                 time.sleep(0.01)
         return future
 
-    monkeypatch.setattr(processes.Processes, "_submit", strike)
+    monkeypatch.setattr(processes.LokyPool, "_submit", strike)
     assert outcome(cell(*arguments, "trainer.workers=2")) == alone
     lost = capfd.readouterr().err.count("a process that trains clients was killed")
     assert lost == processes.LOSSES
@@ -392,23 +296,6 @@ def test_nothing_is_left_of_a_cell_that_was_killed(
     assert ended_well(tmp_path) == quiet
 
 
-def test_a_worker_makes_the_site_of_a_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_site", None)
-    made: list[str] = []
-
-    def one() -> Any:
-        made.append("one")
-        return "site of one"
-
-    def two() -> Any:
-        made.append("two")
-        return "site of two"
-
-    seen = [tasks.act(make_site, lambda site: site) for make_site in (one, one, two, two, one)]
-    assert made == ["one", "two", "one"]
-    assert seen == [f"site of {name}" for name in ("one", "one", "two", "two", "one")]
-
-
 SCORED = """
 from fedlight.federation.transport import processes
 
@@ -420,7 +307,7 @@ def scores():
     seen = Features(torch.rand(80, 64), torch.rand(80, 10))
     return score(seen, Reference(seen, Moments.of(seen.values)))
 
-print(processes._executor(1).submit(scores).result()["fid"])
+print(processes.EXECUTOR_CACHE.get(1).submit(scores).result()["fid"])
 processes.end_workers()
 """
 
@@ -442,7 +329,7 @@ def test_an_idle_worker_obeys_a_signal_that_ends_it_even_where_its_parent_does_n
     processes.end_workers()
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a new process inherits
     try:
-        worker = processes._executor(1).submit(os.getpid).result()
+        worker = processes.EXECUTOR_CACHE.get(1).submit(os.getpid).result()
     finally:
         signal.signal(signal.SIGTERM, before)
     os.kill(worker, signal.SIGTERM)
@@ -454,7 +341,7 @@ def test_an_idle_worker_obeys_a_signal_that_ends_it_even_where_its_parent_does_n
 
 
 def test_a_worker_that_loky_lost_sight_of_ends_with_the_others() -> None:
-    executor = processes._executor(2)
+    executor = processes.EXECUTOR_CACHE.get(2)
     worker = executor.submit(os.getpid).result()
     assert worker in workers_of(os.getpid())
     executor._processes.clear()

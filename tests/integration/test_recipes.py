@@ -15,13 +15,12 @@ from lightning.pytorch.callbacks import LambdaCallback
 from test_ddpm import AffineDenoiser, cosine_alpha_bar, drawn, make_model
 from test_sampling import SAMPLERS, Oracle
 from torch import Tensor
-from toy import inline, toy_server, toy_setup, toy_site
+from toy import federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight.diffusion.sampling import sample
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.learning_rate import rate
 from fedlight.federation.messages import State
-from fedlight.federation.rounds import federate
 
 MakeCell = Callable[..., Cell]
 

@@ -1,5 +1,6 @@
 """A small federation that knows no image: a linear model in two slices, on data of a few numbers."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation
 from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.method import Method
+from fedlight.federation.open_round import Outcome
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.transport.inline import Inline
-from fedlight.federation.transport.transport import TransportContext
+from fedlight.federation.transport.transport import Transport, TransportContext
 
 FULL = Method(name="FULL", downlink="all", uplink="all", evaluate="global")
 PARTIAL = Method(name="PARTIAL", downlink=("shared",), uplink=("shared",), evaluate="clients")
@@ -113,8 +115,34 @@ def toy_server(setup: ClientSetup, clients: int = 2, fraction: float = 1.0, drop
     )
 
 
+def federate(server: Server, transport: Transport, rounds: int) -> Iterator[Outcome]:
+    """Runs the rounds that are left, one at each step of the loop."""
+    while server.round < rounds:
+        for update in transport.exchange(server.start_round()):
+            server.receive(update)
+        yield server.finish_round()
+
+
+class Quiet:
+    """A monitor that shows nothing and ends nothing."""
+
+    def end_update(self) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+
+def toy_context(site: Site, clients: int = 2, **parts: Any) -> TransportContext:
+    """What a transport gets in a federation of so many clients, on a machine with room for two processes."""
+    server = toy_server(site.setup, clients)
+    return TransportContext(
+        site, **{"make_site": lambda: site, "max_workers": 2, "server": server, "monitor": Quiet(), **parts}
+    )
+
+
 def inline(site: Site) -> Inline:
-    return Inline(TransportContext(site, lambda: site, 1, 1, lambda: None, lambda: None))
+    return Inline(toy_context(site))
 
 
 def toy_site(setup: ClientSetup, folder: Path) -> Site:

@@ -3,23 +3,22 @@
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from torch.cuda import device_count
 
-from fedlight.federation.journal import Receipt
-from fedlight.federation.messages import Broadcast, Evaluation, Message, Scores, Update, from_bytes, to_bytes
+from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
 from fedlight.federation.site import Site
-from fedlight.federation.transport.tasks import act, evaluate, update
+from fedlight.federation.transport.scheduler import Request, answer_in_order
+from fedlight.federation.transport.tasks import answer
 from fedlight.federation.transport.transport import TransportContext
 from fedlight.federation.transport.worker import LOOK
 from fedlight.runtime.errors import BadInput, ClientFailed, Damaged, Diverged, format_error
 
 try:
-    from distributed import KilledWorker
+    from distributed import Client, KilledWorker
 
     from fedlight.federation.transport.dask_workers import call, connected, started
 except ImportError as error:
@@ -30,79 +29,61 @@ NOBODY = "fedlight: transport=dask waits for a worker"
 
 
 class Dask:
-    """The server and Dask's scheduler are in this process, or that elsewhere; workers train.
+    """Trains clients on workers; Dask's scheduler is in the process of the server, or at an address.
 
-    The client with most images comes first, to whoever is free, and a worker has one task at a time. Where a
-    worker is lost, Dask hands its task to another. What clients keep, and their updates, are in the cell's
-    folder, which all workers share: so any of them finds what another kept, a restart does as well, and only
-    where an update lies crosses this process.
+    The client with most images is started first, on any free worker, and a worker has one task at a time.
+    Where a worker is lost, Dask gives its task to another one. The memory of clients and their updates are
+    in the cell's folder, which all workers share, so that another worker, or a restart, finds them; only the
+    path of an update is sent to this process.
 
     Args:
         context: of the cell.
         workers: processes that train, on each node; None for as many as there is room for, one a GPU.
-        address: of a scheduler that runs already, whose workers are used, however many they are.
+        address: of a running scheduler, all of whose workers are used.
     """
 
     def __init__(
         self, context: TransportContext, workers: int | None = None, address: str | None = None
     ) -> None:
-        self._context = context
         gpus = device_count()
-        room = min(workers or max(context.room, gpus), context.cohort)
-        cluster = connected(address) if address else started(room, gpus)
-        self._client, self._check = context.ending.enter_context(cluster)
-        self._executor = self._client.get_executor(pure=False)
-        self._looked, self._count = 0.0, 0
+        limit = min(workers or max(context.max_workers, gpus), context.server.participation.cohort_size)
+        cluster = connected(address) if address else started(limit, gpus)
+        client, check = context.exit_stack.enter_context(cluster)
+        self._context = context
+        self._pool = DaskPool(client, check, context.make_site)
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
-        jobs = sorted(enumerate(broadcasts), key=lambda job: self._size(job[1]), reverse=True)
-        receipts: Iterator[Receipt | None] = self._run(iter(jobs), update, self._context.done)
+        tasks = sorted(enumerate(broadcasts), key=lambda task: self._count_images(task[1]), reverse=True)
+        receipts = answer_in_order(tasks, self._pool, self._context.monitor)
         yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        yield from self._run(enumerate(requests), evaluate, lambda: None)
+        yield from answer_in_order(enumerate(requests), self._pool, self._context.monitor)
 
-    def _size(self, broadcast: Broadcast) -> int:
+    def _count_images(self, broadcast: Broadcast) -> int:
         """Images that a client will train on."""
-        data = self._context.here.setup.data
+        data = self._context.site.setup.data
         return 0 if broadcast.drops_out else data(broadcast.client).num_examples
 
-    def _run(
-        self,
-        jobs: Iterator[tuple[int, Message]],
-        task: Callable[[bytes, Site], Any],
-        done: Callable[[], None],
-    ) -> Iterator[Any]:
-        """The results by number, 0 first; jobs begin in the sequence in which they come."""
-        under_way: dict[Future[Any], Message] = {}
-        numbers: dict[Future[Any], int] = {}
-        results: dict[int, Any] = {}
-        due, more = 0, True
-        try:
-            while more or under_way:
-                while more and len(under_way) < self._workers():
-                    if job := next(jobs, None):
-                        asked = pickle.dumps((act, self._context.make_site, partial(task, to_bytes(job[1]))))
-                        future = self._executor.submit(call, asked)
-                        numbers[future], under_way[future] = job
-                    else:
-                        more = False
-                for future in wait(under_way, LOOK, FIRST_COMPLETED).done:
-                    results[numbers.pop(future)] = _result(future, under_way.pop(future))
-                    done()
-                self._context.check()
-                self._check()
-                if self._client.status != "running":
-                    raise ConnectionError(GONE)
-                while due in results:
-                    yield results.pop(due)
-                    due += 1
-        finally:
-            for future in under_way:
-                future.cancel()
 
-    def _workers(self) -> int:
-        """How many workers there are now, or 1 where there is none: one may be waiting for work to begin."""
+class DaskPool:
+    """The workers of a Dask scheduler, however many it has at the moment.
+
+    Args:
+        client: of the scheduler.
+        check: raises ConnectionError where our own workers have ended before the cell.
+        make_site: makes the site of the cell in a worker.
+    """
+
+    def __init__(self, client: Client, check: Callable[[], None], make_site: Callable[[], Site]) -> None:
+        self._client = client
+        self._check_workers = check
+        self._make_site = make_site
+        self._executor = client.get_executor(pure=False)
+        self._looked, self._count = 0.0, 0
+
+    def capacity(self) -> int:
+        """The number of workers, or 1 where there is none: a worker may start only when a task waits."""
         if time.monotonic() - self._looked > LOOK:
             before, self._looked = self._count, time.monotonic()
             try:
@@ -113,25 +94,35 @@ class Dask:
                 print(NOBODY, file=sys.stderr)
         return max(1, self._count)
 
+    def submit(self, message: Request) -> Future[Any]:
+        return self._executor.submit(call, pickle.dumps((answer, self._make_site, to_bytes(message))))
 
-def _result(future: Future[Any], message: Message) -> Any:
-    """What a task came to.
+    def result(self, future: Future[Any], message: Request) -> Any:
+        """The answer of a task.
 
-    Raises:
-        ClientFailed: it failed, or killed worker after worker, and the error does not say for which client.
-        ConnectionError: the scheduler was lost.
-    """
-    assert isinstance(message, Broadcast | Evaluation)
-    who = f"client {message.client} failed in round {message.round}"
-    try:
-        return future.result()
-    except CancelledError:
-        raise ConnectionError(GONE) from None
-    except KilledWorker as error:
-        raise ClientFailed(
-            f"{who}: it killed {error.allowed_failures + 1} workers, perhaps for their memory"
-        ) from error
-    except (BadInput, Damaged, Diverged, OSError):
-        raise
-    except Exception as error:
-        raise ClientFailed(f"{who}: {format_error(error)}") from error
+        Raises:
+            ClientFailed: an error that does not name its client, or several workers were killed by it.
+            ConnectionError: the scheduler was lost.
+        """
+        who = f"client {message.client} failed in round {message.round}"
+        try:
+            return future.result()
+        except CancelledError:
+            raise ConnectionError(GONE) from None
+        except KilledWorker as error:
+            raise ClientFailed(
+                f"{who}: it killed {error.allowed_failures + 1} workers, perhaps for their memory"
+            ) from error
+        except (BadInput, Damaged, Diverged, OSError):
+            raise
+        except Exception as error:
+            raise ClientFailed(f"{who}: {format_error(error)}") from error
+
+    def check(self) -> None:
+        self._check_workers()
+        if self._client.status != "running":
+            raise ConnectionError(GONE)
+
+    def stop(self, futures: Collection[Future[Any]]) -> None:
+        for future in futures:
+            future.cancel()

@@ -1,4 +1,4 @@
-"""Dask's scheduler and workers: those of somebody else, or our own, which end with the cell."""
+"""Dask's scheduler and workers: those at an address, or our own, which end with the cell."""
 
 import gc
 import logging
@@ -19,17 +19,17 @@ from distributed.utils import get_ip
 from fedlight.federation.transport.worker import SIGNALS
 from fedlight.runtime.errors import BadInput
 
-ANSWER = 10  # seconds in which a scheduler must answer
-SETTLED = 60  # seconds after which workers that ended are no part of the end of the whole job
+ANSWER = 10  # seconds that a scheduler has to answer
+SETTLED = 60  # seconds after which ended workers are an error, not the end of the job
 END = 10  # seconds that workers on other nodes have to end
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
 OURS = {
-    "distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS),  # as the cell has them: bits depend on it
+    "distributed.nanny.pre-spawn-environ": dict.fromkeys(THREADS),  # inherited: the bits depend on them
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "logging": {"distributed": "error"},
 }
-"""How our own scheduler and workers differ from Dask's defaults."""
+"""Dask's configuration for our own scheduler and workers."""
 NAMED = ("sh", "-c", 'trap "" USR1 USR2; exec "$0" "$@" --name "$SLURM_NODEID"')
 
 
@@ -39,7 +39,7 @@ Check: TypeAlias = Callable[[], None]
 
 @contextmanager
 def connected(address: str) -> Iterator[tuple[Client, Check]]:
-    """A client of a scheduler that runs already; Dask's own configuration says how TLS is done.
+    """Connects to a running scheduler; TLS is set up by Dask's own configuration.
 
     Raises:
         BadInput: no scheduler answers there.
@@ -55,14 +55,14 @@ def connected(address: str) -> Iterator[tuple[Client, Check]]:
 
 @contextmanager
 def started(workers: int, gpus: int) -> Iterator[tuple[Client, Check]]:
-    """A client of a scheduler in this process.
+    """Starts a scheduler in this process, with workers, and connects to it.
 
-    Its workers are on this machine, where nobody else reaches them, or on every node of the SLURM job of
-    several nodes that this process runs in. All speak TLS with a key that was made for this cell.
+    The workers are on this machine, where they listen on the loopback interface only, or on all nodes of the
+    SLURM job of this process. All connections use TLS with a key that is made for this cell.
 
     Args:
-        workers: processes of a node.
-        gpus: of a node.
+        workers: number of processes on each node.
+        gpus: number of GPUs of each node.
     """
     _silence()
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
@@ -84,7 +84,7 @@ def started(workers: int, gpus: int) -> Iterator[tuple[Client, Check]]:
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        client.register_plugin(Conduct(gpus))
+        client.register_plugin(WorkerSetup(gpus))
         if nodes == 1:
             yield client, lambda: None
             return
@@ -93,7 +93,7 @@ def started(workers: int, gpus: int) -> Iterator[tuple[Client, Check]]:
 
 
 def _silence() -> None:
-    """Leaves what is to be told to the transport."""
+    """Silences Dask's loggers; the transport reports errors."""
     for name in ("distributed", *logging.root.manager.loggerDict):
         if name.partition(".")[0] == "distributed":
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -102,15 +102,15 @@ def _silence() -> None:
 def _pems(security: Security) -> dict[str, str]:
     pems: dict[str, str] = {}
     for role in ("scheduler", "worker", "client"):
-        own = security.get_tls_config_for_role(role)
-        pems |= {"ca-file": own["ca_file"], f"{role}.key": own["key"], f"{role}.cert": own["cert"]}
+        tls = security.get_tls_config_for_role(role)
+        pems |= {"ca-file": tls["ca_file"], f"{role}.key": tls["key"], f"{role}.cert": tls["cert"]}
     return pems
 
 
 @contextmanager
 def _on_nodes(nodes: int, workers: int, address: str) -> Iterator[Check]:
-    """Workers on the nodes of this SLURM job, in a step of their own beside that of the cell."""
-    kept = ("SLURM_CONF", "SLURM_JOB_ID")  # the rest is of the step that this process runs in
+    """Starts workers on the nodes of this SLURM job, in a job step beside that of the cell."""
+    kept = ("SLURM_CONF", "SLURM_JOB_ID")  # the other variables are those of this process's own step
     environment = {
         key: value for key, value in os.environ.items() if key in kept or not key.startswith("SLURM_")
     }
@@ -141,19 +141,19 @@ def _on_nodes(nodes: int, workers: int, address: str) -> Iterator[Check]:
 
 
 def call(pickled: bytes) -> Any:
-    """Calls what is pickled: unpickled here, its libraries load in the thread of the task."""
+    """Calls a pickled function; unpickled here, its imports run in the thread of the task."""
     function, *arguments = pickle.loads(pickled)  # noqa: S301  # Dask unpickles anyway
     return function(*arguments)
 
 
-class Conduct(WorkerPlugin):
-    """How one of our workers begins, with a GPU of its node and deaf to signals, and how it ends."""
+class WorkerSetup(WorkerPlugin):
+    """Sets up one of our workers: its GPU, and signals that it ignores; ends it without delay."""
 
     def __init__(self, gpus: int) -> None:
         self.gpus = gpus
 
     def setup(self, worker: Worker) -> None:
-        gc.disable()  # until the first task has loaded the libraries
+        gc.disable()  # until the first task has imported the libraries
         for name in SIGNALS:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         if self.gpus:
@@ -162,5 +162,5 @@ class Conduct(WorkerPlugin):
             os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % self.gpus]
 
     def teardown(self, worker: Worker) -> None:
-        """Ends the process at once, whatever it does: its libraries take seconds to unload."""
+        """Ends the process at once: its libraries take seconds to unload."""
         os._exit(0)

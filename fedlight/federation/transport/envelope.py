@@ -1,4 +1,4 @@
-"""A message of the federation inside one of Flower's: its bytes as they are, and a few words."""
+"""A message of the federation inside a message of Flower: its bytes, and a few words beside them."""
 
 from typing import Annotated
 
@@ -11,15 +11,15 @@ from fedlight.runtime.strict_json import Strict, first_error
 
 BYTES, WORDS = "bytes", "words"
 CLIENT, HASH, PROBLEM = "client", "sha256", "problem"
-"""The words beside it: who a node is, the configuration that it agreed to, why there is no update."""
+"""The words beside the bytes: the node's client number, the hash of its agreement, why it has no update."""
 MEMORY_LOST = "memory lost"
-"""The problem of a client that cannot go on from its last round."""
+"""The problem of a client that cannot continue from its last round."""
 FAILED = "failed"
-"""The problem of a client where something else is wrong: what it is stays there."""
+"""The problem of a client after any other error; the details are not sent."""
 
 
 def wrap(content: bytes, words: dict[str, str | int]) -> RecordDict:
-    """What crosses: the bytes of one message, or none, and a few words."""
+    """The records of a Flower message: the bytes of a message of the federation, or none, and a few words."""
     records = RecordDict({WORDS: ConfigRecord(words)})
     if content:
         array = Array(dtype="uint8", shape=(len(content),), stype="safetensors", data=content)
@@ -28,7 +28,7 @@ def wrap(content: bytes, words: dict[str, str | int]) -> RecordDict:
 
 
 class Words(Strict):
-    """The words beside a message: the attributes have the names above."""
+    """The schema of the words beside a message."""
 
     client: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     sha256: Annotated[str, Field(max_length=64, pattern="^[0-9a-z]*$")] | None = None
@@ -36,10 +36,10 @@ class Words(Strict):
 
 
 def open_bytes(records: RecordDict) -> bytes:
-    """The bytes of the message; none where there is none.
+    """The bytes of the message; empty where there are none.
 
     Raises:
-        Damaged: there are other records than those of `wrap`.
+        Damaged: the records are not those of `wrap`.
     """
     if records.keys() - {BYTES, WORDS}:
         raise Damaged("there are more records than a message and its words")
@@ -52,10 +52,10 @@ def open_bytes(records: RecordDict) -> bytes:
 
 
 def open_words(records: RecordDict) -> dict[str, object]:
-    """The words beside the message, all of them printable; a problem where they cannot be read."""
+    """The words beside the message, in printable characters; a problem where they are invalid."""
     try:
         words = Words.model_validate(dict(records.config_records.get(WORDS, {})))
     except ValidationError as error:
-        return {PROBLEM: printable(f"words that cannot be read: {first_error(error)}")}
-    found = words.model_dump(exclude_none=True)
-    return {**found, PROBLEM: printable(words.problem)} if words.problem else found
+        return {PROBLEM: printable(f"invalid words: {first_error(error)}")}
+    fields = words.model_dump(exclude_none=True)
+    return {**fields, PROBLEM: printable(words.problem)} if words.problem else fields

@@ -7,10 +7,10 @@ from fedlight.federation.transport.transport import TransportContext
 
 
 class Inline:
-    """The simplest transport."""
+    """The simplest transport: every client trains in this process."""
 
     def __init__(self, context: TransportContext) -> None:
-        self._site = context.here
+        self._site = context.site
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
         for broadcast in broadcasts:

@@ -1,4 +1,4 @@
-"""Which node is which client: a client number belongs to one node key."""
+"""The node keys of clients: each client number belongs to one key."""
 
 import base64
 import hashlib
@@ -12,14 +12,14 @@ from fedlight.runtime.files import atomic, naming
 class NodeKeys:
     """Binds client numbers to node keys, by a list or at first contact.
 
-    Flower's SuperLink gives a node its id by its key, and only who signs with that key is that node. The
-    bindings of first contact are in a file, a line a client, such as `2 SHA256:...`; a line that the
-    coordinator removes lets another node have the number.
+    Flower's SuperLink identifies a node by its key and verifies its signatures. Bindings of first contact are
+    stored in a file, one line for each client, such as `2 SHA256:...`. If the coordinator removes a line,
+    another node can have the number.
 
     Args:
         path: of that file.
-        listed: the fingerprints of the keys in client order, where the agreement lists them; then nothing
-            is bound at first contact.
+        listed: fingerprints of the keys in client order, where the agreement lists them; no key is then bound
+            at first contact.
     """
 
     def __init__(self, path: Path, listed: Sequence[str] | None) -> None:
@@ -27,37 +27,39 @@ class NodeKeys:
         self._listed = listed
 
     def claim(self, client: int, public_key: bytes) -> str | None:
-        """Binds a client number to a key, where neither is bound to another; else returns why not.
+        """Binds a client number to a key; returns why not where one of them is bound otherwise.
 
         Args:
-            client: the number that a node says is its own.
+            client: the number that a node claims.
             public_key: of the node, PEM.
 
         Raises:
-            BadInput: the file holds something else.
+            BadInput: the file has other content.
         """
         try:
-            found = fingerprint_of(public_key)
+            fingerprint = fingerprint_of(public_key)
         except ValueError:
-            return "has no key that can be read"
+            return "has a key that cannot be read"
         if self._listed is not None:
-            if 0 <= client < len(self._listed) and self._listed[client] == found:
+            if 0 <= client < len(self._listed) and self._listed[client] == fingerprint:
                 return None
             return (
-                f"says that it is client {client}, and its key {found} is not that client's in the agreement"
+                f"says that it is client {client}, and its key {fingerprint} is not that client's in the "
+                "agreement"
             )
         bound = self._read()
-        if bound.get(client) == found:
+        if bound.get(client) == fingerprint:
             return None
         if client in bound:
             return (
                 f"says that it is client {client}, which belongs to the key {bound[client]}, and its own is "
-                f"{found}; where a node was replaced, remove the line of client {client} from {self._path}"
+                f"{fingerprint}; where a node was replaced, remove the line of client {client} from "
+                f"{self._path}"
             )
-        if found in bound.values():
-            other = next(number for number, key in bound.items() if key == found)
+        if fingerprint in bound.values():
+            other = next(number for number, key in bound.items() if key == fingerprint)
             return f"says that it is client {client}, and its key belongs to client {other}"
-        lines = [f"{number} {key}\n" for number, key in sorted({**bound, client: found}.items())]
+        lines = [f"{number} {key}\n" for number, key in sorted({**bound, client: fingerprint}.items())]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(self._path) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
@@ -71,7 +73,7 @@ class NodeKeys:
         except FileNotFoundError:
             return bound
         except ValueError as error:
-            raise BadInput(f"{self._path} is no text") from error
+            raise BadInput(f"{self._path} is not a text file in UTF-8") from error
         for line in lines:
             client, _, key = line.partition(" ")
             try:
@@ -87,7 +89,7 @@ def fingerprint_of(public_key: bytes) -> str:
     """The fingerprint of a node's key, as `ssh-keygen -l` prints it: `SHA256:` and 43 digits of base64.
 
     Raises:
-        ValueError: it is no key in PEM.
+        ValueError: the bytes are no key in PEM.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
@@ -102,10 +104,10 @@ def fingerprint_of(public_key: bytes) -> str:
 
 
 def check_fingerprint(text: str) -> str:
-    """The text, where it is a fingerprint of a key.
+    """Returns the text.
 
     Raises:
-        BadInput: it is not.
+        BadInput: it is no fingerprint of a key.
     """
     kind, _, digits = text.partition(":")
     try:

@@ -1,38 +1,43 @@
-"""What a worker does with a message, at the site of a cell, which it makes once."""
+"""The tasks of a worker process: answers to messages, at the site of a cell."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
-from typing import Any
 
 from fedlight.federation.journal import Receipt
 from fedlight.federation.messages import Scores, from_bytes
 from fedlight.federation.site import Site
 
-_site: tuple[Callable[[], Site], Site] | None = None  # of the cell that this worker worked for last
-_one = Lock()  # a local update seeds the whole process, so that threads of a worker take turns
+
+class SiteCache:
+    """Keeps the site of the cell that this process worked for last."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()  # a local update seeds the whole process, so that threads of a worker take turns
+        self._made: tuple[Callable[[], Site], Site] | None = None
+
+    @contextmanager
+    def opened(self, make_site: Callable[[], Site]) -> Iterator[Site]:
+        """The site that `make_site` makes, for one task at a time."""
+        with self._lock:
+            if self._made is None or self._made[0] != make_site:
+                self._made = None  # frees the memory of the other model first
+                self._made = make_site, make_site()
+                gc.enable()
+            yield self._made[1]
 
 
-def act(make_site: Callable[[], Site], task: Callable[[Site], Any]) -> Any:
-    """Does something with the site of a cell."""
-    global _site
-    with _one:
-        if _site is None or _site[0] != make_site:
-            _site = None
-            _site = make_site, make_site()
-            gc.enable()
-        return task(_site[1])
+SITE_CACHE = SiteCache()
 
 
-def prepare(site: Site) -> None:
-    """Only makes the site."""
+def prepare(make_site: Callable[[], Site]) -> None:
+    """Makes the site, so that the first message finds it."""
+    with SITE_CACHE.opened(make_site):
+        pass
 
 
-def update(content: bytes, site: Site) -> Receipt | None:
-    """Answers a broadcast."""
-    return site.update(from_bytes(content))
-
-
-def evaluate(content: bytes, site: Site) -> Scores:
-    """Answers an evaluation."""
-    return site.evaluate(from_bytes(content))
+def answer(make_site: Callable[[], Site], content: bytes) -> Receipt | Scores | None:
+    """Answers the bytes of a broadcast or of an evaluation."""
+    with SITE_CACHE.opened(make_site) as site:
+        return site.answer(from_bytes(content))

@@ -1,11 +1,12 @@
-"""What a transport is: it carries broadcasts to clients and brings their updates."""
+"""The interface of a transport, which carries messages to clients and their answers back."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update
+from fedlight.federation.server import Server
 from fedlight.federation.site import Site
 
 
@@ -13,42 +14,58 @@ class Transport(Protocol):
     """The only way between server and clients."""
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
-        """Hands each broadcast to its client and yields the updates, in any sequence."""
+        """Sends each broadcast to its client and yields the updates, in any order."""
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        """Asks clients to evaluate their own models; yields their answers, in any sequence.
+        """Sends requests to evaluate the clients' own models; yields the answers, in any order.
 
         A client in an institution of its own may not answer.
         """
 
 
+class Monitor(Protocol):
+    """Follows the progress of a cell, and ends it."""
+
+    def end_update(self) -> None:
+        """Counts a local update that another process did."""
+
+    def check(self) -> None:
+        """Raises an exception where the cell is to end, as after a signal; called often, also in waits."""
+
+
 @dataclass(frozen=True)
-class TransportContext:
-    """What a cell offers to its transport.
+class Deployment:
+    """A federation between institutions, whose server runs inside a Flower ServerApp.
 
     Attributes:
-        here: the site of this process.
-        make_site: makes the site of another process of this machine; can be pickled.
-        cohort: clients in a round.
-        room: processes that the machine has room for.
-        done: called after each local update that another process did.
-        check: called now and then while waiting; ends the cell by an exception where it is to end.
-        ending: what a transport enters here ends with the cell.
-        admit: raises Damaged for an update that does not fit the global model or the slices that were asked
-            for; only of use for clients whom nobody can vouch for.
-        admit_scores: raises Damaged for scores of drawn images that the cell's evaluator does not give.
-        forget: notes that a client has lost what it kept, so that it is met anew.
-        unsent: notes that a broadcast of this round was not sent to its client.
+        grid: Flower's connection to the nodes.
+        agreed: SHA-256 of the configuration that every institution agreed to.
     """
 
-    here: Site
+    grid: Any
+    agreed: str
+
+
+@dataclass(frozen=True)
+class TransportContext:
+    """The parts of a cell that a transport needs.
+
+    Attributes:
+        site: where the clients of this process train.
+        make_site: makes an equal site in another process; can be pickled.
+        max_workers: number of processes for which the machine has cores or devices.
+        server: of the cell; validates untrusted updates.
+        monitor: of the cell.
+        exit_stack: closes at the end of the cell what a transport enters into it.
+        check_scores: raises Damaged for untrusted scores that do not fit the evaluator of the cell.
+        deployment: None in a simulation.
+    """
+
+    site: Site
     make_site: Callable[[], Site]
-    cohort: int
-    room: int
-    done: Callable[[], None]
-    check: Callable[[], None]
-    ending: ExitStack = field(default_factory=ExitStack)
-    admit: Callable[[Update, tuple[str, ...]], None] = lambda update, uplink: None
-    admit_scores: Callable[[Scores], None] = lambda scores: None
-    forget: Callable[[int], None] = lambda client: None
-    unsent: Callable[[int], None] = lambda client: None
+    max_workers: int
+    server: Server
+    monitor: Monitor
+    exit_stack: ExitStack = field(default_factory=ExitStack)
+    check_scores: Callable[[Scores], None] = lambda scores: None
+    deployment: Deployment | None = None

@@ -1,4 +1,4 @@
-"""How a worker process begins and ends; it loads nothing heavy, so that it can end while libraries load."""
+"""Start and end of a worker process; imports nothing heavy, so that it can end during later imports."""
 
 import gc
 import os
@@ -8,18 +8,18 @@ import time
 
 from loky import process_executor
 
-LOOK = 0.2  # seconds between two looks at the parent process
-SIGNALS = ("SIGINT", "SIGUSR1", "SIGUSR2")  # for the main process, which ends its workers
+LOOK = 0.2  # seconds between two checks, of the parent process or of tasks
+SIGNALS = ("SIGINT", "SIGUSR1", "SIGUSR2")  # handled by the main process, which ends its workers
 
 
 def begin(parent: int) -> None:
-    """The first thing that a worker does.
+    """Initialises a worker process.
 
     Args:
-        parent: the process that started it, and with which it ends.
+        parent: id of the process that started the worker; the worker ends with it.
     """
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    gc.disable()  # libraries leave no garbage while they load, and looking for it takes a second
+    gc.disable()  # imports leave no garbage, and the search for it takes a second
     process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")  # a model is no leak: loky would end the worker
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import FULL, PARTIAL, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, federate, toy_server, toy_setup, toy_site
 
 from fedlight.deployment import answers
 from fedlight.deployment.deployed import Institution
@@ -28,7 +28,6 @@ from fedlight.federation.messages import (
 )
 from fedlight.federation.method import Method, Split
 from fedlight.federation.noise import SecretNoise
-from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.runtime.errors import Damaged
 
@@ -211,10 +210,10 @@ def test_a_broadcast_brings_only_the_slices_that_come_down(attacked: MakeAttacke
     node = attacked(PARTIAL)
     node.answer(node.broadcast(1))
     before = node.files()
-    with pytest.raises(Damaged, match="brings own, shared in place of shared"):
+    with pytest.raises(Damaged, match="contains own, shared instead of shared"):
         node.answer(node.broadcast(2, payloads=node.payloads(1.0)))
     for wrong, reason in (
-        ({"drops_out": True}, "asks the client to drop out"),
+        ({"drops_out": True}, "tells the client to drop out"),
         ({"previous": 2}, "cannot have taken part in round 2 of 1"),
         ({"previous": -1}, "previous: Input should be greater"),
     ):
@@ -244,7 +243,7 @@ def test_scores_leave_where_they_are_due(attacked: MakeAttacked) -> None:
     assert not node.answer(node.evaluation(4, draw=False, previous=4)).payloads
     for wrong, reason in (
         ({"previous": 5}, "cannot have taken part in round 5 of 4"),
-        ({"payloads": {"other": Payload.plain({})}}, "brings other in place of own, shared"),
+        ({"payloads": {"other": Payload.plain({})}}, "contains other instead of own, shared"),
     ):
         with pytest.raises(Damaged, match=reason):
             node.answer(node.evaluation(4, **wrong))
@@ -352,7 +351,7 @@ class Honest:
     def exchange(self, broadcasts: Any) -> Iterator[Update]:
         for broadcast in broadcasts:
             if broadcast.client in self.away:
-                self.server.unsent(broadcast.client)
+                self.server.withdraw(broadcast.client)
                 continue
             try:
                 yield from_bytes(self.institutions[broadcast.client].answer(to_bytes(broadcast)))
@@ -368,7 +367,7 @@ class Honest:
 
     def answer_unheard(self) -> None:
         """Everybody answers the next round, and the server is killed before it stores anything."""
-        for _ in self.exchange(self.server.broadcasts()):
+        for _ in self.exchange(self.server.start_round()):
             pass
 
     def restart(self, before: int | None = None) -> Server:

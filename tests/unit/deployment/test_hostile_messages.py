@@ -26,7 +26,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis.strategies import DrawFn
 from test_admission import METRICS, config, drawn, files
 from torch import Tensor
-from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, federate, inline, toy_context, toy_server, toy_setup, toy_site
 
 from fedlight.experiment.model_evaluation import check_scores
 from fedlight.federation.admission import LARGEST, MOST_EXAMPLES
@@ -42,7 +42,6 @@ from fedlight.federation.messages import (
     from_bytes,
     to_bytes,
 )
-from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.huffman import Huffman
 from fedlight.federation.transforms.lowrank import LowRank
@@ -50,7 +49,7 @@ from fedlight.federation.transforms.quantisation import Quantisation
 from fedlight.federation.transforms.rounding import Rounding
 from fedlight.federation.transforms.sign import Sign
 from fedlight.federation.transforms.topk import TopK
-from fedlight.federation.transport.transport import TransportContext
+from fedlight.federation.transport.transport import Deployment
 from fedlight.runtime.errors import Damaged, Diverged
 from fedlight.runtime.printable import printable
 
@@ -103,7 +102,7 @@ def case(name: str) -> Case:
     for _ in federate(server, inline(site), 2):
         pass
     (evaluation,) = server.evaluations([1], draw=True)
-    others, broadcast = server.broadcasts()
+    others, broadcast = server.start_round()
     memory = {client: site.memory.read(client, 2) for client in (0, 1)} if setup.keeps_memory else {}
     other, update = (
         local_update(sent, memory.get(sent.client, {}), setup)[0] for sent in (others, broadcast)
@@ -127,12 +126,9 @@ def cell() -> Any:
 def flower(server: Server) -> Flower:
     """The server's side of the transport, which reads replies."""
     site = case("values").node.site
-    hooks = {"admit": server.admit, "forget": server.forget, "unsent": server.unsent}
     scored = partial(check_scores, config=cell())
-    context = TransportContext(
-        site, lambda: site, 2, 1, lambda: None, lambda: None, admit_scores=scored, **hooks
-    )
-    Flower.grid = SimpleNamespace()
+    deployment = Deployment(grid=None, agreed="")
+    context = toy_context(site, server=server, check_scores=scored, deployment=deployment)
     return Flower(context, timeout=1.0)
 
 
@@ -383,7 +379,7 @@ def state_of(server: Server) -> Any:
         dict(server.met),
         [*server.ledger._open],
         [*server.ledger.entries],
-        {*server._waiting},
+        {*server._open.waiting},
     )
 
 
@@ -410,9 +406,9 @@ def server_reads(content: bytes, name: str, kind: str, words: dict[str, Any], ta
     reply = SimpleNamespace(content=wrap(content, words), has_content=lambda: True)
     with redirect_stderr(errors):
         if kind == "update":
-            admitted = tally.time(lambda: transport._admitted(made.broadcast, reply))
+            admitted = tally.time(lambda: transport._read_update(made.broadcast, reply))
         else:
-            admitted = tally.time(lambda: transport._admitted_scores(made.evaluation, reply))
+            admitted = tally.time(lambda: transport._read_scores(made.evaluation, reply))
     assert same(before, state_of(made.server))
     error_line = errors.getvalue()
     if admitted is None:
@@ -552,9 +548,8 @@ def try_messages(number: int) -> Tally:
 
 
 @pytest.fixture
-def honest_parties(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The federations, and no transport of theirs afterwards."""
-    monkeypatch.setattr(Flower, "grid", None)
+def honest_parties() -> Iterator[None]:
+    """The federations, and no file of theirs afterwards."""
     for name in CHAINS:
         made = case(name)
         tally = Tally()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_secure_noise import config
-from toy import toy_server, toy_setup, toy_site
+from toy import Quiet, toy_server, toy_setup, toy_site
 
 from fedlight.config import CellConfig
 from fedlight.data import loading
@@ -54,29 +54,25 @@ def test_the_transport_is_the_configured_one(arguments: list[str], kind: type, t
     setup = toy_setup()
     site, server = toy_site(setup, tmp_path), toy_server(setup)
     with ExitStack() as ending:
-        transport = make_transport(made, tmp_path, site, server, lambda: None, lambda: None, ending)
+        transport = make_transport(made, tmp_path, site, server, Quiet(), ending)
         assert type(transport) is kind
 
 
-def test_a_transport_receives_the_checks_of_the_cell(tmp_path: Path) -> None:
+def test_a_transport_gets_the_parts_of_its_cell(tmp_path: Path) -> None:
     made = check(config(*SMALL, "method=UDEC", "evaluation.grid=1", "trainer.workers=1"), elsewhere=False)
     assert made is not None
     setup = toy_setup()
     site, server = toy_site(setup, tmp_path), toy_server(setup)
 
-    def done() -> None: ...
-
-    def halt() -> None: ...
-
+    monitor = Quiet()
     with ExitStack() as ending:
-        transport = make_transport(made, tmp_path, site, server, done, halt, ending)
+        transport = make_transport(made, tmp_path, site, server, monitor, ending)
         assert isinstance(transport, Processes)
         context = transport._context
-    assert (context.here, context.done, context.check, context.ending) == (site, done, halt, ending)
-    assert (context.cohort, context.room) == (2, 1)
-    assert (context.admit, context.forget, context.unsent) == (server.admit, server.forget, server.unsent)
+    assert (context.site, context.server, context.monitor) == (site, server, monitor)
+    assert (context.exit_stack, context.max_workers, context.deployment) == (ending, 1, None)
     with pytest.raises(Damaged, match="carries no tensors, expected grid"):
-        context.admit_scores(Scores(0, 64 * "0", {}, {}))
+        context.check_scores(Scores(0, 64 * "0", {}, {}))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from conftest import Cell
 from hostile import Parts, Rich, assemble
 from hydra import compose, initialize_config_dir
 from torch import Tensor
-from toy import FULL, PARTIAL, toy_setup
+from toy import FULL, PARTIAL, federate, toy_setup
 
 from fedlight.config import CellConfig, validate
 from fedlight.deployment.institution import LONGEST_SOCKET, socket_path
@@ -86,8 +86,6 @@ def after_round_two(
     over: Toys, folder: Path, act: Callable[[Callable[[bytes], bytes], bytes], bytes] | None
 ) -> tuple[str, float | None]:
     """What is stored, and the loss, after a second round in which node 12 does as `act` says, or fails."""
-    from fedlight.federation.rounds import federate
-
     over.run(1)
     node = over.grid.nodes[12]
     good = node.act
@@ -96,7 +94,7 @@ def after_round_two(
     else:
         node.act = lambda content: act(good, content)
     (done,) = federate(over.server, over.transport, 2)
-    return stored(over, folder), done.outcome.train_loss
+    return stored(over, folder), done.train_loss
 
 
 def tensor(update: Update, **tensors: Tensor) -> Update:
@@ -155,7 +153,7 @@ BYTES_CHANGED: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("attack", [*CHANGES, *BYTES_CHANGED])
-def test_a_bad_update_leaves_the_server_as_if_its_node_had_been_away(
+def test_an_invalid_update_has_the_effect_of_an_absent_node(
     attack: str, toys: MakeToys, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     setup = toy_setup(PARTIAL, algorithm=Scaffold(), module=Rich())
@@ -175,7 +173,7 @@ def test_a_bad_update_leaves_the_server_as_if_its_node_had_been_away(
     assert len(line) < 500
 
 
-def test_the_largest_weight_and_value_are_taken_and_the_mean_stays_finite(
+def test_the_largest_allowed_weight_and_value_give_a_finite_mean(
     toys: MakeToys, capfd: pytest.CaptureFixture[str]
 ) -> None:
     over = toys(toy_setup(PARTIAL), "toys")
@@ -195,9 +193,7 @@ def test_the_largest_weight_and_value_are_taken_and_the_mean_stays_finite(
     assert "fedlight: client 1 counts as 1,000,000,000 images in the mean\n" in capfd.readouterr().out
 
 
-def test_what_a_node_says_reaches_the_log_on_one_line(
-    toys: MakeToys, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_text_from_a_node_is_logged_on_one_line(toys: MakeToys, capfd: pytest.CaptureFixture[str]) -> None:
     over = toys(toy_setup(PARTIAL), "toys")
     over.run(1)
     capfd.readouterr()
@@ -219,10 +215,10 @@ def test_text_is_made_printable_and_cut() -> None:
     "words",
     [{CLIENT: -1}, {CLIENT: 2**31}, {CLIENT: "1"}, {CLIENT: 1.0}, {"more": 1}, {PROBLEM: "x" * 10**5}],
 )
-def test_words_of_another_schema_are_a_problem(words: dict[str, Any]) -> None:
+def test_words_of_another_schema_are_refused(words: dict[str, Any]) -> None:
     found = open_words(wrap(b"", words))
     assert found.keys() == {PROBLEM}
-    assert str(found[PROBLEM]).startswith("words that cannot be read")
+    assert str(found[PROBLEM]).startswith("invalid words")
     assert open_words(wrap(b"", {CLIENT: 1, PROBLEM: "a\nb"})) == {CLIENT: 1, PROBLEM: r"a\nb"}
 
 
@@ -242,12 +238,12 @@ def test_other_records_than_those_of_a_message_are_refused() -> None:
     [
         (lambda s: replace(s, client=0), "is of client 0"),
         (lambda s: replace(s, sha256="abc"), "sha256"),
-        (lambda s: replace(s, metrics={"fid": 1.0}), "images that were not to be drawn"),
-        (lambda s: replace(s, payloads={"grid": Payload({}, 0)}), "images that were not to be drawn"),
+        (lambda s: replace(s, metrics={"fid": 1.0}), "no images were requested"),
+        (lambda s: replace(s, payloads={"grid": Payload({}, 0)}), "no images were requested"),
         (lambda s: Update("toy", 1, 1, 1, 1.0, {}), "this is a Update"),
     ],
 )
-def test_a_node_that_refuses_the_fingerprint_costs_its_own_place_alone(
+def test_a_node_that_refuses_the_fingerprint_leaves_those_of_others(
     change: Callable[[Scores], Any], error_line: str, toys: MakeToys, capfd: pytest.CaptureFixture[str]
 ) -> None:
     over = toys(toy_setup(PARTIAL), rounds=1)
@@ -297,7 +293,7 @@ def drawn(metrics: dict[str, float], **groups: dict[str, Tensor]) -> Scores:
     return Scores(1, "0" * 64, metrics, {name: Payload.plain(tensors) for name, tensors in groups.items()})
 
 
-def test_scores_hold_the_metrics_and_images_of_the_cells_evaluation() -> None:
+def test_scores_must_have_the_metrics_and_images_of_the_cells_evaluation() -> None:
     asked = config("evaluation.samples=70", "evaluation.memorisation=true")
     grid = {"images": torch.zeros(4, *asked.data.shape, dtype=torch.uint8)}
     check_scores(drawn(METRICS, grid=grid, memorisation=COPIES), asked)
@@ -341,7 +337,7 @@ def sent(toys: MakeToys) -> Sent:
     over = toys(toy_setup(PARTIAL, module=Rich(), **chosen), shows=True)
     over.run(2)
     (evaluation,) = over.server.evaluations([1], draw=True)
-    (_, broadcast) = over.server.broadcasts()
+    (_, broadcast) = over.server.start_round()
     return Sent(over, broadcast, evaluation)
 
 
@@ -392,7 +388,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("change", [*BROADCASTS, *EVALUATIONS])
-def test_a_bad_message_from_the_server_changes_nothing_at_a_node(change: str, sent: Sent) -> None:
+def test_an_invalid_message_of_the_server_changes_nothing_at_a_node(change: str, sent: Sent) -> None:
     node = sent.over.institutions[1]
     before = files(node.folder)
     wrong = (
@@ -405,9 +401,9 @@ def test_a_bad_message_from_the_server_changes_nothing_at_a_node(change: str, se
     assert isinstance(from_bytes(node.answer(to_bytes(sent.broadcast))), Update)
 
 
-def test_first_contact_brings_the_whole_model_and_no_delta(toys: MakeToys) -> None:
+def test_a_first_broadcast_has_all_slices_and_no_delta(toys: MakeToys) -> None:
     over = toys(toy_setup(FULL, codec=Codec(down=[TopK(0.5)])), "toys")
-    (_, first) = over.server.broadcasts()
+    (_, first) = over.server.start_round()
     node = over.institutions[1]
     delta = slice_changed(first, "shared", **dict.fromkeys(first.payloads["shared"].tensors))
     delta = slice_changed(delta, "shared", **{"delta/000001": torch.zeros(3, dtype=torch.uint8)})
@@ -416,7 +412,7 @@ def test_first_contact_brings_the_whole_model_and_no_delta(toys: MakeToys) -> No
     assert isinstance(node.read(to_bytes(first)), Broadcast)
 
 
-def test_a_client_counts_its_images_but_for_where_privacy_hides_them() -> None:
+def test_a_client_reports_its_number_of_images_unless_privacy_hides_it() -> None:
     held = {"all": {"weight": torch.zeros(2)}}
 
     def admitted(private: bool, images: int, loss: float | None = None) -> bool:
@@ -457,17 +453,17 @@ def test_values_and_counters_of_a_model_are_bounded() -> None:
     at_most = {"weight": torch.tensor([-(2.0**60), 0]), "count": torch.tensor(2**53)}
     assert refusal() == refusal(**at_most, small=torch.tensor(63, dtype=torch.int8)) == ""
     assert refusal(count=torch.tensor(-(2**53)), flag=torch.tensor(True)) == ""
-    too_large = "has a value of 2.31e+18 in weight, and 1.15e+18 is the largest allowed"
+    too_large = "has a value of 2.31e+18 in weight; 1.15e+18 is the largest allowed"
     for name, tensor, reason in (
         ("weight", torch.tensor([0, -(2.0**61)]), too_large),
-        ("weight", torch.tensor([0, torch.inf]), "left the finite numbers in weight"),
-        ("weight", torch.tensor([torch.nan, 0]), "left the finite numbers in weight"),
+        ("weight", torch.tensor([0, torch.inf]), "has values that are not finite in weight"),
+        ("weight", torch.tensor([torch.nan, 0]), "has values that are not finite in weight"),
         ("count", torch.tensor(2**53 + 1), "has a count of 9007199254740993 in count"),
         ("count", torch.tensor(-(2**53) - 1), "has a count of -9007199254740993 in count"),
         ("small", torch.tensor(64, dtype=torch.int8), "has a count of 64 in small"),
-        ("order", torch.tensor([1, 0]), "changes the whole numbers of order"),
-        ("order", torch.tensor([0, 1, 2]), "counts 8 parameters in slice all"),
-        ("flag", torch.tensor(0), "has flag of torch.int64 and shape () in place of torch.bool and ()"),
+        ("order", torch.tensor([1, 0]), "changes the integers of order"),
+        ("order", torch.tensor([0, 1, 2]), "states 8 parameters in slice all, which has 7"),
+        ("flag", torch.tensor(0), "has flag of torch.int64 and shape () instead of torch.bool and ()"),
     ):
         assert refusal(**{name: tensor}) == reason
 
@@ -475,7 +471,7 @@ def test_values_and_counters_of_a_model_are_bounded() -> None:
 # --- the socket of an institution's resident process
 
 
-def test_a_long_tmpdir_leaves_the_socket_a_short_path(
+def test_the_socket_has_a_short_path_under_a_long_tmpdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = tmp_path / ("x" * 120)
@@ -552,7 +548,7 @@ def test_an_error_in_a_resident_process_is_told_there_alone_and_it_goes_on(
 # --- what an institution's app hands on
 
 
-def test_an_app_hands_on_messages_and_says_no_more_than_was_agreed(
+def test_an_app_forwards_messages_and_sends_only_what_was_agreed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "cell.yaml"

@@ -171,9 +171,9 @@ def play(
     for _ in range(rounds):
         if restarts:
             server, site = begin()
-            site.update(next(server.broadcasts()))
+            site.update(server.start_round()[0])
             server, site = begin()
-        broadcasts = list(server.broadcasts())
+        broadcasts = server.start_round()
         receipts = []
         for broadcast in broadcasts[::-1] if backwards else broadcasts:
             if (broadcast.round, broadcast.client) == loses:

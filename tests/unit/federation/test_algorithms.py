@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, Cell, Wire
-from toy import FULL, PARTIAL, Toy, ToyData, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, Toy, ToyData, federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight.federation.algorithms.fedadam import FedAdam
 from fedlight.federation.algorithms.fedavg import FedAvg
@@ -15,7 +15,6 @@ from fedlight.federation.algorithms.fedprox import FedProx
 from fedlight.federation.client import local_update
 from fedlight.federation.codec import Codec
 from fedlight.federation.messages import AUX
-from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.topk import TopK
 
@@ -36,7 +35,7 @@ def test_fedprox_pulls_towards_the_received_weights(tmp_path: Path) -> None:
     """Three full-batch steps of gradient descent, written out."""
     mu, lr = 0.7, 0.05
     setup = toy_setup(FULL, FedProx(mu), epochs=3)
-    broadcast = next(iter(toy_server(setup).broadcasts()))
+    broadcast = toy_server(setup).start_round()[0]
     update, _ = local_update(broadcast, {}, setup)
 
     x, y = (torch.stack(part) for part in zip(*ToyData(0).rows, strict=True))
@@ -58,7 +57,7 @@ def test_fedprox_pulls_towards_the_received_weights(tmp_path: Path) -> None:
 def test_fedprox_leaves_private_slices_alone() -> None:
     """With a large mu the federated slice stays near where it was received; the private one moves."""
     setup = toy_setup(PARTIAL, FedProx(19.0), epochs=40)
-    broadcast = next(iter(toy_server(setup).broadcasts()))
+    broadcast = toy_server(setup).start_round()[0]
     update, memory = local_update(broadcast, {}, setup)
     free, _ = local_update(broadcast, {}, toy_setup(PARTIAL, epochs=40))
     received = broadcast.payloads["shared"].tensors["shared.weight"]

@@ -13,7 +13,7 @@ MakeCell = Callable[..., Cell]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["FULL", pytest.param("CENTRAL", marks=pytest.mark.slow)])
-def test_the_average_is_exported_sampled_and_pictured_and_costs_nothing(cell: MakeCell, method: str) -> None:
+def test_the_average_is_exported_and_sampled_and_changes_no_traffic(cell: MakeCell, method: str) -> None:
     """With decay 0.75: theta_1, then 3/4 theta_1 + 1/4 theta_2; each theta is that of a cell without it."""
     small = (f"method={method}", "clients=3", "evaluation.grid=4")
     first, plain = cell(*small, "rounds=1"), cell(*small, "rounds=2")
@@ -39,7 +39,7 @@ def test_the_average_is_scored(cell: MakeCell) -> None:
     assert plain["value"] != averaged["value"]
 
 
-def test_an_average_that_clients_exchange_is_theirs_over_steps(cell: MakeCell) -> None:
+def test_an_exchanged_average_is_over_steps_and_the_server_has_none(cell: MakeCell) -> None:
     """The server averages nothing more."""
     made = cell("clients=2", "model.ema_decay=0.75", "model.exchange_ema=true")
     server = open_cell(made.folder).server
@@ -50,7 +50,7 @@ def test_an_average_that_clients_exchange_is_theirs_over_steps(cell: MakeCell) -
 
 
 @pytest.mark.slow
-def test_where_clients_are_evaluated_they_keep_the_average(cell: MakeCell) -> None:
+def test_the_average_is_at_the_clients_where_these_are_evaluated(cell: MakeCell) -> None:
     made = cell("method=UDEC", "clients=2", "model.ema_decay=0.75")
     finished = open_cell(made.folder)
     assert finished.server.average == {}

@@ -44,7 +44,7 @@ def names_of(algorithm: FedAvg) -> str:
     return type(algorithm).__name__
 
 
-def test_what_is_no_parameter_is_a_buffer() -> None:
+def test_tensors_that_are_no_parameters_are_buffers() -> None:
     assert buffer_names(MODEL) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
     tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     tied[1].weight = tied[0].weight
@@ -52,10 +52,10 @@ def test_what_is_no_parameter_is_a_buffer() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, FedNova(), Scaffold()], ids=names_of)
-def test_the_server_averages_buffers_whatever_its_optimizer(algorithm: FedAvg) -> None:
+def test_the_server_averages_buffers_with_every_algorithm(algorithm: FedAvg) -> None:
     server = Server("bn", FULL, SLICES, MODEL.state_dict(), Participation(2, 1.0, 0.0, 0), algorithm, Codec())
     for round_ in range(1, 5):
-        list(server.broadcasts())
+        server.start_round()
         before = server.theta["0.weight"].clone()
         for client, images in enumerate(SIZES):
             state = trained(round_, client)
@@ -123,7 +123,7 @@ slices: {{all: [norm, out]}}
     ("privacy", "tracked", "why"),
     [("client", "false", "which noise would spoil"), ("example", "true", "made of images without noise")],
 )
-def test_private_training_takes_no_buffer(
+def test_private_training_of_a_model_with_buffers_is_refused(
     privacy: str,
     tracked: str,
     why: str,

@@ -14,16 +14,15 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from torch.optim import Adam
-from toy import FULL, PARTIAL, Toy, ToyData, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, Toy, ToyData, federate, inline, toy_server, toy_setup, toy_site
 
-from fedlight.federation import journal, rounds
+from fedlight.federation import journal
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import Memory, evaluate, local_update
 from fedlight.federation.codec import Codec
 from fedlight.federation.federator import Federator, on_cpu
 from fedlight.federation.messages import Broadcast, State, Update, from_bytes, pack, to_bytes, unpack
-from fedlight.federation.rounds import federate
 from fedlight.federation.transforms.sign import Sign
 from fedlight.federation.transforms.topk import TopK
 from fedlight.runtime import stopwatch
@@ -52,18 +51,14 @@ Path(sys.argv[3]).write_bytes(pack({}, kept))
 def broadcasts_of(setup, rounds: int, folder: Path) -> list[Broadcast]:
     """The broadcasts that client 0 receives in so many rounds of a federation of two clients."""
     server, site = toy_server(setup), toy_site(setup, folder)
-    seen = []
-    begin = server.broadcasts
-
-    def record():
-        for broadcast in begin():
-            seen.append(broadcast)
-            yield broadcast
-
-    server.broadcasts = record  # type: ignore[method-assign]
-    for _ in federate(server, inline(site), rounds):
-        pass
-    return [broadcast for broadcast in seen if broadcast.client == 0]
+    transport, seen = inline(site), []
+    for _ in range(rounds):
+        broadcasts = server.start_round()
+        seen.append(broadcasts[0])
+        for update in transport.exchange(broadcasts):
+            server.receive(update)
+        server.finish_round()
+    return seen
 
 
 @pytest.mark.slow
@@ -90,7 +85,7 @@ def test_the_same_broadcast_and_memory_give_the_same_bytes_in_two_fresh_processe
     assert to_bytes(local_update(second, memory, setup)[0]) == found[0][0]
 
 
-def test_private_slices_carry_over_and_received_ones_take_the_place_of_the_own(tmp_path: Path) -> None:
+def test_private_slices_persist_and_received_slices_are_replaced(tmp_path: Path) -> None:
     """One step of SGD from a known state is computed by hand."""
     setup = toy_setup(PARTIAL, epochs=1)
     first, second = broadcasts_of(setup, 2, tmp_path)
@@ -117,7 +112,7 @@ def test_private_slices_carry_over_and_received_ones_take_the_place_of_the_own(t
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
-def test_the_reported_loss_is_that_of_an_image_however_many_batches_a_step_accumulates(
+def test_the_reported_loss_is_the_mean_over_images_for_any_accumulation_of_batches(
     tmp_path: Path, batches: int
 ) -> None:
     """At a vanishing rate all losses are those of the first weights: five rows, in batches of 2, 2 and 1."""
@@ -136,7 +131,7 @@ def test_the_reported_loss_is_that_of_an_image_however_many_batches_a_step_accum
     assert update.loss == pytest.approx((toy.shared(toy.own(x)) - y).square().mean().item())
 
 
-def test_slices_are_frozen_as_they_came_once_the_warm_start_is_over(tmp_path: Path) -> None:
+def test_slices_are_frozen_with_their_received_values_after_the_warm_start(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL.model_copy(update={"warm_start": 1, "freeze": ("own",)}))
     memory: Memory = {}
     for broadcast in broadcasts_of(setup, 3, tmp_path):
@@ -153,11 +148,11 @@ def test_slices_are_frozen_as_they_came_once_the_warm_start_is_over(tmp_path: Pa
     assert all(parameter.requires_grad for parameter in setup.module.parameters())
 
 
-def test_a_client_is_evaluated_with_what_it_trained_in_the_warm_start(tmp_path: Path) -> None:
+def test_a_client_is_evaluated_with_the_slices_that_it_trained_in_the_warm_start(tmp_path: Path) -> None:
     """It keeps its private slices, though the next broadcast would replace them: it may never get one."""
     setup = toy_setup(PARTIAL.model_copy(update={"warm_start": 2}))
     server, site = toy_server(setup), toy_site(setup, tmp_path)
-    (first, _) = toy_server(setup).broadcasts()
+    (first, _) = toy_server(setup).start_round()
     for _ in federate(server, inline(site), 1):
         pass
     (request,) = server.evaluations([0], draw=False)
@@ -166,7 +161,7 @@ def test_a_client_is_evaluated_with_what_it_trained_in_the_warm_start(tmp_path: 
     assert site.evaluate(request).sha256 == state_sha256({**server.global_state(), **trained})
 
 
-def test_a_kept_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_kept_optimizer_continues_from_its_state(tmp_path: Path) -> None:
     """Two rounds of one epoch with a kept Adam are two epochs, where nobody else takes part."""
     method = PARTIAL.model_copy(update={"keep_optimizer": True})
     setup = toy_setup(method, epochs=1, optimizer=Adam)
@@ -180,7 +175,7 @@ def test_a_kept_optimizer_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not torch.equal(anew["model"]["own.weight"], later["model"]["own.weight"])
 
 
-def test_an_algorithm_is_told_what_came_down_and_what_the_client_remembers(tmp_path: Path) -> None:
+def test_an_algorithm_gets_the_received_slices_and_the_memory_of_the_client(tmp_path: Path) -> None:
     seen: dict[str, object] = {}
 
     class Observed(FedAvg):
@@ -221,7 +216,7 @@ def test_an_algorithm_is_told_what_came_down_and_what_the_client_remembers(tmp_p
     assert memory["algorithm"]["kept"] == 4
 
 
-def test_a_client_that_drops_out_keeps_what_it_received_and_reports_nothing(tmp_path: Path) -> None:
+def test_a_client_that_drops_out_keeps_the_received_slices_and_reports_nothing(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL)
     first, _ = broadcasts_of(setup, 2, tmp_path)
     update, memory = local_update(replace(first, drops_out=True), {}, setup)
@@ -230,15 +225,15 @@ def test_a_client_that_drops_out_keeps_what_it_received_and_reports_nothing(tmp_
         assert torch.equal(memory["model"][name], tensor)
 
 
-def test_the_server_knows_who_has_reported(tmp_path: Path) -> None:
+def test_the_server_knows_which_clients_have_reported(tmp_path: Path) -> None:
     setup = toy_setup()
     server = toy_server(setup, clients=4, dropout=0.5)
     (done,) = federate(server, inline(toy_site(setup, tmp_path)), 1)
-    assert server.trained == done.outcome.client_losses.keys()
+    assert server.trained == done.client_losses.keys()
     assert 0 < len(server.trained) < 4 == len(server.met)
 
 
-def test_a_server_goes_on_after_the_last_stored_round_or_before_the_first(tmp_path: Path) -> None:
+def test_a_server_resumes_after_the_last_stored_round_or_before_the_first(tmp_path: Path) -> None:
     setup = toy_setup(codec=Codec(down=[Sign()]))
     server, again, new = (toy_server(setup) for _ in range(3))
     checkpoint = ServerCheckpoint(tmp_path, "toy")
@@ -252,19 +247,21 @@ def test_a_server_goes_on_after_the_last_stored_round_or_before_the_first(tmp_pa
         assert again.resume(checkpoint, before) == history
         assert again.round == (history or {"after": 0})["after"]
         if like:
-            sent, expected = ([*map(to_bytes, of.broadcasts())] for of in (again, like))
+            sent, expected = ([*map(to_bytes, of.start_round())] for of in (again, like))
             assert sent == expected
 
 
-def test_seconds_of_training_and_of_merging_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = count(0.0)  # begun, twice before and after an update is taken, closed, ended
-    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+def test_the_seconds_of_merging_are_those_of_receiving_and_of_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count(0.0)  # before and after each of two updates is received, and before and after the step
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     setup = toy_setup()
     (done,) = federate(toy_server(setup), inline(toy_site(setup, tmp_path)), 1)
-    assert (done.training, done.merging) == (3, 3)
+    assert done.merging == 3
 
 
-def test_a_fit_whose_last_epoch_drew_no_image_counts_but_one_without_a_step_is_refused() -> None:
+def test_a_fit_without_an_image_in_its_last_epoch_counts_and_one_without_a_step_is_refused() -> None:
     module = Toy()
     trainer = SimpleNamespace(optimizers=[module.configure_optimizers()], global_step=1)
     federator = Federator(3, 2, on_cpu(module.state_dict()), None)
@@ -299,7 +296,7 @@ def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -
     assert evaluate(silent, memory, setup).payloads == {}
 
 
-def test_an_update_that_is_done_is_not_done_again_and_its_memory_is_checked(tmp_path: Path) -> None:
+def test_a_finished_update_is_not_repeated_and_its_memory_is_checked(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL)
     first, second = broadcasts_of(setup, 2, tmp_path / "other")
     site = toy_site(setup, tmp_path / "site")
@@ -316,14 +313,14 @@ def test_an_update_that_is_done_is_not_done_again_and_its_memory_is_checked(tmp_
     toy_site(setup, tmp_path / "site").update(second)
 
 
-def test_a_client_that_has_lost_its_memory_says_so(tmp_path: Path) -> None:
+def test_a_client_reports_that_its_memory_is_lost(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL)
     _, second = broadcasts_of(setup, 2, tmp_path / "other")
     with pytest.raises(MemoryLost, match="000000/r0001- is missing"):
         toy_site(setup, tmp_path / "site").update(second)
 
 
-def test_a_client_that_keeps_nothing_leaves_no_file_but_its_update(tmp_path: Path) -> None:
+def test_a_client_without_memory_writes_only_its_update(tmp_path: Path) -> None:
     setup = toy_setup(FULL)
     broadcasts_of(setup, 3, tmp_path)
     (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
@@ -331,25 +328,27 @@ def test_a_client_that_keeps_nothing_leaves_no_file_but_its_update(tmp_path: Pat
     assert file.name.startswith("r0003-")
 
 
-def test_a_memory_is_kept_as_long_as_the_server_may_go_back(tmp_path: Path) -> None:
+def test_a_memory_is_kept_for_as_many_rounds_as_the_server_may_go_back(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL)
     broadcasts_of(setup, 5, tmp_path)
     names = sorted(path.name.split("-")[0] for path in (tmp_path / "clients" / "000001").iterdir())
     assert names == ["r0003", "r0004", "r0005"]
 
 
-def test_a_site_counts_its_seconds_on_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_measures_the_seconds_of_reading_and_writing_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = count(0.0)
     monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     setup = toy_setup(PARTIAL)
-    first, _ = toy_server(setup).broadcasts()
+    first, _ = toy_server(setup).start_round()
     site = toy_site(setup, tmp_path)
     site.update(first)
     assert site.take_seconds() == 3  # it opens the round, stores the memory, then the update
     assert site.take_seconds() == 0
 
 
-def test_updates_reach_the_disk_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_are_synced_to_disk_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, flushed = SimpleNamespace(now=0.0), []
     monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(journal.os, "fsync", lambda file: flushed.append(clock.now))

@@ -28,7 +28,7 @@ def slice_of(name: str) -> str:
         ("LOCAL", set()),
     ],
 )
-def test_nothing_but_the_declared_slices_count_and_loss_reaches_the_server(
+def test_an_update_has_only_the_declared_slices_the_number_of_images_and_the_loss(
     cell: MakeCell, wire: Wire, method: str, declared: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[tuple[int, float]] = []  # images and loss of each, in order
@@ -64,7 +64,7 @@ def test_nothing_but_the_declared_slices_count_and_loss_reaches_the_server(
     assert not batches
 
 
-def test_usplit_clients_send_what_they_were_dealt(cell: MakeCell, wire: Wire) -> None:
+def test_usplit_clients_send_the_slices_that_were_assigned(cell: MakeCell, wire: Wire) -> None:
     made = cell("method=USPLIT", "clients=5", "rounds=1")
     dealt: dict[int, set[str]] = {}
     for row in made.rows("ledger.csv"):
@@ -78,7 +78,7 @@ def test_usplit_clients_send_what_they_were_dealt(cell: MakeCell, wire: Wire) ->
 @pytest.mark.parametrize(
     ("method", "private"), [("UDEC", {"encoder", "bottleneck"}), ("ULATDEC", {"encoder"})]
 )
-def test_private_slices_never_cross_after_first_contact(
+def test_private_slices_are_never_sent_after_first_contact(
     cell: MakeCell, wire: Wire, method: str, private: set[str]
 ) -> None:
     untrained = cell("rounds=0").model
@@ -119,7 +119,9 @@ def test_the_loss_of_a_round_is_weighted_by_data_size(cell: MakeCell, wire: Wire
     ids=lambda transform: "".join(transform) or "values",
 )
 @pytest.mark.parametrize("method", ["UDEC", *slow("FULL", "USPLIT", "ULATDEC", "LOCAL", "CENTRAL")])
-def test_the_ledger_is_the_wire(cell: MakeCell, wire: Wire, method: str, transform: tuple[str, ...]) -> None:
+def test_the_ledger_counts_exactly_the_messages(
+    cell: MakeCell, wire: Wire, method: str, transform: tuple[str, ...]
+) -> None:
     """Every payload is weighed as the bytes of its tensors, at the moment at which its message crosses."""
     dropout = ("federation.dropout=0.3", "fraction=0.7", "clients=4")
     made = cell(f"method={method}", "rounds=3", *dropout, *transform)

@@ -64,7 +64,7 @@ def test_a_slice_may_reach_a_name_by_two_of_its_own_prefixes() -> None:
 
 
 def test_an_empty_slice_is_named() -> None:
-    with pytest.raises(BadInput, match="slice tail holds no parameter"):
+    with pytest.raises(BadInput, match="slice tail has no parameter"):
         SliceMap.build({"front": ["stem", "downs", "downsample", "mid"], "tail": ["up"]}, STATE[:5])
 
 
@@ -83,7 +83,7 @@ def test_private_prefixes_end_at_a_dot_too() -> None:
 
 
 def test_a_slice_without_any_public_name_is_empty() -> None:
-    with pytest.raises(BadInput, match="slice average holds no parameter"):
+    with pytest.raises(BadInput, match="slice average has no parameter"):
         SliceMap.build({"all": ["mid"], "average": ["ema"]}, ["mid.weight", "ema.weight"], private=["ema"])
 
 
@@ -100,9 +100,7 @@ def test_selecting_slices_gives_their_tensors_and_no_others() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
-def test_every_configured_model_is_cut_into_disjoint_slices_that_leave_nothing_out(
-    path: Path, channels: int
-) -> None:
+def test_the_slices_of_every_configured_model_are_disjoint_and_complete(path: Path, channels: int) -> None:
     model, slices = configured(path, SIZES[path.stem], channels)
     assert list(slices.names) == ["encoder", "bottleneck", "decoder"]
     sliced = [name for names in slices.names.values() for name in names]
@@ -127,14 +125,14 @@ def test_every_configured_slice_prefix_names_a_part_of_its_model(path: Path) -> 
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
-def test_every_configured_model_has_its_noise_predicted_in_the_shape_of_its_images(path: Path) -> None:
+def test_every_configured_model_predicts_noise_in_the_shape_of_its_images(path: Path) -> None:
     model, _ = configured(path, SIZES[path.stem])
     x_t, t = torch.randn(2, 1, SIZES[path.stem], SIZES[path.stem]), torch.tensor([0, 999])
     assert model.unet(x_t, t).sample.shape == x_t.shape
     assert model.training_step(x_t, 0).isfinite()
 
 
-def test_the_slices_of_unet2d_are_those_of_diffusers_own_model() -> None:
+def test_the_slices_of_unet2d_fit_the_model_of_diffusers() -> None:
     (path,) = (path for path in MODELS if path.stem == "unet2d")
     model, slices = configured(path, SIZES[path.stem])
     assert isinstance(model.unet, UNet2DModel)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from control import Control
 from torch import Tensor
-from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
@@ -19,7 +19,6 @@ from fedlight.federation.codec import DELTA, Chain, Codec
 from fedlight.federation.messages import AUX, Broadcast, Payload, State, Update, from_bytes, to_bytes
 from fedlight.federation.method import Method
 from fedlight.federation.packing import join, pack_bits, split, unpack_bits
-from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.huffman import Huffman
 from fedlight.federation.transforms.lowrank import LowRank
@@ -529,13 +528,13 @@ def test_a_client_that_was_away_is_at_the_server_s_reference_again(
     server, site = toy_server(setup, clients=5, fraction=0.4, dropout=0.3), toy_site(setup, tmp_path)
     seen = set()
     while server.round < 15:
-        broadcasts = list(server.broadcasts())
+        broadcasts = server.start_round()
         for update in inline(site).exchange(broadcasts):
             server.receive(update)
         for broadcast in broadcasts:
             kept = site.memory.read(broadcast.client, broadcast.round)["reference"]
             for slice_ in setup.method.downlink:
-                held = server._downlink.held(slice_)
+                held = server._downlink.received(slice_)
                 assert equal({name: kept[name] for name in held}, held)
                 missed = broadcast.round - (broadcast.previous or 1)
                 cheaper = delta[slice_] * missed < values[slice_]
@@ -555,8 +554,8 @@ def test_the_server_begins_a_round_with_what_its_clients_hold(tmp_path: Path) ->
     server, site = toy_server(setup, clients=3), toy_site(setup, tmp_path)
     for round_ in (1, 2, 3):
         before, trained = server.theta, []
-        for update in inline(site).exchange(list(server.broadcasts())):
-            held = server._downlink.held("own") | server._downlink.held("shared")
+        for update in inline(site).exchange(server.start_round()):
+            held = server._downlink.received("own") | server._downlink.received("shared")
             assert equal(server.theta, held)
             trained.append(
                 (update.num_examples, update.payloads["own"].tensors | update.payloads["shared"].tensors)
@@ -573,7 +572,7 @@ def test_the_server_begins_a_round_with_what_its_clients_hold(tmp_path: Path) ->
 
 def test_what_an_encoding_lost_is_added_to_the_next_delta() -> None:
     """What a client remembers as lost leaves it, or is remembered again: nothing of it vanishes."""
-    received = next(iter(toy_server(toy_setup()).broadcasts()))
+    received = toy_server(toy_setup()).start_round()[0]
     plain, _ = local_update(received, {}, toy_setup())
     assert plain is not None
     setup = toy_setup(codec=Codec([TopK(0.25)]))
@@ -591,7 +590,7 @@ def test_what_an_encoding_lost_is_added_to_the_next_delta() -> None:
 
 def test_a_client_that_drops_out_keeps_what_it_owes() -> None:
     setup = toy_setup(codec=Codec([Sign()], [Sign()]))
-    first = next(iter(toy_server(setup).broadcasts()))
+    first = toy_server(setup).start_round()[0]
     _, memory = local_update(first, {}, setup)
     lost, kept = local_update(replace(first, round=2, previous=1, drops_out=True), memory, setup)
     assert lost is None
@@ -632,13 +631,13 @@ def test_what_is_not_finite_is_refused_by_client_and_slice() -> None:
     setup = toy_setup(PARTIAL, codec=Codec([Sign()], [Sign()]))
     server = toy_server(setup)
     memory = {"errors": {"shared.weight": torch.tensor([[0.0, float("inf")]])}}
-    broadcast = list(server.broadcasts())[1]
+    broadcast = server.start_round()[1]
     with pytest.raises(Diverged, match="slice shared of client 1 in round 1 left the finite numbers"):
         local_update(broadcast, memory, setup)
     server.finish_round()
     server.theta["shared.bias"] = torch.tensor([float("nan")])
     with pytest.raises(Diverged, match="slice shared of the server in round 2 left the finite numbers"):
-        next(iter(server.broadcasts()))
+        server.start_round()[0]
 
 
 WARM = PARTIAL.model_copy(update={"warm_start": 2, "freeze": ("own",)})
@@ -684,7 +683,7 @@ def weighed(folder: Path, setup: Any, kill_at: int = -1, backwards: bool = False
     server.resume(checkpoint)
     site = toy_site(setup, folder)
     while server.round < 4:
-        broadcasts = list(server.broadcasts())
+        broadcasts = server.start_round()
         for broadcast in reversed(broadcasts) if backwards else broadcasts:
             crossed += weight(broadcast)
             step()
@@ -741,5 +740,5 @@ def test_a_federation_killed_between_any_two_steps_ends_the_same(
             again, _ = weighed(folder, setup)
         assert equal(again.theta, quiet.theta)
         assert again.ledger.rows() == quiet.ledger.rows()
-        assert equal(again._downlink.held("own"), quiet._downlink.held("own"))
+        assert equal(again._downlink.received("own"), quiet._downlink.received("own"))
     assert kill_at > 30

@@ -15,7 +15,7 @@ from conftest import SMALL, Cell, Wire
 from control import Control
 from opacus.accountants.analysis import rdp
 from torch import Tensor
-from toy import FULL, PARTIAL, inline, toy_server, toy_setup, toy_site
+from toy import FULL, PARTIAL, federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.checkpoint import ServerCheckpoint
@@ -24,7 +24,6 @@ from fedlight.federation.cohort import Participation
 from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import AUX, Payload, State, Update
 from fedlight.federation.noise import SecretNoise, SeededNoise
-from fedlight.federation.rounds import federate
 from fedlight.federation.server import Server
 from fedlight.privacy.account import Account, calibrate
 from fedlight.runtime.system_random import SystemGenerator
@@ -56,7 +55,7 @@ def wide(clients: int, method=FULL, **asked) -> Server:
     server = toy_server(toy_setup(method, privacy=mechanism(clients=clients, **asked)), clients)
     shapes = {"own.weight": (300, 100), "own.bias": (5,), "shared.weight": (50, 100), "shared.bias": (1,)}
     server.theta = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    list(server.broadcasts())
+    server.start_round()
     return server
 
 
@@ -201,7 +200,7 @@ def test_extras_share_the_norm_of_the_slices(visits: float) -> None:
     made = mechanism(clip=1.0, clients=1)
     setup = toy_setup(FULL, Counting(0.0), privacy=made)
     server = toy_server(setup, clients=1)
-    list(server.broadcasts())
+    server.start_round()
     start = {name: tensor.clone() for name, tensor in server.theta.items()}
     moved = {name: tensor + 2.0 for name, tensor in start.items()}
     norm = math.sqrt(4 * sum(tensor.numel() for tensor in start.values()) + visits**2)
@@ -252,7 +251,7 @@ def test_a_client_adds_its_share_of_the_noise_before_it_reports() -> None:
     private = mechanism(0.1, 2.0, at_clients=True)
     open_, hidden = toy_setup(), toy_setup(privacy=private)
     server = toy_server(open_)
-    _, broadcast = server.broadcasts()
+    _, broadcast = server.start_round()
     (clear, _), (sent, _) = (local_update(broadcast, {}, setup) for setup in (open_, hidden))
     trained = {name: t for payload in clear.payloads.values() for name, t in payload.tensors.items()}
     expected, _ = private.share(trained, {}, server.theta, 1, 1)
@@ -330,9 +329,9 @@ def test_an_empty_cohort_is_a_round_with_noise_alone(tmp_path: Path) -> None:
     before = dict(server.theta)
     empty = []
     for done in federate(server, inline(toy_site(setup, tmp_path)), 8):
-        if not done.outcome.cohort:
+        if not done.cohort:
             empty.append(done.round)
-            assert done.outcome.train_loss is None
+            assert done.train_loss is None
             assert all(not torch.equal(server.theta[name], before[name]) for name in before)
         before = dict(server.theta)
     assert empty
@@ -348,7 +347,7 @@ def test_the_adaptive_clip_finds_its_quantile_and_survives_a_restart(tmp_path: P
     server = toy_server(setup, clients=clients)
     norms = np.linspace(0.1, 2.0, clients)
     for round_ in range(1, 61):
-        list(server.broadcasts())
+        server.start_round()
         for client in range(clients):
             direction = random_values(server, client)
             scale = norms[client] / flat(direction).norm()

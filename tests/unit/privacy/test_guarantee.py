@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ from lightning import Trainer
 from test_example_privacy import Line, rows
 from test_secure_noise import config
 from torch.utils.data import DataLoader
-from toy import inline, toy_server, toy_setup, toy_site
+from toy import federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment import estimate
@@ -23,7 +22,6 @@ from fedlight.experiment.result import round_record
 from fedlight.experiment.trial import check
 from fedlight.federation.cohort import Participation
 from fedlight.federation.noise import SeededNoise
-from fedlight.federation.rounds import federate
 from fedlight.privacy.account import Account
 from fedlight.runtime.errors import BadInput
 
@@ -156,14 +154,14 @@ def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) ->
     assert found.seconds == pytest.approx((72 * 8 * image + models * 2 * 100 * 10 * image / 3) / 2)
 
 
-def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     arguments = ("clients=3", "data.limit=60", "data.batch_size=50", "partition=quantity_skew")
     made = check(config(*arguments, "trainer.accelerator=cpu"), elsewhere=False)
     assert made is not None
     timed: list[int] = []
-    monkeypatch.setattr(
-        estimate, "_step_seconds", lambda settings, parts, batch: timed.append(batch) or 1.0
-    )
+    monkeypatch.setattr(estimate, "_step_seconds", lambda settings, parts, batch: timed.append(batch) or 1.0)
     estimate.estimate(made)
     sizes = sorted(map(len, made.client_indices))
     assert sizes[0] < sizes[-1] < 50
@@ -191,13 +189,12 @@ def test_a_step_is_timed_once_for_cells_that_are_alike(monkeypatch: pytest.Monke
     assert sizes == [5, 5, 3, 3]
 
 
-def test_a_row_of_rounds_counts_both_parts_of_a_round(tmp_path: Path) -> None:
+def test_a_row_of_rounds_counts_both_directions(tmp_path: Path) -> None:
     setup = toy_setup()
     server = toy_server(setup)
     (done,) = federate(server, inline(toy_site(setup, tmp_path)), 1)
     config = SimpleNamespace(clients=2)
-    done = replace(done, training=2.0, merging=0.5)
-    row = round_record(done, server, {"value": 7.0}, config)["row"]  # type: ignore[arg-type]
+    row = round_record(done, 2.5, server, {"value": 7.0}, config)["row"]  # type: ignore[arg-type]
     params = 2 * sum(tensor.numel() for tensor in server.theta.values())
     known = {"round": 1, "participants": 2, "reports": 2, "fid": 7.0, "seconds": 2.5}
     sent = {"params_down": params, "params_up": params, "params_cumulative": 2 * params}

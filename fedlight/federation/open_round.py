@@ -1,0 +1,121 @@
+"""One round while it is open: the clients that it awaits, and the sums of their updates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedlight.federation.aggregate import WeightedMean
+from fedlight.federation.cohort import Task
+from fedlight.federation.ledger import Entry
+from fedlight.federation.messages import State, Update
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the server knows of a round after its step.
+
+    Attributes:
+        round: 1..R.
+        train_loss: mean over the updates, weighted by data size, or None where none is known.
+        client_losses: client: its mean training loss of an image over its last local epoch.
+        cohort: number of clients that took part.
+        reports: number of updates that count.
+        exchange: the ledger's entries of the round.
+        merging: seconds that the server spent in aggregation and step.
+    """
+
+    round: int
+    train_loss: float | None
+    client_losses: dict[int, float]
+    cohort: int
+    reports: int
+    exchange: list[Entry]
+    merging: float
+
+
+class OpenRound:
+    """Collects the updates of one round.
+
+    Updates arrive in any order and are released in client order, so that their sums have the same bits. An
+    update is kept only until those of all awaited clients with a smaller number have arrived.
+
+    Args:
+        cohort: the clients of the round.
+        tasks: their tasks; a client that drops out is not awaited.
+        last_rounds: client: the round before this one in which it last took part.
+        reported: tensors with the dtypes of the slices that clients report.
+        aux_like: tensors with the dtypes of the auxiliary state that clients report.
+
+    Attributes:
+        cohort: the clients of the round.
+        waiting: client: its update, which has arrived and is not yet added.
+        mean: weighted mean of the reported slices.
+        aux: weighted mean of the reported auxiliary state.
+        reports: client: n_k and training loss of each update that was added.
+        within_clip: whether each update that was added was within the clip of client-level privacy.
+        unsent: clients that their broadcast did not reach.
+        memory_lost: whether a client reported that its memory is lost.
+    """
+
+    def __init__(
+        self,
+        cohort: list[int],
+        tasks: list[Task],
+        last_rounds: Mapping[int, int],
+        reported: State,
+        aux_like: State,
+    ) -> None:
+        self.cohort = cohort
+        self.waiting: dict[int, Update] = {}
+        self.mean = WeightedMean(reported)
+        self.aux = WeightedMean(aux_like)
+        self.reports: dict[int, tuple[int, float | None]] = {}
+        self.within_clip: list[bool] = []
+        self.unsent: set[int] = set()
+        self.memory_lost = False
+        self._awaited = sorted(task.client for task in tasks if not task.drops_out)
+        self._previous = {task.client: last_rounds.get(task.client, 0) for task in tasks}
+
+    def receive(self, update: Update) -> list[Update]:
+        """Takes an update; returns those that can be added now, in client order."""
+        self.waiting[update.client] = update
+        ready = []
+        while self._awaited and self._awaited[0] in self.waiting:
+            ready.append(self.waiting.pop(self._awaited.pop(0)))
+        return ready
+
+    def take_waiting(self) -> list[Update]:
+        """Removes and returns the updates that were not added yet, in client order."""
+        rest = [self.waiting[client] for client in sorted(self.waiting)]
+        self.waiting = {}
+        return rest
+
+    def missing(self) -> dict[int, int]:
+        """Client: the earlier round in which it last took part, 0 for never; of those that did not report."""
+        absent = set(self._awaited).difference(self.waiting)
+        return {client: self._previous[client] for client in absent}
+
+    def note_lost_memory(self, client: int) -> None:
+        """Treats a client as one that has never taken part."""
+        self.memory_lost = True
+        self._previous[client] = 0
+
+    def withdraw(self, client: int) -> None:
+        """Notes that the broadcast did not reach its client."""
+        self.unsent.add(client)
+
+    @property
+    def received(self) -> set[int]:
+        """The clients whose update is added or waits for that."""
+        return {*self.waiting, *self.reports}
+
+    @property
+    def train_loss(self) -> float | None:
+        """Mean loss over the reports, weighted by n_k; None where no loss is known."""
+        known = [(images, loss) for images, loss in self.reports.values() if loss is not None]
+        total = sum(images for images, _ in known)
+        return sum(images * loss for images, loss in known) / total if total else None
+
+    @property
+    def client_losses(self) -> dict[int, float]:
+        """Client: its loss, where it is known."""
+        return {client: loss for client, (_, loss) in self.reports.items() if loss is not None}
