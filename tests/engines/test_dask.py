@@ -30,7 +30,7 @@ from fedlight.federation.messages import Broadcast, Evaluation, to_bytes
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
 from fedlight.federation.transport.dask import Dask
-from fedlight.federation.transport.dask_workers import Conduct, started
+from fedlight.federation.transport.dask_workers import WorkerSetup, started
 from fedlight.federation.transport.worker import SIGNALS
 
 MakeCell = Callable[..., Cell]
@@ -247,7 +247,7 @@ def test_our_own_scheduler_is_for_this_machine_alone_and_shows_no_page(
         scheduler = client.cluster.scheduler
         assert scheduler.address.startswith("tls://127.0.0.1:")
         assert not client.nthreads()
-        assert "Conduct" in {name.partition("-")[0] for name in scheduler.worker_plugins}
+        assert "WorkerSetup" in {name.partition("-")[0] for name in scheduler.worker_plugins}
         with pytest.raises(HTTPError, match="404"):
             urlopen(f"http://127.0.0.1:{scheduler.http_server.port}/")
 
@@ -307,7 +307,7 @@ def test_a_worker_takes_a_gpu_of_its_node_and_hears_no_signal(
         return Worker("tcp://127.0.0.1:1", name=name, local_directory=str(tmp_path))
 
     try:
-        Conduct(gpus).setup(asyncio.run(make()))
+        WorkerSetup(gpus).setup(asyncio.run(make()))
         assert {signal.getsignal(number) for number in before} == {signal.SIG_IGN}
     finally:
         gc.enable()

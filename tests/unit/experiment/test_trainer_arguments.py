@@ -6,7 +6,8 @@ import pytest
 from conftest import Cell
 from hydra import compose, initialize_config_dir
 
-from fedlight.config import TRAINER_ARGUMENTS, validate
+from fedlight.config import validate
+from fedlight.federation.federation_config import TRAINER_ARGUMENTS
 from fedlight.federation.trainer import make_trainer_factory
 from fedlight.run import ROOT, register_resolvers
 
