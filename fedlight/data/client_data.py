@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from fedlight.data.partition import Indices
+from fedlight.runtime.pixels import to_floats
 from fedlight.runtime.system_random import SystemGenerator
 
 Batch: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -125,6 +126,6 @@ class ClientData(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scales bytes to [-1, 1], float32, on the training device."""
         if isinstance(batch, Tensor):
-            return batch.float().div_(127.5).sub_(1)
+            return to_floats(batch)
         pixels, labels = batch
-        return pixels.float().div_(127.5).sub_(1), labels
+        return to_floats(pixels), labels

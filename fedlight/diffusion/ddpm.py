@@ -12,11 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import Self
 
+from fedlight.diffusion.prediction import PREDICTIONS, VELOCITY
 from fedlight.diffusion.sampling import no_label
 from fedlight.runtime.errors import BadInput
 
-VELOCITY = "v_prediction"
-PREDICTIONS = ("epsilon", VELOCITY)  # as diffusers names them
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "huber": F.smooth_l1_loss,
     "mse": F.mse_loss,

@@ -11,7 +11,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
+from fedlight.diffusion.prediction import VELOCITY, noise_between, to_image
 from fedlight.runtime.errors import BadInput, Diverged
+from fedlight.runtime.pixels import to_bytes
 
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "ddpm": DDPMScheduler.from_config,  # arXiv 2006.11239
@@ -94,7 +96,7 @@ def sample(
         Diverged: the model predicts values that are not finite; the message names the first such step.
     """
     check_sampler(sampler, steps, schedule)
-    velocity = schedule.config.prediction_type == "v_prediction"
+    velocity = schedule.config.prediction_type == VELOCITY
     least = schedule.alphas_cumprod.min()
     form = "sample" if velocity and least < LEAST_ALPHA_BAR else "epsilon"  # what the sampler is given
     zero_snr = {"rescale_betas_zero_snr": True} if least == 0 else {}  # changes no beta of such a schedule
@@ -125,18 +127,18 @@ def sample(
         for t in scheduler.timesteps:
             predicted = _predict(unet, x_t, t, labels, guidance)
             alpha_bar = schedule.alphas_cumprod[t]
-            x_0 = _image(predicted, x_t, alpha_bar, velocity=velocity)
-            output = x_0 if form == "sample" else _noise(x_0, x_t, alpha_bar)
+            x_0 = to_image(predicted, x_t, alpha_bar, schedule.config.prediction_type).clamp(-1, 1)
+            output = x_0 if form == "sample" else noise_between(x_0, x_t, alpha_bar)
             x_t = scheduler.step(output, t, x_t, generator=generator).prev_sample
             finite.append(predicted.isfinite().all() & x_t.isfinite().all())
             with telling:
                 on_step()
                 if on_frame is not None:
-                    on_frame(_to_bytes(x_t))
+                    on_frame(to_bytes(x_t).cpu())
         if bad := torch.stack(finite).logical_not().nonzero().flatten().tolist():
             when = f"denoising step {bad[0] + 1} of {steps} (t = {int(scheduler.timesteps[bad[0]])})"
             raise Diverged(f"{model} draws images that are not finite, from {when} on; {_remedy(unet)}")
-        return _to_bytes(x_t)
+        return to_bytes(x_t).cpu()
 
     training = unet.training
     unet.eval()
@@ -168,28 +170,9 @@ def _predict(unet: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, gui
     return without + guidance * (given - without)
 
 
-def _image(predicted: Tensor, x_t: Tensor, alpha_bar: Tensor, *, velocity: bool) -> Tensor:
-    """The predicted image x_0, clipped to [-1, 1]."""
-    if velocity:
-        x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * predicted
-    else:
-        x_0 = (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
-    return x_0.clamp(-1, 1)
-
-
-def _noise(x_0: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noise that leads from x_t to x_0, so that x_t keeps its noise level."""
-    return (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
-
-
 def _remedy(unet: nn.Module) -> str:
     """What to do about a model whose predictions are not finite."""
     for name, buffer in unet.named_buffers():
         if name.endswith("running_var") and (buffer < 0).any():
             return f"{name} has negative entries: use GroupNorm in place of BatchNorm"
     return "lower optimizer.lr or epochs, or set trainer.gradient_clip_val"
-
-
-def _to_bytes(x: Tensor) -> Tensor:
-    """Floats in [-1, 1] to bytes, on the CPU."""
-    return x.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
+from fedlight.runtime.pixels import to_floats
 from fedlight.runtime.progress import track
 
 NAME = "fedlight-classifier"
@@ -138,5 +139,5 @@ def _accuracy(network: nn.Module, pixels: Tensor, labels: Tensor) -> float:
 
 
 def _scaled(pixels: Tensor) -> Tensor:
-    """Bytes to floats in [-1, 1]."""
-    return pixels.to(memory_format=torch.channels_last).float().div(127.5).sub(1)
+    """Bytes as floats in [-1, 1], in channels-last layout."""
+    return to_floats(pixels.to(memory_format=torch.channels_last))

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlight.diffusion.ddpm import DDPM, VELOCITY
+from fedlight.diffusion.ddpm import DDPM
+from fedlight.diffusion.prediction import to_noise
 from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.experiment.canaries import canary_scores
 from fedlight.experiment.finished import FinishedCell
@@ -22,6 +23,7 @@ from fedlight.federation.site import client_memory
 from fedlight.privacy.lower_bound import lower_bound
 from fedlight.privacy.membership import Attack
 from fedlight.runtime.errors import Damaged
+from fedlight.runtime.pixels import to_floats
 
 TIMES = 10  # time steps at which losses are taken, spread evenly
 PIA_TIME = 0.2  # of the schedule, as in the paper
@@ -146,7 +148,7 @@ class Attacker:
         found = []
         with torch.no_grad():
             for pixels, labels in zip(*(tensor.split(BATCH) for tensor in images), strict=True):
-                x_0 = (pixels.to(module.device).float() / 127.5) - 1
+                x_0 = to_floats(pixels.to(module.device))
                 found.append(score(module, x_0, labels.to(module.device), generator).cpu())
         return torch.cat(found).numpy()
 
@@ -180,7 +182,5 @@ def _proximal_errors(module: DDPM, x_0: Tensor, labels: Tensor, generator: torch
 def _predict_noise(module: DDPM, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     condition = {} if module.label_dropout is None else {"class_labels": labels}
     predicted: Tensor = module.denoiser(x_t, t, **condition).sample
-    if module.schedule.config.prediction_type != VELOCITY:
-        return predicted
     alpha_bar = module.schedule.alphas_cumprod.to(x_t)[t].view(-1, 1, 1, 1)
-    return alpha_bar.sqrt() * predicted + (1 - alpha_bar).sqrt() * x_t
+    return to_noise(predicted, x_t, alpha_bar, module.schedule.config.prediction_type)
