@@ -9,12 +9,12 @@ from fedlight.runtime.files import explain_cache, file_sha256
 from fedlight.runtime.progress import telling
 from fedlight.runtime.shared import made_once
 
-FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name; it ends in the start of the SHA-256
+FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it: -START OF THE SHA-256
 
 
 @remembered
 def weights_name(extractor: str, path: str | None) -> str | None:
-    """The start of the SHA-256 of the user's own weights, for the cell's id; None where the user gives none."""
+    """The start of the SHA-256 of the user's own weights, which is part of the cell's id; None without."""
     if extractor != "inception" or path is None or not Path(path).is_file():
         return None
     return file_sha256(Path(path))[:8]
