@@ -196,7 +196,7 @@ def test_a_pickle_that_calls_anything_is_refused_and_calls_nothing(
     folder, marker = write_cifar10(tmp_path), tmp_path / "marker.npy"
     content = pickle.dumps({b"data": attack(marker), b"labels": []}, protocol=2)
     (folder / name).write_bytes(content)
-    with pytest.raises(BadInput, match=rf"{name} cannot be read \(it asks for "):
+    with pytest.raises(BadInput, match=rf"{name} cannot be read \(it refers to "):
         cifar10.load(str(tmp_path), cache="")
     assert not marker.exists()
     pickle.loads(content)  # noqa: S301
