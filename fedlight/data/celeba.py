@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from fedlight.data.dataset import Dataset, Images
-from fedlight.data.decoded import Range, decode
 from fedlight.data.download import download
+from fedlight.data.image_cache import decode
+from fedlight.data.pixel_range import Range
 from fedlight.runtime.errors import BadInput
 
 FOLDER = "celeba"

@@ -125,7 +125,7 @@ def build_server(config: CellConfig) -> Components:
             "evaluation.samples needs images to compare with: start with data-root=FOLDER, or set it to 0"
         )
     source = {
-        "_target_": "fedlight.data.elsewhere.load",
+        "_target_": "fedlight.data.placeholder.load",
         "image_size": config.data.image_size,
         "channels": config.data.channels,
         "classes": config.data.classes or ["unknown"],

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from fedlight.config import validate
-from fedlight.data import celeba, cifar10, data_name, decoded, digits, file_hashes, fmnist, image_folder
+from fedlight.data import celeba, cifar10, data_name, digits, file_hashes, fmnist, image_cache, image_folder
 from fedlight.run import ROOT, register_resolvers
 from fedlight.runs.identity import cell_folder
 from fedlight.runtime.errors import BadInput
@@ -358,7 +358,7 @@ def test_attributes_that_are_not_four_known_ones_are_told(
 
 def test_other_attributes_need_no_new_decoding(celeba_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_celeba(celeba_root)
-    monkeypatch.setattr(decoded, "_decode", None)
+    monkeypatch.setattr(image_cache, "_decode", None)
     after = load_celeba(celeba_root, list(ATTRIBUTES[:4]))
     assert torch.equal(before.train.pixels, after.train.pixels)
     assert after.train.labels.tolist() == [0b0010, 0b0101]
@@ -630,7 +630,7 @@ def test_decoded_images_are_mapped_and_never_written_to(pictures: Path) -> None:
 
 def test_images_are_decoded_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_folder(pictures)
-    monkeypatch.setattr(decoded, "_decode", None)
+    monkeypatch.setattr(image_cache, "_decode", None)
     second = load_folder(pictures)
     assert torch.equal(first.train.pixels, second.train.pixels)
     assert torch.equal(first.test.pixels, second.test.pixels)
@@ -681,7 +681,7 @@ def test_of_eight_processes_on_an_empty_cache_one_decodes_and_all_read(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = multiprocessing.get_context("fork")
-    start, results, write = context.Barrier(8), context.SimpleQueue(), decoded._write
+    start, results, write = context.Barrier(8), context.SimpleQueue(), image_cache._write
 
     def counted(path: Path, *rest: Any) -> None:
         with (tmp_path / "decodings").open("a") as file:
@@ -692,7 +692,7 @@ def test_of_eight_processes_on_an_empty_cache_one_decodes_and_all_read(
         start.wait(timeout=60)
         results.put(sorted(greys(load_folder(pictures).train)))
 
-    monkeypatch.setattr(decoded, "_write", counted)
+    monkeypatch.setattr(image_cache, "_write", counted)
     processes = [context.Process(target=work) for _ in range(8)]
     for process in processes:
         process.start()

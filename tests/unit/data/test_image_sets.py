@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fedlight.config import DataConfig
-from fedlight.data import data_name, decoded, image_folder
+from fedlight.data import data_name, image_cache, image_folder
 from fedlight.runtime.errors import BadInput
 
 Command = Callable[..., int]
@@ -157,7 +157,7 @@ def test_notes_of_the_old_form_are_made_anew(tmp_path: Path) -> None:
 def test_images_that_move_are_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(write_images(tmp_path / "set" / "a", range(10)).parent)
     (tmp_path / "set").rename(tmp_path / "moved")
-    monkeypatch.setattr(decoded, "_decode", None)
+    monkeypatch.setattr(image_cache, "_decode", None)
     assert greys(*splits(load(tmp_path / "moved"))) == greys(*splits(first))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from fedlight.data.data_name import data_name
-from fedlight.data.decoded import decode
+from fedlight.data.image_cache import decode
 from fedlight.evaluation.weights import FILE, find_weights
 from fedlight.runtime.files import atomic
 from fedlight.runtime.shared import made_once
