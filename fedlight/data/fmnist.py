@@ -26,9 +26,9 @@ def load(root: str | None, cache: str) -> Dataset:
     """Reads the four IDX files, plain or gzipped.
 
     Args:
-        root: the folder that holds them, or null: the Debian package dataset-fashion-mnist where it is
-            installed, else a download by torchvision.
-        cache: the folder that downloads go to.
+        root: the folder that contains them, or null: the folder of the Debian package dataset-fashion-mnist
+            if it is installed, otherwise the cache, where torchvision downloads them to.
+        cache: the folder for downloads.
 
     Raises:
         BadInput: a file is missing, truncated or no IDX file.

@@ -148,7 +148,7 @@ def build_institution(config: CellConfig, client: int) -> Components:
 
 
 def _own(partition: PartitionConfig, client: int | None) -> PartitionConfig:
-    deal = {"_target_": "fedlight.data.partition.own", "client": client}
+    deal = {"_target_": "fedlight.data.partition.single_client", "client": client}
     return partition.model_copy(update={"deal": deal})
 
 
