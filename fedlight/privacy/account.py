@@ -70,9 +70,8 @@ def _library() -> Any:
         from absl import logging
     except ImportError as error:
         raise BadInput(MISSING_LIBRARIES) from error
-    logging.set_verbosity(
-        logging.ERROR
-    )  # it warns of orders that do not converge, which it leaves out: epsilon stays an upper bound
+    # dp-accounting warns of orders that do not converge, and skips them: epsilon stays an upper bound
+    logging.set_verbosity(logging.ERROR)
     # a later configuration of logging closes the handler's stream, which may be one that pytest captures
     logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
     return dp_accounting
