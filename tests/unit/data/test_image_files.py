@@ -1,4 +1,4 @@
-"""Image files of any mode, depth, alpha and orientation become the pixels of a plain computation."""
+"""Image files of any mode, depth, alpha and orientation decode to independently computed pixels."""
 
 import io
 import re
@@ -295,7 +295,7 @@ def test_a_damaged_file_is_read_or_named(damages: list[tuple[str, int, int, int]
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_what_cannot_be_brought_to_a_range_is_refused(tmp_path: Path, kind: str) -> None:
+def test_values_that_do_not_fit_the_range_are_rejected(tmp_path: Path, kind: str) -> None:
     file = KINDS[kind](np.random.default_rng(0), (4, 4), 1)
     colour = "16 bits" in kind and ("RGB" in kind or "alpha" in kind)
     if file.white is None:
@@ -344,7 +344,7 @@ def test_the_range_is_measured_over_the_set_and_not_over_an_image(tmp_path: Path
         ((100, 65535), None),
     ],
 )
-def test_a_range_that_is_mostly_unused_is_said_with_its_figures(
+def test_a_range_that_is_mostly_unused_gives_a_warning_with_numbers(
     tmp_path: Path, values: tuple[int, int], advice: str | None
 ) -> None:
     files = {str(n): grey16(np.full((2, 2), value)) for n, value in enumerate(values)}

@@ -1,4 +1,4 @@
-"""What a client gains: which classes turn up among the images, and how good those of its own classes are."""
+"""Coverage of classes among a client's images, and the FID of its seen classes."""
 
 import csv
 import json
@@ -57,9 +57,7 @@ def test_real_digits_cover_the_classes_that_they_are_of(digits_classifier: Extra
         assert seen["entropy"] == pytest.approx(math.log(classes), abs=0.15)
 
 
-def test_each_client_is_held_against_the_classes_that_it_holds(
-    cell: MakeCell, digits_classifier: Extractor
-) -> None:
+def test_each_client_is_scored_against_its_seen_classes(cell: MakeCell, digits_classifier: Extractor) -> None:
     made = cell("method=UDEC", "partition=shards", "partition.classes=2", *SCORED)
     fid, test = made.result["fid"], digits.load().test
     values = digits_classifier(test.pixels).values
@@ -82,8 +80,8 @@ def test_each_client_is_held_against_the_classes_that_it_holds(
 
 
 def test_too_few_real_images_of_a_client_s_classes_give_it_no_fid_of_its_own(cell: MakeCell) -> None:
-    asked = ["evaluation.reference=train", "data.limit=120", "partition=label_skew"]
-    made = cell("method=LOCAL", "rounds=0", *asked, *SCORED)
+    overrides = ["evaluation.reference=train", "data.limit=120", "partition=label_skew"]
+    made = cell("method=LOCAL", "rounds=0", *overrides, *SCORED)
     own = made.result["fid"]["own"]
     labels = digits.load().train.labels[:120]
     for client, value in enumerate(own["per_client"]):

@@ -1,4 +1,4 @@
-"""Cells are scored: which models, when, against what, and the same each time."""
+"""The evaluation of a cell: which models, in which rounds, against which images, reproducibly."""
 
 import csv
 import statistics
@@ -27,7 +27,7 @@ SCORED = [f"evaluation.samples={SAMPLES}"]
 
 
 @pytest.mark.parametrize("method", ["UDEC", *slow("ULATDEC", "LOCAL")])
-def test_where_clients_keep_slices_each_is_scored_and_their_mean_and_deviation_are_told(
+def test_clients_with_private_slices_are_scored_one_by_one_with_mean_and_deviation(
     cell: MakeCell, digits_classifier: Extractor, method: str
 ) -> None:
     made = cell(f"method={method}", "clients=3", *SCORED)
@@ -45,7 +45,7 @@ def test_where_clients_keep_slices_each_is_scored_and_their_mean_and_deviation_a
 
 
 @pytest.mark.parametrize("method", ["FULL", *slow("USPLIT", "CENTRAL")])
-def test_where_all_is_federated_the_one_model_is_scored(
+def test_without_private_slices_the_global_model_is_scored(
     cell: MakeCell, digits_classifier: Extractor, method: str
 ) -> None:
     made = cell(f"method={method}", "clients=2", *SCORED)
@@ -56,11 +56,13 @@ def test_where_all_is_federated_the_one_model_is_scored(
     assert fid["value"] == pytest.approx(frechet(digits_classifier(images).values, real), rel=1e-6)
 
 
-def test_a_score_says_how_it_came_about(cell: MakeCell, digits_classifier: Extractor, cache: Path) -> None:
+def test_a_result_records_how_its_scores_were_computed(
+    cell: MakeCell, digits_classifier: Extractor, cache: Path
+) -> None:
     made = cell("rounds=0", *SCORED)
     fid = made.result["fid"]
-    message = {key: fid[key] for key in ("extractor", "samples", "sampler", "steps", "reference")}
-    assert message == {
+    settings = {key: fid[key] for key in ("extractor", "samples", "sampler", "steps", "reference")}
+    assert settings == {
         "extractor": "classifier",
         "samples": SAMPLES,
         "sampler": "sde-dpm-solver++",
@@ -72,7 +74,7 @@ def test_a_score_says_how_it_came_about(cell: MakeCell, digits_classifier: Extra
     assert fid["memorisation"] is None
     images = open_cell(made.folder).draw(None, SAMPLES, derive_seed(2023, "sample", 0, 0))
     real = make_reference(digits.load().test.pixels, digits_classifier, str(cache))
-    expected = score(digits_classifier(images), real)  # held against torch-fidelity in test_scores
+    expected = score(digits_classifier(images), real)  # compared with torch-fidelity in test_scores
     assert fid["value"] == pytest.approx(expected.pop("fid"), rel=1e-9)
     assert {key: fid[key] for key in expected} == pytest.approx(expected, rel=1e-9)
     assert expected.keys() == {"kid", "precision", "recall", "inception_score"}
@@ -80,9 +82,9 @@ def test_a_score_says_how_it_came_about(cell: MakeCell, digits_classifier: Extra
 
 @pytest.mark.slow
 def test_the_same_command_gives_the_same_scores_and_scoring_changes_no_model(cell: MakeCell) -> None:
-    asked = ["method=UDEC", "clients=2"]
-    first, second = (cell(*asked, *SCORED, "evaluation.every=1") for _ in range(2))
-    unscored = cell(*asked, "evaluation.grid=0")
+    overrides = ["method=UDEC", "clients=2"]
+    first, second = (cell(*overrides, *SCORED, "evaluation.every=1") for _ in range(2))
+    unscored = cell(*overrides, "evaluation.grid=0")
     assert first.result["fid"] == second.result["fid"]
     fids = [row["fid"] for row in first.rows("rounds.csv")]
     assert fids == [row["fid"] for row in second.rows("rounds.csv")]
@@ -96,8 +98,8 @@ def test_the_same_command_gives_the_same_scores_and_scoring_changes_no_model(cel
 
 @pytest.mark.slow
 def test_of_many_clients_the_same_few_are_scored_in_every_round(cell: MakeCell) -> None:
-    asked = ["method=UDEC", "clients=4", "evaluation.clients=2", "evaluation.every=1", "rounds=3"]
-    made = cell(*asked, *SCORED, "logger=csv")
+    overrides = ["method=UDEC", "clients=4", "evaluation.clients=2", "evaluation.every=1", "rounds=3"]
+    made = cell(*overrides, *SCORED, "logger=csv")
     fid = made.result["fid"]
     assert len(fid["clients"]) == len(fid["per_client"]) == 2
     assert set(fid["clients"]) < set(range(4))
@@ -110,8 +112,8 @@ def test_of_many_clients_the_same_few_are_scored_in_every_round(cell: MakeCell) 
 @pytest.mark.slow
 @pytest.mark.usefixtures("digits_classifier")
 def test_clients_that_never_trained_are_not_scored(cell: MakeCell) -> None:
-    asked = ["method=UDEC", "clients=6", "fraction=0.34", "evaluation.every=1", "evaluation.clients=3"]
-    made = cell(*asked, *SCORED, "federation.dropout=0.3", "rounds=4", "logger=csv", "seed=9")
+    overrides = ["method=UDEC", "clients=6", "fraction=0.34", "evaluation.every=1", "evaluation.clients=3"]
+    made = cell(*overrides, *SCORED, "federation.dropout=0.3", "rounds=4", "logger=csv", "seed=9")
     reported: list[set[int]] = []
     for round_ in range(1, 5):
         rows = [row for row in made.rows("ledger.csv") if int(row["round"]) == round_]
@@ -135,7 +137,7 @@ def test_clients_that_never_trained_are_not_scored(cell: MakeCell) -> None:
 
 
 @pytest.mark.parametrize("clients", [3, "all"])
-def test_who_is_scored_where_all_have_trained_is_who_was_scored_ever_since(clients: int | str) -> None:
+def test_the_scored_clients_are_the_same_in_every_round_once_all_have_trained(clients: int | str) -> None:
     config = SimpleNamespace(seed=2023, clients=10, evaluation=SimpleNamespace(clients=clients))
     drawn = sorted(stream(2023, "evaluation").choice(10, 3, replace=False).tolist())
     expected = drawn if clients == 3 else list(range(10))
@@ -154,7 +156,7 @@ def test_images_can_be_compared_with_those_that_the_federation_trained_on(
 
 
 @pytest.mark.slow
-def test_weights_of_an_extractor_that_is_not_asked_for_do_not_make_another_cell(
+def test_weights_of_an_unused_extractor_do_not_change_the_cell_id(
     cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = cell("rounds=0").result["cell"]
@@ -165,9 +167,9 @@ def test_weights_of_an_extractor_that_is_not_asked_for_do_not_make_another_cell(
 
 @pytest.mark.slow
 def test_training_at_least_halves_the_fid(cell: MakeCell) -> None:
-    asked = ["data.limit=null", "clients=2", "data.batch_size=32", "optimizer.lr=6e-3", "epochs=5"]
+    overrides = ["data.limit=null", "clients=2", "data.batch_size=32", "optimizer.lr=6e-3", "epochs=5"]
     judged = ["evaluation.samples=300", "evaluation.steps=50", "evaluation.sampler=ddpm"]
     trained, untrained = (
-        cell(*asked, *judged, f"rounds={rounds}").result["fid"]["value"] for rounds in (4, 0)
+        cell(*overrides, *judged, f"rounds={rounds}").result["fid"]["value"] for rounds in (4, 0)
     )
     assert trained <= untrained / 2

@@ -1,4 +1,4 @@
-"""Extractors: a classifier that is good, repeatable and kept; Inception as torch-fidelity has it."""
+"""Extractors: an accurate, reproducible and cached classifier; Inception as in torch-fidelity."""
 
 import hashlib
 import io
@@ -100,7 +100,7 @@ def generators() -> tuple[bytes, object, bytes]:
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy
 
 
-def test_the_features_of_an_image_do_not_depend_on_its_company(digits_classifier: Extractor) -> None:
+def test_the_features_of_an_image_do_not_depend_on_its_batch(digits_classifier: Extractor) -> None:
     pixels = digits.load().test.pixels
     alone, together = digits_classifier(pixels[:5]), digits_classifier(pixels)
     assert together.values.shape == (360, 64)
@@ -220,11 +220,11 @@ def test_inception_sees_colour_as_torch_fidelity_does_and_scores_come_out(incept
     bright, dark = made(pixels[:12]), made(pixels[12:])
     assert torch.equal(bright.values, direct(inception_weights, pixels[:12])[0])
     assert (made.name, made.accuracy, bright.values.shape) == ("inception", None, (12, 2048))
-    found = score(bright, Reference(dark, Moments.of(dark.values)))
+    metrics = score(bright, Reference(dark, Moments.of(dark.values)))
     mean, spread = bright.values.mean(dim=0) - dark.values.mean(dim=0), bright.values.std(dim=0)
-    assert found["fid"] > float(mean.square().sum()) > float(spread.square().sum())
-    assert 1 <= found["inception_score"] <= 1008
-    assert (found["precision"], found["recall"]) == (0, 0)
+    assert metrics["fid"] > float(mean.square().sum()) > float(spread.square().sum())
+    assert 1 <= metrics["inception_score"] <= 1008
+    assert (metrics["precision"], metrics["recall"]) == (0, 0)
 
 
 def direct(path: Path, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -247,10 +247,12 @@ def test_a_cell_is_scored_by_inception_with_weights_given_by_path(
     monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)  # 16 times as fast
     monkeypatch.setattr(extractor, "INCEPTION_LAYERS", ["64", "logits_unbiased"])
     monkeypatch.setitem(extractor.DIMENSIONS, "inception", 64)
-    asked = ["rounds=0", "evaluation.extractor=inception", "evaluation.samples=65"]
+    overrides = ["rounds=0", "evaluation.extractor=inception", "evaluation.samples=65"]
     moved = tmp_path / "moved.pth"
     moved.write_bytes(inception_weights.read_bytes())
-    first, second = (cell(*asked, f"evaluation.weights={path}").result for path in (inception_weights, moved))
+    first, second = (
+        cell(*overrides, f"evaluation.weights={path}").result for path in (inception_weights, moved)
+    )
     assert first["fid"] == second["fid"]
     assert first["cell"] == second["cell"]
     fid = first["fid"]
@@ -281,7 +283,7 @@ def test_weights_that_would_run_code_are_refused_and_run_none(tmp_path: Path, le
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a" * 100, {"fc.bias": torch.zeros(1008)}, [1, 2]])
-def test_a_file_of_something_else_is_told_in_one_line(tmp_path: Path, content: object) -> None:
+def test_weights_of_another_kind_are_rejected_in_one_line(tmp_path: Path, content: object) -> None:
     file = tmp_path / "weights.pth"
     if isinstance(content, bytes):
         file.write_bytes(content)
