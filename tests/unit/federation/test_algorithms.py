@@ -1,4 +1,4 @@
-"""Algorithms in cells: their arithmetic by an independent computation, and their traffic."""
+"""Algorithms: arithmetic by an independent computation, neutral settings, and an algorithm of a user."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_topk_of_all_entries_is_fedavg_over_rounds_of_gradient_descent(tmp_path:
 def test_an_algorithm_of_a_user_is_one_file_and_one_yaml(
     command: Callable[..., int], tmp_path: Path, wire: Wire
 ) -> None:
-    """Its server's state and its clients' memory last over rounds, and its auxiliary state is in the ledger."""
+    """The server's state and the clients' memory are kept over rounds; auxiliary state is in the ledger."""
     folder = tmp_path / "mine" / "algorithm"
     folder.mkdir(parents=True)
     (folder / "control.yaml").write_text(CONTROL)
