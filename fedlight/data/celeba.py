@@ -43,7 +43,9 @@ def load(
         advice = f"pip install 'fedlight[celeba]' for gdown, or set data.root to a folder that holds {FOLDER}"
         download(folder, _fetch, "CelebA", advice)
     elif not folder.is_dir():
-        raise BadInput(f"data.root: no folder {FOLDER} in {root}")
+        raise BadInput(
+            f"data.root: no folder {FOLDER} in {root}; set data.root to the folder that contains it"
+        )
     attributes = tuple(attributes or ())
     label_of = _read_labels(folder / "list_attr_celeba.txt", attributes)
     parts = _read_partition(folder / "list_eval_partition.txt")

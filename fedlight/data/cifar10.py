@@ -39,7 +39,9 @@ def load(root: str | None, cache: str) -> Dataset:
     if root is None:
         download(folder, _fetch, "CIFAR-10", f"set data.root to a folder that holds {FOLDER}")
     elif not folder.is_dir():
-        raise BadInput(f"data.root: no folder {FOLDER} in {root}")
+        raise BadInput(
+            f"data.root: no folder {FOLDER} in {root}; set data.root to the folder that contains it"
+        )
     names = _read(folder / "batches.meta").get(b"label_names")
     if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
         raise BadInput(f"data.root: {folder / 'batches.meta'} names no classes; fetch it again")

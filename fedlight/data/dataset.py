@@ -35,7 +35,10 @@ class Images:
                 f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
             )
         if len(self.pixels) == 0 or len(self.labels) != len(self.pixels):
-            raise BadInput(f"data: {len(self.pixels)} images with {len(self.labels)} labels")
+            raise BadInput(
+                "data: there must be at least one image and one label for each, got "
+                f"{len(self.pixels)} images and {len(self.labels)} labels"
+            )
 
     def __len__(self) -> int:
         return len(self.pixels)

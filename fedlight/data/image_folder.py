@@ -71,7 +71,9 @@ def load(
         pixels = pixels[torch.from_numpy(decoded.read)]
         labels, cut = labels[decoded.read], int(decoded.read[:cut].sum())
     if not 0 < cut < len(labels):
-        raise BadInput(f"data.root: of {root} no image to train on, or none to test on, can be read")
+        raise BadInput(
+            f"data.root: no image to train on or no image to test on in {root} can be read; repair them"
+        )
     present, labels = np.unique(labels, return_inverse=True)
     unreadable_classes = [name for label, name in enumerate(parts.classes) if label not in present]
     dataset = Dataset(

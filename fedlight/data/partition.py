@@ -122,7 +122,9 @@ def shards(labels: Labels, clients: int, seed: int, classes: int | None) -> list
             parts[client].append(part)
     joined = [np.concatenate(part) for part in parts]
     if not all(map(len, joined)):
-        raise BadInput(f"partition shards cannot give each of {clients} clients an image: use fewer clients")
+        raise BadInput(
+            f"partition=shards leaves some of {clients} clients without an image: use fewer clients"
+        )
     return joined
 
 

@@ -75,8 +75,8 @@ class CopyCheck:
         self.train, self.test = train, test[~(in_train | repeats)]
         if len(self.test) < 2:
             raise BadInput(
-                "evaluation.memorisation compares with test images that are not in the training set and "
-                f"differ, and there are only {len(self.test)} of them"
+                "evaluation.memorisation needs at least 2 distinct test images that are not in the training "
+                f"set, got {len(self.test)}: set evaluation.memorisation=false, or add test images"
             )
         repeated = len(train) - len(train.unique(dim=0))
         self._duplicates = np.array([int(in_train.sum()), int(repeats.sum()), repeated], np.int64)
