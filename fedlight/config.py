@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from fedlight.data.data_config import DataConfig, PartitionConfig
-from fedlight.data.walk import legible
 from fedlight.diffusion.model_config import ModelConfig, OptimizerConfig
 from fedlight.evaluation.evaluation_config import EvaluationConfig
 from fedlight.federation.federation_config import (
@@ -24,7 +23,7 @@ from fedlight.federation.federation_config import (
 from fedlight.federation.method import Method
 from fedlight.runtime.errors import BadInput, Held, first_cause
 from fedlight.runtime.files import explain
-from fedlight.runtime.printable import plain_line
+from fedlight.runtime.printable import legible, plain_line
 from fedlight.runtime.secret import masked, redacted
 from fedlight.runtime.section import FilePath, PositiveInt, Section, Target
 

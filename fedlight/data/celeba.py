@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from fedlight.data.dataset import Dataset, Images
-from fedlight.data.decoded import Range, decode
 from fedlight.data.download import download
+from fedlight.data.image_cache import decode
+from fedlight.data.pixel_range import Range
 from fedlight.runtime.errors import BadInput
 
 FOLDER = "celeba"
@@ -23,15 +24,16 @@ def load(
     attributes: Sequence[str] | None,
     range: Range = "type",
 ) -> Dataset:
-    """Reads the aligned faces, cut to their central 178x178 and resized, in 16 classes.
+    """Reads the aligned faces, crops them to the central 178x178 and resizes them; there are 16 classes.
 
     Args:
-        root: the folder that holds torchvision's folder celeba, or null: the cache, filled by torchvision.
-        cache: the folder that downloads and decoded images go to.
+        root: the folder that contains torchvision's folder celeba, or null: the cache, where torchvision
+            downloads it to.
+        cache: the folder for downloads and decoded images.
         image_size: in pixels.
         channels: 1 for grey, 3 for RGB.
         attributes: four of CelebA's binary attributes; label = sum of attribute_i * 2^i.
-        range: which values of the files become 0 and 255, as `decode` takes it.
+        range: which values of the files become 0 and 255, as in `decode`.
 
     Raises:
         BadInput: an attribute is unknown, a file is missing or broken, or the download failed.
@@ -41,7 +43,9 @@ def load(
         advice = f"pip install 'fedlight[celeba]' for gdown, or set data.root to a folder that holds {FOLDER}"
         download(folder, _fetch, "CelebA", advice)
     elif not folder.is_dir():
-        raise BadInput(f"data.root: no folder {FOLDER} in {root}")
+        raise BadInput(
+            f"data.root: no folder {FOLDER} in {root}; set data.root to the folder that contains it"
+        )
     attributes = tuple(attributes or ())
     label_of = _read_labels(folder / "list_attr_celeba.txt", attributes)
     parts = _read_partition(folder / "list_eval_partition.txt")
@@ -63,7 +67,7 @@ def load(
 
 
 def class_names(attributes: Sequence[str] | None) -> tuple[str, ...]:
-    """The name of each label: the attributes that hold, such as "Male+Smiling", or "none"."""
+    """The name of each label: the attributes that are true, such as "Male+Smiling", or "none"."""
     return tuple(
         "+".join(name for bit, name in enumerate(attributes or ()) if label >> bit & 1) or "none"
         for label in range(2**BITS)
@@ -77,7 +81,10 @@ def _fetch(folder: str) -> None:
 
 
 def _read_labels(path: Path, attributes: Sequence[str]) -> dict[str, int]:
-    """The label of each file: a line counts the files, one names the attributes, then a line a file."""
+    """Reads the label of each file.
+
+    The first line is the number of files, the second the attributes' names; then there is a line a file.
+    """
     _, header, *rows = _read_rows(path)
     if len(set(attributes)) != BITS or len(attributes) != BITS or not set(attributes) <= set(header):
         raise BadInput(
@@ -93,7 +100,7 @@ def _read_labels(path: Path, attributes: Sequence[str]) -> dict[str, int]:
 
 
 def _read_partition(path: Path) -> dict[str, list[str]]:
-    """The names of the files of each part."""
+    """Reads the file names of each part."""
     parts: dict[str, list[str]] = {"0": [], "1": [], "2": []}
     for name, *part in _read_rows(path):
         if len(part) != 1 or part[0] not in parts:
@@ -105,7 +112,7 @@ def _read_partition(path: Path) -> dict[str, list[str]]:
 
 
 def _read_rows(path: Path) -> list[list[str]]:
-    """The words of each line."""
+    """Reads the words of each line."""
     try:
         rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

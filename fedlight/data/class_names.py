@@ -1,4 +1,4 @@
-"""The classes of the published data sets, known without their images."""
+"""The class names of the published data sets, available without their images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +10,12 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def published_classes(source: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The name of each label, as the reader of a data set gives them; None for a set of one's own.
+    """The name of each label, as the loader of a published data set gives it; None for any other data set.
 
     Args:
         source: `data.source` of a configuration.
     """
-    reader = str(source["_target_"]).removeprefix("fedlight.data.").removesuffix(".load")
-    if reader == "celeba":
+    loader = str(source["_target_"]).removeprefix("fedlight.data.").removesuffix(".load")
+    if loader == "celeba":
         return celeba.class_names(source["attributes"])
-    return {"digits": DIGITS, "fmnist": fmnist.CLASSES, "cifar10": CIFAR10}.get(reader)
+    return {"digits": DIGITS, "fmnist": fmnist.CLASSES, "cifar10": CIFAR10}.get(loader)

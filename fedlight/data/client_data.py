@@ -1,4 +1,4 @@
-"""What one client sees: a LightningDataModule over its own images."""
+"""The training batches of one client, as a LightningDataModule over its images."""
 
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from fedlight.data.partition import Indices
+from fedlight.runtime.pixels import to_floats
 from fedlight.runtime.system_random import SystemGenerator
 
 Batch: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -20,7 +21,7 @@ Sampling: TypeAlias = Literal["seeded", "secret"]
 
 
 class Rows(TorchDataset[Batch]):
-    """The images of one client; an item is a whole batch, taken by its positions in one gather."""
+    """The images of one client; an item is a whole batch, indexed by a tensor of positions."""
 
     def __init__(self, pixels: Tensor, labels: Tensor | None, indices: Indices) -> None:
         self.pixels = pixels
@@ -36,7 +37,7 @@ class Rows(TorchDataset[Batch]):
 
 
 class ShuffledBatches(Sampler[Tensor]):
-    """Positions in random order, a batch at a time; the last short batch is kept."""
+    """Yields positions in random order, one batch at a time; the last batch may be smaller."""
 
     def __init__(self, images: int, batch_size: int) -> None:
         self.images = images
@@ -50,14 +51,14 @@ class ShuffledBatches(Sampler[Tensor]):
 
 
 class PoissonBatches(Sampler[Tensor]):
-    """Positions of which each is in a batch by itself, `batch_size` on average; a batch may be empty.
+    """Yields Poisson batches: each position is included independently, so that a batch may be empty.
 
     An epoch has as many batches as with `ShuffledBatches`.
 
     Args:
-        images: of the client, 1 or more.
-        batch_size: images in a batch, on average.
-        secret: batches come from the operating system's cryptographic generator in place of torch's seed.
+        images: number of the client's images, 1 or more.
+        batch_size: expected number of images in a batch.
+        secret: draw from the operating system's cryptographic generator, not from torch's seed.
     """
 
     def __init__(self, images: int, batch_size: int, secret: bool) -> None:
@@ -81,19 +82,19 @@ class PoissonBatches(Sampler[Tensor]):
 
 
 def poisson_rate(images: int, batch_size: int) -> float:
-    """The probability that an image is in a Poisson batch."""
+    """The probability that a Poisson batch includes an image."""
     return min(1.0, batch_size / images)
 
 
 class ClientData(LightningDataModule):
-    """The private images of one client.
+    """The batches of one client's private images.
 
     Args:
         pixels: of the whole training set, uint8, shape (n, channels, height, width).
-        indices: of the client's images; their order does not matter.
+        indices: of the client's images, in any order.
         batch_size: images a batch.
-        labels: of the whole training set, int64, shape (n,); None where the model takes none.
-        poisson: where batches are Poisson samples, where they come from.
+        labels: of the whole training set, int64, shape (n,); None for an unconditional model.
+        poisson: the source of Poisson batches; None for shuffled batches.
     """
 
     def __init__(
@@ -125,6 +126,6 @@ class ClientData(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scales bytes to [-1, 1], float32, on the training device."""
         if isinstance(batch, Tensor):
-            return batch.float().div_(127.5).sub_(1)
+            return to_floats(batch)
         pixels, labels = batch
-        return pixels.float().div_(127.5).sub_(1), labels
+        return to_floats(pixels), labels

@@ -1,11 +1,12 @@
-"""What data are called in a cell's id: by what they hold, so that other images are another cell."""
+"""The name of a data set in a cell's id, which depends on the contents of the set's files."""
 
 from functools import cache as remembered
 from pathlib import Path
 
 from fedlight.data.file_hashes import file_hashes, folder_digest
-from fedlight.data.layout import is_split
-from fedlight.data.walk import legible, walk
+from fedlight.data.folder_files import list_files
+from fedlight.data.folder_layout import is_split
+from fedlight.runtime.printable import legible
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 KNOWN = {
@@ -29,20 +30,24 @@ KNOWN = {
         "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
     },
 }
-"""MD5 of the published files, unzipped; of CelebA's images none is known."""
+"""MD5 of the published files, unzipped; none is published for CelebA's images.
+
+Torchvision has the same lists, but a cell must get its id without an import of torch.
+"""
 
 
 @remembered
 def data_name(kind: str, root: str | None, cache: str) -> str:
-    """The name of a data set: of a known one its own, else with a hash of the contents of its files.
+    """The name of a data set.
 
     Args:
-        kind: fmnist, cifar10, celeba, or image_folder, of which each is its folder's name and a hash.
+        kind: fmnist, cifar10, celeba or image_folder.
         root: `data.root`.
-        cache: where hashes of files are kept for as long as the files do not change.
+        cache: fedlight's cache folder, where hashes of unchanged files are kept.
 
     Returns:
-        The plain `kind` where the files are the published ones, or some are not there.
+        For a published set `kind` where its files are the published ones or some are missing, otherwise
+        `kind` and a hash of the files; for image_folder the folder's name and a hash of its files.
     """
     folder = _folder(kind, root, cache)
     if folder is None or not folder.is_dir():
@@ -54,18 +59,18 @@ def data_name(kind: str, root: str | None, cache: str) -> str:
         return kind
     if [content.md5 for content in file_hashes(folder, files, cache)] == list(KNOWN[kind].values()):
         return kind
-    files = walk(folder).files if kind == "celeba" else files
+    files = list_files(folder).files if kind == "celeba" else files
     return f"{kind}_{folder_digest(folder, files, cache)}"
 
 
 def _folder(kind: str, root: str | None, cache: str) -> Path | None:
-    """Where the files of a data set are."""
+    """The folder of a data set's files; None for image_folder without a root."""
     if kind == "fmnist":
-        place = DEBIAN if DEBIAN.is_dir() else Path(cache, "FashionMNIST", "raw")
-        return place if root is None else Path(root).absolute()
+        default = DEBIAN if DEBIAN.is_dir() else Path(cache, "FashionMNIST", "raw")
+        return default if root is None else Path(root).absolute()
     if kind in KNOWN:
-        inner = {"cifar10": "cifar-10-batches-py", "celeba": "celeba"}[kind]
-        return Path(cache if root is None else root, inner).absolute()
+        sub_folder = {"cifar10": "cifar-10-batches-py", "celeba": "celeba"}[kind]
+        return Path(cache if root is None else root, sub_folder).absolute()
     return None if root is None else Path(root).absolute()
 
 
@@ -75,5 +80,5 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _files_digest(folder: Path, cache: str) -> str:
-    """The hash of all visible files of a folder; a split into train and test counts, as it decides roles."""
-    return folder_digest(folder, walk(folder).files, cache, "split" if is_split(folder) else "")
+    """The hash of a folder's visible files and of its layout, which decides what is trained on."""
+    return folder_digest(folder, list_files(folder).files, cache, "split" if is_split(folder) else "")

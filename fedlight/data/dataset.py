@@ -13,7 +13,7 @@ from fedlight.runtime.errors import BadInput
 
 @dataclass(frozen=True)
 class Images:
-    """One split of a data set.
+    """The images of one split of a data set.
 
     Attributes:
         pixels: uint8 in 0..255, shape (n, channels, height, width).
@@ -35,25 +35,28 @@ class Images:
                 f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
             )
         if len(self.pixels) == 0 or len(self.labels) != len(self.pixels):
-            raise BadInput(f"data: {len(self.pixels)} images with {len(self.labels)} labels")
+            raise BadInput(
+                "data: there must be at least one image and one label for each, got "
+                f"{len(self.pixels)} images and {len(self.labels)} labels"
+            )
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def first(self, count: int | None) -> "Images":
-        """The first `count` images, or all where it is None."""
+        """The first `count` images; all for None."""
         return Images(self.pixels[:count], self.labels[:count])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, split into what clients train on and what they are evaluated on.
+    """A data set, split into training and test images.
 
     Attributes:
-        train: dealt out to the clients.
-        test: never seen in training.
+        train: assigned to the clients.
+        test: never trained on.
         classes: the name of each label.
-        notes: what the user is to know of what was read, a line each.
+        notes: lines for the user about the files that were read.
     """
 
     train: Images
@@ -65,18 +68,19 @@ class Dataset:
         for split in (self.train, self.test):
             if not 0 <= split.labels.min() <= split.labels.max() < len(self.classes):
                 raise BadInput(
-                    f"data: labels from {split.labels.min()} to {split.labels.max()}, where the data set "
-                    f"has {len(self.classes)} classes"
+                    f"data: labels must be in 0..{len(self.classes) - 1}, got {split.labels.min()} to "
+                    f"{split.labels.max()}"
                 )
 
     def numbered_by(self, names: Sequence[str]) -> "Dataset":
-        """The same images, with the labels that a list of class names gives them.
+        """The same images, with labels that number the given class names.
 
         Args:
-            names: of all classes, each once; label 0 is the first. A class without images stays one.
+            names: of all classes, without duplicates; the first is label 0. It may list classes that have no
+                images here.
 
         Raises:
-            BadInput: the data set has a class that is not among them.
+            BadInput: the data set has a class that is not listed.
         """
         if unknown := [name for name in self.classes if name not in names]:
             raise BadInput(

@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1,797 grey 8x8 images in 10 classes, always at hand."""
+"""scikit-learn's digits: 1,797 grey 8x8 images in 10 classes, part of the library."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from fedlight.data.dataset import Dataset, Images
 
 
 def load() -> Dataset:
-    """The digits, split once and for all, stratified, into 1,437 training and 360 test images."""
+    """Loads the digits, with a fixed stratified split into 1,437 training and 360 test images."""
     digits = load_digits()
     pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None])
     labels = digits.target.astype(np.int64)

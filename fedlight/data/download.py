@@ -1,4 +1,4 @@
-"""A data set's folder, downloaded where it is absent: whole or not at all."""
+"""Downloads a data set's folder if it is missing; an interrupted download leaves no folder."""
 
 import shutil
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from fedlight.runtime.progress import telling
 
 
 def download(folder: Path, fetch: Callable[[str], object], name: str, advice: str) -> None:
-    """Makes `folder` appear unless it is there.
+    """Downloads `folder` unless it exists.
 
-    Of processes started at once, one downloads and the others wait for it.
+    Of several processes started at once, one downloads and the others wait for it.
 
     Args:
         folder: of the data set, in the cache.
-        fetch: downloads into the scratch folder that it is handed, as a folder of the same name.
-        name: of the data set, for people.
-        advice: what to do instead, where the download fails.
+        fetch: called with a scratch folder; downloads into it a folder of the same name as `folder`.
+        name: of the data set, for messages.
+        advice: what to do if the download fails.
 
     Raises:
         BadInput: the download failed.
@@ -32,8 +32,8 @@ def download(folder: Path, fetch: Callable[[str], object], name: str, advice: st
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{folder.name}.lock"):
             if not folder.is_dir():
-                for left in folder.parent.glob(f".{folder.name}.*/"):  # by processes that were killed
-                    shutil.rmtree(left)
+                for leftover in folder.parent.glob(f".{folder.name}.*/"):  # of processes that were killed
+                    shutil.rmtree(leftover)
                 with (
                     TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch,
                     telling(lambda: f"downloading {name}: {_size(scratch):,} bytes so far"),

@@ -1,4 +1,4 @@
-"""Hashes of files' contents, noted in the cache for as long as a file stays the same one."""
+"""Hashes of files' contents, cached until a file changes."""
 
 import gzip
 import hashlib
@@ -13,61 +13,61 @@ from fedlight.runtime.files import atomic
 
 
 class FileHash(NamedTuple):
-    """SHA-256 and MD5 of a file's content, unzipped where its name ends in .gz."""
+    """SHA-256 and MD5 of a file's content, after decompression where its name ends in .gz."""
 
     sha256: str
     md5: str
 
 
 UNREADABLE = FileHash("", "")
-"""Of a file that cannot be opened."""
+"""The hash of a file that cannot be opened."""
 
 
 def file_hashes(folder: Path, files: Sequence[Path], cache: str) -> list[FileHash]:
-    """Hashes each file, or takes the hash from the notes of an earlier call.
+    """Hashes each file, or returns the hash that an earlier call cached.
 
-    A note counts while size, modification time, change time and inode are those of then. An archive or
-    `touch` sets a modification time at will, but the change time and the inode are the file system's own.
+    A cached hash is valid while size, modification time, change time and inode are unchanged. An archive or
+    `touch` can set a modification time, but the file system alone sets the change time and the inode.
 
     Args:
         folder: that the files are in.
         files: to hash, below `folder`.
-        cache: where the notes are kept.
+        cache: fedlight's cache folder.
 
     Returns:
         The hash of each file, UNREADABLE for one that cannot be opened.
     """
     key = hashlib.blake2b(_bytes(str(folder)), digest_size=8).hexdigest()
-    notes = Path(cache) / "hashes" / f"{folder.name}-{key}.json"
-    keep = True
+    path = Path(cache) / "hashes" / f"{folder.name}-{key}.json"
+    writable = True
     try:
-        before = json.loads(notes.read_text(encoding="utf-8"))
-    except PermissionError:  # another user's, which are left alone
-        before, keep = {}, False
+        cached = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:  # another user's file, which is left alone
+        cached, writable = {}, False
     except (OSError, ValueError):
-        before = {}
-    known = dict(before) if isinstance(before, dict) else {}
+        cached = {}
+    entries = dict(cached) if isinstance(cached, dict) else {}
     hashes = []
-    for path in files:
-        name = str(path.relative_to(folder))
+    for file in files:
+        name = str(file.relative_to(folder))
         try:
-            status = path.stat()
+            status = file.stat()
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-            if known.get(name, [])[:-2] != stamp:
-                known[name] = [*stamp, *_hash(path)]
-            hashes.append(FileHash(*known[name][-2:]))
+            if entries.get(name, [])[:-2] != stamp:
+                entries[name] = [*stamp, *_hash(file)]
+            hashes.append(FileHash(*entries[name][-2:]))
         except OSError:
             hashes.append(UNREADABLE)
-    if keep and known != before:
-        with suppress(OSError):  # a cache: without it, files are hashed again
-            notes.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(notes) as temporary:
-                temporary.write_text(json.dumps(known), encoding="utf-8")
+    if writable and entries != cached:
+        with suppress(OSError):  # without the cache, files are hashed again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(path) as temporary:
+                temporary.write_text(json.dumps(entries), encoding="utf-8")
     return hashes
 
 
 def folder_digest(folder: Path, files: Sequence[Path], cache: str, layout: str = "") -> str:
-    """A short hash of names and contents of files below a folder, and of how the folder is laid out."""
+    """A short hash of the names and contents of files below a folder, and of the folder's layout."""
     digest = hashlib.blake2b(layout.encode(), digest_size=4)
     for path, content in zip(files, file_hashes(folder, files, cache), strict=True):
         digest.update(_bytes(f"{path.relative_to(folder)}\0{content.sha256}\n"))
@@ -75,7 +75,7 @@ def folder_digest(folder: Path, files: Sequence[Path], cache: str, layout: str =
 
 
 def _bytes(text: str) -> bytes:
-    """A path as bytes; its parts that are not UTF-8 as the file system has them."""
+    """A path in the file system's bytes, where it is not UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -88,6 +88,6 @@ def _hash(path: Path) -> FileHash:
 def _content(path: Path) -> bytes:
     content = path.read_bytes()
     if path.suffix == ".gz":
-        with suppress(OSError, EOFError, zlib.error):  # broken: the loader says so
+        with suppress(OSError, EOFError, zlib.error):  # broken: the loader reports it
             return gzip.decompress(content)
     return content

@@ -26,9 +26,9 @@ def load(root: str | None, cache: str) -> Dataset:
     """Reads the four IDX files, plain or gzipped.
 
     Args:
-        root: the folder that holds them, or null: the Debian package dataset-fashion-mnist where it is
-            installed, else a download by torchvision.
-        cache: the folder that downloads go to.
+        root: the folder that contains them, or null: the folder of the Debian package dataset-fashion-mnist
+            if it is installed, otherwise the cache, where torchvision downloads them to.
+        cache: the folder for downloads.
 
     Raises:
         BadInput: a file is missing, truncated or no IDX file.
@@ -58,7 +58,7 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     """Reads an IDX file of bytes (the format of MNIST), `name` or `name`.gz in `folder`."""
     path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
     if path is None:
-        raise BadInput(f"data.root: no file {name} or {name}.gz in {folder}")
+        raise BadInput(f"data.root: no file {name} or {name}.gz in {folder}; {ADVICE}")
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -66,7 +66,9 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
         raise BadInput(f"data.root: {path} cannot be read ({error}); fetch it again") from error
     header = np.frombuffer(content[: 4 + 4 * dimensions], ">u4")
     if len(header) != 1 + dimensions or header[0] != 0x0800 + dimensions:
-        raise BadInput(f"data.root: {path} is no IDX file of bytes in {dimensions} dimensions")
+        raise BadInput(
+            f"data.root: {path} is no IDX file of bytes in {dimensions} dimensions; fetch it again"
+        )
     shape, body = tuple(int(length) for length in header[1:]), content[4 + 4 * dimensions :]
     if len(body) != np.prod(shape):
         raise BadInput(

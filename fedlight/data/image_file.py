@@ -1,4 +1,4 @@
-"""One image file: its values as they are stored, and as bytes, cut to a square and resized."""
+"""Reads one image file: its stored values, and the same as bytes, cropped to a square and resized."""
 
 import math
 from pathlib import Path
@@ -18,37 +18,37 @@ FORMATS = {
 }
 EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
 MODES = {1: "L", 3: "RGB"}
-BACKGROUND = 255  # of transparent images: white
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-WHITE_IS_ZERO, UNSIGNED = 0, 1  # values of the last two
+BACKGROUND = 255  # white, behind transparent images
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+WHITE_IS_ZERO, UNSIGNED = 0, 1  # values of PHOTOMETRIC and of SAMPLE_FORMAT
 
 
 class Depth(NamedTuple):
-    """What the values of a file may be.
+    """The number type of a file's values.
 
     Attributes:
-        name: for people, such as "16-bit".
-        largest: value that the file type holds, or None where that says nothing about what is white.
-        upper: whether only the upper eight bits of 16 can be read.
+        name: for messages, such as "16-bit".
+        largest: the largest value of the type; None for types that do not define white.
+        upper_bits_only: whether only the upper eight of 16 bits can be read.
     """
 
     name: str
     largest: int | None
-    upper: bool = False
+    upper_bits_only: bool = False
 
 
 BYTES = Depth("8-bit", 255)
 
 
 class StoredImage(NamedTuple):
-    """An image as it is stored, turned as its camera says.
+    """The stored values of an image, rotated by its EXIF orientation.
 
     Attributes:
         values: shape (height, width), or (height, width, 3) for colour of 8 bits.
-        alpha: uint8 in 0..255, shape (height, width); None where all is opaque.
+        alpha: uint8 in 0..255, shape (height, width); None for an opaque image.
         depth: of the values.
         negative: whether 0 is white.
-        frames: of the file, of which this is the first.
+        frames: number of images in the file; this is the first.
     """
 
     values: NDArray[Any]
@@ -57,25 +57,26 @@ class StoredImage(NamedTuple):
     negative: bool
     frames: int
 
-    def used(self) -> tuple[float, float] | None:
-        """The smallest and the largest value that can be seen; None where all is transparent."""
-        seen = self.values if self.alpha is None else self.values[self.alpha > 0]
-        if not seen.size:
+    def used_values(self) -> tuple[float, float] | None:
+        """The smallest and the largest visible value; None where all is transparent."""
+        visible = self.values if self.alpha is None else self.values[self.alpha > 0]
+        if not visible.size:
             return None
-        lowest, highest = seen.min().item(), seen.max().item()
-        return (256 * lowest, 256 * highest + 255) if self.depth.upper else (lowest, highest)
+        lowest, highest = visible.min().item(), visible.max().item()
+        return (256 * lowest, 256 * highest + 255) if self.depth.upper_bits_only else (lowest, highest)
 
     def to_bytes(self, bounds: tuple[float, float] | None) -> NDArray[np.uint8]:
         """The values as bytes, on a white background where the image is transparent.
 
         Args:
-            bounds: the values that become 0 and 255, those between in proportion and rounded, others cut
-                off; None for the upper eight bits of what the file type holds, where it says that.
+            bounds: the values that become 0 and 255; values between are scaled linearly and rounded, values
+                outside are clipped. None for the upper eight bits of the file type, whose depth must have a
+                `largest`.
         """
         if bounds:
             low, high = bounds
-            shares = (self.values.astype(np.float64) - low) / (high - low)
-            scaled = np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+            fractions = (self.values.astype(np.float64) - low) / (high - low)
+            scaled = np.rint(np.clip(fractions, 0, 1) * 255).astype(np.uint8)
         elif self.values.dtype == np.uint8:
             scaled = self.values
         else:
@@ -93,14 +94,14 @@ def read_image(path: Path, channels: int) -> StoredImage:
     """Reads the first image of a file.
 
     Args:
-        path: of the file; its content decides what it is, not its name.
-        channels: 1 or 3: what an image of 8 bits becomes, grey or RGB; one of more bits stays grey.
+        path: of the file; its content decides the format, not its name.
+        channels: 1 or 3; an image of 8 bits is converted to grey or RGB, one of more bits stays grey.
 
     Raises:
         Exception: the file is broken or no image; Pillow's readers raise almost anything.
-        ValueError: it holds values that are not finite.
+        ValueError: a value is not finite.
     """
-    # an open file: of a path, Pillow would map TIFF into memory, and scramble it where a camera was turned
+    # an open file: given a path, Pillow maps TIFF into memory, and scrambles images with an EXIF orientation
     with path.open("rb") as file, Image.open(file, formats=tuple(FORMATS)) as image:
         tags = getattr(image, "tag_v2", {})
         depth = _depth(image, tags)
@@ -116,13 +117,13 @@ def read_image(path: Path, channels: int) -> StoredImage:
         values = values.view(np.uint32)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
-    hidden = upright.info.get("transparency")
-    alpha = None if hidden is None else np.where(values == hidden, 0, 255).astype(np.uint8)
+    transparent = upright.info.get("transparency")
+    alpha = None if transparent is None else np.where(values == transparent, 0, 255).astype(np.uint8)
     return StoredImage(values, _or_opaque(alpha), depth, negative, frames)
 
 
-def fit(pixels: NDArray[np.uint8], channels: int, image_size: int) -> NDArray[np.uint8]:
-    """The central square of an image, resized with antialiasing.
+def crop_and_resize(pixels: NDArray[np.uint8], channels: int, image_size: int) -> NDArray[np.uint8]:
+    """Crops the central square of an image and resizes it with antialiasing.
 
     Args:
         pixels: shape (height, width) or (height, width, 3).
@@ -140,8 +141,8 @@ def fit(pixels: NDArray[np.uint8], channels: int, image_size: int) -> NDArray[np
     return np.asarray(resized).reshape(image_size, image_size, channels).transpose(2, 0, 1)
 
 
-def reason(error: Exception) -> str:
-    """Why a file cannot be read, without its path, which may change."""
+def explain_unreadable(error: Exception) -> str:
+    """The reason why a file cannot be read, in one line and without the file's path."""
     if isinstance(error, UnidentifiedImageError):
         return f"no image of {', '.join(FORMATS)}"
     text = (isinstance(error, OSError) and error.strerror) or str(error)
@@ -149,7 +150,7 @@ def reason(error: Exception) -> str:
 
 
 def _depth(image: Image.Image, tags: Any) -> Depth:
-    """What the values of an opened file may be; to be called before it is loaded."""
+    """The depth of an opened image; must be called before the image is loaded."""
     if image.mode.startswith("I;16"):
         bits = int(tags.get(BITS_PER_SAMPLE, (16,))[0])
         return Depth(f"{bits}-bit", 2**bits - 1)
@@ -164,20 +165,20 @@ def _depth(image: Image.Image, tags: Any) -> Depth:
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         scaled = image.format == "PPM" and len(arguments) == 2 and arguments[1] > 255
         if scaled or ";16" in str(arguments[0]):
-            return Depth("16-bit colour", 2**16 - 1, upper=True)
+            return Depth("16-bit colour", 2**16 - 1, upper_bits_only=True)
     return BYTES
 
 
 def _frames(image: Image.Image) -> int:
-    """How many images a file holds; a preview inside a JPEG is none."""
+    """The number of images in a file; a preview inside a JPEG does not count."""
     try:
         return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-    except Exception:  # what follows the first image is broken
+    except Exception:  # the images after the first are broken
         return 1
 
 
 def _bytes(image: Image.Image, channels: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """An image of 8 bits as grey or RGB, and its alpha."""
+    """The values of an 8-bit image as grey or RGB, and its alpha."""
     if image.mode == "La":
         image = image.convert("LA")
     alpha = None
@@ -191,6 +192,6 @@ def _or_opaque(alpha: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
     return None if alpha is None or alpha.min(initial=255) == 255 else alpha
 
 
-def number(value: float) -> str:
-    """A value of a file for people: whole numbers as such."""
+def format_number(value: float) -> str:
+    """Formats a value for a message; a whole number has no decimal point."""
     return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder a class, of which a fixed fifth is for testing."""
+"""A folder of images: one sub-folder a class with a fifth held out for testing, or train and test folders."""
 
 import re
 from collections import Counter
@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from fedlight.data.dataset import Dataset, Images
-from fedlight.data.decoded import Range, decode
+from fedlight.data.folder_files import list_files, list_sub_folders
+from fedlight.data.folder_layout import PublishedSplit, find_split
+from fedlight.data.image_cache import decode
 from fedlight.data.image_file import EXTENSIONS
-from fedlight.data.layout import PublishedSplit, find_split
-from fedlight.data.walk import legible, sub_folders, walk
+from fedlight.data.pixel_range import Range
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.printable import legible
 
 ONE_CLASS = "all"
-NAMED = 8  # classes, and kinds of files left out, that the line about a data set names
+NAMED = 8  # classes, and kinds of left-out files, that the summary names
 
 
 def load(
@@ -30,26 +32,27 @@ def load(
     skip_unreadable: bool = False,
     range: Range = "type",
 ) -> Dataset:
-    """Reads the images, cut to their central square and resized.
+    """Reads the images, crops them to their central square and resizes them.
 
-    Folders named train and test are used as such; one for validation beside them is left out. Else every
-    folder is a class, and a fifth of it is held out for testing. Links to files and folders are followed.
+    Folders named train and test are the training and the test set; a validation folder beside them is left
+    out. Otherwise every folder is a class, and a fifth of its images is held out for testing. Links to files
+    and folders are followed.
 
     Args:
         root: the folder; images directly in it, without sub-folders, are one class, "all".
-        cache: the folder that decoded images go to.
+        cache: the folder for decoded images.
         image_size: in pixels.
         channels: 1 for grey, 3 for RGB.
-        skip_unreadable: whether files that cannot be read as images are left out; else they are an error.
-        range: which values of the files become 0 and 255, as `decode` takes it.
+        skip_unreadable: whether unreadable files are left out; otherwise they are an error.
+        range: which values of the files become 0 and 255, as in `decode`.
 
     Returns:
-        The data set; its first note counts images, classes, and what was left out by kind. A class of which
-        no image was read is none.
+        The data set; its first note counts images, classes, and left-out files by kind. A class without a
+        readable image is left out.
 
     Raises:
-        BadInput: no folder, a class without images, none with two, images that cannot be read, or folders
-            that are named as parts of a set where it is not clear what to train and test on.
+        BadInput: the folder is missing, a class has no images, no class has two, an image cannot be read, or
+            folders are named as parts of a set and it is ambiguous what to train and test on.
     """
     if root is None:
         raise BadInput(
@@ -59,7 +62,7 @@ def load(
     if not folder.is_dir():
         raise BadInput(f"data.root: no folder {root}")
     split = find_split(folder)
-    parts = _from_split(folder, split) if split else _from_classes(folder)
+    parts = _list_split(folder, split) if split else _list_classes(folder)
     decoded = decode("image_folder", folder, parts.files, cache, image_size, channels, skip_unreadable, range)
     parts.left_out["unreadable image"] += int((~decoded.read).sum())
     parts.left_out["further frame"] += decoded.further_frames
@@ -68,27 +71,29 @@ def load(
         pixels = pixels[torch.from_numpy(decoded.read)]
         labels, cut = labels[decoded.read], int(decoded.read[:cut].sum())
     if not 0 < cut < len(labels):
-        raise BadInput(f"data.root: of {root} no image to train on, or none to test on, can be read")
-    seen, labels = np.unique(labels, return_inverse=True)  # a class of which nothing was read is none
-    lost = [name for label, name in enumerate(parts.classes) if label not in seen]
+        raise BadInput(
+            f"data.root: no image to train on or no image to test on in {root} can be read; repair them"
+        )
+    present, labels = np.unique(labels, return_inverse=True)
+    unreadable_classes = [name for label, name in enumerate(parts.classes) if label not in present]
     dataset = Dataset(
         train=Images(pixels[:cut], labels[:cut]),
         test=Images(pixels[cut:], labels[cut:]),
-        classes=tuple(parts.classes[label] for label in seen),
+        classes=tuple(parts.classes[label] for label in present),
     )
-    summary = f"data.root {legible(str(root))}: {_summary(dataset, lost, parts.left_out)}"
+    summary = f"data.root {legible(str(root))}: {_summarise(dataset, unreadable_classes, parts.left_out)}"
     return replace(dataset, notes=(summary, *decoded.notes))
 
 
 class Parts(NamedTuple):
-    """The files of a set, those to train on first.
+    """The files of a set: the training images, then the test images.
 
     Attributes:
         files: image files.
-        labels: of each, shape (files,).
-        cut: how many are to train on; the others are to test on.
-        classes: their names.
-        left_out: how many of each kind were left out.
+        labels: int64, shape (files,).
+        cut: number of training images.
+        classes: names of the labels.
+        left_out: number of left-out files of each kind.
     """
 
     files: list[Path]
@@ -98,12 +103,12 @@ class Parts(NamedTuple):
     left_out: Counter[str]
 
 
-def _from_classes(root: Path) -> Parts:
-    """Of a folder of classes, a fifth of each is held out for testing."""
+def _list_classes(root: Path) -> Parts:
+    """The files of a folder of classes; a fifth of each class is held out for testing."""
     left_out: Counter[str] = Counter()
-    files_of = _list(root, left_out)
-    files = [file for members in files_of.values() for file in members]
-    labels = np.repeat(np.arange(len(files_of)), [len(members) for members in files_of.values()])
+    by_class = _list_by_class(root, left_out)
+    files = [file for members in by_class.values() for file in members]
+    labels = np.repeat(np.arange(len(by_class)), [len(members) for members in by_class.values()])
     train, test = _split(labels)
     if not len(test):
         raise BadInput(
@@ -111,49 +116,49 @@ def _from_classes(root: Path) -> Parts:
         )
     chosen = np.concatenate([train, test])
     return Parts(
-        [files[position] for position in chosen], labels[chosen], len(train), list(files_of), left_out
+        [files[position] for position in chosen], labels[chosen], len(train), list(by_class), left_out
     )
 
 
-def _from_split(root: Path, split: PublishedSplit) -> Parts:
-    """Of a folder that is split already; each part in an order that depends on its names only."""
+def _list_split(root: Path, split: PublishedSplit) -> Parts:
+    """The files of a published set; the order of each part depends on its file names only."""
     left_out: Counter[str] = Counter()
-    _refuse_mixed(root, _images(root, left_out, deep=False))
-    train_of, test_of = _list(split.train, left_out), _list(split.test, left_out)
-    if strange := sorted(test_of.keys() - train_of.keys()):
+    _reject_loose(root, _list_images(root, left_out, recursive=False))
+    train, test = _list_by_class(split.train, left_out), _list_by_class(split.test, left_out)
+    if untrained := sorted(test.keys() - train.keys()):
         raise BadInput(
-            f"data.root: {split.test} holds the class {strange[0]}, and {split.train} has no images of it: "
+            f"data.root: {split.test} holds the class {untrained[0]}, and {split.train} has no images of it: "
             "remove it, or add images to train on"
         )
-    classes, files, labels = list(train_of), [], []
-    for files_of in (train_of, test_of):
-        members = [(classes.index(name), file) for name, found in files_of.items() for file in found]
+    classes, files, labels = list(train), [], []
+    for part in (train, test):
+        members = [(classes.index(name), file) for name, paths in part.items() for file in paths]
         order = np.random.RandomState(0).permutation(len(members))
         files += [members[position][1] for position in order]
         labels += [members[position][0] for position in order]
     for folder in split.unused:
-        left_out[f"image in {legible(folder.name)}"] += len(_images(folder, Counter()))
-    cut = sum(map(len, train_of.values()))
-    return Parts(files, np.array(labels, np.int64), cut, classes, left_out)
+        left_out[f"image in {legible(folder.name)}"] += len(_list_images(folder, Counter()))
+    return Parts(files, np.array(labels, np.int64), sum(map(len, train.values())), classes, left_out)
 
 
-def _list(root: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
-    """The image files of each class, both sorted by name; what else is there is counted."""
-    classes, loose = sub_folders(root), _images(root, left_out, deep=False)
+def _list_by_class(root: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
+    """The image files of each class, classes and files sorted by name; adds other files to `left_out`."""
+    classes, loose = list_sub_folders(root), _list_images(root, left_out, recursive=False)
     if classes:
-        _refuse_mixed(root, loose)
-    files_of = {legible(path.name): _images(path, left_out) for path in classes} or {ONE_CLASS: loose}
-    if len(files_of) < len(classes):
+        _reject_loose(root, loose)
+    by_class = {legible(path.name): _list_images(path, left_out) for path in classes} or {ONE_CLASS: loose}
+    if len(by_class) < len(classes):
         raise BadInput(f"data.root: {root} holds folders whose names differ only in bytes that are not UTF-8")
-    for name, files in files_of.items():
+    for name, files in by_class.items():
         if not files:
             folder = root / name if classes else root
-            kinds = f"; left out: {_counts(left_out)}" if +left_out else ""
+            kinds = f"; left out: {_format_counts(left_out)}" if +left_out else ""
             raise BadInput(f"data.root: no images ({', '.join(EXTENSIONS)}) in {folder}{kinds}")
-    return files_of
+    return by_class
 
 
-def _refuse_mixed(root: Path, loose: list[Path]) -> None:
+def _reject_loose(root: Path, loose: list[Path]) -> None:
+    """Raises BadInput where images lie directly in a folder of classes."""
     if loose:
         raise BadInput(
             f"data.root: {root} holds both sub-folders and images such as {legible(loose[0].name)}: "
@@ -161,15 +166,15 @@ def _refuse_mixed(root: Path, loose: list[Path]) -> None:
         )
 
 
-def _images(folder: Path, left_out: Counter[str], deep: bool = True) -> list[Path]:
-    """The image files in a folder, or at any depth below it, sorted; what else is there is counted."""
-    found = walk(folder, deep)
-    if found.closed:
-        closed = legible(str(found.closed[0]))
-        raise BadInput(f"data.root: {closed} cannot be listed; permit it, or remove it")
-    left_out.update(found.left_out)
-    left_out.update(_kind(path) for path in found.files if not _is_image(path))
-    return list(filter(_is_image, found.files))
+def _list_images(folder: Path, left_out: Counter[str], recursive: bool = True) -> list[Path]:
+    """The image files in a folder and below it, sorted; adds other files to `left_out`."""
+    listing = list_files(folder, recursive)
+    if listing.forbidden:
+        forbidden = legible(str(listing.forbidden[0]))
+        raise BadInput(f"data.root: {forbidden} cannot be listed; permit it, or remove it")
+    left_out.update(listing.left_out)
+    left_out.update(_kind(path) for path in listing.files if not _is_image(path))
+    return list(filter(_is_image, listing.files))
 
 
 def _is_image(path: Path) -> bool:
@@ -180,41 +185,41 @@ def _kind(path: Path) -> str:
     return legible(path.suffix.lower()) or "file without extension"
 
 
-def _summary(dataset: Dataset, lost: list[str], left_out: Counter[str]) -> str:
-    """Images, classes, and what was left out by kind."""
+def _summarise(dataset: Dataset, unreadable_classes: list[str], left_out: Counter[str]) -> str:
+    """Numbers of images and classes, and of left-out files by kind."""
     counts = np.bincount([*dataset.train.labels, *dataset.test.labels], minlength=len(dataset.classes))
     named = [f"{name} {count:,}" for name, count in zip(dataset.classes, counts.tolist(), strict=True)]
     if len(named) > NAMED:
         named[NAMED:] = [f"and {len(named) - NAMED:,} more of {counts.min():,} to {counts.max():,}"]
     classes = f"{len(counts):,} class{'es' if len(counts) > 1 else ''}: {', '.join(named)}"
-    missing = [f"class {name}, of which no image can be read" for name in lost[:NAMED]]
-    if len(lost) > NAMED:
-        missing.append(f"{len(lost) - NAMED:,} more such classes")
-    without = ", ".join(filter(None, [_counts(left_out), *missing])) or "nothing"
+    missing = [f"class {name}, of which no image can be read" for name in unreadable_classes[:NAMED]]
+    if len(unreadable_classes) > NAMED:
+        missing.append(f"{len(unreadable_classes) - NAMED:,} more such classes")
+    without = ", ".join(filter(None, [_format_counts(left_out), *missing])) or "nothing"
     return (
         f"{len(dataset.train):,} images to train on, {len(dataset.test):,} to test on; {classes}; "
         f"left out: {without}"
     )
 
 
-def _counts(left_out: Counter[str]) -> str:
-    """Such as "3 .gif, 1 hidden file"."""
+def _format_counts(left_out: Counter[str]) -> str:
+    """Numbers of files by kind, such as "3 .gif, 1 hidden file"."""
     kinds = (+left_out).most_common()
-    shown = [f"{count:,} {_plural(kind) if count > 1 else kind}" for kind, count in kinds[:NAMED]]
+    shown = [f"{count:,} {_pluralise(kind) if count > 1 else kind}" for kind, count in kinds[:NAMED]]
     if len(kinds) > NAMED:
         shown.append(f"{sum(count for _, count in kinds[NAMED:]):,} of other kinds")
     return ", ".join(shown)
 
 
-def _plural(kind: str) -> str:
-    """Of a kind of file; an extension has none."""
+def _pluralise(kind: str) -> str:
+    """The plural of a kind of file; an extension has none."""
     return kind if kind.startswith(".") else re.sub("link|image|file|folder|frame", r"\g<0>s", kind, count=1)
 
 
 def _split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to train on and to test on, stratified; the image of a class of one is trained on."""
-    alone = np.bincount(labels)[labels] == 1
-    rest, single = np.flatnonzero(~alone), np.flatnonzero(alone)
+    """Positions of training and test images, stratified; the only image of a class is for training."""
+    is_single = np.bincount(labels)[labels] == 1
+    rest, single = np.flatnonzero(~is_single), np.flatnonzero(is_single)
     if not len(rest):
         return single, rest
     held_out = max(-(-len(rest) // 5), len(np.unique(labels[rest])))

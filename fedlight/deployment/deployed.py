@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from fedlight.config import CellConfig, validate
 from fedlight.data.class_names import published_classes
 from fedlight.data.dataset import Dataset
-from fedlight.data.elsewhere import no_images
 from fedlight.data.loading import load, print_notes
 from fedlight.data.partition import assign_all_to
+from fedlight.data.placeholder import no_images
 from fedlight.deployment.agreement import agreed_hash, check_agreed, read_agreement
 from fedlight.deployment.answers import Answers
 from fedlight.deployment.terms import Terms

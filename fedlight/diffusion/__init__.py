@@ -1,1 +1,1 @@
-"""What is trained: UNets, the DDPM LightningModule, and sampling from them."""
+"""The diffusion model: UNets, the DDPM LightningModule that trains them, and sampling."""

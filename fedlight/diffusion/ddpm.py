@@ -12,11 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import Self
 
+from fedlight.diffusion.prediction import PREDICTIONS, VELOCITY
 from fedlight.diffusion.sampling import no_label
 from fedlight.runtime.errors import BadInput
 
-VELOCITY = "v_prediction"
-PREDICTIONS = ("epsilon", VELOCITY)  # as diffusers names them
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "huber": F.smooth_l1_loss,
     "mse": F.mse_loss,
@@ -24,9 +23,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 class DDPM(LightningModule):
-    """Learns to predict the noise in an image (FedDiffuse, section 3; DDPM, algorithm 1).
+    """Trains a UNet to predict the noise in an image (FedDiffuse, section 3; DDPM, algorithm 1).
 
-    Where the schedule has `prediction_type` v_prediction, it learns the velocity sqrt(alpha_bar) eps -
+    With a schedule of `prediction_type` v_prediction the UNet predicts the velocity sqrt(alpha_bar) eps -
     sqrt(1 - alpha_bar) x_0 instead (arXiv 2202.00512).
 
     A batch is a float tensor of images in [-1, 1], shape (n, channels, height, width); for a conditional
@@ -34,24 +33,24 @@ class DDPM(LightningModule):
 
     Args:
         unet: predicts the noise or the velocity, called as `unet(x_t, t).sample`.
-        schedule: the noise schedule; its betas give alpha_bar, and its length T.
-        loss: between truth and prediction, `huber` (smooth L1, beta = 1) or `mse`.
-        optimizer: makes the optimizer from the parameters, anew at every fit.
+        schedule: the noise schedule, which defines alpha_bar and the number of time steps T.
+        loss: between target and prediction, `huber` (smooth L1, beta = 1) or `mse`.
+        optimizer: makes the optimizer from the parameters, once a fit.
         slices: name of each slice -> prefixes of the UNet's parameter names.
-        ema_decay: decay a step of an exponential moving average of the UNet, or None for no average.
-        exchange_ema: whether the average belongs to the slices, and so travels with them.
-        snr_gamma: bound of the signal-to-noise ratio of min-SNR weighting (arXiv 2303.09556), above 0; None
-            weighs all time steps alike.
-        label_dropout: probability that an image's label is replaced by the UNet's last one, which stands for
-            no label (classifier-free guidance, arXiv 2207.12598); None for a model without labels.
+        ema_decay: decay per step of an exponential moving average of the UNet; None for no average.
+        exchange_ema: whether the average belongs to the slices and is exchanged with them.
+        snr_gamma: clip of the signal-to-noise ratio in min-SNR weighting (arXiv 2303.09556), above 0; None
+            for equal weights of all time steps.
+        label_dropout: probability that an image's label is replaced by the UNet's last one, which means no
+            label (classifier-free guidance, arXiv 2207.12598); None for an unconditional model.
 
     Attributes:
         slices: name of each slice -> prefixes of this module's state_dict names.
         private: prefixes of the state_dict names that belong to no slice and never leave a client.
 
     Raises:
-        BadInput: unknown loss, a decay outside (0, 1), a schedule of another kind, or one of epsilon
-            prediction whose last step is pure noise.
+        BadInput: unknown loss, a decay outside (0, 1), an unknown `prediction_type` or no time steps, betas
+            outside [0, 1], or epsilon prediction with a schedule whose last step is pure noise.
     """
 
     def __init__(
@@ -95,26 +94,26 @@ class DDPM(LightningModule):
             self.private = ()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Returns the mean loss between truth and prediction at uniform time steps."""
+        """Returns the mean loss between target and prediction at uniformly drawn time steps."""
         if self.label_dropout is None:
             x_0, condition = batch, {}
         else:
-            x_0, condition = batch[0], {"class_labels": self._some_dropped(batch[1], self.label_dropout)}
+            x_0, condition = batch[0], {"class_labels": self._drop_labels(batch[1], self.label_dropout)}
         t = torch.randint(self.schedule.config.num_train_timesteps, x_0.shape[:1], device=self.device)
         eps = torch.randn_like(x_0)
         x_t = self.schedule.add_noise(x_0, eps, t)  # sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
         predicted = self.unet(x_t, t, **condition).sample
         velocity = self.schedule.config.prediction_type == VELOCITY
-        truth = self.schedule.get_velocity(x_0, eps, t) if velocity else eps
+        target = self.schedule.get_velocity(x_0, eps, t) if velocity else eps
         if self.snr_gamma is None:
-            return self.loss(predicted, truth)
+            return self.loss(predicted, target)
         alpha_bar = self.schedule.alphas_cumprod.to(self.device)[t]
         snr = alpha_bar / (1 - alpha_bar)
         weight = snr.clamp(max=self.snr_gamma) / (snr + 1 if velocity else snr)
-        return (weight * self.loss(predicted, truth, reduction="none").flatten(1).mean(dim=1)).mean()
+        return (weight * self.loss(predicted, target, reduction="none").flatten(1).mean(dim=1)).mean()
 
-    def _some_dropped(self, labels: Tensor, share: float) -> Tensor:
-        dropped = torch.rand(labels.shape, device=self.device) < share
+    def _drop_labels(self, labels: Tensor, probability: float) -> Tensor:
+        dropped = torch.rand(labels.shape, device=self.device) < probability
         return labels.masked_fill(dropped, no_label(self.unet))
 
     def on_train_batch_end(self, outputs: object, batch: Any, batch_idx: int) -> None:
@@ -124,27 +123,27 @@ class DDPM(LightningModule):
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer(self.unet.parameters())
 
-    def to(self, *where: Any, **more: Any) -> Self:
-        """Moves the module, as PyTorch does; a call that changes nothing costs nothing (one at each fit)."""
-        return self if where == (self.device,) and not more else super().to(*where, **more)
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Moves the module as PyTorch does; moving it to its own device, as each fit does, costs nothing."""
+        return self if args == (self.device,) and not kwargs else super().to(*args, **kwargs)
 
     def cpu(self) -> Self:
-        """Moves the module to the CPU, if it is not there."""
+        """Moves the module to the CPU, at no cost if it is there."""
         return self.to(torch.device("cpu"))
 
     @property
     def denoiser(self) -> nn.Module:
-        """The UNet to sample from: the moving average where there is one, else the trained one."""
+        """The UNet to sample from: its moving average where there is one, otherwise the trained UNet."""
         if self.ema is not None and self.ema.n_averaged > 0:
             return self.ema.module
         return self.unet
 
 
 def _check_alpha_bar(schedule: DDPMScheduler) -> None:
-    """Raises BadInput where a beta is outside [0, 1], or alpha_bar is 0 and the model predicts the noise.
+    """Raises BadInput for a beta outside [0, 1], and for epsilon prediction where alpha_bar is 0.
 
-    At alpha_bar = 0 (zero terminal SNR, arXiv 2305.08891) x_t is the noise itself: predicting it says nothing
-    of the image.
+    At alpha_bar = 0 (zero terminal SNR, arXiv 2305.08891) x_t is the noise itself, and its prediction
+    contains no information about the image.
     """
     if not ((schedule.betas >= 0) & (schedule.betas <= 1)).all():
         raise BadInput(

@@ -1,4 +1,4 @@
-"""Depthwise convolution whose weight gradient is fast on CPUs."""
+"""A depthwise convolution with a fast weight gradient on CPUs."""
 
 from typing import Any
 
@@ -6,23 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-COLUMNS = 3  # of a kernel whose weight gradient oneDNN computes by vector instructions at once
-LARGE = 2**15  # elements of an output from which on the detour pays
+COLUMNS = 3  # widest kernel whose weight gradient oneDNN vectorises
+LARGE = 2**15  # smallest number of input elements for which slices are faster
 
 
 class DepthwiseConv(nn.Conv2d):
-    """One square kernel of odd size a channel, padded to keep the image size.
+    """A convolution with one square kernel of odd size per channel, padded to keep the image size.
 
-    oneDNN has a fast weight gradient for depthwise kernels of at most three columns; that of wider ones goes
-    through a kernel for dense convolutions, ten times slower. So on a CPU the weight gradient of large
-    batches is put together from slices of three columns: the same sums, added in another sequence.
+    oneDNN's weight gradient is fast for depthwise kernels of at most three columns; for wider ones it uses
+    the routine of dense convolutions, which is ten times slower. On a CPU the weight gradient of large
+    inputs is therefore concatenated from slices of three columns: the same sums in another order.
 
     Args:
-        width: channels in and out.
+        width: number of input and of output channels.
         size: height and width of the kernel, in pixels.
 
     Attributes:
-        plain: leave the weight gradient to torch, as `torch.func` needs it.
+        plain: compute the weight gradient as torch does, which `torch.func` requires.
     """
 
     plain = False
@@ -39,7 +39,7 @@ class DepthwiseConv(nn.Conv2d):
 
 
 def use_plain_layers(module: nn.Module) -> None:
-    """Makes the depthwise convolutions of a model such that `torch.func` can differentiate them."""
+    """Switches a model's depthwise convolutions to the form that `torch.func` can differentiate."""
     for layer in module.modules():
         if isinstance(layer, DepthwiseConv):
             layer.plain = True
@@ -76,7 +76,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, margin: int) -> Te
 
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, margin: int, *, input_: bool) -> Tensor:
-    """The gradient by the input, or by the weight."""
+    """The gradient with respect to the input or to the weight."""
     mask = [input_, not input_, False]
     gradients = torch.ops.aten.convolution_backward(
         grad, x, weight, None, [1, 1], [margin, margin], [1, 1], False, [0, 0], len(weight), mask

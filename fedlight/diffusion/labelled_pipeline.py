@@ -1,4 +1,4 @@
-"""A diffusers pipeline that draws images of given classes; it is exported beside a conditional model."""
+"""A diffusers pipeline that draws images of given classes; it is exported with a conditional model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +24,11 @@ class LabelledDDPMPipeline(DDPMPipeline):
         """Draws an image for each label.
 
         Args:
-            class_labels: 0 to `unet.config.num_class_embeds - 2`; the last embedding stands for no label.
-            guidance_scale: 1 for none; above it, images follow their labels more closely.
-            generator: torch.Generator that decides the images.
-            num_inference_steps: denoising steps; None for all of the schedule.
+            class_labels: 0 to `unet.config.num_class_embeds - 2`; the last embedding means no label.
+            guidance_scale: of classifier-free guidance; 1 for none, larger values follow the labels more
+                closely.
+            generator: torch.Generator of all random numbers.
+            num_inference_steps: number of denoising steps; None for all steps of the schedule.
             output_type: `pil`, or values in [0, 1]: `np`, shape (n, height, width, channels), or `pt`, shape
                 (n, channels, height, width).
             return_dict: False for a tuple.
@@ -45,8 +46,10 @@ class LabelledDDPMPipeline(DDPMPipeline):
         image = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         self.scheduler.set_timesteps(num_inference_steps or self.scheduler.config.num_train_timesteps)
         for t in self.progress_bar(self.scheduler.timesteps):
-            given, without = self.unet(torch.cat((image, image)), t, class_labels=both).sample.chunk(2)
-            output = without + guidance_scale * (given - without)
+            conditional, unconditional = self.unet(
+                torch.cat((image, image)), t, class_labels=both
+            ).sample.chunk(2)
+            output = unconditional + guidance_scale * (conditional - unconditional)
             image = self.scheduler.step(output, t, image, generator=generator).prev_sample
         image = (image / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":

@@ -1,4 +1,4 @@
-"""Sampling: images from noise through a trained UNet, by diffusers' schedulers."""
+"""Draws images from a trained UNet, by diffusers' schedulers."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,27 +11,26 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
+from fedlight.diffusion.prediction import VELOCITY, noise_between, to_image
 from fedlight.runtime.errors import BadInput, Diverged
+from fedlight.runtime.pixels import to_bytes
 
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "ddpm": DDPMScheduler.from_config,  # arXiv 2006.11239
     "ddim": DDIMScheduler.from_config,  # arXiv 2010.02502
     "dpm-solver++": DPMSolverMultistepScheduler.from_config,  # arXiv 2211.01095
-    "sde-dpm-solver++": partial(  # the same with fresh noise at each step
+    "sde-dpm-solver++": partial(  # with fresh noise in each step
         DPMSolverMultistepScheduler.from_config, algorithm_type="sde-dpmsolver++"
     ),
 }
-
-
-BATCH = 256
-
+BATCH = 256  # images denoised at once
 LEAST_ALPHA_BAR = 1e-9
-"""Below it, float32 noise determines the image x_0 = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar) to
-worse than half a grey level."""
+"""Below it, float32 noise determines x_0 = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar) to worse than
+half a grey level."""
 
 
 def sampling_steps(images: int, steps: int) -> int:
-    """How often `sample` calls `on_step` for a model's images."""
+    """How often `sample` calls `on_step` for this number of images."""
     return -(-images // BATCH) * steps
 
 
@@ -71,125 +70,112 @@ def sample(
     """Draws images.
 
     Args:
-        unet: predicts what the schedule's `prediction_type` says, called as `unet(x_t, t).sample`; left in
-            the mode it came in.
+        unet: predicts the noise or the velocity, as the schedule's `prediction_type` says; called as
+            `unet(x_t, t).sample` in evaluation mode, and returned to the mode that it was in.
         schedule: the noise schedule of training.
         shape: (images, channels, height, width).
         sampler: one of SAMPLERS.
-        steps: denoising steps, a divisor of T.
-        seed: decides the images, on whatever device.
-        labels: what is asked of a conditional UNet, int64, shape (images,).
+        steps: number of denoising steps, a divisor of T.
+        seed: of all random numbers, which are the same on every device.
+        labels: class labels for a conditional UNet, int64, shape (images,); None for an unconditional one.
         guidance: scale of classifier-free guidance; 1 for none.
-        batch_size: images denoised at once.
-        workers: Python threads that denoise a batch each; the images do not depend on it.
+        batch_size: number of images denoised at once.
+        workers: number of threads that denoise one batch each; the images do not depend on it.
         on_step: called after each denoising step of each batch, by one thread at a time.
-        on_frame: is given the images of the batch as they then are, uint8, on the CPU.
-        model: names the model in error messages.
+        on_frame: called after each step with the batch's intermediate images, uint8, on the CPU.
+        model: name of the model in error messages.
 
     Returns:
         The images, uint8 in 0..255, on the CPU, of the given shape.
 
     Raises:
         BadInput: unknown sampler, or steps that do not divide the schedule.
-        Diverged: the model predicts values that are not finite; the message names the first such step.
+        Diverged: a predicted value is not finite; the message names the first such step.
     """
     check_sampler(sampler, steps, schedule)
-    velocity = schedule.config.prediction_type == "v_prediction"
+    velocity = schedule.config.prediction_type == VELOCITY
     least = schedule.alphas_cumprod.min()
-    form = "sample" if velocity and least < LEAST_ALPHA_BAR else "epsilon"  # what the sampler is given
-    zero_snr = {"rescale_betas_zero_snr": True} if least == 0 else {}  # changes no beta of such a schedule
+    form = "sample" if velocity and least < LEAST_ALPHA_BAR else "epsilon"  # input of the sampler
+    zero_snr = (
+        {"rescale_betas_zero_snr": True} if least == 0 else {}
+    )  # leaves the betas of such a schedule as they are
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     noises = torch.randn(shape, generator=generator).split(batch_size)
-    asked = [None] * len(noises) if labels is None else labels.to(device).split(batch_size)
-    telling = Lock()
+    label_batches = [None] * len(noises) if labels is None else labels.to(device).split(batch_size)
+    callback_lock = Lock()
 
     def make_scheduler() -> Any:
-        made = SAMPLERS[sampler](
+        scheduler = SAMPLERS[sampler](
             schedule.config, timestep_spacing="trailing", prediction_type=form, **zero_snr
         )
-        made.set_timesteps(steps)
-        return made
+        scheduler.set_timesteps(steps)
+        return scheduler
 
-    def after(drawn: torch.Generator, noise: Tensor) -> torch.Generator:
-        """The generator as a batch leaves it: what a sampler draws does not depend on the UNet."""
-        scheduler, drawn, still = make_scheduler(), drawn.clone_state(), torch.zeros_like(noise)
+    def advance(generator: torch.Generator, noise: Tensor) -> torch.Generator:
+        """The generator's state after a batch; a sampler's draws do not depend on the UNet's predictions."""
+        scheduler, advanced, zeros = make_scheduler(), generator.clone_state(), torch.zeros_like(noise)
         for t in scheduler.timesteps:
-            scheduler.step(still, t, still, generator=drawn)
-        return drawn
+            scheduler.step(zeros, t, zeros, generator=advanced)
+        return advanced
 
-    @torch.no_grad()  # of this thread
+    @torch.no_grad()  # which is a setting of each thread
     def denoise(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         scheduler, x_t = make_scheduler(), noise.to(device)
         finite: list[Tensor] = []
         for t in scheduler.timesteps:
-            predicted = _predict(unet, x_t, t, labels, guidance)
+            predicted = _predict_guided(unet, x_t, t, labels, guidance)
             alpha_bar = schedule.alphas_cumprod[t]
-            x_0 = _image(predicted, x_t, alpha_bar, velocity=velocity)
-            output = x_0 if form == "sample" else _noise(x_0, x_t, alpha_bar)
+            x_0 = to_image(predicted, x_t, alpha_bar, schedule.config.prediction_type).clamp(-1, 1)
+            output = x_0 if form == "sample" else noise_between(x_0, x_t, alpha_bar)
             x_t = scheduler.step(output, t, x_t, generator=generator).prev_sample
             finite.append(predicted.isfinite().all() & x_t.isfinite().all())
-            with telling:
+            with callback_lock:
                 on_step()
                 if on_frame is not None:
-                    on_frame(_to_bytes(x_t))
-        if bad := torch.stack(finite).logical_not().nonzero().flatten().tolist():
-            when = f"denoising step {bad[0] + 1} of {steps} (t = {int(scheduler.timesteps[bad[0]])})"
-            raise Diverged(f"{model} draws images that are not finite, from {when} on; {_remedy(unet)}")
-        return _to_bytes(x_t)
+                    on_frame(to_bytes(x_t).cpu())
+        if diverged := torch.stack(finite).logical_not().nonzero().flatten().tolist():
+            step = (
+                f"denoising step {diverged[0] + 1} of {steps} (t = {int(scheduler.timesteps[diverged[0]])})"
+            )
+            raise Diverged(f"{model} draws images that are not finite, from {step} on; {_advise(unet)}")
+        return to_bytes(x_t).cpu()
 
     training = unet.training
     unet.eval()
     if workers == 1:
-        images = list(map(denoise, noises, asked, [generator] * len(noises)))
+        images = list(map(denoise, noises, label_batches, [generator] * len(noises)))
     else:
-        generators = list(accumulate(noises[:-1], after, initial=generator))
+        generators = list(accumulate(noises[:-1], advance, initial=generator))
         with ThreadPoolExecutor(
             workers, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
         ) as pool:
-            images = list(pool.map(denoise, noises, asked, generators))
+            images = list(pool.map(denoise, noises, label_batches, generators))
     unet.train(training)
     return torch.cat(images)
 
 
 def no_label(unet: Any) -> int:
-    """What stands for no label: the last one of a conditional UNet."""
+    """The label of a conditional UNet that means no label: its last one."""
     return unet.config.num_class_embeds - 1
 
 
-def _predict(unet: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, guidance: float) -> Tensor:
-    """The prediction, and beyond it by classifier-free guidance (arXiv 2207.12598; scale 1 + w)."""
+def _predict_guided(
+    unet: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, guidance: float
+) -> Tensor:
+    """The UNet's prediction with classifier-free guidance (arXiv 2207.12598, whose w is guidance - 1)."""
     if labels is None:
         return unet(x_t, t).sample
     if guidance == 1:
         return unet(x_t, t, class_labels=labels).sample
     both = torch.cat((labels, torch.full_like(labels, no_label(unet))))
-    given, without = unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
-    return without + guidance * (given - without)
+    conditional, unconditional = unet(torch.cat((x_t, x_t)), t, class_labels=both).sample.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
 
 
-def _image(predicted: Tensor, x_t: Tensor, alpha_bar: Tensor, *, velocity: bool) -> Tensor:
-    """The predicted image x_0, clipped to [-1, 1]."""
-    if velocity:
-        x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * predicted
-    else:
-        x_0 = (x_t - (1 - alpha_bar).sqrt() * predicted) / alpha_bar.sqrt()
-    return x_0.clamp(-1, 1)
-
-
-def _noise(x_0: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noise that leads from x_t to x_0, so that x_t keeps its noise level."""
-    return (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
-
-
-def _remedy(unet: nn.Module) -> str:
-    """What to do about a model whose predictions are not finite."""
+def _advise(unet: nn.Module) -> str:
+    """What to do about predictions that are not finite."""
     for name, buffer in unet.named_buffers():
         if name.endswith("running_var") and (buffer < 0).any():
             return f"{name} has negative entries: use GroupNorm in place of BatchNorm"
     return "lower optimizer.lr or epochs, or set trainer.gradient_clip_val"
-
-
-def _to_bytes(x: Tensor) -> Tensor:
-    """Floats in [-1, 1] to bytes, on the CPU."""
-    return x.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()

@@ -36,7 +36,7 @@ def sinusoids(t: Tensor, width: int) -> Tensor:
 
 
 class ConvNextBlock(nn.Module):
-    """Depthwise 7x7, plus time where `time_width` is given, then two normalised 3x3 convolutions."""
+    """Depthwise 7x7, the time embedding if `time_width` is given, then two normalised 3x3 convolutions."""
 
     def __init__(self, d_in: int, d_out: int, time_width: int | None = None) -> None:
         super().__init__()
@@ -59,10 +59,10 @@ class ConvNextBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention linear in the number of pixels (arXiv 1812.01243), behind GroupNorm, with a residual.
+    """Attention linear in the number of pixels (arXiv 1812.01243), after GroupNorm, with a residual.
 
-    A head's output is q (k^T v) W_out with v = x W_v. Taken as q ((k^T x) (W_v W_out)), no value is ever
-    formed of a pixel, the heads part in small matrices only, and no image is copied into another layout.
+    A head's output q (k^T v) W_out with v = x W_v is computed as q ((k^T x) (W_v W_out)): no values per pixel
+    are computed, only small matrices are split by head, and no image is copied into another layout.
     """
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:
@@ -88,7 +88,7 @@ class LinearAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Full softmax attention over pixels, behind GroupNorm, with a residual."""
+    """Full softmax attention over pixels, after GroupNorm, with a residual."""
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Attention(nn.Module):
 
 
 def as_image(tokens: Tensor, like: Tensor) -> Tensor:
-    """Tokens, (n, pixels, width), as an image of the size of `like`, without a copy."""
+    """Views tokens, shape (n, pixels, width), as an image of the height and width of `like`."""
     return tokens.mT.unflatten(-1, like.shape[-2:])
 
 
@@ -159,13 +159,14 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
 
     Args:
         sample_size: height and width of the images, in pixels; a multiple of 2^(stages - 1).
-        in_channels: channels of the images; the prediction has as many.
+        in_channels: channels of the images and of the prediction.
         dim: base width in channels; even, at least 4. The paper uses the image size.
         dim_mults: width of each stage as a multiple of `dim`, one stage an entry.
         blocks: blocks of each stage.
         heads: attention heads.
         head_width: channels of one attention head.
-        num_class_embeds: labels that the prediction may depend on, the last one for no label; None for none.
+        num_class_embeds: number of class labels plus one, the last, for no label; None for an unconditional
+            model.
 
     Raises:
         ValueError: the image size cannot be halved often enough, or `dim` is unusable.
@@ -238,9 +239,9 @@ class ConvNextUNet(ModelMixin, ConfigMixin):
 
         Args:
             sample: noisy images x_t, float, shape (n, channels, size, size).
-            timestep: t in 0..T-1, one for all images or one an image, shape () or (n,).
-            class_labels: int64 in 0..num_class_embeds-1, shape (n,); needed where there are any.
-            return_dict: wrap the prediction as diffusers' pipelines expect it.
+            timestep: t in 0..T-1, one for all images or one per image, shape () or (n,).
+            class_labels: int64 in 0..num_class_embeds-1, shape (n,); required by a conditional model.
+            return_dict: return a `Prediction`, as diffusers' pipelines expect, not a tuple.
 
         Returns:
             The predicted noise, of the shape and dtype of `sample`.

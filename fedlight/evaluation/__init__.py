@@ -1,1 +1,1 @@
-"""Image quality: the feature extractors, what generated images are compared with, and the metrics."""
+"""Scores of generated images: feature extractors, references of real images, and the metrics."""

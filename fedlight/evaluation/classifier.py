@@ -1,4 +1,4 @@
-"""The classifier extractor: a small CNN, trained once a data set on its labels, known to torch-fidelity."""
+"""The classifier extractor: a small CNN, trained once per data set, and registered with torch-fidelity."""
 
 import json
 from pathlib import Path
@@ -11,24 +11,25 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
+from fedlight.runtime.pixels import to_floats
 from fedlight.runtime.progress import track
 
 NAME = "fedlight-classifier"
 FEATURES, LOGITS = "features", "logits"
 DIMENSION = 64  # of the features
-SMALLEST = 8  # images on a side, in pixels
-EPOCHS, MOST_STEPS, BATCH, LR = 50, 2400, 128, 0.01
-VERSION = 1  # of network and training, part of the cached file's name
+MIN_SIDE = 8  # of images, in pixels
+EPOCHS, MAX_STEPS, BATCH, LR = 50, 2400, 128, 0.01
+VERSION = 1  # of the network and its training, part of the cached file's name
 
 
 class Classifier(FeatureExtractorBase):
-    """The trained network as torch-fidelity's extractor, which makes it by name.
+    """The trained network as an extractor, which torch-fidelity makes by its name.
 
     Args:
         name: as registered.
         features_list: of "features" (float32, shape (n, 64)) and "logits" (float32, shape (n, classes)).
         feature_extractor_weights_path: the file that `train` wrote.
-        kwargs: what torch-fidelity hands to other extractors.
+        kwargs: torch-fidelity's arguments for other extractors, ignored.
     """
 
     def __init__(
@@ -55,10 +56,10 @@ class Classifier(FeatureExtractorBase):
         return False
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Features of uint8 images, shape (n, channels, height, width), as they were given."""
+        """The layers of `features_list` for uint8 images, shape (n, channels, height, width)."""
         features = self.body(_scaled(pixels))
-        found = {FEATURES: features, LOGITS: self.head(features)}
-        return tuple(found[layer] for layer in self.features_list)
+        layers = {FEATURES: features, LOGITS: self.head(features)}
+        return tuple(layers[name] for name in self.features_list)
 
 
 register_feature_extractor(NAME, Classifier)
@@ -67,15 +68,15 @@ register_feature_extractor(NAME, Classifier)
 def train(
     path: Path, train_set: tuple[Tensor, Tensor], test_set: tuple[Tensor, Tensor], classes: int
 ) -> None:
-    """Trains the network and writes it with its test accuracy, as safetensors.
+    """Trains the network, and writes it with its test accuracy as safetensors.
 
-    On one CPU thread with random draws of its own, so that the same data give the same file.
+    It uses one CPU thread and its own random seed, so that the same data give the same file.
 
     Args:
         path: of the file.
         train_set: pixels, uint8, shape (n, channels, size, size), and labels, int64 in 0..classes-1.
-        test_set: likewise, never trained on.
-        classes: the number of labels.
+        test_set: pixels and labels that are not trained on.
+        classes: number of labels.
     """
     pixels, labels = train_set
     shape = {"channels": pixels.shape[1], "image_size": pixels.shape[2], "classes": classes}
@@ -96,23 +97,23 @@ def train(
 
 
 def _network(channels: int, image_size: int, classes: int) -> tuple[nn.Sequential, nn.Linear]:
-    """Stages that halve the image until it is smaller than 8x8, a mean over what is left, and a head."""
+    """Stages that halve the image until it is smaller than 8x8, a mean over its pixels, and a linear head."""
     layers: list[nn.Module] = []
     width, side = 32, image_size
-    while side >= SMALLEST:
+    while side >= MIN_SIDE:
         layers += [*_convolution(channels, width, kernel=5, stride=2), *_convolution(width, width)]
         channels, width, side = width, DIMENSION, side // 2
     layers += [*_convolution(channels, DIMENSION), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers), nn.Linear(DIMENSION, classes)
 
 
-def _convolution(before: int, after: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    convolution = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
-    return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+def _convolution(d_in: int, d_out: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(d_in, d_out, kernel, stride, padding=kernel // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(d_out), nn.ReLU()]
 
 
 def _fit(network: nn.Module, pixels: Tensor, labels: Tensor) -> None:
-    steps = min(MOST_STEPS, EPOCHS * -(-len(pixels) // BATCH))
+    steps = min(MAX_STEPS, EPOCHS * -(-len(pixels) // BATCH))
     optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     positions = torch.empty(0, dtype=torch.int64)
@@ -130,13 +131,13 @@ def _fit(network: nn.Module, pixels: Tensor, labels: Tensor) -> None:
 @torch.no_grad()
 def _accuracy(network: nn.Module, pixels: Tensor, labels: Tensor) -> float:
     network.eval()
-    right = sum(
+    correct = sum(
         int((network(_scaled(batch)).argmax(dim=1) == truth).sum())
         for batch, truth in zip(pixels.split(500), labels.split(500), strict=True)
     )
-    return right / len(labels)
+    return correct / len(labels)
 
 
 def _scaled(pixels: Tensor) -> Tensor:
-    """Bytes to floats in [-1, 1]."""
-    return pixels.to(memory_format=torch.channels_last).float().div(127.5).sub(1)
+    """Bytes as floats in [-1, 1], in channels-last layout."""
+    return to_floats(pixels.to(memory_format=torch.channels_last))

@@ -1,4 +1,4 @@
-"""The evaluator of a cell's images: one extractor and the real images that it compares with."""
+"""The evaluator of a cell: it scores generated images against real ones."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -9,56 +9,58 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlight.evaluation.extractor import DIMENSIONS, Extractor
-from fedlight.evaluation.labels import coverage, label_accuracy
+from fedlight.evaluation.label_metrics import coverage, label_accuracy
 from fedlight.evaluation.memorisation import CopyCheck, Memorisation
 from fedlight.evaluation.reference import Moments, Reference
 from fedlight.evaluation.scores import frechet, score
 
 Evaluated: TypeAlias = tuple[dict[str, float], Memorisation | None]
-"""The scores of a model's images, and how near they lie to the training images, where that was asked."""
+"""The scores of a model's images, and their memorisation check; None where it is not configured."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Made once a cell, and used for every model of it.
+    """Scores the images of every model of a cell.
 
     Attributes:
-        extractor: what sees the images.
-        reference: what the scores compare with.
+        extractor: computes the features of images.
+        reference: the real images that the scores compare with.
         labels: of the reference's images, int64, shape (n,).
-        held: whether a client has training images of a class, shape (clients, classes).
-        copies: looks for copies of training images, where memorisation is to be checked.
+        seen: whether a client has training images of a class, bool, shape (clients, classes).
+        copies: the check for copies of training images; None where it is not configured.
     """
 
     extractor: Extractor
     reference: Reference
     labels: Tensor
-    held: NDArray[np.bool_]
+    seen: NDArray[np.bool_]
     copies: CopyCheck | None = None
 
-    def __call__(self, images: Tensor, client: int | None, asked: Tensor | None) -> Evaluated:
+    def __call__(self, images: Tensor, client: int | None, class_labels: Tensor | None) -> Evaluated:
         """Scores generated images, uint8, shape (n, channels, height, width), and checks them for copies.
 
         Args:
             images: of one model.
-            client: whose own model it is; None for the global one.
-            asked: the labels that a conditional model was asked for, int64, shape (n,).
+            client: number of the client whose model it is; None for the global model.
+            class_labels: that the images were conditioned on, int64, shape (n,); None for an unconditional
+                model.
 
         Returns:
-            The metrics of `score`; where the extractor is the classifier, those of `coverage` and
-            `label_accuracy`, as `coverage.NAME`; and a client's `own_fid`: against real images of the classes
-            that it holds, where these are more than the features.
+            The metrics of `score`; with the classifier as extractor also those of `coverage` and
+            `label_accuracy`, named `coverage.NAME` and `label_accuracy.NAME`; for a client's model also
+            `own_fid`, the FID to the real images of the client's seen classes, if these outnumber the
+            features. And the memorisation check, or None.
         """
-        seen = self.extractor(images)
-        metrics = score(seen, self.reference)
+        features = self.extractor(images)
+        metrics = score(features, self.reference)
         if self.extractor.name == "classifier":
-            metrics |= {f"coverage.{name}": value for name, value in coverage(seen.logits).items()}
-            if asked is not None:
-                held = self.held if client is None else self.held[[client]]
-                right = label_accuracy(seen.logits, asked, held)
-                metrics |= {f"label_accuracy.{name}": value for name, value in right.items()}
+            metrics |= {f"coverage.{name}": value for name, value in coverage(features.logits).items()}
+            if class_labels is not None:
+                seen = self.seen if client is None else self.seen[[client]]
+                accuracy = label_accuracy(features.logits, class_labels, seen)
+                metrics |= {f"label_accuracy.{name}": value for name, value in accuracy.items()}
         if client is not None:
-            own = self.reference.features.values[torch.from_numpy(self.held[client])[self.labels]]
-            if len(own) > DIMENSIONS[self.extractor.name]:
-                metrics["own_fid"] = frechet(Moments.of(seen.values), Moments.of(own))
-        return metrics, self.copies(seen.values) if self.copies else None
+            real = self.reference.features.values[torch.from_numpy(self.seen[client])[self.labels]]
+            if len(real) > DIMENSIONS[self.extractor.name]:
+                metrics["own_fid"] = frechet(Moments.of(features.values), Moments.of(real))
+        return metrics, self.copies(features.values) if self.copies else None

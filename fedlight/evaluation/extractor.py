@@ -1,4 +1,4 @@
-"""A feature extractor: what turns images into the features that every metric compares."""
+"""Feature extractors: networks that turn images into the features that every metric compares."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ BATCH = 128
 
 
 class Features(NamedTuple):
-    """What an extractor sees in n images.
+    """An extractor's output for n images.
 
     Attributes:
         values: float32, shape (n, dimension), on the CPU.
@@ -37,14 +37,14 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """One of torch-fidelity's feature extractors, ready to use.
+    """One of torch-fidelity's feature extractors with its weights.
 
     Attributes:
         name: classifier or inception.
         network: uint8 images -> (features, logits).
-        channels: that the network takes.
-        accuracy: share of test images that the classifier labels rightly; None for inception.
-        sha256: of the file of its weights.
+        channels: number of channels that the network takes.
+        accuracy: share of test images that the classifier labels correctly, 0..1; None for inception.
+        sha256: of the weights' file.
     """
 
     name: str
@@ -55,29 +55,29 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Features:
-        """The features of uint8 images, shape (n, channels, height, width); grey ones may be seen as RGB."""
+        """The features of uint8 images, shape (n, channels, height, width); grey ones are expanded to RGB."""
         device = next(self.network.buffers()).device
-        found: list[tuple[Tensor, ...]] = []
+        outputs: list[tuple[Tensor, ...]] = []
         batches = pixels.split(BATCH)
         for batch in track(batches, f"features of {len(pixels):,} images", len(batches)):
-            seen = batch.expand(-1, self.channels, -1, -1).to(device)
-            found.append(tuple(layer.cpu() for layer in self.network(seen)))
-        values, logits = (torch.cat(layer) for layer in zip(*found, strict=True))
+            expanded = batch.expand(-1, self.channels, -1, -1).to(device)
+            outputs.append(tuple(layer.cpu() for layer in self.network(expanded)))
+        values, logits = (torch.cat(layer) for layer in zip(*outputs, strict=True))
         return Features(values, logits)
 
 
 def check_classifier(classes: int, side: int) -> None:
-    """Raises BadInput where a data set has no labels, or images, `side` pixels wide, that are too small."""
+    """Raises BadInput for fewer than two classes, and for images of too few pixels on a side."""
     if classes < 2:
         raise BadInput(
             "evaluation.extractor=classifier needs labels, and all images of the data set are of one class: "
             "put each class into a sub-folder of its own, or set evaluation.extractor=inception, or "
             "evaluation.samples=0 for no scores"
         )
-    if side < classifier.SMALLEST:
+    if side < classifier.MIN_SIDE:
         raise BadInput(
-            f"evaluation.extractor=classifier needs images of at least {classifier.SMALLEST}x"
-            f"{classifier.SMALLEST}, got {side}x{side}: set evaluation.extractor=inception, which enlarges "
+            f"evaluation.extractor=classifier needs images of at least {classifier.MIN_SIDE}x"
+            f"{classifier.MIN_SIDE}, got {side}x{side}: set evaluation.extractor=inception, which enlarges "
             "them, or evaluation.samples=0 for no scores"
         )
 
@@ -90,25 +90,25 @@ def make_classifier(
     cache: str,
     device: torch.device,
 ) -> Extractor:
-    """The classifier of a data set, from the cache, or trained now and kept there.
+    """The classifier of a data set, from the cache, or trained now and cached.
 
     Args:
         name: of the data set, the first part of the cached file's name.
-        train_set: all its training images, uint8, and their labels, int64.
-        test_set: likewise.
-        classes: the number of its labels.
+        train_set: all training images, uint8, and their labels, int64.
+        test_set: all test images and their labels.
+        classes: number of labels.
         cache: fedlight's cache folder.
-        device: to extract on; it is always trained on the CPU.
+        device: of the extraction; training always uses the CPU.
     """
     content = tensors_sha256([*train_set, *test_set])[:16]
     path = Path(cache) / "classifier" / f"{name}-v{classifier.VERSION}-{content}.safetensors"
 
-    def readable(file: Path) -> Path:
+    def check(file: Path) -> Path:
         with safe_open(file, framework="pt") as opened:
             opened.metadata()["facts"]
         return file
 
-    made_once(path, readable, lambda temporary: classifier.train(temporary, train_set, test_set, classes))
+    made_once(path, check, lambda temporary: classifier.train(temporary, train_set, test_set, classes))
     network = _create(classifier.NAME, [classifier.FEATURES, classifier.LOGITS], path).to(device)
     return Extractor("classifier", network, train_set[0].shape[1], network.accuracy, file_sha256(path))
 
@@ -117,10 +117,10 @@ def make_inception(weights: Path, device: torch.device) -> Extractor:
     """torch-fidelity's `inception-v3-compat` with the given weights.
 
     Raises:
-        BadInput: the file holds something else.
+        BadInput: the file contains anything else, or would run code.
     """
     try:
-        torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity would run code in it
+        torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity unpickles the file
         network = _create(INCEPTION, INCEPTION_LAYERS, weights).to(device)
     except Exception as error:  # torch's readers have errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -131,7 +131,7 @@ def make_inception(weights: Path, device: torch.device) -> Extractor:
 
 
 def _create(name: str, layers: list[str], weights: Path) -> FeatureExtractorBase:
-    with torch.random.fork_rng(devices=[]):  # the weights are drawn first, and then read
+    with torch.random.fork_rng(devices=[]):  # the network is initialised at random before it is loaded
         return create_feature_extractor(
             name, layers, cuda=False, feature_extractor_weights_path=weights, verbose=False
         )

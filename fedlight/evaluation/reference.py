@@ -1,4 +1,4 @@
-"""What generated images are compared with: the features of real images, extracted once and kept."""
+"""The reference of the scores: features of real images, extracted once and cached."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from fedlight.runtime.shared import made_once
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and covariance of features, as FID compares them.
+    """Mean and covariance of features, the input of FID.
 
     Attributes:
         mean: float64, shape (dimension,).
@@ -33,20 +33,21 @@ class Moments:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as an extractor sees them."""
+    """Features of real images, with their moments."""
 
     features: Features
     moments: Moments
 
 
 def make_reference(pixels: Tensor, extractor: Extractor, cache: str) -> Reference:
-    """The reference of uint8 images, shape (n, channels, height, width), from the cache or made now.
+    """The reference of uint8 images, shape (n, channels, height, width), from the cache or computed now.
 
-    Kept by the content of images and weights, and by the kind of device, whose rounding differs.
+    The cached file is named by hashes of the images and of the weights, and by the kind of device, since
+    rounding differs between devices.
     """
     device = next(extractor.network.buffers()).device.type
-    place = device if device != "cpu" else f"cpu{torch.get_num_threads()}"
-    key = f"{tensors_sha256([pixels])[:16]}-{extractor.sha256[:16]}-{place}"
+    hardware = device if device != "cpu" else f"cpu{torch.get_num_threads()}"
+    key = f"{tensors_sha256([pixels])[:16]}-{extractor.sha256[:16]}-{hardware}"
     path = Path(cache) / "reference" / f"{extractor.name}-{key}.safetensors"
 
     def make(temporary: Path) -> None:
@@ -62,5 +63,6 @@ def make_reference(pixels: Tensor, extractor: Extractor, cache: str) -> Referenc
             temporary,
         )
 
-    kept = made_once(path, load_file, make)
-    return Reference(Features(kept["values"], kept["logits"]), Moments(kept["mean"], kept["covariance"]))
+    stored = made_once(path, load_file, make)
+    features = Features(stored["values"], stored["logits"])
+    return Reference(features, Moments(stored["mean"], stored["covariance"]))

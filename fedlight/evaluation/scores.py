@@ -1,4 +1,4 @@
-"""The scores of generated images, computed by torch-fidelity from features in memory."""
+"""FID, KID, precision, recall and inception score, computed by torch-fidelity from features in memory."""
 
 from threading import RLock
 
@@ -12,19 +12,19 @@ from fedlight.evaluation.extractor import DIMENSIONS, Features
 from fedlight.evaluation.reference import Moments, Reference
 from fedlight.runtime.errors import BadInput
 
-KID_SUBSETS, KID_LARGEST_SUBSET = 100, 1000  # torch-fidelity's own
+KID_SUBSETS, KID_MAX_SUBSET = 100, 1000  # torch-fidelity's defaults
 NEIGHBOURS = 3  # of precision and recall, arXiv 1904.06991
 
-tqdm.set_lock(RLock())  # its own is a semaphore, which a worker that is killed leaves behind
+tqdm.set_lock(RLock())  # its default is a semaphore, which a killed worker would leak
 
 
 def check_budget(samples: int, reference: int, source: str, extractor: str) -> None:
-    """Raises BadInput where samples or reference images are too few for a covariance of full rank.
+    """Raises BadInput for too few samples or reference images: the covariance must have full rank.
 
     Args:
-        samples: the number of images to generate.
-        reference: the number of real images.
-        source: where these come from, test or train.
+        samples: number of images to generate.
+        reference: number of real images.
+        source: of the real images, test or train.
         extractor: classifier or inception.
     """
     dimension = DIMENSIONS[extractor]
@@ -42,17 +42,17 @@ def check_budget(samples: int, reference: int, source: str, extractor: str) -> N
 
 
 def score(generated: Features, reference: Reference) -> dict[str, float]:
-    """FID and kin of generated images against real ones; the draws inside are seeded and the same each time.
+    """Scores generated images against real ones; random subsets have a fixed seed.
 
     Returns:
         `fid`: Fréchet distance of the features' Gaussians (arXiv 1706.08500), 0 or more, lower is better.
-        `kid`: kernel distance (arXiv 1801.01401), unbiased, so about 0 for equal distributions.
+        `kid`: kernel distance (arXiv 1801.01401), unbiased, with mean 0 for equal distributions.
         `precision`, `recall`: share of generated images inside the manifold of the real ones, and of real
         images inside that of the generated ones (arXiv 1904.06991), in 0..1.
         `inception_score`: from the extractor's logits (arXiv 1606.03498), 1..classes, higher is better.
     """
     real = reference.features
-    subset = min(KID_LARGEST_SUBSET, len(generated.values) // 2, len(real.values) // 2)
+    subset = min(KID_MAX_SUBSET, len(generated.values) // 2, len(real.values) // 2)
     kid = kid_features_to_metric(
         generated.values.double(),
         real.values.double(),
@@ -74,8 +74,8 @@ def score(generated: Features, reference: Reference) -> dict[str, float]:
 
 def frechet(generated: Moments, real: Moments) -> float:
     """FID, the Fréchet distance of two Gaussians (arXiv 1706.08500)."""
-    found = fid_statistics_to_metric(_statistics(generated), _statistics(real), verbose=False)
-    return found[KEY_METRIC_FID]
+    metrics = fid_statistics_to_metric(_statistics(generated), _statistics(real), verbose=False)
+    return metrics[KEY_METRIC_FID]
 
 
 def _statistics(moments: Moments) -> dict[str, object]:

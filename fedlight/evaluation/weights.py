@@ -1,24 +1,20 @@
-"""Where the weights of the inception extractor are: by path, in a cache, or downloaded."""
+"""The file of the Inception extractor's weights: given by path, cached, or downloaded."""
 
 import sys
 from functools import cache as remembered
-from functools import partial
-from math import ceil
 from pathlib import Path
-from urllib.request import urlopen
 
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import explain_cache, file_sha256
-from fedlight.runtime.progress import track
+from fedlight.runtime.progress import telling
 from fedlight.runtime.shared import made_once
 
-FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it
-MIB = 2**20  # bytes
+FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it: -START OF THE SHA-256
 
 
 @remembered
 def weights_name(extractor: str, path: str | None) -> str | None:
-    """What weights of the user's own are called in a cell's identity, wherever they lie; None for none."""
+    """The start of the SHA-256 of the user's own weights, which is part of the cell's id; None without."""
     if extractor != "inception" or path is None or not Path(path).is_file():
         return None
     return file_sha256(Path(path))[:8]
@@ -28,9 +24,9 @@ def find_weights(path: str | None, cache: str) -> Path:
     """The file of Inception's weights in torch-fidelity's layout (`inception-v3-compat`).
 
     Args:
-        path: of a file of the user's own, or None: fedlight's cache, the cache of torch.hub, a download,
-            where a file counts if its SHA-256 begins as its name says; else it is downloaded.
-        cache: fedlight's cache folder, where downloads go.
+        path: of the user's own file, or None: the file in fedlight's cache, in torch.hub's cache, or a
+            download into fedlight's cache. A cached file is used only if its SHA-256 begins as its name says.
+        cache: fedlight's cache folder.
 
     Raises:
         BadInput: there is no such file, and none can be downloaded.
@@ -38,13 +34,13 @@ def find_weights(path: str | None, cache: str) -> Path:
     if path is not None and not Path(path).is_file():
         raise BadInput(f"evaluation.weights: no file {path}")
     try:
-        found = present_weights(path, cache)
+        present = present_weights(path, cache)
     except PermissionError as error:
         keys = "evaluation.weights or FEDLIGHT_CACHE"
         raise BadInput(f"evaluation.extractor=inception: {explain_cache(error, keys)}") from error
-    if found is not None:
-        return found
-    own = Path(cache) / FILE
+    if present is not None:
+        return present
+    cached = Path(cache) / FILE
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     def download(temporary: Path) -> None:
@@ -55,35 +51,17 @@ def find_weights(path: str | None, cache: str) -> Path:
             except Exception as error:  # urllib, http and sockets have errors of their own
                 reason = " ".join(str(error).split())
         raise BadInput(
-            f"evaluation.extractor=inception needs {own}, which could not be downloaded ({reason}): run "
+            f"evaluation.extractor=inception needs {cached}, which could not be downloaded ({reason}): run "
             "python -m fedlight.prepare evaluation.extractor=inception where there is internet, or fetch "
             f"{URL_INCEPTION_V3} and set evaluation.weights=FILE"
         )
 
-    def whole(place: Path) -> Path:
-        if not _is_whole(place):
-            raise FileNotFoundError(place)
-        return place
+    def check(file: Path) -> Path:
+        if not _is_intact(file):
+            raise FileNotFoundError(file)
+        return file
 
-    return made_once(own, whole, download)
-
-
-def _fetch(url: str, path: Path) -> None:
-    """Downloads the weights to a path and tells how far it has come.
-
-    Raises:
-        OSError: not reached, or what came is not what the name of the file promises.
-    """
-    with urlopen(url) as response, path.open("wb") as file:
-        length = response.headers["Content-Length"]  # not every server tells it
-        size = int(length) / MIB if length else None
-        message = f", {size:.1f} MiB" if size else ""
-        print(f"fedlight: downloading {url}{message}", file=sys.stderr)
-        blocks = iter(partial(response.read, MIB), b"")
-        for block in track(blocks, "downloading Inception's weights (MiB)", ceil(size) if size else None):
-            file.write(block)
-    if not _has_promised_hash(path):
-        raise OSError(f"what came has the SHA-256 {file_sha256(path)}")
+    return made_once(cached, check, download)
 
 
 def present_weights(path: str | None, cache: str) -> Path | None:
@@ -92,14 +70,32 @@ def present_weights(path: str | None, cache: str) -> Path | None:
 
     if path is not None:
         return Path(path) if Path(path).is_file() else None
-    places = (Path(cache) / FILE, Path(torch.hub.get_dir()) / "checkpoints" / FILE)
-    return next(filter(_is_whole, places), None)
+    candidates = (Path(cache) / FILE, Path(torch.hub.get_dir()) / "checkpoints" / FILE)
+    return next(filter(_is_intact, candidates), None)
 
 
-def _is_whole(path: Path) -> bool:
-    return path.is_file() and _has_promised_hash(path)
+def _fetch(url: str, path: Path) -> None:
+    """Downloads a file whose SHA-256 begins as FILE says.
+
+    Raises:
+        Exception: the server was not reached, or the file has another hash.
+    """
+    import torch.hub
+
+    def progress() -> str:
+        size = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
+        return f"downloading Inception's weights: {size:,} bytes so far"
+
+    print(f"fedlight: downloading {url}", file=sys.stderr)
+    with telling(progress):
+        torch.hub.download_url_to_file(url, str(path), _hash_prefix(), progress=sys.stderr.isatty())
 
 
-def _has_promised_hash(path: Path) -> bool:
-    """Whether the SHA-256 of a file begins as the name of the weights says."""
-    return file_sha256(path).startswith(FILE.rpartition("-")[2].partition(".")[0])
+def _is_intact(path: Path) -> bool:
+    """Whether the file exists and its SHA-256 begins as FILE says."""
+    return path.is_file() and file_sha256(path).startswith(_hash_prefix())
+
+
+def _hash_prefix() -> str:
+    """The start of the SHA-256 in FILE."""
+    return Path(FILE).stem.rpartition("-")[2]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fedlight.data.dataset import Images
 from fedlight.data.loading import load
-from fedlight.diffusion.ddpm import DDPM, VELOCITY
+from fedlight.diffusion.ddpm import DDPM
+from fedlight.diffusion.prediction import to_noise
 from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.experiment.canaries import canary_scores
 from fedlight.experiment.clients import make_site
@@ -178,7 +179,7 @@ class Attacker:
         scores = []
         with torch.no_grad():
             for pixels, labels in zip(*(tensor.split(BATCH) for tensor in images), strict=True):
-                x_0 = (pixels.to(module.device).float() / 127.5) - 1
+                x_0 = to_floats(pixels.to(module.device))
                 scores.append(score(module, x_0, labels.to(module.device), generator).cpu())
         return torch.cat(scores).numpy()
 
@@ -212,7 +213,5 @@ def _proximal_errors(module: DDPM, x_0: Tensor, labels: Tensor, generator: torch
 def _predict_noise(module: DDPM, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     condition = {} if module.label_dropout is None else {"class_labels": labels}
     predicted: Tensor = module.denoiser(x_t, t, **condition).sample
-    if module.schedule.config.prediction_type != VELOCITY:
-        return predicted
     alpha_bar = module.schedule.alphas_cumprod.to(x_t)[t].view(-1, 1, 1, 1)
-    return alpha_bar.sqrt() * predicted + (1 - alpha_bar).sqrt() * x_t
+    return to_noise(predicted, x_t, alpha_bar, module.schedule.config.prediction_type)

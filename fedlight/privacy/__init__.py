@@ -1,1 +1,1 @@
-"""What is promised about privacy, in numbers, and an attacker who tries to break it."""
+"""Differential privacy: accounting, DP-SGD, and empirical tests by membership inference."""

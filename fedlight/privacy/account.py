@@ -1,4 +1,4 @@
-"""The privacy account: epsilon after so many releases, by dp-accounting (Renyi DP, arXiv 1908.10530)."""
+"""Privacy accounting: epsilon after a number of releases, by dp-accounting (Renyi DP, arXiv 1908.10530)."""
 
 import math
 import sys
@@ -6,17 +6,19 @@ from typing import Any
 
 from fedlight.runtime.errors import BadInput
 
-MISSING = "privacy needs the libraries dp-accounting and opacus: pip install 'fedlight[privacy]'"
+MISSING_LIBRARIES = "privacy needs the libraries dp-accounting and opacus: pip install 'fedlight[privacy]'"
 ORDERS = (*(1 + x / 5 for x in range(1, 25)), *range(6, 64), 72, 80, 96, 128, 192, 256, 512, 1024)  # of Renyi
 
 
 class Account:
-    """What releases of a Poisson-sampled Gaussian mechanism cost; one unit more or less is to be hidden.
+    """The privacy cost of releases of a Poisson-sampled Gaussian mechanism, under add/remove adjacency.
+
+    The unit of privacy is one client or one image.
 
     Args:
-        noise: standard deviation of the noise over the largest norm of a unit, 0 or more.
-        rate: probability, in (0, 1], that a unit is part of a release.
-        delta: in (0, 1).
+        noise: standard deviation of the noise divided by the largest norm of a unit, 0 or more.
+        rate: probability that a release includes a unit, in (0, 1].
+        delta: of (epsilon, delta), in (0, 1).
 
     Raises:
         BadInput: dp-accounting is not installed.
@@ -29,7 +31,7 @@ class Account:
         self._delta = delta
 
     def epsilon(self, releases: int) -> float:
-        """Epsilon after so many releases; infinite where there is no noise."""
+        """Epsilon after a number of releases; infinite without noise."""
         if not releases:
             return 0.0
         if not self._noise:
@@ -40,9 +42,9 @@ class Account:
 
 
 def calibrate(target_epsilon: float, delta: float, rate: float, releases: int) -> float:
-    """The smallest noise, to 1e-3, that keeps so many releases within the target; arguments of `Account`.
+    """The smallest noise, to 1e-3, that keeps a number of releases within a target epsilon.
 
-    It is 0 for an infinite target.
+    It is 0 for an infinite target. The other arguments are those of `Account`.
     """
     if target_epsilon == math.inf:
         return 0.0
@@ -67,8 +69,9 @@ def _library() -> Any:
         import dp_accounting.rdp
         from absl import logging
     except ImportError as error:
-        raise BadInput(MISSING) from error
-    logging.set_verbosity(logging.ERROR)  # orders that do not converge are left out, on the safe side
-    # whoever configures logging next would close another stream, such as one that pytest captures
+        raise BadInput(MISSING_LIBRARIES) from error
+    # dp-accounting warns of orders that do not converge, and skips them: epsilon stays an upper bound
+    logging.set_verbosity(logging.ERROR)
+    # a later configuration of logging closes the handler's stream, which may be one that pytest captures
     logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
     return dp_accounting

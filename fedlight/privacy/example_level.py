@@ -1,4 +1,4 @@
-"""Example-level privacy: DP-SGD (arXiv 1607.00133) in a client's Trainer, clipped and noised by Opacus."""
+"""Example-level privacy: DP-SGD (arXiv 1607.00133) in a client's Trainer, by Opacus."""
 
 from typing import Any
 
@@ -9,29 +9,29 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.optim import SGD
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from fedlight.privacy.account import MISSING
+from fedlight.privacy.account import MISSING_LIBRARIES
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.system_random import SystemGenerator
 
 CHUNK = 16  # images whose gradients are in memory at once
 
-LARGEST = torch.finfo(torch.float32).max  # stands for an infinite clip, whose noise of 0 is 0
+MAX_CLIP = torch.finfo(torch.float32).max  # in place of an infinite clip, since 0 * inf is NaN
 
 
 class PrivateGradients(Callback):
-    """Puts the private gradient in the place of the gradient of each training step.
+    """Replaces the gradient of each training step by the private gradient.
 
-    Of each image the gradient is that of its mean loss over several draws of noise and time (DPDM, arXiv
-    2210.09929); it is clipped, the sum over the batch gets Gaussian noise and is divided by the expected size
-    of a batch. Batches are Poisson samples, and may be empty. All that comes after the gradient, such as the
-    optimizer, a proximal term or a moving average, sees the private one alone.
+    The gradient of each image's mean loss over several draws of noise and time (DPDM, arXiv 2210.09929) is
+    clipped; Gaussian noise is added to their sum over the batch, which is divided by the expected batch size.
+    Batches are Poisson samples and may be empty. Later steps, such as the optimizer, a proximal term or a
+    moving average, receive the private gradient only.
 
     Args:
-        noise: standard deviation of the noise on the sum, in clips, 0 or more.
-        clip: the largest L2 norm of an image's gradient.
-        batch_size: images in a batch, on average.
-        draws: of noise and time for each image and step.
-        secret: noise from the operating system's cryptographic generator in place of torch's seed.
+        noise: standard deviation of the noise on the sum, in units of `clip`, 0 or more.
+        clip: largest L2 norm of an image's gradient; larger ones are scaled down to it.
+        batch_size: expected number of images in a batch.
+        draws: number of draws of noise and time for each image and step.
+        secret: draw the noise from the operating system's cryptographic generator, not from torch's seed.
 
     Raises:
         BadInput: Opacus is not installed.
@@ -41,20 +41,20 @@ class PrivateGradients(Callback):
         try:
             from opacus.optimizers import DPOptimizer
         except ImportError as error:
-            raise BadInput(MISSING) from error
+            raise BadInput(MISSING_LIBRARIES) from error
         self._make = DPOptimizer
         self._mechanism: dict[str, Any] = {
             "noise_multiplier": 0.0 if secret else noise,
-            "max_grad_norm": min(clip, LARGEST),
+            "max_grad_norm": min(clip, MAX_CLIP),
             "expected_batch_size": batch_size,
         }
         self._draws = draws
-        self._secret_deviation = noise * min(clip, LARGEST) if secret else 0.0
+        self._secret_deviation = noise * min(clip, MAX_CLIP) if secret else 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
         self._parameters = {name: p for name, p in pl_module.named_parameters() if id(p) in trained}
-        # it clips, adds noise that is not secret, and never steps
+        # clips gradients and adds seeded noise; it never steps
         self._optimizer = self._make(SGD(self._parameters.values()), **self._mechanism)
         self._step = TrainingStep(pl_module)
         object.__setattr__(pl_module, "training_step", self.training_step)
@@ -64,7 +64,7 @@ class PrivateGradients(Callback):
             object.__delattr__(pl_module, "training_step")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The mean loss of the batch; its gradient is the private one."""
+        """Returns the mean loss of the batch, whose gradient is the private gradient."""
         loss = torch.zeros((), device=tree_leaves(batch)[0].device)
         images = len(tree_leaves(batch)[0])
         for chunk in _chunks(batch):
@@ -77,14 +77,14 @@ class PrivateGradients(Callback):
         if self._secret_deviation:
             self._add_secret_noise()
         self._optimizer.scale_grad()
-        for parameter in self._parameters.values():  # adds 0, whose gradient is the private one
+        for parameter in self._parameters.values():  # the term is 0, and its gradient is the private gradient
             assert parameter.grad is not None
             loss = loss + (parameter.grad.clone() * (parameter - parameter.detach())).sum()
         self._optimizer.zero_grad(set_to_none=True)
         return loss
 
     def _add_secret_noise(self) -> None:
-        """Adds noise of the stated deviation, drawn in float64 on the CPU, to the sum of each parameter."""
+        """Adds noise, drawn in float64 on the CPU, to the sum of each parameter's clipped gradients."""
         system = SystemGenerator()
         for parameter in self._parameters.values():
             assert parameter.grad is not None
@@ -111,10 +111,10 @@ def per_sample_gradients(
     """The gradient of each image's loss, and the losses, shape (n,).
 
     Args:
-        step: of the module.
+        step: the training step of the module.
         parameters: of the module, by name.
-        batch: tensors of n images each.
-        draws: copies of an image in its own batch; whatever is random is drawn for each.
+        batch: tensors whose first dimension is the n images.
+        draws: number of copies of an image in its batch, each with its own random draws.
     """
 
     def loss(values: dict[str, Tensor], image: Any) -> Tensor:
@@ -130,7 +130,7 @@ def per_sample_gradients(
 
 
 def _chunks(batch: Any) -> list[Any]:
-    """The batch in parts; one empty part where it is empty."""
+    """Splits the batch into parts of CHUNK images; an empty batch is one empty part."""
     leaves, tree = tree_flatten(batch)
     return [
         tree_unflatten(list(parts), tree) for parts in zip(*(t.split(CHUNK) for t in leaves), strict=True)

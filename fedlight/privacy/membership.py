@@ -1,4 +1,4 @@
-"""Membership inference: how well scores tell training images from held-out ones."""
+"""Membership inference: how well scores separate training images from held-out images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,56 +10,58 @@ from fedlight.privacy.lower_bound import lower_bound
 from fedlight.runtime.errors import Diverged
 
 RATES = (0.01, 0.001)  # false positive rates (arXiv 2112.03570)
-RESAMPLES = 400
+RESAMPLES = 400  # of the bootstrap
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Attack:
-    """The scores that an attacker gives to images; a larger one says `member`.
+    """The scores that an attacker assigns to images; larger scores indicate members of the training set.
 
     Attributes:
-        sees: what the attacker sees.
+        observed: what the attacker observes, such as "released model".
         name: of the attack.
         members: scores of images that were trained on, shape (n,).
         others: scores of images that were held out, shape (m,).
 
     Raises:
-        Diverged: a score is NaN, as of a model whose predictions are not finite; no rank follows from it.
+        Diverged: a score is NaN, because the model's predictions are not finite.
     """
 
-    sees: str
+    observed: str
     name: str
     members: NDArray[np.float64]
     others: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         if np.isnan(self.members).any() or np.isnan(self.others).any():
-            raise Diverged(f"{self.sees}: predictions are not finite, so that {self.name} cannot rank images")
+            raise Diverged(
+                f"{self.observed}: predictions are not finite, so that {self.name} cannot rank images"
+            )
 
     def summary(self, delta: float) -> dict[str, Any]:
-        """AUC and TPR with 95 % bootstrap intervals, the ROC, and the lower bound on epsilon that follows."""
+        """AUC and TPR with 95 % bootstrap intervals, the ROC, and a lower bound on epsilon."""
         rng = np.random.default_rng(0)
-        drawn = [
-            _figures(rng.choice(self.members, len(self.members)), rng.choice(self.others, len(self.others)))
+        resampled = [
+            _rates(rng.choice(self.members, len(self.members)), rng.choice(self.others, len(self.others)))
             for _ in range(RESAMPLES)
         ]
-        low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+        low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
         names = ["auc", *(f"tpr_at_{rate:g}" for rate in RATES)]
-        figures = zip(names, _figures(self.members, self.others), low, high, strict=True)
+        rates = zip(names, _rates(self.members, self.others), low, high, strict=True)
         return {
-            "sees": self.sees,
+            "sees": self.observed,
             "attack": self.name,
             "members": len(self.members),
             "others": len(self.others),
-            **{name: [float(value), float(least), float(most)] for name, value, least, most in figures},
+            **{name: [float(value), float(least), float(most)] for name, value, least, most in rates},
             "epsilon_lower": lower_bound(self.members, self.others, delta, CONFIDENCE),
             "roc": roc(self.members, self.others),
         }
 
 
 def roc(members: NDArray[np.float64], others: NDArray[np.float64]) -> list[list[float]]:
-    """Corners of the ROC, as false and true positive rates."""
+    """The corners of the ROC as pairs of false and true positive rate."""
     thresholds = np.unique(others)[::-1]
     return [
         *([float((scores > threshold).mean()) for scores in (others, members)] for threshold in thresholds),
@@ -67,8 +69,8 @@ def roc(members: NDArray[np.float64], others: NDArray[np.float64]) -> list[list[
     ]
 
 
-def _figures(members: NDArray[np.float64], others: NDArray[np.float64]) -> list[float]:
-    """AUC, and TPR at each of RATES."""
+def _rates(members: NDArray[np.float64], others: NDArray[np.float64]) -> list[float]:
+    """The AUC, and the TPR at each of RATES."""
     ranked = np.sort(others)
     below, upto = np.searchsorted(ranked, members, "left"), np.searchsorted(ranked, members, "right")
     auc = float((below + upto).mean() / 2 / len(others))

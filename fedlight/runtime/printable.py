@@ -1,5 +1,7 @@
 """Text from elsewhere, made fit for a line of a log."""
 
+import re
+
 LENGTH = 300  # characters
 LONGEST = 100_000  # characters of an error message
 
@@ -21,3 +23,8 @@ def printable(text: object, length: int = LENGTH) -> str:
 def plain_line(text: str) -> str:
     """An error message, which may hold text from elsewhere, on one line; white space is a space."""
     return printable(" ".join(text.split()), LONGEST)
+
+
+def legible(name: str) -> str:
+    """Text with each byte of a file name that is not UTF-8 in hexadecimal; other text stays as it is."""
+    return re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", name)

@@ -21,7 +21,7 @@ from fedlight.data.client_data import ClientData
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import sample
 from fedlight.evaluation.extractor import Extractor
-from fedlight.evaluation.labels import label_accuracy
+from fedlight.evaluation.label_metrics import label_accuracy
 from fedlight.experiment import cell as cell_module
 from fedlight.experiment.finished import open_cell
 from fedlight.runtime.seeds import derive_seed

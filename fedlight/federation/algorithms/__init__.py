@@ -1,1 +1,1 @@
-"""What clients add to their training and how the server steps: one file an algorithm, FedAvg is the base."""
+"""Federated algorithms, one a file; all are subclasses of FedAvg."""

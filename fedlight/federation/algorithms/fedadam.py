@@ -10,9 +10,9 @@ from fedlight.runtime.errors import BadInput
 
 
 class FedAdam(FedAvg):
-    """Takes the mean difference of a round, mean - theta, for the gradient of Adam without bias correction.
+    """Uses the mean change of a round, mean - theta, as the gradient of Adam without bias correction.
 
-    A tensor that nobody reported keeps its value and its moments. Integer tensors are merged as in FedAvg.
+    A tensor that no client reported keeps its value and moments. Integer tensors are averaged as in FedAvg.
 
     Args:
         lr: eta, the server's learning rate, above 0.
@@ -21,7 +21,7 @@ class FedAdam(FedAvg):
         tau: the degree of adaptivity, above 0: added to the root of the second moment, which begins at tau^2.
 
     Raises:
-        BadInput: one of them is out of its range.
+        BadInput: an argument is out of its range.
     """
 
     def __init__(self, lr: float, momentum: float, beta2: float, tau: float) -> None:
@@ -37,21 +37,20 @@ class FedAdam(FedAvg):
 
     def init(self, theta: State) -> State:
         floating = {name: tensor for name, tensor in theta.items() if tensor.is_floating_point()}
-        first = {f"m.{name}": torch.zeros_like(tensor) for name, tensor in floating.items()}
-        return first | {
-            f"v.{name}": torch.full_like(tensor, self.tau**2) for name, tensor in floating.items()
-        }
+        m = {f"m.{name}": torch.zeros_like(tensor) for name, tensor in floating.items()}
+        v = {f"v.{name}": torch.full_like(tensor, self.tau**2) for name, tensor in floating.items()}
+        return m | v
 
     def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
-        new, after = dict(mean), dict(state)
+        new, new_state = dict(mean), dict(state)
         for name in mean:
             if f"m.{name}" in state:
                 delta = mean[name] - theta[name]
-                after[f"m.{name}"] = m = self.momentum * state[f"m.{name}"] + (1 - self.momentum) * delta
-                after[f"v.{name}"] = v = self.second_moment(state[f"v.{name}"], delta.square())
+                new_state[f"m.{name}"] = m = self.momentum * state[f"m.{name}"] + (1 - self.momentum) * delta
+                new_state[f"v.{name}"] = v = self.second_moment(state[f"v.{name}"], delta.square())
                 new[name] = theta[name] + self.lr * m / (v.sqrt() + self.tau)
-        return new, after
+        return new, new_state
 
     def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:
-        """The new second moment from the old one and the squared difference."""
+        """The new second moment from the old one and the squared change."""
         return self.beta2 * v + (1 - self.beta2) * squared

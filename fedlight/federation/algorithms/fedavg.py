@@ -1,4 +1,4 @@
-"""Federated averaging (FedAvg, arXiv 1602.05629): the base of all algorithms, which override parts of it."""
+"""Federated averaging (FedAvg, arXiv 1602.05629), the base class of all algorithms."""
 
 from lightning import Callback
 
@@ -6,72 +6,77 @@ from fedlight.federation.messages import State
 
 
 class FedAvg:
-    """Clients train as they are, and the mean of their updates is the new global model.
+    """Clients train without changes, and the mean of their updates is the new global model.
 
-    Every tensor below is a parameter of the slices that the method exchanges in that round: what a client
-    keeps private takes no part, and buffers are averaged whatever the algorithm. A client's `memory` and the
-    server's own `state` are carried from round to round and belong to the algorithm alone; `extras` are what
-    the algorithm sends beside the slices, counted in the ledger under the name `algorithm`. An entry of
-    `extras` or `memory` that is named like a parameter, or `<kind>/<parameter>`, is dropped where that
-    parameter is not exchanged (after a warm start, for example).
+    An algorithm overrides some of the methods. All tensors below are parameters of the slices that the method
+    exchanges in that round: private slices are excluded, and buffers are averaged by every algorithm. The
+    algorithm's auxiliary state, `aux`, is sent with the slices and counted in the ledger under the name
+    `algorithm`. A client's `memory` and the server's `state` are kept from round to round for the algorithm
+    only. An entry of `aux` or `memory` that is named like a parameter, or `<kind>/<parameter>`, is dropped
+    where that parameter is not exchanged, such as after a warm start.
 
     Attributes:
-        keeps_memory: whether clients carry something from round to round for this algorithm.
-        absent_is_zero: whether a client that does not report an extra counts in its mean, with 0.
+        keeps_memory: whether clients keep memory from round to round for this algorithm.
+        absent_is_zero: whether a client that does not report an auxiliary tensor counts as 0 in its mean;
+            otherwise it does not count.
     """
 
     keeps_memory = False
     absent_is_zero = False
 
     def init(self, theta: State) -> State:
-        """The server's own state before the first round; `theta` is the first global model."""
+        """The server's state before the first round; `theta` is the initial global model."""
         return {}
 
     def broadcast(self, state: State) -> State:
-        """The extras that every client of the cohort receives."""
+        """The auxiliary state that every client of the cohort receives."""
         return {}
 
     def aux_like(self, theta: State) -> State:
-        """Tensors like the extras that a client reports, which client-level privacy must know beforehand."""
+        """Tensors of the names, shapes and dtypes of the auxiliary state that a client reports.
+
+        Client-level privacy and deployments need them before the first report.
+        """
         return {}
 
     def callbacks(self, received: State, aux: State, memory: State) -> list[Callback]:
-        """What is added to the client's Trainer; the names of `received` are those of its state_dict.
+        """Callbacks for the client's Trainer; the names in `received` are those of the module's state_dict.
 
-        What `report` is to know of the fit are tensors in the `state_dict()` of a callback.
+        The tensors of a callback's `state_dict()` after the fit are passed to `report` in `memory`.
         """
         return []
 
     def report(
         self, received: State, trained: State, aux: State, memory: State, steps: int
     ) -> tuple[State, State]:
-        """The extras that a client reports, floating, since the server takes their mean; and its new memory.
+        """The auxiliary state that a client reports, and its new memory.
+
+        Auxiliary tensors are floating, since the server takes their mean.
 
         Args:
-            received: the slices that the client reports, as they were received.
-            trained: the same after the local epochs.
-            aux: what `broadcast` sent.
-            memory: what this client kept in its last round, nothing in its first; and what its `callbacks`
-                hold.
-            steps: optimizer steps of this local update.
+            received: the slices that the client reports, as it received them.
+            trained: the same slices after the local epochs.
+            aux: the result of `broadcast`.
+            memory: of the client's last round, empty in its first; and the states of its `callbacks`.
+            steps: number of optimizer steps of this local update.
         """
         return {}, memory
 
     def forget(self, state: State, round_: int) -> State:
-        """The server's state after a round, 1..R, in which a client's memory turned out to be lost."""
+        """The server's new state after a round, 1..R, in which a client's memory was lost."""
         return state
 
     def weight(self, num_examples: int) -> float:
-        """The weight of an update with n_k images in the mean."""
+        """The weight in the mean of a client with n_k images."""
         return num_examples
 
     def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
-        """The new values of the slices that were reported, and the server's new state.
+        """The new values of the reported slices, and the server's new state.
 
         Args:
             theta: the global model before the round.
-            mean: the weighted mean of the updates; a tensor that nobody reported is absent.
-            aux: the mean, with the same weights, of what clients reported beside the slices.
-            state: the server's own.
+            mean: the weighted mean of the updates, without the tensors that no client reported.
+            aux: the mean, with the same weights, of the clients' auxiliary state.
+            state: the server's state before the round.
         """
         return mean, state

@@ -8,9 +8,9 @@ from fedlight.runtime.errors import BadInput
 
 
 class FedAvgM(FedAvg):
-    """Follows a velocity: v = momentum * v + (mean - theta), and theta + lr * v is the new global model.
+    """Steps along a velocity: v = momentum * v + (mean - theta), and theta + lr * v is the new global model.
 
-    A tensor that nobody reported keeps its value and its velocity. Integer tensors are merged as in FedAvg.
+    A tensor that no client reported keeps its value and velocity. Integer tensors are averaged as in FedAvg.
 
     Args:
         momentum: beta, in [0, 1).
@@ -31,17 +31,17 @@ class FedAvgM(FedAvg):
         }
 
     def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
-        moved = {name: mean[name] - theta[name] for name in mean if name in state}
-        velocity = {name: self.momentum * state[name] + delta for name, delta in moved.items()}
-        beyond = {name: mean[name] + (self.lr * velocity[name] - delta) for name, delta in moved.items()}
-        return {**mean, **beyond}, {**state, **velocity}
+        change = {name: mean[name] - theta[name] for name in mean if name in state}
+        velocity = {name: self.momentum * state[name] + delta for name, delta in change.items()}
+        new = {name: mean[name] + (self.lr * velocity[name] - delta) for name, delta in change.items()}
+        return {**mean, **new}, {**state, **velocity}
 
 
 def check_server_optimizer(momentum: float, lr: float) -> None:
-    """Checks what all server optimizers are given.
+    """Checks the arguments that all server optimizers have.
 
     Raises:
-        BadInput: one of them is out of its range.
+        BadInput: `momentum` or `lr` is out of its range.
     """
     if not 0 <= momentum < 1:
         raise BadInput(f"algorithm.momentum must be 0 or more and below 1, got {momentum}")

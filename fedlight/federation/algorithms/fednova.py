@@ -8,13 +8,13 @@ from fedlight.federation.messages import State
 
 
 class FedNova(FedAvg):
-    """Clients report the mean of their steps in place of the sum, and the server takes many of them at once.
+    """Normalised averaging: each client's update is divided by its number of steps.
 
     Client k reports theta + (theta_k - theta) / tau_k after tau_k steps; the new global model is
-    theta + tau * (mean - theta), where tau is the mean of tau_k with weights n_k (equation 7 for plain SGD:
-    every step counts 1, and so it does here under other optimizers). Both means are over the clients that
-    reported the tensor, so under USPLIT a slice moves by the steps of its own reporters. Where all take as
-    many steps it is FedAvg up to rounding. The number of steps is sent as one scalar for each tensor.
+    theta + tau * (mean - theta), where tau is the mean of tau_k with weights n_k (equation 7 for plain SGD;
+    every step counts 1, also under other optimizers). Both means are over the clients that reported the
+    tensor, so under USPLIT tau differs between slices. If all clients take the same number of steps, it is
+    FedAvg up to rounding. The number of steps is sent as one scalar for each tensor.
     """
 
     def callbacks(self, received: State, aux: State, memory: State) -> list[Callback]:
@@ -27,12 +27,12 @@ class FedNova(FedAvg):
 
     def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
         floating = [name for name, tensor in mean.items() if tensor.is_floating_point()]
-        moved = {name: theta[name] + aux[f"steps/{name}"] * (mean[name] - theta[name]) for name in floating}
-        return {**mean, **moved}, state
+        new = {name: theta[name] + aux[f"steps/{name}"] * (mean[name] - theta[name]) for name in floating}
+        return {**mean, **new}, state
 
 
 class NormalizedUpdate(Callback):
-    """Divides what a fit changed in the received slices by its number of steps."""
+    """Divides the change of the received slices in a fit by the number of its steps."""
 
     def __init__(self, received: State) -> None:
         self._received = received

@@ -1,4 +1,4 @@
-"""FedProx (arXiv 1812.06127): clients are held near the global model by a proximal term."""
+"""FedProx (arXiv 1812.06127): a proximal term keeps clients close to the global model."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from fedlight.runtime.errors import BadInput
 
 
 class FedProx(FedAvg):
-    """Adds mu / 2 * ||w - w_received||^2 to the loss of a client (equation 2), over the federated slices.
+    """Adds mu / 2 * ||w - w_received||^2 over the federated slices to a client's loss (equation 2).
 
     Args:
         mu: 0 or more; 0 is FedAvg, bit for bit.

@@ -6,7 +6,7 @@ from fedlight.federation.algorithms.fedadam import FedAdam
 
 
 class FedYogi(FedAdam):
-    """As FedAdam, but for a second moment that grows and shrinks at a pace of its own."""
+    """FedAdam whose second moment moves towards the squared change in steps of (1 - beta2) times it."""
 
     def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:
         return v - (1 - self.beta2) * squared * (v - squared).sign()

@@ -11,11 +11,11 @@ from fedlight.federation.messages import State
 
 
 class LocalAdam(FedAvg):
-    """Clients begin each local update with the mean of the moments that clients ended with.
+    """Clients begin each local update with the mean of the moments at the end of the last round.
 
-    The moments of the federated slices cross beside them, as do the optimizer's step counts; those of
-    private slices are made anew, or kept where the method keeps them. It works with every optimizer that
-    has its state in tensors, one set a parameter.
+    The moments and the step counts of the federated slices are exchanged with them; those of private slices
+    are initialised anew, or kept where the method keeps them. It works with every optimizer that keeps its
+    state in tensors of each parameter.
     """
 
     def broadcast(self, state: State) -> State:
@@ -34,10 +34,10 @@ class LocalAdam(FedAvg):
 
 
 class OptimizerState(Callback):
-    """Puts tensors `<key>/<parameter's name>` into the optimizer's state, and takes them after the fit."""
+    """Sets the optimizer's state from tensors `<key>/<parameter>` before the fit, and saves it after."""
 
-    def __init__(self, begin: State) -> None:
-        self._begin = begin
+    def __init__(self, initial: State) -> None:
+        self._initial = initial
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         (optimizer,) = trainer.optimizers
@@ -45,16 +45,16 @@ class OptimizerState(Callback):
         parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
         self._names = [names[id(parameter)] for parameter in parameters]
         shared = {}
-        for entry, tensor in self._begin.items():
+        for entry, tensor in self._initial.items():
             key, name = entry.split("/")
             shared[f"{self._names.index(name)}.{key}"] = tensor
         restore_optimizer(optimizer, optimizer_state(optimizer) | shared)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._found = {}
+        self._final = {}
         for entry, tensor in optimizer_state(trainer.optimizers[0]).items():
             index, key = entry.split(".", 1)
-            self._found[f"{key}/{self._names[int(index)]}"] = tensor.clone()
+            self._final[f"{key}/{self._names[int(index)]}"] = tensor.clone()
 
     def state_dict(self) -> dict[str, Any]:
-        return self._found
+        return self._final

@@ -1,4 +1,4 @@
-"""SCAFFOLD (arXiv 1910.06378): control variates correct the drift of clients."""
+"""SCAFFOLD (arXiv 1910.06378): control variates correct client drift."""
 
 from typing import Any
 
@@ -11,24 +11,23 @@ from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.messages import State
 
 RESET = "reset/round"
-"""The round after which all variates started again from 0; absent where they never did."""
+"""The last round after which all variates were reset to 0; absent before any reset."""
 
 
 class Scaffold(FedAvg):
     """Adds c - c_k to each gradient of a client; the server's c is the mean of all clients' variates c_k.
 
-    The variate of a client is the mean of its own gradients, without the correction, over the steps of its
-    last local update. Under SGD that is option II of the paper, c_k - c + (theta - theta_k) / (steps * lr).
-    Under Adam, whose steps are no multiple of gradients, option II would have no unit of its own; the mean
-    gradient keeps its meaning there, and Adam sees the corrected gradient like any other.
+    A client's variate is the mean of its uncorrected gradients over the steps of its last local update. Under
+    SGD that is option II of the paper, c_k - c + (theta - theta_k) / (steps * lr). Under Adam, whose steps
+    are not proportional to gradients, option II would not have the unit of a gradient; the mean gradient has.
 
-    The server learns the change of c_k for the slices that a client reports, and only for those the client
-    takes its new variate. As in the paper clients count alike, whatever the number of their images; one that
-    never took part counts with a variate of 0.
+    The server receives the change of c_k for the slices that a client reports, and the client replaces its
+    variate for these slices only. As in the paper, clients have equal weights, regardless of their numbers of
+    images; a client that never took part counts with a variate of 0.
 
-    The server knows c and no client's c_k, so it cannot take out what a client contributed that lost its
-    memory. After such a round all variates start again from 0: c is cleared, the broadcasts name the round of
-    the reset, and a client drops a c_k of an earlier reset.
+    The server knows c but no c_k, so that it cannot subtract the contribution of a client that lost its
+    memory. After such a round all variates are reset to 0: c is cleared, the broadcasts name the round of the
+    reset, and a client drops a c_k from before it.
     """
 
     keeps_memory = True
@@ -66,13 +65,13 @@ class Scaffold(FedAvg):
 
 
 def _valid(memory: State, aux: State) -> State:
-    """A client's variates; none where they are older than the last reset."""
+    """The client's variates; none if they are older than the last reset."""
     never = torch.zeros(())
     return memory if torch.equal(memory.get(RESET, never), aux.get(RESET, never)) else {}
 
 
 class GradientCorrection(Callback):
-    """Sums up the gradients of a client's fit, and adds c - c_k before each optimizer step."""
+    """Sums the gradients of a client's fit, and adds c - c_k to them before each optimizer step."""
 
     def __init__(self, received: State, server: State, client: State) -> None:
         self._received = received

@@ -1,1 +1,1 @@
-"""How a delta is encoded on its way: one file a transform."""
+"""Compression of deltas, one transform a file."""

@@ -1,4 +1,4 @@
-"""Output channels of a tensor, each of which has a scale of its own."""
+"""Codes with one scale for each output channel of a tensor."""
 
 import torch
 from torch import Tensor
@@ -9,27 +9,30 @@ from fedlight.runtime.errors import Damaged
 
 
 def by_channel(tensor: Tensor) -> Tensor:
-    """A tensor as a matrix, a row an output channel (its first dimension); a vector or scalar is one row."""
+    """Views a tensor as a matrix with a row for each output channel; a vector or scalar is one row."""
     if tensor.numel() == 0:
         return tensor.reshape(0, 0)
     return tensor.reshape(len(tensor) if tensor.dim() > 1 else 1, -1)
 
 
 def pack_channels(name: str, codes: Tensor, scales: Tensor, bits: int) -> State:
-    """What is sent of the tensor `name`: a code for each entry, packed, and a scale for each channel.
+    """Encodes the tensor `name` as packed codes and one scale for each channel.
 
     Args:
         name: of the tensor.
-        codes: below 2^bits, a row a channel.
-        scales: shape (channels,).
-        bits: of a code: 1, 2, 4 or 8.
+        codes: whole numbers in 0..2^bits - 1, shape (channels, entries).
+        scales: 0 or more, shape (channels,), sent in bfloat16.
+        bits: per code: 1, 2, 4 or 8.
     """
     packed = pack_bits(codes.flatten().to(torch.uint8), bits)
     return {f"{name}.codes": packed, f"{name}.scales": scales.bfloat16()}
 
 
 def unpack_channels(name: str, sent: State, like: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The inverse: codes, float32, a row a channel of `like`; and scales, float32, shape (channels, 1).
+    """The inverse of `pack_channels`.
+
+    Returns:
+        Codes, float32, shape (channels, entries), and scales, float32, shape (channels, 1), for `like`.
 
     Raises:
         Damaged: a scale is negative or not finite.
@@ -39,10 +42,10 @@ def unpack_channels(name: str, sent: State, like: Tensor, bits: int) -> tuple[Te
 
 
 def check_scales(name: str, scales: Tensor) -> Tensor:
-    """The scales of the tensor `name`, float32.
+    """Checks the scales of the tensor `name`, and returns them as float32.
 
     Raises:
-        Damaged: one of them is negative or not finite.
+        Damaged: a scale is negative or not finite.
     """
     if not (scales.isfinite() & (scales >= 0)).all():
         raise Damaged(f"an encoded payload has a scale of {name} that is negative or not finite")
@@ -50,13 +53,13 @@ def check_scales(name: str, scales: Tensor) -> Tensor:
 
 
 def check_codes(name: str, codes: Tensor, largest: int) -> None:
-    """Raises Damaged where a code of the tensor `name` is above the largest one."""
+    """Raises Damaged for a code of the tensor `name` above `largest`."""
     if codes.numel() and codes.max() > largest:
         raise Damaged(f"an encoded payload has a code of {name} above {largest}")
 
 
 def sent_like(like: State, bits: int) -> State:
-    """Tensors of the names, shapes and dtypes that `pack_channels` gives for each tensor of `like`."""
+    """Tensors of the names, shapes and dtypes of `pack_channels`, for each tensor of `like`."""
     sent: State = {}
     for name, tensor in like.items():
         sent[f"{name}.codes"] = torch.zeros(packed_size(tensor.numel(), bits), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Entropy coding: frequent bytes become few bits (the Huffman codes of deflate, RFC 1951, by zlib)."""
+"""Entropy coding of bytes by the Huffman codes of deflate (RFC 1951), through zlib."""
 
 import zlib
 
@@ -6,9 +6,9 @@ from fedlight.runtime.errors import Damaged
 
 
 class Huffman:
-    """The last stage of a chain: compresses the bytes of all that the stages before it gave, without loss.
+    """The last stage of a chain: lossless compression of the bytes of the previous stages' output.
 
-    Repeated strings are not looked for: packed codes have none, and looking costs time and bytes.
+    It does not search for repeated strings: packed codes have none, and the search costs time and bytes.
     """
 
     def compress(self, content: bytes) -> bytes:
@@ -16,16 +16,20 @@ class Huffman:
         return deflate.compress(content) + deflate.flush()
 
     def decompress(self, content: bytes, size: int) -> bytes:
-        """The inverse; `size` is how many bytes must come out.
+        """The inverse of `compress`.
+
+        Args:
+            content: compressed bytes.
+            size: number of bytes of the result.
 
         Raises:
-            Damaged: these are no such bytes.
+            Damaged: `content` does not decompress to `size` bytes.
         """
         inflate = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
         try:
-            found = inflate.decompress(content, size + 1)
+            decompressed = inflate.decompress(content, size + 1)
         except zlib.error as error:
             raise Damaged(f"an encoded payload cannot be decompressed ({error})") from error
-        if len(found) != size or not inflate.eof or inflate.unused_data:
+        if len(decompressed) != size or not inflate.eof or inflate.unused_data:
             raise Damaged(f"an encoded payload does not decompress to {size} bytes")
-        return found
+        return decompressed

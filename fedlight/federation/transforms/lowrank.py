@@ -1,4 +1,4 @@
-"""Low rank: a matrix is sent as the product of two thin ones (PowerSGD, arXiv 1905.13727)."""
+"""Low-rank compression: a matrix is sent as two thin factors (PowerSGD, arXiv 1905.13727)."""
 
 import numpy as np
 import torch
@@ -7,18 +7,18 @@ from torch import Tensor
 from fedlight.federation.messages import State
 from fedlight.runtime.errors import BadInput
 
-STEPS = 2  # power steps from a random start; the paper takes one from where it ended last
+STEPS = 2  # power steps from a random start; the paper takes one from the last result
 
 
 class LowRank:
-    """Sends of each matrix M its projection P P^T M, as P (orthonormal columns) and M^T P, transposed.
+    """Sends the projection P P^T M of each matrix M, as the transposes of P (orthonormal columns) and M^T P.
 
-    A convolution is a matrix with a row an output channel. What is lost is no larger than M, and nothing
-    where the rank of M is no larger than `rank`. Vectors, and matrices that P and M^T P would not make
-    smaller, are sent as they are.
+    A convolution is a matrix with a row for each output channel. The error is not larger than M, and zero if
+    the rank of M is at most `rank`. Vectors, and matrices that are smaller than P and M^T P together, are
+    sent uncompressed.
 
     Args:
-        rank: columns of P, 1 or more.
+        rank: number of columns of P, 1 or more.
 
     Raises:
         BadInput: `rank` is below 1.
@@ -63,6 +63,7 @@ class LowRank:
         return sent
 
     def _splits(self, tensor: Tensor) -> bool:
+        """Whether P and M^T P together are smaller than the tensor."""
         if tensor.dim() < 2:
             return False
         rows = len(tensor)

@@ -15,13 +15,13 @@ from fedlight.runtime.errors import BadInput
 
 
 class Quantisation:
-    """Rounds at random to one of 2s + 1 levels from -m to m, so that the mean over the draws is exact.
+    """Rounds at random to one of 2s + 1 levels from -m to m; the expected value is exact.
 
-    s is 2^(bits - 1) - 1, and m the largest magnitude in an output channel, rounded up to bfloat16. An entry
-    is off by less than m / s. Sends the packed codes of each tensor and the m of each channel.
+    s is 2^(bits - 1) - 1, and m the largest magnitude in an output channel, rounded up to bfloat16. The error
+    of an entry is below m / s. Sends the packed codes of each tensor and the m of each channel.
 
     Args:
-        bits: of an entry: 2, 4 or 8.
+        bits: per entry: 2, 4 or 8.
 
     Raises:
         BadInput: `bits` is none of these.
@@ -38,7 +38,7 @@ class Quantisation:
         for name, tensor in delta.items():
             rows = by_channel(tensor).float()
             largest = rows.abs().amax(1) if len(rows) else rows.new_zeros(0)
-            scales = (largest * (1 + 2**-7)).bfloat16()  # not below `largest`, however it is rounded
+            scales = (largest * (1 + 2**-7)).bfloat16()  # at least `largest` after rounding
             steps = (rows / scales.float()[:, None]).nan_to_num() * self.levels
             draws = torch.from_numpy(rng.random(rows.shape, dtype=np.float32))
             codes = (steps + draws).floor().clamp(-self.levels, self.levels) + self.levels

@@ -1,4 +1,4 @@
-"""Coarse rounding to few levels, most of them zero: small after entropy coding (EF-SGD, arXiv 1901.09847)."""
+"""Coarse rounding: most codes are zero, so that entropy coding is effective (EF-SGD, arXiv 1901.09847)."""
 
 import numpy as np
 import torch
@@ -10,21 +10,21 @@ from fedlight.federation.transforms.channels import check_codes, check_scales
 from fedlight.runtime.errors import BadInput
 
 BITS = 4
-LEVELS = 7  # away from zero
+LEVELS = 7  # on each side of zero
 
 
 class Rounding:
-    """Rounds each entry to the nearest multiple of a step, seven steps at most; it draws nothing.
+    """Rounds each entry to the nearest multiple of a step, at most seven steps from zero; it is not random.
 
-    The step is a multiple of the tensor's root mean square, in bfloat16. Sends the packed codes of each
-    tensor, four bits an entry, and its step. It is made for a chain that ends in entropy coding; as it is
+    The step is proportional to the tensor's root mean square, in bfloat16. Sends the packed codes of each
+    tensor, four bits per entry, and its step. It is meant for chains that end in entropy coding. Since it is
     biased, it needs error feedback where the deltas of many clients are averaged.
 
     Args:
-        step: in root mean squares, above 0.
+        step: in units of the root mean square, above 0.
 
     Raises:
-        BadInput: the step is not above 0.
+        BadInput: `step` is not above 0.
     """
 
     def __init__(self, step: float) -> None:

@@ -1,4 +1,4 @@
-"""One bit an entry: its sign, with a scale for each output channel (EF-signSGD, arXiv 1901.09847)."""
+"""Sign compression: one bit per entry and a scale per output channel (EF-signSGD, arXiv 1901.09847)."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ BITS = 1
 
 
 class Sign:
-    """Every entry arrives as the mean magnitude of its output channel (bfloat16), with its own sign.
+    """Replaces each entry by its sign times the mean magnitude of its output channel, in bfloat16.
 
-    Zero counts as positive. What is lost of a channel x of d entries has the squared norm
+    Zero counts as positive. The error of a channel x of d entries has the squared norm
     ||x||^2 - ||x||_1^2 / d, up to the rounding of the scale.
     """
 

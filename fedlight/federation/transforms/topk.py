@@ -1,4 +1,4 @@
-"""Top-k sparsification: only the entries of largest magnitude are sent (arXiv 1809.07599)."""
+"""Top-k sparsification: the entries of largest magnitude are sent (arXiv 1809.07599)."""
 
 import math
 
@@ -12,13 +12,13 @@ from fedlight.runtime.errors import BadInput, Damaged
 
 
 class TopK:
-    """Sends of each tensor the k entries of largest magnitude: their values, and where they are.
+    """Sends the exact values and the positions of the k entries of largest magnitude of each tensor.
 
-    Where they are is a list of positions in the smallest whole type that fits, or a bit for each entry of
-    the tensor where that is smaller. What arrives is exact, and nothing that is left out is larger.
+    The positions are integers of the smallest type that fits, or a bit for each entry of the tensor,
+    whichever is smaller.
 
     Args:
-        share: k over the size of the tensor, in (0, 1]; k is rounded up.
+        share: k divided by the size of the tensor, in (0, 1]; k is rounded up.
 
     Raises:
         BadInput: `share` is out of its range.
@@ -72,7 +72,7 @@ class TopK:
         return math.ceil(self.share * size)
 
     def _where(self, size: int) -> Tensor:
-        """The smaller way to say where k of `size` entries are: positions, or a bool for each entry."""
+        """The smaller encoding of k positions among `size` entries: integers, or a bool for each entry."""
         dtype = torch.uint8 if size <= 2**8 else torch.uint16 if size <= 2**16 else torch.int32
         positions = torch.zeros(self._count(size), dtype=dtype)
         return positions if positions.nbytes <= packed_size(size, 1) else torch.zeros(size, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Data sets: what is read from disk is what was written there, and what is broken is told."""
+"""Data sets: loaded images and labels are those of the files, and broken files are named."""
 
 import gzip
 import io
@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from fedlight.config import validate
-from fedlight.data import celeba, cifar10, data_name, decoded, digits, file_hashes, fmnist, image_folder
+from fedlight.data import celeba, cifar10, data_name, digits, file_hashes, fmnist, image_cache, image_folder
 from fedlight.run import ROOT, register_resolvers
 from fedlight.runs.identity import cell_folder
 from fedlight.runtime.errors import BadInput
@@ -196,7 +196,7 @@ def test_a_pickle_that_calls_anything_is_refused_and_calls_nothing(
     folder, marker = write_cifar10(tmp_path), tmp_path / "marker.npy"
     content = pickle.dumps({b"data": attack(marker), b"labels": []}, protocol=2)
     (folder / name).write_bytes(content)
-    with pytest.raises(BadInput, match=rf"{name} cannot be read \(it asks for "):
+    with pytest.raises(BadInput, match=rf"{name} cannot be read \(it refers to "):
         cifar10.load(str(tmp_path), cache="")
     assert not marker.exists()
     pickle.loads(content)  # noqa: S301
@@ -258,7 +258,7 @@ def test_cifar10_is_downloaded_once_into_the_cache(tmp_path: Path, monkeypatch: 
     assert downloads == [("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")]
 
 
-def test_a_failed_download_is_told_and_leaves_no_half_data_set(
+def test_a_failed_download_is_reported_and_leaves_no_partial_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(url: str, folder: str, **_: str) -> None:
@@ -271,7 +271,7 @@ def test_a_failed_download_is_told_and_leaves_no_half_data_set(
     assert not list(tmp_path.glob("*/"))
 
 
-def test_a_root_without_the_folder_of_the_data_set_is_told(tmp_path: Path) -> None:
+def test_a_root_without_the_folder_of_the_data_set_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no folder cifar-10-batches-py in /"):
         cifar10.load(str(tmp_path), cache="")
     with pytest.raises(BadInput, match=r"no folder celeba in /"):
@@ -347,7 +347,7 @@ def test_a_celeba_label_has_a_bit_for_each_attribute(celeba_root: Path) -> None:
     "attributes",
     [None, [], CHOSEN[:3], list(ATTRIBUTES), [*CHOSEN[:3], "Tall"], [*CHOSEN[:3], CHOSEN[0]]],
 )
-def test_attributes_that_are_not_four_known_ones_are_told(
+def test_attributes_that_are_not_four_known_ones_are_rejected(
     celeba_root: Path, attributes: list[str] | None
 ) -> None:
     with pytest.raises(
@@ -358,7 +358,7 @@ def test_attributes_that_are_not_four_known_ones_are_told(
 
 def test_other_attributes_need_no_new_decoding(celeba_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_celeba(celeba_root)
-    monkeypatch.setattr(decoded, "_decode", None)
+    monkeypatch.setattr(image_cache, "_decode", None)
     after = load_celeba(celeba_root, list(ATTRIBUTES[:4]))
     assert torch.equal(before.train.pixels, after.train.pixels)
     assert after.train.labels.tolist() == [0b0010, 0b0101]
@@ -510,7 +510,7 @@ def test_images_are_shrunk_with_antialiasing(tmp_path: Path) -> None:
     assert (pixels - 128).abs().max() <= 16  # without, 0 and 255 would survive
 
 
-def test_images_are_turned_as_their_camera_says(tmp_path: Path) -> None:
+def test_images_are_rotated_by_their_exif_orientation(tmp_path: Path) -> None:
     picture, exif = Image.new("L", (8, 8), 0), Image.Exif()
     picture.paste(255, (0, 0, 8, 4))  # white above, until turned by a quarter clockwise
     exif[0x0112] = 6
@@ -533,7 +533,7 @@ def test_images_of_any_mode_become_grey_or_rgb(tmp_path: Path, mode: str, channe
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4])
-def test_other_numbers_of_channels_are_told(pictures: Path, channels: int) -> None:
+def test_other_numbers_of_channels_are_rejected(pictures: Path, channels: int) -> None:
     with pytest.raises(BadInput, match=r"data.channels must be 1 \(grey\) or 3 \(RGB\)"):
         load_folder(pictures, channels=channels)
 
@@ -552,7 +552,7 @@ def not_finite(path: Path) -> None:
     "damage",
     [lambda path: path.write_bytes(b""), lambda path: path.write_text("%!PS-Adobe"), truncated, not_finite],
 )
-def test_an_image_that_cannot_be_read_is_named_and_nothing_is_cached(
+def test_an_unreadable_image_is_named_and_nothing_is_cached(
     pictures: Path, damage: Callable[[Path], object]
 ) -> None:
     damage(pictures / "b" / "107.png")
@@ -589,7 +589,7 @@ def test_files_that_cannot_be_read_are_all_named_or_left_out(pictures: Path) -> 
         load_folder(pictures)
 
 
-def test_a_folder_without_images_is_told(pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_rejected(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match=r"no images \(\.jpg, .*\) in .*empty"):
         load_folder(tmp_path / "empty")
@@ -602,13 +602,13 @@ def test_a_folder_without_images_is_told(pictures: Path, tmp_path: Path) -> None
         load_folder(pictures)
 
 
-def test_images_beside_sub_folders_are_told(pictures: Path) -> None:
+def test_images_beside_sub_folders_are_rejected(pictures: Path) -> None:
     write_images(pictures, range(1))
     with pytest.raises(BadInput, match=r"both sub-folders and images such as 000\.png"):
         load_folder(pictures)
 
 
-def test_a_folder_where_nothing_can_be_held_out_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_two_images_in_any_class_is_rejected(tmp_path: Path) -> None:
     write_images(tmp_path / "lonely" / "a", range(1))
     write_images(tmp_path / "lonely" / "b", range(1))
     with pytest.raises(BadInput, match=r"no class in .* has two images"):
@@ -630,13 +630,13 @@ def test_decoded_images_are_mapped_and_never_written_to(pictures: Path) -> None:
 
 def test_images_are_decoded_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_folder(pictures)
-    monkeypatch.setattr(decoded, "_decode", None)
+    monkeypatch.setattr(image_cache, "_decode", None)
     second = load_folder(pictures)
     assert torch.equal(first.train.pixels, second.train.pixels)
     assert torch.equal(first.test.pixels, second.test.pixels)
 
 
-def test_decoding_is_silent_where_nobody_watches(pictures: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_decoding_is_silent_without_a_terminal(pictures: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_folder(pictures)
     assert capfd.readouterr() == ("", "")
 
@@ -671,7 +671,7 @@ def test_a_damaged_cache_is_made_anew(pictures: Path, left: bytes | None) -> Non
     assert cached.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_is_told(pictures: Path, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_reported(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput, match=r"data\.cache: .* set data\.cache or FEDLIGHT_CACHE"):
         image_folder.load(str(pictures), str(tmp_path / "file"), 4, 1)
@@ -681,7 +681,7 @@ def test_of_eight_processes_on_an_empty_cache_one_decodes_and_all_read(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = multiprocessing.get_context("fork")
-    start, results, write = context.Barrier(8), context.SimpleQueue(), decoded._write
+    start, results, write = context.Barrier(8), context.SimpleQueue(), image_cache._write
 
     def counted(path: Path, *rest: Any) -> None:
         with (tmp_path / "decodings").open("a") as file:
@@ -692,7 +692,7 @@ def test_of_eight_processes_on_an_empty_cache_one_decodes_and_all_read(
         start.wait(timeout=60)
         results.put(sorted(greys(load_folder(pictures).train)))
 
-    monkeypatch.setattr(decoded, "_write", counted)
+    monkeypatch.setattr(image_cache, "_write", counted)
     processes = [context.Process(target=work) for _ in range(8)]
     for process in processes:
         process.start()
@@ -742,7 +742,7 @@ def test_a_folder_that_moves_is_the_same_cell(
     assert "done already" in capsys.readouterr().out
 
 
-def test_a_folder_that_was_not_given_is_asked_for(
+def test_a_missing_data_root_is_reported(
     command: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(command) == 2
@@ -813,7 +813,7 @@ def test_known_data_are_recognised_by_their_files(idx_folder: Path, tmp_path: Pa
     path.unlink()
     assert named("fmnist", idx_folder, tmp_path).startswith("fmnist_")
     path.with_name(f"{path.name}.gz").unlink()
-    assert named("fmnist", idx_folder, tmp_path) == "fmnist"  # it is told what is missing
+    assert named("fmnist", idx_folder, tmp_path) == "fmnist"  # the loader reports what is missing
     (tmp_path / "cifar").mkdir()
     write_cifar10(tmp_path / "cifar")
     assert named("cifar10", tmp_path / "cifar", tmp_path).startswith("cifar10_")
@@ -831,14 +831,14 @@ def test_other_faces_of_another_list_are_other_data(celeba_root: Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fmnist")
-def test_fashion_mnist_keeps_its_name_wherever_it_lies_zipped_or_not(tmp_path: Path) -> None:
+def test_fashion_mnist_has_one_name_in_any_folder_zipped_or_not(tmp_path: Path) -> None:
     (tmp_path / "moved").mkdir()
     for path in fmnist.DEBIAN.glob("*.gz"):
         (tmp_path / "moved" / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
     assert named("fmnist", tmp_path / "moved", tmp_path) == named("fmnist", None, tmp_path) == "fmnist"
 
 
-def test_what_is_known_of_the_data_is_what_torchvision_knows() -> None:
+def test_the_hashes_of_published_files_are_those_of_torchvision() -> None:
     from torchvision.datasets import CIFAR10, CelebA
 
     cifar10_files = dict([*CIFAR10.train_list, *CIFAR10.test_list])

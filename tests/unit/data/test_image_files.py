@@ -1,4 +1,4 @@
-"""Image files of any mode, depth, alpha and orientation become the pixels of a plain computation."""
+"""Image files of any mode, depth, alpha and orientation decode to independently computed pixels."""
 
 import io
 import re
@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedlight.data.decoded import Decoded, decode
-from fedlight.data.image_file import fit, read_image
+from fedlight.data.image_cache import Decoded, decode
+from fedlight.data.image_file import crop_and_resize, read_image
 from fedlight.runtime.errors import BadInput
 
 ORIENTATION = 0x0112
@@ -191,7 +191,8 @@ def pixels(path: Path, file: File, channels: int, bounds: tuple[float, float] | 
     """The central square of an image, not resized, shape (side, side, channels)."""
     path.write_bytes(file.content)
     stored = read_image(path, channels)
-    return fit(stored.to_bytes(bounds), channels, min(file.values.shape[:2])).transpose(1, 2, 0).astype(float)
+    square = crop_and_resize(stored.to_bytes(bounds), channels, min(file.values.shape[:2]))
+    return square.transpose(1, 2, 0).astype(float)
 
 
 def load(folder: Path, files: dict[str, bytes], range_: Any = "type", skip: bool = False) -> Decoded:
@@ -264,9 +265,9 @@ def test_used_values_are_the_smallest_and_largest_that_are_seen(
     stored = read_image(place, 3)
     seen = file.values if file.alpha is None else file.values[file.alpha > 0]
     plain = (float(seen.min()), float(seen.max())) if seen.size else None
-    if plain and stored.depth.upper:
+    if plain and stored.depth.upper_bits_only:
         plain = (256 * plain[0], 256 * plain[1] + 255)
-    assert stored.used() == plain
+    assert stored.used_values() == plain
 
 
 @settings(derandomize=True, deadline=None, max_examples=20)
@@ -294,7 +295,7 @@ def test_a_damaged_file_is_read_or_named(damages: list[tuple[str, int, int, int]
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_what_cannot_be_brought_to_a_range_is_refused(tmp_path: Path, kind: str) -> None:
+def test_values_that_do_not_fit_the_range_are_rejected(tmp_path: Path, kind: str) -> None:
     file = KINDS[kind](np.random.default_rng(0), (4, 4), 1)
     colour = "16 bits" in kind and ("RGB" in kind or "alpha" in kind)
     if file.white is None:
@@ -343,7 +344,7 @@ def test_the_range_is_measured_over_the_set_and_not_over_an_image(tmp_path: Path
         ((100, 65535), None),
     ],
 )
-def test_a_range_that_is_mostly_unused_is_said_with_its_figures(
+def test_a_range_that_is_mostly_unused_gives_a_warning_with_numbers(
     tmp_path: Path, values: tuple[int, int], advice: str | None
 ) -> None:
     files = {str(n): grey16(np.full((2, 2), value)) for n, value in enumerate(values)}

@@ -1,4 +1,4 @@
-"""Folders of images: links, published splits, names, what is left out, and when the cache may be used."""
+"""Folders of images: links, published splits, names, left-out files, and when the cache may be used."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedlight.data import data_name, decoded, image_folder
+from fedlight.data import data_name, image_cache, image_folder
 from fedlight.data.data_config import DataConfig
 from fedlight.runtime.errors import BadInput
 
@@ -53,7 +53,7 @@ def test_a_folder_without_links_keeps_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", ["class", "nested", "file", "root"])
-def test_what_a_link_leads_to_is_loaded_and_hashed_as_if_it_were_there(tmp_path: Path, at: str) -> None:
+def test_linked_files_are_loaded_and_hashed_like_files(tmp_path: Path, at: str) -> None:
     """Links to other images are another data set, though no name changes."""
     for store, first in (("one", 0), ("two", 100)):
         write_images(tmp_path / store / "a" / "more", range(first, first + 10))
@@ -99,7 +99,7 @@ def test_a_link_back_to_a_folder_above_it_is_left_out_and_counted(tmp_path: Path
     assert named(root).startswith("set_")
 
 
-def test_a_folder_that_two_classes_link_to_counts_for_both(tmp_path: Path) -> None:
+def test_a_folder_linked_from_two_classes_counts_in_both(tmp_path: Path) -> None:
     write_images(tmp_path / "store", range(10))
     (tmp_path / "set").mkdir()
     for label in "ab":
@@ -145,7 +145,7 @@ def test_other_content_of_the_same_size_and_time_is_seen(tmp_path: Path, how: st
     assert {3, 77}.intersection(greys(*splits(load(root)))) == {77}
 
 
-def test_notes_of_the_old_form_are_made_anew(tmp_path: Path) -> None:
+def test_cached_hashes_of_an_older_format_are_computed_anew(tmp_path: Path) -> None:
     root = write_images(tmp_path / "set" / "a", range(3)).parent
     name = named(root)
     (notes,) = (tmp_path / "cache" / "hashes").glob("*.json")
@@ -157,7 +157,7 @@ def test_notes_of_the_old_form_are_made_anew(tmp_path: Path) -> None:
 def test_images_that_move_are_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(write_images(tmp_path / "set" / "a", range(10)).parent)
     (tmp_path / "set").rename(tmp_path / "moved")
-    monkeypatch.setattr(decoded, "_decode", None)
+    monkeypatch.setattr(image_cache, "_decode", None)
     assert greys(*splits(load(tmp_path / "moved"))) == greys(*splits(first))
 
 
@@ -230,7 +230,7 @@ def test_parts_of_a_set_without_classes_are_used_as_such(tmp_path: Path) -> None
         (["bottle/train/good", "bottle/test/bad", "wood/train/good", "wood/test/bad"], r"set/bottle holds"),
     ],
 )
-def test_parts_of_a_set_that_are_not_clear_are_refused_with_what_to_type(
+def test_ambiguous_parts_of_a_set_are_rejected_with_advice(
     tmp_path: Path, folders: list[str], advice: str
 ) -> None:
     for folder in folders:
@@ -252,7 +252,7 @@ def test_classes_may_be_named_train_or_test(tmp_path: Path, classes: list[str]) 
 # ---- what is left out
 
 
-def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
+def test_left_out_files_are_counted_by_kind(tmp_path: Path) -> None:
     root = tmp_path / "set"
     write_images(root / "a", range(10))
     write_images(root / "b" / "deep", range(20, 30))
@@ -272,7 +272,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
     ]
 
 
-def test_a_class_of_which_no_image_can_be_read_is_no_class(tmp_path: Path) -> None:
+def test_a_class_without_readable_images_is_left_out(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for number, label in enumerate("abc"):
         write_images(root / label, range(50 * number, 50 * number + 10))
@@ -285,7 +285,7 @@ def test_a_class_of_which_no_image_can_be_read_is_no_class(tmp_path: Path) -> No
     assert "left out: 10 unreadable images, class b, of which no image can be read" in data.notes[0]
     for path in [*(root / "a").iterdir(), *(root / "c").iterdir()]:
         path.write_text("no image")
-    with pytest.raises(BadInput, match="no image to train on, or none to test on, can be read"):
+    with pytest.raises(BadInput, match="no image to train on or no image to test on in"):
         load(root, skip_unreadable=True)
 
 
@@ -356,7 +356,7 @@ def test_a_root_in_latin_1_is_refused_with_what_to_do_and_a_link_to_it_runs(
     assert prepare(command, str(tmp_path / "set")) == 0
 
 
-def test_a_cell_says_what_was_read_and_warns_of_twelve_bits(
+def test_a_cell_prints_what_was_read_and_warns_of_twelve_bits(
     command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)

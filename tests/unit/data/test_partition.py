@@ -1,4 +1,4 @@
-"""Partitions: the published counts, from the files of real runs, and what every partition keeps."""
+"""Partitions: the counts of published runs, and the invariants of every partition."""
 
 from collections.abc import Callable
 
@@ -48,7 +48,7 @@ def labels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 10, 5000)
 
 
-DEALS = {
+PARTITIONS = {
     "iid": lambda labels, clients: partition.iid(labels, clients, 1),
     "quantity_skew": lambda labels, clients: partition.quantity_skew(labels, clients, 1, beta=0.5),
     "label_skew": lambda labels, clients: partition.label_skew(labels, clients, 1, beta=0.5),
@@ -57,9 +57,9 @@ DEALS = {
 
 
 @pytest.mark.parametrize("clients", [2, 7, 10])
-@pytest.mark.parametrize("deal", DEALS.values(), ids=DEALS)
-def test_every_image_has_exactly_one_owner(labels: np.ndarray, deal: Callable, clients: int) -> None:
-    parts = deal(labels, clients)
+@pytest.mark.parametrize("assign", PARTITIONS.values(), ids=PARTITIONS)
+def test_every_image_has_exactly_one_owner(labels: np.ndarray, assign: Callable, clients: int) -> None:
+    parts = assign(labels, clients)
     assert len(parts) == clients
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(5000))
 
@@ -67,7 +67,7 @@ def test_every_image_has_exactly_one_owner(labels: np.ndarray, deal: Callable, c
 @pytest.mark.parametrize("name", ["quantity_skew", "label_skew"])
 def test_every_client_of_a_skewed_partition_holds_its_minimum(labels: np.ndarray, name: str) -> None:
     for clients in (5, 10, 20):
-        assert min(map(len, DEALS[name](labels, clients))) >= 10
+        assert min(map(len, PARTITIONS[name](labels, clients))) >= 10
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(5, 2), (10, 3), (100, 1), (7, 4)])

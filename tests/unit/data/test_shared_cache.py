@@ -1,6 +1,6 @@
-"""A cache that several users of a machine share: real users, in child processes that give root away."""
+"""A cache that several users of a machine share: real users, in child processes that drop root."""
 
-import multiprocessing.dummy  # noqa: F401  # for thread pools, before root is given away
+import multiprocessing.dummy  # noqa: F401  # for thread pools, before root is dropped
 import os
 import pwd
 import tempfile
@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from fedlight.data.data_name import data_name
-from fedlight.data.decoded import decode
+from fedlight.data.image_cache import decode
 from fedlight.evaluation.weights import FILE, find_weights
 from fedlight.runtime.files import atomic
 from fedlight.runtime.shared import made_once
@@ -74,7 +74,7 @@ def test_the_umask_decides_the_mode_of_what_a_library_writes(shared: Path, umask
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022])
-def test_a_second_user_reads_what_the_first_made_and_leaves_it_alone(shared: Path, umask: int) -> None:
+def test_a_second_user_reads_the_first_user_s_file_and_does_not_change_it(shared: Path, umask: int) -> None:
     assert work_as(FIRST, umask, entry(shared, 1)) == "1"
     assert work_as(SECOND, umask, entry(shared, 2)) == "1"
     assert (shared / "classifier" / "x.safetensors").stat().st_uid == FIRST
@@ -93,7 +93,7 @@ def test_reading_needs_no_lock(shared: Path) -> None:
     assert work_as(SECOND, 0o022, entry(shared, 2)) == "1"
 
 
-def test_what_may_not_be_read_is_named_with_its_owner_and_stays(shared: Path) -> None:
+def test_an_unreadable_file_of_the_cache_is_reported_with_its_owner_and_kept(shared: Path) -> None:
     assert work_as(FIRST, 0o002, entry(shared, 1)) == "1"
     path = shared / "classifier" / "x.safetensors"
     path.chmod(0o600)

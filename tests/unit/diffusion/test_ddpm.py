@@ -131,12 +131,12 @@ def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
         make_model(loss="l1")
 
 
-@pytest.mark.parametrize("asked", [{"prediction_type": "sample"}, {"num_train_timesteps": 0}])
-def test_a_schedule_without_noise_to_predict_or_without_a_step_is_refused(asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"prediction_type": "sample"}, {"num_train_timesteps": 0}])
+def test_a_schedule_without_noise_to_predict_or_without_a_step_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(
         ValueError, match=r"prediction_type epsilon or v_prediction and at least one time step, got"
     ):
-        make_model(schedule=DDPMScheduler(**asked))
+        make_model(schedule=DDPMScheduler(**options))
 
 
 def test_a_schedule_of_one_step_trains_on_that_step() -> None:
@@ -255,7 +255,7 @@ def test_each_fit_starts_from_a_new_optimizer() -> None:
 @pytest.mark.parametrize(
     "schedule", [{"rescale_betas_zero_snr": True}, {"trained_betas": [0.1, 0.2, 1.0]}], ids=["flag", "betas"]
 )
-def test_noise_is_not_predicted_where_x_t_is_nothing_else(schedule: dict[str, Any]) -> None:
+def test_epsilon_prediction_is_rejected_where_x_t_is_pure_noise(schedule: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=r"ends in pure noise .*prediction_type=v_prediction"):
         make_model(schedule=DDPMScheduler(**schedule))
     make_model(schedule=DDPMScheduler(**schedule, prediction_type="v_prediction"))

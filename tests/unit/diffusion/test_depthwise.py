@@ -1,4 +1,4 @@
-"""The fast depthwise convolution is the plain one, gradients included."""
+"""The fast depthwise convolution and its gradients equal those of torch."""
 
 import pytest
 import torch
@@ -26,9 +26,9 @@ def makes_detour(conv: DepthwiseConv, x: Tensor) -> bool:
     return "Convolution" not in type(conv(x).grad_fn).__name__
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
+def distance(actual: Tensor, expected: Tensor) -> float:
     """Of two tensors, as a share of the size of the second."""
-    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_output_and_gradients_are_those_of_the_plain_convolution(
     expected = gradients(conv, x, by)
     plain.setattr(depthwise, "LARGE", 0)
     assert makes_detour(conv, x)
-    for found, wanted in zip(gradients(conv, x, by), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+    for actual, wanted in zip(gradients(conv, x, by), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_the_weight_gradient_is_the_sum_over_images_and_pixels(plain: pytest.MonkeyPatch) -> None:
@@ -76,15 +76,15 @@ def test_under_autocast_it_computes_in_bfloat16_and_keeps_float32_gradients(
     with torch.autocast("cpu", torch.bfloat16):
         expected = gradients(conv, x, by)
         plain.setattr(depthwise, "LARGE", 0)
-        found = gradients(conv, x, by)
-    assert [tensor.dtype for tensor in found] == [torch.bfloat16, *[torch.float32] * 3]
+        actual = gradients(conv, x, by)
+    assert [tensor.dtype for tensor in actual] == [torch.bfloat16, *[torch.float32] * 3]
     exact = gradients(conv, x, by)  # in float32
-    for ours, theirs, precise in zip(found, expected, exact, strict=True):
+    for ours, theirs, precise in zip(actual, expected, exact, strict=True):
         assert distance(ours, theirs) < 0.01
         assert 1e-5 < distance(ours, precise) < 0.01  # bfloat16 keeps eight bits
 
 
-def test_the_detour_is_for_large_batches() -> None:
+def test_slices_of_columns_are_used_for_large_inputs_only() -> None:
     conv = DepthwiseConv(16, 7)
     small, large = torch.zeros(127, 16, 4, 4), torch.zeros(128, 16, 4, 4)  # 2^15 elements
     assert makes_detour(conv, large)

@@ -1,4 +1,4 @@
-"""Sampling: images that follow the seed, and perfect denoisers whose images and noise are known."""
+"""Sampling: images follow the seed, and perfect denoisers recover known images and noise."""
 
 from itertools import pairwise
 from types import SimpleNamespace
@@ -54,7 +54,7 @@ def oracle(beta_schedule: str = "linear") -> tuple[Oracle, DDPMScheduler, Tensor
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_images_are_of_the_asked_shape_in_whole_grey_levels(sampler: str) -> None:
+def test_images_are_uint8_of_the_given_shape_on_the_cpu(sampler: str) -> None:
     images = sample(tiny_unet(3), SCHEDULE, (5, 3, 8, 8), sampler=sampler, steps=4, seed=0, batch_size=2)
     assert images.shape == (5, 3, 8, 8)
     assert images.dtype == torch.uint8
@@ -83,7 +83,7 @@ def test_sampling_leaves_the_global_random_numbers_alone(sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_images_are_the_same_whatever_the_number_of_workers(sampler: str) -> None:
+def test_the_images_do_not_depend_on_the_number_of_workers(sampler: str) -> None:
     alone, *others = (
         sample(
             tiny_unet(),
@@ -101,10 +101,10 @@ def test_the_images_are_the_same_whatever_the_number_of_workers(sampler: str) ->
 
 
 def test_an_error_of_a_step_ends_the_sampling_by_many_workers() -> None:
-    error_line: list[int] = []
+    calls: list[int] = []
 
     def stop() -> None:
-        error_line.append(1)
+        calls.append(1)
         raise KeyboardInterrupt
 
     unet, schedule, _ = oracle()
@@ -120,7 +120,7 @@ def test_an_error_of_a_step_ends_the_sampling_by_many_workers() -> None:
             workers=2,
             on_step=stop,
         )
-    assert len(error_line) < 64
+    assert len(calls) < 64
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm-solver++"])
@@ -164,9 +164,7 @@ class Overshooter(Oracle):
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_x_t_is_as_noisy_as_its_step_says_whatever_the_model_predicts_beyond_black_and_white(
-    sampler: str, beta_schedule: str
-) -> None:
+def test_x_t_keeps_its_noise_level_where_predictions_are_clipped(sampler: str, beta_schedule: str) -> None:
     schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule=beta_schedule)
     x_0 = torch.tensor([-1.0, 1.0]).repeat(3, 8, 4)
     unet = Overshooter(x_0, schedule.alphas_cumprod)
@@ -274,7 +272,7 @@ def test_more_steps_than_the_schedule_has_are_refused(sampler: str) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_model_samples_in_eval_mode_and_comes_back_in_its_own(training: bool) -> None:
+def test_sampling_uses_evaluation_mode_and_restores_the_mode(training: bool) -> None:
     unet, schedule, _ = oracle()
     unet.train(training)
     sample(unet, schedule, (2, 3, 8, 8), sampler="ddim", steps=2, seed=0, batch_size=1)
@@ -283,8 +281,8 @@ def test_a_model_samples_in_eval_mode_and_comes_back_in_its_own(training: bool) 
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_progress_is_told_once_a_step_of_each_batch(sampler: str) -> None:
-    error_line: list[int] = []
+def test_on_step_is_called_once_for_each_step_of_each_batch(sampler: str) -> None:
+    calls: list[int] = []
     unet, schedule, _ = oracle()
     sample(
         unet,
@@ -294,14 +292,14 @@ def test_progress_is_told_once_a_step_of_each_batch(sampler: str) -> None:
         steps=4,
         seed=0,
         batch_size=2,
-        on_step=lambda: error_line.append(len(unet.steps)),
+        on_step=lambda: calls.append(len(unet.steps)),
     )
-    assert error_line == list(range(1, 4 * 3 + 1))  # 4 steps, batches of 2, 2 and 1; after each prediction
+    assert calls == list(range(1, 4 * 3 + 1))  # 4 steps, batches of 2, 2 and 1; after each prediction
 
 
 @pytest.mark.parametrize("images", [255, 256, 257, 600])
-def test_progress_can_be_foretold(images: int) -> None:
-    error_line: list[int] = []
+def test_the_number_of_sampling_steps_is_known_in_advance(images: int) -> None:
+    calls: list[int] = []
     unet, schedule, _ = oracle()
     sample(
         unet,
@@ -310,9 +308,9 @@ def test_progress_can_be_foretold(images: int) -> None:
         sampler="ddim",
         steps=2,
         seed=0,
-        on_step=lambda: error_line.append(1),
+        on_step=lambda: calls.append(1),
     )
-    assert sampling_steps(images, 2) == len(error_line)
+    assert sampling_steps(images, 2) == len(calls)
 
 
 # ---- zero terminal SNR (arXiv 2305.08891)
@@ -348,9 +346,9 @@ def test_rescaled_schedules_end_in_pure_noise_as_the_paper_says() -> None:
     """Algorithm 1: sqrt(alpha_bar) is shifted to 0 at T and scaled so that the first one stays."""
     root = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).sqrt()
     expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
-    found = ZERO_SNR["rescaled linear"].alphas_cumprod.double()
-    assert found[-1] == 0
-    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-6)
+    actual = ZERO_SNR["rescaled linear"].alphas_cumprod.double()
+    assert actual[-1] == 0
+    assert torch.allclose(actual, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 10])

@@ -1,4 +1,4 @@
-"""The ConvNeXt UNet against a second writing of it, its published size, and diffusers."""
+"""The ConvNeXt UNet against an independent implementation, its published size, and diffusers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -249,7 +249,7 @@ def test_one_time_step_for_all_images_is_the_same_step_for_each() -> None:
         assert not torch.allclose(unet(x_t, 322).sample, each, atol=1e-4)
 
 
-def test_an_image_is_denoised_at_its_own_time_step_whatever_its_neighbours() -> None:
+def test_each_image_of_a_batch_has_its_own_time_step() -> None:
     torch.manual_seed(0)
     unet, x_t = tiny_unet(), torch.randn(3, 1, 8, 8)
     with torch.no_grad():

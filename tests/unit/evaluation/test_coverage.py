@@ -15,7 +15,7 @@ from test_scores import frechet
 
 from fedlight.data import digits
 from fedlight.evaluation.extractor import Extractor
-from fedlight.evaluation.labels import coverage
+from fedlight.evaluation.label_metrics import coverage
 from fedlight.experiment.finished import open_cell
 from fedlight.reporting.page import write_report
 from fedlight.reporting.terminal import print_summary

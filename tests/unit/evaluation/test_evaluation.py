@@ -61,8 +61,8 @@ def test_the_fid_entry_records_the_settings_of_the_evaluation(
 ) -> None:
     made = cell("rounds=0", *SCORED)
     fid = made.result["fid"]
-    message = {key: fid[key] for key in ("extractor", "samples", "sampler", "steps", "reference")}
-    assert message == {
+    settings = {key: fid[key] for key in ("extractor", "samples", "sampler", "steps", "reference")}
+    assert settings == {
         "extractor": "classifier",
         "samples": SAMPLES,
         "sampler": "sde-dpm-solver++",

@@ -28,40 +28,42 @@ def column(*values: float) -> torch.Tensor:
 
 
 def test_ratios_are_those_of_a_computation_by_hand() -> None:
-    found = CopyCheck(train=column(0, 10), test=column(1, 5))(column(0, 4, 7.5))
-    assert found.generated == pytest.approx([0, 4 / 1, 2.5 / 2.5])
-    assert found.unseen == pytest.approx([1 / 4, 5 / 4])  # each against the other test image
+    result = CopyCheck(train=column(0, 10), test=column(1, 5))(column(0, 4, 7.5))
+    assert result.generated == pytest.approx([0, 4 / 1, 2.5 / 2.5])
+    assert result.unseen == pytest.approx([1 / 4, 5 / 4])  # each against the other test image
 
 
 def test_an_image_that_is_in_both_sets_counts_as_a_training_image() -> None:
-    found = CopyCheck(train=column(0, 3), test=column(3, 9, 12))(column(3, 9))
-    assert found.generated[0] == 0
-    assert np.isfinite(found.generated).all()
-    assert found.generated[1] > 1000  # a copy of a test image
-    assert found.unseen == pytest.approx([6 / 3, 9 / 3])
-    assert found.duplicates.tolist() == [1, 0, 0]
+    result = CopyCheck(train=column(0, 3), test=column(3, 9, 12))(column(3, 9))
+    assert result.generated[0] == 0
+    assert np.isfinite(result.generated).all()
+    assert result.generated[1] > 1000  # a copy of a test image
+    assert result.unseen == pytest.approx([6 / 3, 9 / 3])
+    assert result.duplicates.tolist() == [1, 0, 0]
 
 
 def test_duplicates_inside_a_set_are_counted_and_the_test_set_s_left_out() -> None:
-    found = CopyCheck(train=column(0, 10, 10, 10), test=column(1, 5, 5, 1, 5))(column(4))
-    assert found.unseen == pytest.approx([1 / 4, 5 / 4])
-    assert found.duplicates.tolist() == [0, 3, 2]
-    message = found.summary()
-    assert message.pop("duplicates") == {"test_in_train": 0, "test": 3, "train": 2}
-    assert message == pytest.approx({"ratio": 4, "ratio_unseen": 0.75, "suspect": 0})
+    result = CopyCheck(train=column(0, 10, 10, 10), test=column(1, 5, 5, 1, 5))(column(4))
+    assert result.unseen == pytest.approx([1 / 4, 5 / 4])
+    assert result.duplicates.tolist() == [0, 3, 2]
+    summary = result.summary()
+    assert summary.pop("duplicates") == {"test_in_train": 0, "test": 3, "train": 2}
+    assert summary == pytest.approx({"ratio": 4, "ratio_unseen": 0.75, "suspect": 0})
 
 
 @pytest.mark.parametrize("test", [(3, 3), (0, 3), (0, 10), (3,)])
-def test_a_test_set_of_which_less_than_two_images_are_left_is_told(test: tuple[float, ...]) -> None:
-    with pytest.raises(BadInput, match=r"memorisation compares with test images .* only [01] of them"):
+def test_fewer_than_two_unseen_test_images_are_rejected(test: tuple[float, ...]) -> None:
+    with pytest.raises(
+        BadInput, match=r"memorisation needs at least 2 distinct test images .* got [01]: set"
+    ):
         CopyCheck(train=column(0, 10), test=column(*test))
 
 
-def test_beside_few_training_images_one_far_from_all_is_no_copy() -> None:
-    found = CopyCheck(train=column(0), test=column(10, 11, 12, 13))(column(0.1, 1000))
-    assert found.generated == pytest.approx([0.1 / 9.9, 1000 / 987])
-    assert found.unseen == pytest.approx([10, 11, 12, 13])
-    assert found.summary()["suspect"] == 0.5
+def test_an_outlier_is_no_copy_even_with_few_training_images() -> None:
+    result = CopyCheck(train=column(0), test=column(10, 11, 12, 13))(column(0.1, 1000))
+    assert result.generated == pytest.approx([0.1 / 9.9, 1000 / 987])
+    assert result.unseen == pytest.approx([10, 11, 12, 13])
+    assert result.summary()["suspect"] == 0.5
 
 
 @pytest.mark.parametrize("where", ["both", "within", "neither"])
@@ -76,16 +78,16 @@ def test_duplicates_change_neither_what_is_suspect_nor_the_numbers(
     check = CopyCheck(digits_classifier(train).values, digits_classifier(test).values)
     copies = check(digits_classifier(train).values)
     honest = check(digits_classifier(DIGITS.train.pixels[1100:]).values)
-    for found in (copies, honest):
-        assert np.isfinite(found.generated).all()
-        assert np.isfinite(found.unseen).all()
-        json.dumps(found.summary(), allow_nan=False)
+    for result in (copies, honest):
+        assert np.isfinite(result.generated).all()
+        assert np.isfinite(result.unseen).all()
+        json.dumps(result.summary(), allow_nan=False)
     assert copies.summary()["suspect"] == 1
     assert honest.summary()["suspect"] < 0.03
     assert len(copies.unseen) == 360 - 8 * (where == "both")
-    message = {"both": (8, 0), "within": (0, 24), "neither": (0, 0)}[where]
+    expected = {"both": (8, 0), "within": (0, 24), "neither": (0, 0)}[where]
     duplicates = copies.summary()["duplicates"]
-    assert (duplicates["test_in_train"], duplicates["test"]) == message
+    assert (duplicates["test_in_train"], duplicates["test"]) == expected
 
 
 def test_models_are_joined_into_one_check() -> None:
@@ -113,7 +115,7 @@ def test_copies_of_training_images_are_suspect_and_unseen_images_are_not(
     assert honest["ratio"] == pytest.approx(honest["ratio_unseen"], rel=0.2)
 
 
-def test_a_cell_that_is_asked_for_it_draws_and_reports_it(
+def test_a_cell_reports_memorisation_where_it_is_configured(
     cell: Callable[..., Cell], digits_classifier: Extractor
 ) -> None:
     made = cell("rounds=0", "evaluation.samples=65", "evaluation.memorisation=true")
@@ -125,9 +127,9 @@ def test_a_cell_that_is_asked_for_it_draws_and_reports_it(
     near, far = (torch.cdist(drawn, known).min(dim=1).values for known in (train, test))
     among = torch.cdist(test, test).fill_diagonal_(torch.inf).min(dim=1).values
     unseen = torch.cdist(test, train).min(dim=1).values / among
-    message = made.result["fid"]["memorisation"]
-    assert message.pop("duplicates") == {"test_in_train": 0, "test": 0, "train": 0}
-    assert message == pytest.approx(
+    summary = made.result["fid"]["memorisation"]
+    assert summary.pop("duplicates") == {"test_in_train": 0, "test": 0, "train": 0}
+    assert summary == pytest.approx(
         {
             "ratio": np.median(near / far),
             "ratio_unseen": np.median(unseen),
@@ -140,9 +142,9 @@ def test_a_cell_that_is_asked_for_it_draws_and_reports_it(
 
 def test_suspect_is_what_lies_nearer_than_99_of_100_unseen_images() -> None:
     unseen = np.arange(1, 101) / 10  # 0.1, 0.2, ... 10
-    found = Memorisation(np.array([0.01, 0.05, 3, 4, 9]), unseen, np.zeros(3, np.int64)).summary()
-    del found["duplicates"]
-    assert found == pytest.approx({"ratio": 3, "ratio_unseen": 5.05, "suspect": 2 / 5})
+    result = Memorisation(np.array([0.01, 0.05, 3, 4, 9]), unseen, np.zeros(3, np.int64)).summary()
+    del result["duplicates"]
+    assert result == pytest.approx({"ratio": 3, "ratio_unseen": 5.05, "suspect": 2 / 5})
 
 
 def test_the_names_in_the_histogram_hide_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Scores: known answers on digits, an independent computation, torch-fidelity called directly."""
+"""Scores: known answers on digits, an independent computation, and torch-fidelity called directly."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -322,7 +322,7 @@ def is_admitted(place: str, target: object, **arguments: object) -> bool:
         "diffusers.utils.dynamic_modules_utils.get_class_from_dynamic_module",
         "diffusers.utils.import_utils.importlib.import_module",
         "fedlight.data.download.TemporaryDirectory",
-        "fedlight.data.elsewhere.load",
+        "fedlight.data.placeholder.load",
         "fedlight.data.digits.load.__globals__",
         "fedlight.data.digits.no_such",
         "fedlight.diffusion.unet.ConvNextUNet.from_pretrained",

@@ -1,4 +1,4 @@
-"""Every algorithm beside a second writing in NumPy, on quadratics whose gradients are known."""
+"""Every algorithm against an independent computation in NumPy, on quadratics with known gradients."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -273,7 +273,9 @@ SENDING = ("scaffold", "fednova", "localadam")  # more than the slices
 @pytest.mark.parametrize(
     ("name", "optimizer"), [*((name, SGD) for name in ALGORITHMS), ("scaffold", ADAM), ("localadam", ADAM)]
 )
-def test_an_algorithm_is_its_second_writing(tmp_path: Path, name: str, optimizer: Any, case: str) -> None:
+def test_every_algorithm_matches_an_independent_computation(
+    tmp_path: Path, name: str, optimizer: Any, case: str
+) -> None:
     arguments: dict[str, Any] = CASES[case]
     played = play(tmp_path, ALGORITHMS[name], optimizer=optimizer, **arguments)
     expected = by_hand(name, played, optimizer, arguments["clients"], arguments["rounds"])
@@ -312,8 +314,8 @@ def test_the_average_over_rounds_begins_with_the_first_report(tmp_path: Path, ca
     played = play(tmp_path, FedAvgM(0.6, 0.8), decay=0.6, **arguments)
     expected = by_hand("fedavgm", played, SGD, arguments["clients"], arguments["rounds"])["average"]
     state = played.server.global_state()
-    found = np.concatenate([state[name].numpy() for name in SLICES])
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+    actual = np.concatenate([state[name].numpy() for name in SLICES])
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6)
     assert state["counter"] == played.server.theta["counter"] > 0
     plain = play(tmp_path / "plain", FedAvgM(0.6, 0.8), **arguments)
     np.testing.assert_array_equal(plain.theta, played.theta)  # the average is for looking at only
@@ -333,8 +335,8 @@ def test_the_variates_of_scaffold_average_to_the_server_s(tmp_path: Path, case: 
     expected = by_hand("scaffold", played, optimizer, clients, arguments["rounds"])
     for name in played.server.state:
         for client, own in enumerate(variates):
-            found = own.get(name, torch.zeros(2)).numpy()
-            np.testing.assert_allclose(found, expected["c_k"][client][SLICES[name]], rtol=1e-4, atol=1e-5)
+            actual = own.get(name, torch.zeros(2)).numpy()
+            np.testing.assert_allclose(actual, expected["c_k"][client][SLICES[name]], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -464,7 +466,7 @@ def test_the_ledger_counts_what_an_algorithm_adds(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", SENDING)
-def test_no_extra_tells_of_a_slice_that_is_not_reported(tmp_path: Path, name: str) -> None:
+def test_auxiliary_state_of_unreported_slices_is_not_sent(tmp_path: Path, name: str) -> None:
     """What stays private, or was dealt to another, is in no name of what crosses."""
     for number, (method, optimizer) in enumerate([(SPLIT, ADAM), (BACK, ADAM)]):
         played = play(tmp_path / str(number), ALGORITHMS[name], method, optimizer=optimizer, rounds=2)
@@ -475,7 +477,7 @@ def test_no_extra_tells_of_a_slice_that_is_not_reported(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize("name", SENDING)
-def test_where_no_slice_is_federated_nothing_crosses(tmp_path: Path, name: str) -> None:
+def test_nothing_is_sent_without_federated_slices(tmp_path: Path, name: str) -> None:
     alone = Method(name="ALONE", downlink=(), uplink=(), evaluate="clients")
     played, plain = (
         play(tmp_path / str(number), algorithm, alone, rounds=2)
@@ -484,7 +486,7 @@ def test_where_no_slice_is_federated_nothing_crosses(tmp_path: Path, name: str) 
     assert played.server.ledger.rows() == plain.server.ledger.rows()
     assert all(entry.round == 1 and entry.direction == "down" for entry in played.server.ledger.entries)
     for client in range(2):
-        own, expected = (found.memory(client)["model"] for found in (played, plain))
+        own, expected = (actual.memory(client)["model"] for actual in (played, plain))
         assert all(torch.equal(own[slice_], expected[slice_]) for slice_ in SLICES)
 
 

@@ -1,4 +1,4 @@
-"""Algorithms and transforms: their arithmetic by a second writing, and that each is local."""
+"""Algorithms: arithmetic by an independent computation, neutral settings, and an algorithm of a user."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_topk_of_all_entries_is_fedavg_over_rounds_of_gradient_descent(tmp_path:
 def test_an_algorithm_of_a_user_is_one_file_and_one_yaml(
     command: Callable[..., int], tmp_path: Path, wire: Wire
 ) -> None:
-    """Its server's state and its clients' memory last over rounds, and its extras are in the ledger."""
+    """The server's state and the clients' memory are kept over rounds; auxiliary state is in the ledger."""
     folder = tmp_path / "mine" / "algorithm"
     folder.mkdir(parents=True)
     (folder / "control.yaml").write_text(CONTROL)
@@ -199,7 +199,7 @@ def test_fedadam_without_memory_steps_by_the_last_difference() -> None:
         ),
     ],
 )
-def test_what_cannot_be_made_is_refused_in_one_line(
+def test_invalid_arguments_are_rejected_in_one_line(
     command: Callable[..., int],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],

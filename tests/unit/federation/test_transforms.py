@@ -1,4 +1,4 @@
-"""Transforms: each against a second writing, its packed size by hand; chains lose nothing for good."""
+"""Transforms: each against an independent computation, with its packed size; chains keep their errors."""
 
 import tracemalloc
 import zlib
@@ -110,22 +110,22 @@ def quantised(values: np.ndarray, bits: int, draws: np.ndarray) -> np.ndarray:
     """One channel, entry by entry: to the level below or above, with the odds of the distance."""
     levels = 2 ** (bits - 1) - 1
     bound = float((torch.tensor(np.abs(values).max()) * (1 + 2**-7)).bfloat16())
-    found = []
+    decoded = []
     for value, draw in zip(values, draws, strict=True):
         share = value / bound * levels
         below = int(np.floor(share))
-        found.append((below + (draw >= 1 - (share - below))) * bound / levels)
-    return np.array(found)
+        decoded.append((below + (draw >= 1 - (share - below))) * bound / levels)
+    return np.array(decoded)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_quantisation_by_a_second_writing(bits: int) -> None:
+def test_quantisation_matches_an_independent_computation(bits: int) -> None:
     state = {"w": torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(1))}
-    found = through([Quantisation(bits)], state)["w"]
+    decoded = through([Quantisation(bits)], state)["w"]
     draws = rng().random((3, 10), dtype=np.float32)
     for channel in range(3):
         expected = quantised(state["w"][channel].flatten().numpy().astype(float), bits, draws[channel])
-        np.testing.assert_allclose(found[channel].flatten().numpy(), expected, rtol=1e-6)
+        np.testing.assert_allclose(decoded[channel].flatten().numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -134,12 +134,12 @@ def test_quantisation_is_right_on_average(bits: int) -> None:
     row = torch.tensor([[0.9, -0.31, 0.02, -1.0, 0.0, 0.5]])
     stage, stream = Quantisation(bits), rng()
     many = {"w": row.repeat(10_000, 1)}  # a channel a draw
-    found = stage.decode(stage.encode(many, stream), many)["w"].double()
+    decoded = stage.decode(stage.encode(many, stream), many)["w"].double()
     step = float((torch.tensor(1.0) * (1 + 2**-7)).bfloat16()) / stage.levels
     share = (row.double() / step) % 1
     error = step * (share * (1 - share)).sqrt() / 100
-    assert ((found.mean(0) - row).abs() <= 5 * error + 1e-7).all()
-    assert (found.std(0) <= 100 * error * 1.1 + 1e-7).all()
+    assert ((decoded.mean(0) - row).abs() <= 5 * error + 1e-7).all()
+    assert (decoded.std(0) <= 100 * error * 1.1 + 1e-7).all()
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -151,7 +151,7 @@ def test_a_quantised_entry_is_off_by_less_than_a_step(bits: int, size: float) ->
     assert (off <= step * (1 + 1e-6)).all()
 
 
-def test_what_is_too_small_for_a_scale_arrives_as_nothing() -> None:
+def test_values_below_the_smallest_scale_decode_to_zero() -> None:
     for stage in (Quantisation(4), Sign()):
         assert not through([stage], {"w": torch.tensor([[1e-42, -1e-43]])})["w"].any()
 
@@ -165,8 +165,8 @@ def test_the_largest_draw_keeps_the_largest_entry_in_its_range() -> None:
 
     exact = torch.tensor([[1.0, -1.0]]).bfloat16().float() * 2  # a bound that bfloat16 holds
     stage = Quantisation(8)
-    found = stage.decode(stage.encode({"w": exact}, Largest()), {"w": exact})["w"]  # type: ignore[arg-type]
-    assert found[0, 0] <= 2 * (1 + 2**-6)
+    decoded = stage.decode(stage.encode({"w": exact}, Largest()), {"w": exact})["w"]  # type: ignore[arg-type]
+    assert decoded[0, 0] <= 2 * (1 + 2**-6)
 
 
 @pytest.mark.parametrize(
@@ -186,20 +186,20 @@ def test_constants_and_nothing_survive_quantisation() -> None:
 # --- sign
 
 
-def test_sign_by_a_second_writing() -> None:
+def test_sign_matches_an_independent_computation() -> None:
     state = odd_state()
-    found = through([Sign()], state)
+    decoded = through([Sign()], state)
     for name, tensor in state.items():
-        assert found[name].shape == tensor.shape
+        assert decoded[name].shape == tensor.shape
         rows = [tensor] if tensor.dim() < 2 else list(tensor)
-        arrived = [found[name]] if tensor.dim() < 2 else list(found[name])
+        arrived = [decoded[name]] if tensor.dim() < 2 else list(decoded[name])
         for row, came in zip(rows, arrived, strict=True):
             mean = sum(abs(float(entry)) for entry in row.flatten()) / max(1, row.numel())
             expected = [(1 if entry >= 0 else -1) * mean for entry in row.flatten()]
             assert came.flatten().tolist() == pytest.approx(expected, rel=2**-8)
 
 
-def test_sign_loses_what_it_says() -> None:
+def test_the_error_of_sign_is_as_documented() -> None:
     row = torch.randn(1, 4000, generator=torch.Generator().manual_seed(3))
     lost = (row - through([Sign()], {"w": row})["w"]).square().sum()
     said = row.square().sum() - row.abs().sum() ** 2 / 4000
@@ -213,20 +213,20 @@ def test_sign_sizes_by_hand() -> None:
 # --- top-k
 
 
-def test_rounding_by_a_second_writing() -> None:
+def test_rounding_matches_an_independent_computation() -> None:
     """Nearest multiples of a step, which bfloat16 holds to 8 bits; from seven steps on an entry is cut."""
     values = [3.0, -0.4, 0.6, 0.0, -1.4, 40.0]
     size = 1.5 * (sum(value**2 for value in values) / 6) ** 0.5  # the step
-    found = through([Rounding(1.5)], {"w": torch.tensor(values).view(2, 3)})["w"].flatten().tolist()
+    decoded = through([Rounding(1.5)], {"w": torch.tensor(values).view(2, 3)})["w"].flatten().tolist()
     expected = [min(7, round(abs(value) / size)) * size * (1 if value > 0 else -1) for value in values]
-    np.testing.assert_allclose(found, expected, rtol=2**-8)
-    assert set(found) == {0.0, found[-1]}
+    np.testing.assert_allclose(decoded, expected, rtol=2**-8)
+    assert set(decoded) == {0.0, decoded[-1]}
 
     values[-1] = 3.0
     size = 0.1 * (sum(value**2 for value in values) / 6) ** 0.5
-    found = through([Rounding(0.1)], {"w": torch.tensor(values)})["w"].tolist()
-    np.testing.assert_allclose(found[0], 7 * size, rtol=2**-8)
-    np.testing.assert_allclose(found[1], -round(0.4 / size) * size, rtol=2**-8)
+    decoded = through([Rounding(0.1)], {"w": torch.tensor(values)})["w"].tolist()
+    np.testing.assert_allclose(decoded[0], 7 * size, rtol=2**-8)
+    np.testing.assert_allclose(decoded[1], -round(0.4 / size) * size, rtol=2**-8)
 
 
 def test_rounding_sizes_by_hand() -> None:
@@ -250,12 +250,12 @@ def test_rounding_needs_a_step() -> None:
             Rounding(step)
 
 
-def test_topk_by_a_second_writing() -> None:
+def test_topk_matches_an_independent_computation() -> None:
     state = odd_state()
     for share in (0.01, 1 / 3, 1.0):
-        found = through([TopK(share)], state)
+        decoded = through([TopK(share)], state)
         for name, tensor in state.items():
-            flat, arrived = tensor.flatten().tolist(), found[name].flatten().tolist()
+            flat, arrived = tensor.flatten().tolist(), decoded[name].flatten().tolist()
             largest = sorted(map(abs, flat), reverse=True)[: int(np.ceil(share * len(flat)))]
             sent = sorted((abs(entry) for entry in arrived if entry), reverse=True)
             assert sent == [entry for entry in largest if entry]
@@ -275,7 +275,7 @@ def test_topk_by_a_second_writing() -> None:
         (65_537, 2_049, 8_193, "mask"),
     ],
 )
-def test_topk_says_where_in_the_fewest_bytes(size: int, count: int, where: int, form: str) -> None:
+def test_topk_sends_positions_in_the_fewest_bytes(size: int, count: int, where: int, form: str) -> None:
     stage = TopK((count - 0.5) / size)
     flat = torch.randn(size, generator=torch.Generator().manual_seed(size))
     flat[-1] = 10.0  # the last position is the one that must fit
@@ -289,7 +289,7 @@ def test_topk_says_where_in_the_fewest_bytes(size: int, count: int, where: int, 
 # --- low rank
 
 
-def test_lowrank_by_a_second_writing() -> None:
+def test_lowrank_matches_an_independent_computation() -> None:
     """The projection on two power steps from the same start, made orthonormal by Gram and Schmidt."""
     state = {"w": torch.randn(12, 3, 2, 4, generator=torch.Generator().manual_seed(6))}
     matrix = state["w"].reshape(12, 24).double().numpy()
@@ -300,9 +300,9 @@ def test_lowrank_by_a_second_writing() -> None:
         second = product[:, 1] - first * (first @ product[:, 1])
         basis = np.stack([first, second / np.linalg.norm(second)], 1)
         start = matrix.T @ basis
-    found = through([LowRank(2)], state)["w"]
-    np.testing.assert_allclose(found.reshape(12, 24).numpy(), basis @ start.T, atol=1e-4)
-    lost = np.linalg.norm(matrix - found.reshape(12, 24).numpy())
+    decoded = through([LowRank(2)], state)["w"]
+    np.testing.assert_allclose(decoded.reshape(12, 24).numpy(), basis @ start.T, atol=1e-4)
+    lost = np.linalg.norm(matrix - decoded.reshape(12, 24).numpy())
     singular = np.linalg.svd(matrix, compute_uv=False)
     assert np.linalg.norm(singular[2:]) <= lost * (1 + 1e-6) <= np.linalg.norm(singular) * (1 + 1e-6)
 
@@ -311,11 +311,11 @@ def test_lowrank_keeps_what_has_its_rank_and_what_it_cannot_shrink() -> None:
     generator = torch.Generator().manual_seed(7)
     matrix = torch.randn(20, 2, generator=generator) @ torch.randn(2, 30, generator=generator)
     state = {**odd_state(), "matrix": matrix.view(20, 6, 5), "zero": torch.zeros(9, 9)}
-    found = through([LowRank(2)], state)
-    torch.testing.assert_close(found["matrix"], state["matrix"], rtol=1e-4, atol=1e-4)
+    decoded = through([LowRank(2)], state)
+    torch.testing.assert_close(decoded["matrix"], state["matrix"], rtol=1e-4, atol=1e-4)
     kept = odd_state().keys() - {"convolution", "zero"}
-    assert all(torch.equal(found[name], state[name]) for name in kept)
-    assert not found["zero"].any()
+    assert all(torch.equal(decoded[name], state[name]) for name in kept)
+    assert not decoded["zero"].any()
     whole = sum(state[name].nbytes for name in kept)
     by_hand = 4 * 2 * ((20 + 30) + (3 + 18) + (9 + 9))
     assert encoded_size([LowRank(2)], state) == whole + by_hand
@@ -324,7 +324,7 @@ def test_lowrank_keeps_what_has_its_rank_and_what_it_cannot_shrink() -> None:
 # --- chains
 
 
-def test_whole_numbers_pass_a_chain_by() -> None:
+def test_integer_tensors_are_not_encoded() -> None:
     held = {"w": torch.zeros(8), "n": torch.tensor(3)}
     codec = Codec([Sign()])
     payload, errors = codec.encode({"w": torch.ones(8), "n": torch.tensor(4)}, held, {}, rng(), "it")
@@ -337,14 +337,14 @@ def test_whole_numbers_pass_a_chain_by() -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_a_chain_gives_back_names_shapes_dtypes_and_takes_its_draws_from_the_stream(name: str) -> None:
     state = {**odd_state(), "half": torch.randn(4, 4).bfloat16()}
-    found = through(STAGES[name], state)
+    decoded = through(STAGES[name], state)
     for key, tensor in state.items():
-        assert (found[key].shape, found[key].dtype) == (tensor.shape, tensor.dtype)
-        assert found[key].isfinite().all()
+        assert (decoded[key].shape, decoded[key].dtype) == (tensor.shape, tensor.dtype)
+        assert decoded[key].isfinite().all()
     again, other = through(STAGES[name], state), through(STAGES[name], state, seed=1)
-    assert all(torch.equal(found[key], again[key]) for key in state)
+    assert all(torch.equal(decoded[key], again[key]) for key in state)
     drawn = any(isinstance(stage, Quantisation | LowRank) for stage in STAGES[name])
-    assert drawn != all(torch.equal(found[key], other[key]) for key in state)
+    assert drawn != all(torch.equal(decoded[key], other[key]) for key in state)
 
 
 def test_entropy_coding_comes_last_and_loses_nothing() -> None:
@@ -412,7 +412,7 @@ HOSTILE: list[tuple[Any, dict[str, Tensor], str]] = [
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_what_no_encoder_gives_is_damaged(number: int) -> None:
+def test_payloads_that_no_encoder_produces_are_damaged(number: int) -> None:
     stage, changed, error_line = HOSTILE[number]
     state = {"w": torch.randn(101, generator=torch.Generator().manual_seed(3))}
     assert Chain([stage]).decode(encoded([stage], state), state)["w"].shape == (101,)
@@ -421,7 +421,7 @@ def test_what_no_encoder_gives_is_damaged(number: int) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_content_that_is_no_vector_of_bytes_is_damaged(name: str) -> None:
+def test_content_that_is_not_a_vector_of_bytes_is_damaged(name: str) -> None:
     chain, state = Chain(STAGES[name]), {"w": torch.randn(8, 16)}
     content = chain.encode(state, rng(), "it")
     for wrong in (content.float(), content.to(torch.int8), content[None], content[:0], content[:-1]):
@@ -444,7 +444,7 @@ def test_a_deflated_bomb_takes_no_more_memory_than_what_is_expected() -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_what_an_encoding_loses_is_added_to_the_next_delta(name: str) -> None:
+def test_the_encoding_error_is_added_to_the_next_delta(name: str) -> None:
     """Over the rounds the sum of what arrives is the sum of what was meant, up to what is still owed."""
     codec, draws = Codec(STAGES[name]), rng()
     generator = torch.Generator().manual_seed(1)
@@ -519,7 +519,7 @@ def equal(first: State, second: State) -> bool:
 
 @pytest.mark.parametrize("method", [FULL, PARTIAL], ids=["FULL", "PARTIAL"])
 @pytest.mark.parametrize("seeded", [False, True])
-def test_a_client_that_was_away_is_at_the_server_s_reference_again(
+def test_a_client_that_missed_rounds_catches_up_with_the_server_s_reference(
     tmp_path: Path, method: Method, seeded: bool
 ) -> None:
     """It gets the deltas that it missed, or the values where they are fewer bytes; and some drop out."""
@@ -548,7 +548,7 @@ def test_a_client_that_was_away_is_at_the_server_s_reference_again(
     assert ((True, 2, True) in seen) == (method is FULL)
 
 
-def test_the_server_begins_a_round_with_what_its_clients_hold(tmp_path: Path) -> None:
+def test_the_server_s_reference_is_the_state_of_its_clients(tmp_path: Path) -> None:
     """What the downlink lost is forgotten, and the global model is the mean of the trained ones; by hand."""
     setup = toy_setup(codec=Codec(down=[Sign()]), epochs=1)
     server, site = toy_server(setup, clients=3), toy_site(setup, tmp_path)
@@ -570,7 +570,7 @@ def test_the_server_begins_a_round_with_what_its_clients_hold(tmp_path: Path) ->
             torch.testing.assert_close(tensor.double(), mean, rtol=0, atol=1e-6)
 
 
-def test_what_an_encoding_lost_is_added_to_the_next_delta() -> None:
+def test_a_client_adds_its_stored_encoding_error_to_its_next_delta() -> None:
     """What a client remembers as lost leaves it, or is remembered again: nothing of it vanishes."""
     received = toy_server(toy_setup()).start_round()[0]
     plain, _ = local_update(received, {}, toy_setup())
@@ -588,7 +588,7 @@ def test_what_an_encoding_lost_is_added_to_the_next_delta() -> None:
             assert (arrived[name] - tensor).abs().max() > 2
 
 
-def test_a_client_that_drops_out_keeps_what_it_owes() -> None:
+def test_a_client_that_drops_out_keeps_its_encoding_error() -> None:
     setup = toy_setup(codec=Codec([Sign()], [Sign()]))
     first = toy_server(setup).start_round()[0]
     _, memory = local_update(first, {}, setup)
@@ -599,7 +599,7 @@ def test_a_client_that_drops_out_keeps_what_it_owes() -> None:
 
 
 @pytest.mark.parametrize("method", [FULL, PARTIAL], ids=["FULL", "PARTIAL"])
-def test_a_first_model_from_the_seed_need_not_cross(tmp_path: Path, method: Method) -> None:
+def test_an_initial_model_from_the_seed_is_not_sent(tmp_path: Path, method: Method) -> None:
     error_line, known = (
         run(tmp_path / str(seeded), Codec(seeded_start=seeded), method, dropout=0.3)
         for seeded in (False, True)
@@ -620,14 +620,14 @@ def test_a_first_model_from_the_seed_need_not_cross(tmp_path: Path, method: Meth
     assert len(met) > 2
 
 
-def test_an_encoding_of_no_loss_both_ways_is_fedavg(tmp_path: Path) -> None:
+def test_lossless_encoding_in_both_directions_is_fedavg(tmp_path: Path) -> None:
     plain = run(tmp_path / "plain", Codec()).theta
     whole = run(tmp_path / "whole", Codec([TopK(1.0)], [TopK(1.0)])).theta
     for name, tensor in plain.items():
         torch.testing.assert_close(whole[name], tensor, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_finite_is_refused_by_client_and_slice() -> None:
+def test_values_that_are_not_finite_are_rejected_by_client_and_slice() -> None:
     setup = toy_setup(PARTIAL, codec=Codec([Sign()], [Sign()]))
     server = toy_server(setup)
     memory = {"errors": {"shared.weight": torch.tensor([[0.0, float("inf")]])}}
@@ -715,7 +715,7 @@ def test_the_ledger_is_the_wire_for_every_chain_at_any_order(
     assert server.ledger.bytes == sum(row[5] for row in crossed)
 
 
-def test_what_an_algorithm_adds_crosses_as_it_is(tmp_path: Path) -> None:
+def test_auxiliary_state_is_sent_uncompressed(tmp_path: Path) -> None:
     codec = Codec(STAGES["int4"], STAGES["int4"], seeded_start=True)
     server, crossed = weighed(tmp_path, toy_setup(PARTIAL, Control(0.5), codec, epochs=1))
     aux = [row for row in server.ledger.rows() if row[3] == AUX]

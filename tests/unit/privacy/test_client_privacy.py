@@ -1,4 +1,4 @@
-"""Client-level privacy: what one client can add, what hides it, and what is counted."""
+"""Client-level privacy: the bound on one client's contribution, the noise, and the account."""
 
 import math
 import os
@@ -46,13 +46,13 @@ class Counting(Control):
 
 
 def mechanism(clip: float = 1.0, noise: float = 0.0, clients: int = 2, **more) -> GaussianMechanism:
-    asked = {"at_clients": False, "quantile": None, "source": SeededNoise(3), "expected": clients, **more}
-    return GaussianMechanism(clip=clip, noise=noise, clients=clients, **asked)
+    arguments = {"at_clients": False, "quantile": None, "source": SeededNoise(3), "expected": clients, **more}
+    return GaussianMechanism(clip=clip, noise=noise, clients=clients, **arguments)
 
 
-def wide(clients: int, method=FULL, **asked) -> Server:
+def wide(clients: int, method=FULL, **arguments) -> Server:
     """A server of a model with many parameters, whose round is open."""
-    server = toy_server(toy_setup(method, privacy=mechanism(clients=clients, **asked)), clients)
+    server = toy_server(toy_setup(method, privacy=mechanism(clients=clients, **arguments)), clients)
     shapes = {"own.weight": (300, 100), "own.bias": (5,), "shared.weight": (50, 100), "shared.bias": (1,)}
     server.theta = {name: torch.zeros(shape) for name, shape in shapes.items()}
     server.start_round()
@@ -119,7 +119,7 @@ def test_epsilon_without_noise_is_infinite() -> None:
     assert Account(0, 0.1, 1e-5).epsilon(1) == math.inf
 
 
-def test_a_target_finds_its_noise() -> None:
+def test_the_noise_of_a_target_is_the_smallest_that_meets_it() -> None:
     noise = calibrate(3.0, 1e-5, 0.2, 50)
     assert 2.95 < Account(noise, 0.2, 1e-5).epsilon(50) <= 3.0
 
@@ -184,7 +184,7 @@ def test_one_client_changes_the_sum_by_the_clip_at_most(attack: str, capfd) -> N
         assert (replaced - without).norm() <= clip * (1 + 1e-5)
 
 
-def test_an_update_that_comes_twice_or_from_nobody_counts_once(capfd) -> None:
+def test_a_repeated_update_counts_once_and_one_of_an_unknown_client_not_at_all(capfd) -> None:
     server = wide(2, clip=0.5)
     values = random_values(server, 0)
     for one in (update(0, values), update(0, values), update(7, values), update(1, values, round_=2)):
@@ -196,7 +196,7 @@ def test_an_update_that_comes_twice_or_from_nobody_counts_once(capfd) -> None:
 
 
 @pytest.mark.parametrize("visits", [10.0, 1e30])
-def test_extras_share_the_norm_of_the_slices(visits: float) -> None:
+def test_auxiliary_state_shares_the_norm_of_the_slices(visits: float) -> None:
     made = mechanism(clip=1.0, clients=1)
     setup = toy_setup(FULL, Counting(0.0), privacy=made)
     server = toy_server(setup, clients=1)
@@ -223,7 +223,7 @@ def released(server: Server, updates: list[Update] = []) -> Tensor:  # noqa: B00
 
 @pytest.mark.parametrize("reports", [0, 1, 4, 10])
 @pytest.mark.parametrize("at_clients", [False, True])
-def test_the_noise_on_the_sum_is_as_counted_whoever_reports(reports: int, at_clients: bool) -> None:
+def test_the_noise_on_the_sum_does_not_depend_on_who_reports(reports: int, at_clients: bool) -> None:
     """35,006 draws: their standard deviation is known to 0.4 %."""
     clip, noise, clients = 0.5, 3.0, 10
     made = mechanism(clip, noise, clients=clients, at_clients=at_clients)
@@ -276,7 +276,7 @@ def test_noise_is_drawn_anew_in_every_round_and_client(at_clients: bool) -> None
     assert correlations.abs().max() < 0.03
 
 
-def test_noise_follows_the_seed_in_simulation_and_nobody_in_deployment(tmp_path: Path) -> None:
+def test_noise_is_seeded_in_simulation_and_secret_in_deployment(tmp_path: Path) -> None:
     def draw(source) -> np.ndarray:
         return source("server", 1).standard_normal(1000)
 
@@ -365,10 +365,10 @@ def test_the_adaptive_clip_finds_its_quantile_and_survives_a_restart(tmp_path: P
 
 def test_a_step_of_the_adaptive_clip_by_hand() -> None:
     """Algorithm 1 and theorem 1 of arXiv 1905.03871; every draw is 1."""
-    clip, noise, expected, asked = 0.1, 0.8, 10, []
+    clip, noise, expected, keys = 0.1, 0.8, 10, []
 
     def source(*key: int | str) -> SimpleNamespace:
-        asked.append(key)
+        keys.append(key)
         return SimpleNamespace(standard_normal=np.ones)
 
     server = wide(expected, clip=clip, noise=noise, quantile=0.7, source=source)
@@ -381,13 +381,13 @@ def test_a_step_of_the_adaptive_clip_by_hand() -> None:
     assert theta[-1] == pytest.approx((rest * clip + clip) / expected)
     share = (3 - 4 / 2 + count_noise) / expected + 1 / 2
     assert server._private["clip"].item() == pytest.approx(clip * math.exp(-0.2 * (share - 0.7)))
-    assert asked == [("server", 1)]
+    assert keys == [("server", 1)]
 
 
 # --- cells ---
 
 
-def test_a_private_cell_says_what_it_spent(cell: MakeCell, wire: Wire) -> None:
+def test_a_private_cell_reports_its_epsilon(cell: MakeCell, wire: Wire) -> None:
     made = cell("method=UDEC", "clients=4", "fraction=0.5", "rounds=3", "privacy=client", "privacy.noise=0.8")
     spent = [float(row["epsilon"]) for row in made.rows("rounds.csv")]
     assert spent == pytest.approx([Account(0.8, 0.5, 1e-5).epsilon(round_) for round_ in (1, 2, 3)])
@@ -406,7 +406,7 @@ def test_a_private_cell_says_what_it_spent(cell: MakeCell, wire: Wire) -> None:
 
 
 @pytest.mark.slow
-def test_a_cell_without_noise_promises_nothing(cell: MakeCell) -> None:
+def test_a_cell_without_noise_has_infinite_epsilon(cell: MakeCell) -> None:
     made = cell("clients=2", "rounds=1", "privacy=client", "privacy.noise=0", "privacy.clip=inf")
     same = cell("clients=2", "rounds=1", "privacy=client", "privacy.target_epsilon=inf", "privacy.clip=inf")
     assert same.result["state_sha256"] == made.result["state_sha256"]
@@ -417,20 +417,25 @@ def test_a_cell_without_noise_promises_nothing(cell: MakeCell) -> None:
 
 @pytest.mark.slow
 def test_a_cell_with_a_target_and_shared_noise(cell: MakeCell, wire: Wire) -> None:
-    asked = (
+    arguments = (
         "clients=3",
         "rounds=2",
         "privacy=client",
         "privacy.target_epsilon=4",
         "privacy.noise_at=clients",
     )
-    one, two = cell(*asked, "transport=inline"), cell(*asked, "transport=processes", "trainer.workers=2")
+    one, two = (
+        cell(*arguments, "transport=inline"),
+        cell(*arguments, "transport=processes", "trainer.workers=2"),
+    )
     assert one.result["state_sha256"] == two.result["state_sha256"]
     assert 3.9 < one.result["privacy"]["epsilon"] <= 4
 
 
 @pytest.mark.slow
-def test_fresh_noise_counts_what_is_done_again(command: Callable[..., int], tmp_path: Path) -> None:
+def test_rounds_that_are_repeated_with_secret_noise_are_accounted_again(
+    command: Callable[..., int], tmp_path: Path
+) -> None:
     arguments = (*SMALL, "clients=2", "privacy=client", "privacy.secure_noise=true", "name=again")
     assert command(*arguments) == 0
     (result,) = tmp_path.glob("runs/again/*/result.json")
@@ -460,7 +465,7 @@ def test_fresh_noise_counts_what_is_done_again(command: Callable[..., int], tmp_
         (["privacy.noise=-1"], "privacy.noise"),
     ],
 )
-def test_what_would_break_the_promise_is_refused(
+def test_configurations_that_void_the_guarantee_are_rejected(
     command: Callable[..., int], tmp_path: Path, capfd, arguments: list[str], message: str
 ) -> None:
     assert command(*SMALL, "privacy=client", *arguments) == 2

@@ -1,4 +1,4 @@
-"""Example-level privacy: gradients of single images, what clips and hides them, and what is counted."""
+"""Example-level privacy: gradients of single images, their clipping and noise, and the account."""
 
 import math
 from collections.abc import Callable
@@ -87,7 +87,7 @@ class Line(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def fit(module: Line, rows: tuple[Tensor, Tensor], epochs: int = 1, **asked: Any) -> Tensor:
+def fit(module: Line, rows: tuple[Tensor, Tensor], epochs: int = 1, **changes: Any) -> Tensor:
     """Trains on one batch of all rows; returns by how much the weight fell, which is the gradient."""
     arguments = {"noise": 0.0, "clip": math.inf, "batch_size": len(rows[0]), "draws": 1, "secret": False}
     trainer = Trainer(
@@ -97,7 +97,7 @@ def fit(module: Line, rows: tuple[Tensor, Tensor], epochs: int = 1, **asked: Any
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[PrivateGradients(**{**arguments, **asked})],
+        callbacks=[PrivateGradients(**{**arguments, **changes})],
     )
     before = module.weight.detach().clone()
     trainer.fit(module, DataLoader([rows], batch_size=None))
@@ -117,7 +117,7 @@ def test_without_clip_and_noise_it_is_the_plain_gradient() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])
-def test_the_loss_of_a_batch_is_its_mean_whatever_its_size(count: int) -> None:
+def test_the_loss_of_a_batch_is_a_mean_over_its_images(count: int) -> None:
     """A batch of 40 is worked on in three parts."""
     module, (x, y) = Line(), rows(count)
     callback = PrivateGradients(0.0, math.inf, 20, 1, secret=False)
@@ -171,13 +171,13 @@ def test_several_draws_an_image_are_averaged_before_the_clip() -> None:
 def test_poisson_batches() -> None:
     torch.manual_seed(0)
     batches = PoissonBatches(100, 8, secret=False)
-    found = [batch for _ in range(200) for batch in batches]
+    drawn = [batch for _ in range(200) for batch in batches]
     assert len(batches) == 13
-    assert len(found) == 2600
-    sizes = torch.tensor([float(len(batch)) for batch in found])
+    assert len(drawn) == 2600
+    sizes = torch.tensor([float(len(batch)) for batch in drawn])
     assert sizes.mean().item() == pytest.approx(8, rel=0.03)
     assert sizes.var().item() == pytest.approx(100 * 0.08 * 0.92, rel=0.15)
-    counts = torch.cat(found).bincount(minlength=100)
+    counts = torch.cat(drawn).bincount(minlength=100)
     assert counts.min() > 0.08 * 2600 * 0.7
     assert len(next(iter(PoissonBatches(5, 8, secret=True)))) == 5
 

@@ -1,4 +1,4 @@
-"""From the configuration to a guarantee and to an estimate: each number against one made by hand."""
+"""The guarantee and the estimate of a configuration against numbers computed by hand."""
 
 import math
 import time
@@ -70,7 +70,9 @@ def test_only_the_rounds_that_a_client_was_drawn_for_count(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("kind", "more"), [("client", {"noise_at"}), ("example", {"draws", "epsilon_clients"})]
 )
-def test_the_entry_of_a_result_says_what_is_promised(kind: str, more: set[str], tmp_path: Path) -> None:
+def test_the_privacy_entry_of_a_result_states_the_guarantee(
+    kind: str, more: set[str], tmp_path: Path
+) -> None:
     made = config("clients=2", f"privacy={kind}", "privacy.noise=2", "privacy.clip=0.5")
     account = PrivacyAccount(made, made.privacy.noise, CLIENT_INDICES, toy_setup().method, tmp_path)
     entry = account.to_entry([1.5, math.inf])
@@ -122,10 +124,16 @@ def test_gradients_are_divided_by_the_expected_batch_of_the_client(
 
 def test_only_an_adaptive_clip_bounds_the_noise() -> None:
     """Of two clients the count of those within the clip is lost in noise above a bound."""
-    asked = ("clients=2", "data.limit=20", "trainer.accelerator=cpu", "privacy=client", "privacy.noise=100")
-    assert check(config(*asked), elsewhere=False) is not None
+    overrides = (
+        "clients=2",
+        "data.limit=20",
+        "trainer.accelerator=cpu",
+        "privacy=client",
+        "privacy.noise=100",
+    )
+    assert check(config(*overrides), elsewhere=False) is not None
     with pytest.raises(BadInput, match=r"needs noise below [\d.]+ for an adaptive clip"):
-        check(config(*asked, "privacy.clip_quantile=0.5"), elsewhere=False)
+        check(config(*overrides, "privacy.clip_quantile=0.5"), elsewhere=False)
 
 
 # --- what a cell takes ---

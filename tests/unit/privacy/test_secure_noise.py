@@ -1,4 +1,4 @@
-"""`privacy.secure_noise=true`: every draw that protects comes from the operating system alone."""
+"""`privacy.secure_noise=true`: every draw that privacy depends on comes from the operating system."""
 
 import os
 import random
@@ -76,7 +76,7 @@ def poisson_cohorts(secret: bool = True) -> list[list[int]]:
 @pytest.mark.parametrize(
     "draw", [poisson_batches, poisson_cohorts, lambda secret: private_step(secret).tolist()]
 )
-def test_what_is_secret_does_not_repeat_under_the_same_seeds(draw: Callable[[bool], list[Any]]) -> None:
+def test_secret_draws_do_not_repeat_under_the_same_seeds(draw: Callable[[bool], list[Any]]) -> None:
     assert draw(False) == draw(False)
     assert draw(True) != draw(True)
 

@@ -1,25 +1,25 @@
-"""How a folder of images is laid out: by class, or by train and test as published sets are."""
+"""The layout of a folder of images: one folder a class, or train and test folders of a published set."""
 
 import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from fedlight.data.walk import legible, sub_folders
+from fedlight.data.folder_files import list_sub_folders
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.printable import legible
 
+SUFFIX = r"([ _-]?(set|data|images|split))?[ _-]?([ab]|\d+)?"
 ROLES = {
-    "train": re.compile(r"train(ing)?([ _-]?(set|data|images|split))?[ _-]?([ab]|\d+)?", re.IGNORECASE),
-    "test": re.compile(r"test(ing)?([ _-]?(set|data|images|split))?[ _-]?([ab]|\d+)?", re.IGNORECASE),
-    "val": re.compile(
-        r"(val(id)?(ation)?|dev)([ _-]?(set|data|images|split))?[ _-]?([ab]|\d+)?", re.IGNORECASE
-    ),
+    "train": re.compile(rf"train(ing)?{SUFFIX}", re.IGNORECASE),
+    "test": re.compile(rf"test(ing)?{SUFFIX}", re.IGNORECASE),
+    "val": re.compile(rf"(val(id)?(ation)?|dev){SUFFIX}", re.IGNORECASE),
 }
-"""What a folder is called that holds the images of a part of a published set."""
+"""Names of the folders that hold the parts of a published set."""
 
 
 class PublishedSplit(NamedTuple):
-    """The folders of a published set: images to train on, to test on, and those that are not used."""
+    """The folders of a published set: images to train on, images to test on, and unused ones."""
 
     train: Path
     test: Path
@@ -27,16 +27,16 @@ class PublishedSplit(NamedTuple):
 
 
 def find_split(root: Path) -> PublishedSplit | None:
-    """The folders train and test of a published set, or None where the folders of `root` are classes.
+    """The train and test folders of a published set, or None where the folders of `root` are classes.
 
     Raises:
-        BadInput: some folders are named as parts of a set, and it is not clear what to train and test on.
+        BadInput: some folders are named as parts of a set, and it is ambiguous what to train and test on.
     """
-    folders = sub_folders(root)
+    folders = list_sub_folders(root)
     roles = {path: role for path in folders if (role := _role(path))}
     count = Counter(roles.values())
     if len(count) < 2:
-        _refuse_nested(folders)
+        _reject_split_classes(folders)
         return None
     names = ", ".join(legible(path.name) for path in roles)
     train = min((path for path, role in roles.items() if role == "train"), default=None)
@@ -52,7 +52,7 @@ def find_split(root: Path) -> PublishedSplit | None:
     else:
         test = next(path for path, role in roles.items() if role == "test")
         assert train is not None
-        if bool(sub_folders(train)) == bool(sub_folders(test)):
+        if bool(list_sub_folders(train)) == bool(list_sub_folders(test)):
             return PublishedSplit(train, test, [path for path in roles if path not in (train, test)])
         advice += "only one of them has a folder for each class; lay out both alike, "
     raise BadInput(
@@ -62,23 +62,23 @@ def find_split(root: Path) -> PublishedSplit | None:
 
 
 def is_split(root: Path) -> bool:
-    """Whether the folder is split into train and test."""
+    """Whether the folder is split into train and test; False where `find_split` raises."""
     try:
         return find_split(root) is not None
     except (BadInput, OSError):
-        return False  # the loader says so
+        return False
 
 
 def _role(path: Path) -> str | None:
     return next((role for role, name in ROLES.items() if name.fullmatch(path.name)), None)
 
 
-def _refuse_nested(folders: list[Path]) -> None:
-    """Raises BadInput where classes are split into train and test themselves."""
+def _reject_split_classes(folders: list[Path]) -> None:
+    """Raises BadInput where the classes themselves are split into train and test."""
     for folder in folders:
-        inner = [path for path in sub_folders(folder) if _role(path)]
-        if len({_role(path) for path in inner}) > 1:
-            names = " and ".join(legible(path.name) for path in inner)
+        parts = [path for path in list_sub_folders(folder) if _role(path)]
+        if len({_role(path) for path in parts}) > 1:
+            names = " and ".join(legible(path.name) for path in parts)
             raise BadInput(
                 f"data.root: {folder} holds the folders {names}, so that images to test on would be trained "
                 f"on: set data.root={folder}, or move the images to train and test on into folders of those "
