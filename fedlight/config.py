@@ -18,11 +18,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fedlight.data.walk import legible
 from fedlight.federation.method import Method
 from fedlight.runtime.errors import BadInput, Held, first_cause
 from fedlight.runtime.files import explain
-from fedlight.runtime.printable import plain_line
+from fedlight.runtime.printable import legible, plain_line
 from fedlight.runtime.secret import masked, redacted
 from fedlight.runtime.sparse import Sparse
 

@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.data.data_name import data_name
-from fedlight.data.walk import legible
 from fedlight.evaluation.weights import weights_name
 from fedlight.manual import manual
 from fedlight.overrides import keep_text
@@ -26,6 +25,7 @@ from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause, raised_by_hydra
 from fedlight.runtime.lease import hold
 from fedlight.runtime.memory import no_garbage
+from fedlight.runtime.printable import legible
 from fedlight.runtime.secret import NESTED, move_to_environment, redacted
 from fedlight.runtime.signals import EXIT, Interrupted
 

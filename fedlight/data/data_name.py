@@ -5,7 +5,8 @@ from pathlib import Path
 
 from fedlight.data.file_hashes import file_hashes, folder_digest
 from fedlight.data.layout import is_split
-from fedlight.data.walk import legible, walk
+from fedlight.data.walk import walk
+from fedlight.runtime.printable import legible
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 KNOWN = {

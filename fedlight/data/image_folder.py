@@ -15,8 +15,9 @@ from fedlight.data.dataset import Dataset, Images
 from fedlight.data.decoded import Range, decode
 from fedlight.data.image_file import EXTENSIONS
 from fedlight.data.layout import PublishedSplit, find_split
-from fedlight.data.walk import legible, sub_folders, walk
+from fedlight.data.walk import sub_folders, walk
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.printable import legible
 
 ONE_CLASS = "all"
 NAMED = 8  # classes, and kinds of files left out, that the line about a data set names

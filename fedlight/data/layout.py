@@ -5,8 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from fedlight.data.walk import legible, sub_folders
+from fedlight.data.walk import sub_folders
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.printable import legible
 
 ROLES = {
     "train": re.compile(r"train(ing)?([ _-]?(set|data|images|split))?[ _-]?([ab]|\d+)?", re.IGNORECASE),

@@ -1,7 +1,6 @@
 """The files below a data set's folder, the same for loading and for hashing."""
 
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -36,11 +35,6 @@ def walk(folder: Path, deep: bool = True) -> Walk:
     found.files.sort()
     found.closed.sort()
     return found
-
-
-def legible(name: str) -> str:
-    """Text with each byte of a file name that is not UTF-8 in hexadecimal; other text stays as it is."""
-    return re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", name)
 
 
 def sub_folders(folder: Path) -> list[Path]:
