@@ -34,8 +34,8 @@ from fedlight.runs.status import (
 )
 from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.lease import is_alive
 from fedlight.runtime.printable import plain_line
+from fedlight.runtime.process_record import is_alive
 from fedlight.runtime.slurm_jobs import cancel as cancel_jobs
 
 COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", CORRUPT: "red", INTERRUPTED: "yellow"}
@@ -149,7 +149,7 @@ def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str], trust: 
     environment = os.environ if trust else {**os.environ, LISTED: str(sweep.resolve()), "PYTHONSAFEPATH": "1"}
     codes = [1] if unfinished else [0]
     for launch in launches:
-        if is_alive(launch.process, silent=float("inf")):
+        if is_alive(launch.process, silence=float("inf")):
             print(f"still at work on the rest of its cells: {launch.process}", file=sys.stderr)
             codes.append(1)
             continue

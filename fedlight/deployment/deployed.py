@@ -23,7 +23,7 @@ from fedlight.federation.transport.flower import Flower
 from fedlight.federation.transport.node_keys import check_fingerprint
 from fedlight.runs.identity import cell_folder, cell_id
 from fedlight.runtime.errors import BadInput, Damaged
-from fedlight.runtime.lease import hold
+from fedlight.runtime.lease import acquire_lease
 
 MODELS = 2  # versions of the global slices that a client scores after a round: it may be made once more
 
@@ -41,8 +41,8 @@ def serve(grid: Any, path: Path, run_config: dict[str, Any]) -> None:
     config = config.model_copy(update={"output": str(run_config["output"])})
     Flower.grid, Flower.agreed = grid, agreed_hash(path)
     folder = cell_folder(config)
-    with hold(folder) as held:
-        run_cell(config, held, build_server)
+    with acquire_lease(folder) as lease:
+        run_cell(config, lease, build_server)
 
 
 def agreed(path: Path, root: str | None) -> CellConfig:

@@ -36,7 +36,7 @@ from fedlight.runs.record import Record
 from fedlight.runtime.errors import BadInput, Damaged, Diverged, ExtensionFailed, MemoryLost
 from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
-from fedlight.runtime.lease import BEAT, Hold
+from fedlight.runtime.lease import HEARTBEAT, Lease
 from fedlight.runtime.machine import describe_machine
 from fedlight.runtime.memory import no_garbage
 from fedlight.runtime.secret import masked
@@ -46,18 +46,18 @@ LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "h
 FEW_CLIENTS = 20  # whose losses are logged one by one
 
 
-def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], Components] = build) -> None:
+def run_cell(config: CellConfig, lease: Lease, make: Callable[[CellConfig], Components] = build) -> None:
     """Runs the cell that the configuration describes, or skips it where it is done.
 
     Args:
         config: of the cell.
-        held: its folder, which this process holds.
+        lease: of its folder.
         make: what builds it; a server without images of its own builds another one.
 
     Raises:
         BadInput: the cell cannot be run as asked; nothing was written.
         Diverged: a client's loss left the finite numbers; `result.json` says so.
-        Held: another process took the folder over.
+        LeaseTaken: another process took the lease over.
     """
     folder = cell_folder(config)
     cell = folder.name
@@ -83,7 +83,7 @@ def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], Compon
         folder / CHECKPOINT,
     )
     precision = components.make_trainer().precision
-    record = Record(folder, _blank_result(cell, config, server, precision), held.check)
+    record = Record(folder, _blank_result(cell, config, server, precision), lease.check)
     result = record.result
     bars = ProgressBars(cell, config.rounds, cohort_size(config.clients, config.fraction))
     with stoppable() as stop, record.closing(), bars, ExitStack() as ending:
@@ -91,7 +91,7 @@ def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], Compon
         with no_garbage():
             log = CellLog(config.logger, folder, config.name, cell, plain)
         record.on_close = log.finish
-        run = Run(folder, components, server, record, log, bars, stop, held, ending)
+        run = Run(folder, components, server, record, log, bars, stop, lease, ending)
         try:
             run.federate()
         except (BadInput, Damaged, Diverged, OSError):
@@ -100,7 +100,7 @@ def run_cell(config: CellConfig, held: Hold, make: Callable[[CellConfig], Compon
             if message := user_code_error(error, config):
                 raise ExtensionFailed(message) from error
             raise
-        held.check()
+        lease.check()
         if server.method.evaluate == "global":
             components.module.load_state_dict(server.global_state())
             save_pipeline(folder / "model", components.module)
@@ -125,7 +125,7 @@ class Run:
     log: CellLog
     bars: ProgressBars
     stop: Stop
-    held: Hold
+    lease: Lease
     ending: ExitStack
 
     def __post_init__(self) -> None:
@@ -198,7 +198,7 @@ class Run:
             noted["privacy"] = self.guarantee.entry(self.guarantee.epsilons(done.round))
             noted["row"]["epsilon"] = noted["privacy"]["epsilon"]
         history = {"rounds": [*self.record.rounds, noted], "seconds": self.record.result["seconds"]}
-        self.held.check()
+        self.lease.check()
         self.server.save(self.checkpoint, history)
         self._begin_round(Spent())
         self._note(noted, done.outcome.exchange)
@@ -239,7 +239,7 @@ class Run:
         )
         self.clock.mark(self._stored, spent)
         self.stop.check()
-        self.held.check(every=BEAT)
+        self.lease.check(every=HEARTBEAT)
 
     def _checkpoint_seconds(self) -> float:
         return self.checkpoint.watch.take() + self.here.take_seconds()

@@ -4,25 +4,20 @@ import hashlib
 import json
 import shlex
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from fedlight.runtime.files import atomic
-from fedlight.runtime.lease import Holder
+from fedlight.runtime.process_record import Job, Number, ProcessRecord, Text
 
 PLAN = ".plan"
 LISTED = "FEDLIGHT_LISTED_ONLY"
 """Environment variable: a sweep's folder; its cells must lie there and call only what fedlight lists."""
 LARGEST = 2**26  # bytes of a plan; a cell has about 2**10
 MOST = 100_000  # cells of a plan, and arguments of a command
-Text = Annotated[str, StringConstraints(max_length=10_000)]
-Job = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}(_[0-9]{1,18})?$")]
 CellId = Annotated[str, StringConstraints(pattern=r"^[\w+][\w.+-]*$", max_length=255)]
-Time = Annotated[Text, AfterValidator(lambda text: datetime.fromisoformat(text) and text)]
-Number = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass
@@ -55,7 +50,7 @@ class Launch:
 
     command: list[str]
     folder: str
-    process: Holder
+    process: ProcessRecord
     cells: dict[str, PlannedCell] = field(default_factory=dict)
 
     @property
@@ -83,18 +78,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _PlannedProcess(_Strict):
-    host: Text
-    boot: Text
-    namespace: Text
-    pid: Number
-    started: Text
-    job: Job | None
-    restart: Number
-    since: Time
-    token: Text = ""
-
-
 class _PlannedCell(_Strict):
     overrides: Annotated[list[Text], Field(max_length=MOST)]
     rounds: Number
@@ -107,7 +90,7 @@ class _PlanFile(_Strict):
 
     command: Annotated[list[Text], Field(max_length=MOST)]
     folder: Text
-    process: _PlannedProcess
+    process: ProcessRecord
     cells: Annotated[dict[CellId, _PlannedCell], Field(max_length=MOST)] = {}
     shared: dict[Text, JsonValue] = {}
 
@@ -150,4 +133,4 @@ def _read(path: Path) -> Launch | None:
         name: PlannedCell(cell.overrides, cell.rounds, cell.job, plan.shared | cell.config)
         for name, cell in plan.cells.items()
     }
-    return Launch(plan.command, plan.folder, Holder(**plan.process.model_dump()), cells)
+    return Launch(plan.command, plan.folder, plan.process, cells)

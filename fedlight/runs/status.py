@@ -10,8 +10,9 @@ from typing import Any
 
 from fedlight.runs.plan import PLAN, PlannedCell, read_launches
 from fedlight.runs.reader import CELL_FILES, CellFiles
-from fedlight.runtime.lease import AT_WORK, file_clock, is_alive, read_holder
-from fedlight.runtime.slurm_jobs import job_states
+from fedlight.runtime.lease import read_file_clock, read_holder
+from fedlight.runtime.process_record import is_alive
+from fedlight.runtime.slurm_jobs import ACTIVE_STATES, job_states
 
 DONE = "done"  # its result says completed
 RUNNING = "running"  # a process works on it
@@ -130,7 +131,7 @@ def read_cell(
     rounds = result.rounds if result else plan.rounds if plan else files.config.get("rounds")
     heartbeat = eta = None
     known = read_holder(folder)
-    now = file_clock(folder.parent) if known else 0.0  # beside the cell: its folder is only read
+    now = read_file_clock(folder.parent) if known else 0.0  # beside the cell: its folder is only read
 
     if status == "completed":
         state = DONE
@@ -141,7 +142,7 @@ def read_cell(
             since = now - files.modified("rounds.csv")
             eta = max(0.0, (rounds - len(files.rounds)) * seconds / len(files.rounds) - since)
     elif job in queue:
-        state = RUNNING if queue[str(job)] in AT_WORK else QUEUED
+        state = RUNNING if queue[str(job)] in ACTIVE_STATES else QUEUED
     elif launched is not None and files.modified("result.json") < launched:
         state = QUEUED
     elif status is not None:

@@ -17,8 +17,8 @@ class MemoryLost(Damaged):
     """What a client kept between rounds is gone; the server has to go back to an earlier round."""
 
 
-class Held(OSError):
-    """Another process works on the cell; the message says which."""
+class LeaseTaken(OSError):
+    """Another process works on the cell, or has taken its lease over; the message names it."""
 
 
 class ExtensionFailed(RuntimeError):

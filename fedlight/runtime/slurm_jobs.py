@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterable
 
 PATIENCE = 30  # seconds for an answer
+SUSPENDED_STATES = ("SUSPENDED", "STOPPED")  # of a job whose processes live and send no heartbeat
+ACTIVE_STATES = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", *SUSPENDED_STATES)
 
 
 def this_job() -> str | None:

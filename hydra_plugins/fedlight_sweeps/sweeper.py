@@ -22,7 +22,7 @@ from fedlight.runs.identity import cell_folder, is_done, print_done
 from fedlight.runs.plan import LISTED, Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
 from fedlight.runtime.errors import BadInput, raised_by_hydra
-from fedlight.runtime.lease import this_process
+from fedlight.runtime.process_record import describe_this_process
 from fedlight.runtime.secret import masked, move_to_environment
 
 
@@ -71,7 +71,7 @@ class PlanningSweeper(BasicSweeper):
         super().__init__(max_batch_size, dict(params or {}))
         self.dry = dry
         self.places: dict[tuple[str, ...], Path] = {}  # the folder of the cell with these overrides
-        self.process = this_process()
+        self.process = describe_this_process()
 
     def _parse_config(self) -> list[str]:
         return keep_text(move_to_environment(super()._parse_config(), os.environ))

@@ -17,7 +17,7 @@ from fedlight.runs.clock import Clock, Spent
 from fedlight.runs.csv_files import CsvFile, write_partition
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic, explain
-from fedlight.runtime.lease import hold
+from fedlight.runtime.lease import acquire_lease
 
 # --- several processes append to the updates of a round ---
 
@@ -111,7 +111,7 @@ def append(folder: Path) -> None:
 
 
 def take(folder: Path) -> None:
-    with hold(folder):
+    with acquire_lease(folder):
         pass
 
 
