@@ -247,14 +247,16 @@ def pack(header: Mapping[str, Any], groups: Mapping[str, State]) -> bytes:
 
 
 def unpack(content: bytes) -> tuple[dict[str, Any], dict[str, State]]:
-    """What `pack` was given, of a file of our own; a group without tensors is absent.
+    """Header and groups of tensors that `pack` was given; a group without tensors is absent.
 
     Raises:
-        Damaged: the bytes are not of `pack`.
+        Damaged: the bytes are not those of `pack`.
     """
     try:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["header"])
+        if not isinstance(header, dict):
+            raise TypeError("the header is no object")
         return header, _groups(load(content))
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"these bytes hold no tensors with a header ({error})") from error

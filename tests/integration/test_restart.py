@@ -211,7 +211,7 @@ def test_a_cell_killed_at_any_instant_ends_the_same(
 
 PRIVATE = ["data.limit=8", "clients=2", "rounds=2", "evaluation.every=null", "evaluation.grid=0"]
 PRIVATE += ["privacy=client", "privacy.noise=0.1", "privacy.clip_quantile=0.5"]
-OF_A_RELEASE = ("Server.receive", "GaussianMechanism.finish", "Server.close_round", "ServerCheckpoint.write")
+OF_A_RELEASE = ("Server.receive", "GaussianMechanism.finish", "Server.finish_round", "ServerCheckpoint.write")
 
 
 @pytest.mark.slow
