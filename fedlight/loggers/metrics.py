@@ -164,14 +164,13 @@ def _start(**arguments: Any) -> WandbLogger:
 
 
 def _reset() -> None:
-    """Ends W&B's service, which may be dead or hold the run's id; the next run starts another."""
+    """Ends W&B's service, which may have died or still hold the run's id; the next run starts another one."""
     import wandb
-    from wandb.sdk.lib.module import unset_globals
 
-    with suppress(Exception):  # whatever is wrong with it, it is given up
+    with suppress(Exception):  # it may be the service itself that failed
         wandb.teardown()
-    unset_globals()
-    os.environ.pop("WANDB_SERVICE", None)  # the address of the one that was given up
+    wandb.run = None  # Lightning would log to it
+    os.environ.pop("WANDB_SERVICE", None)  # the address of the ended service
 
 
 def _mention(message: str) -> None:

@@ -70,7 +70,7 @@ class OptunaSweeper(PlanningSweeper):
         except ImportError as error:
             raise BadInput("hydra/sweeper=optuna: pip install 'fedlight[optuna]'") from error
         self._check_settings()
-        overrides = self.parsed(arguments)
+        overrides = self.parse(arguments)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         space = {o.get_key_element(): self._distribution(o) for o in overrides if o.is_sweep_override()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
