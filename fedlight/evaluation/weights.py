@@ -7,10 +7,10 @@ from math import ceil
 from pathlib import Path
 from urllib.request import urlopen
 
+from fedlight.runtime.cache import explain_cache, load_or_make
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.files import explain_cache, file_sha256
+from fedlight.runtime.files import file_sha256
 from fedlight.runtime.progress import track
-from fedlight.runtime.shared import made_once
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it
 MIB = 2**20  # bytes
@@ -65,7 +65,7 @@ def find_weights(path: str | None, cache: str) -> Path:
             raise FileNotFoundError(place)
         return place
 
-    return made_once(own, whole, download)
+    return load_or_make(own, whole, download)
 
 
 def _fetch(url: str, path: Path) -> None:

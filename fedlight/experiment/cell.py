@@ -38,7 +38,7 @@ from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.lease import HEARTBEAT, Lease
 from fedlight.runtime.machine import describe_machine
-from fedlight.runtime.memory import no_garbage
+from fedlight.runtime.memory import pause_garbage_collection
 from fedlight.runtime.secret import masked
 from fedlight.runtime.signals import Stop, stoppable
 
@@ -88,7 +88,7 @@ def run_cell(config: CellConfig, lease: Lease, make: Callable[[CellConfig], Comp
     bars = ProgressBars(cell, config.rounds, cohort_size(config.clients, config.fraction))
     with stoppable() as stop, record.closing(), bars, ExitStack() as ending:
         _picture_data(folder, components)
-        with no_garbage():
+        with pause_garbage_collection():
             log = CellLog(config.logger, folder, config.name, cell, plain)
         record.on_close = log.finish
         run = Run(folder, components, server, record, log, bars, stop, lease, ending)

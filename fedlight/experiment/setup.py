@@ -57,10 +57,9 @@ from fedlight.federation.slices import SliceMap, buffer_names
 from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.processes import Processes
 from fedlight.federation.transport.transport import Transport, TransportContext
-from fedlight.runtime.cores import CORES
 from fedlight.runtime.errors import BadInput, format_error
+from fedlight.runtime.machine import CORES, FULL, best_precision
 from fedlight.runtime.memory import keep_freed_memory
-from fedlight.runtime.precision import FULL, best_precision
 from fedlight.runtime.seeds import derive_seed
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -21,7 +21,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from fedlight.runtime.errors import Damaged
-from fedlight.runtime.strict_json import Strict, first_error, parse_json
+from fedlight.runtime.untrusted import Strict, first_error, parse_json
 
 MAX_BYTES = 2**34  # of a message
 MAX_HEADER = 2**22  # bytes of its header, which names its tensors

@@ -12,7 +12,7 @@ import yaml
 from fedlight.runs.checksums import lost_file
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic, naming
-from fedlight.runtime.plain_yaml import read_yaml
+from fedlight.runtime.untrusted import read_yaml
 
 SCHEMA = 1
 NEUTRAL_GROUPS = ("name", "output", "logger", "transport")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from fedlight.runs.identity import SCHEMA, read_result
 from fedlight.runtime.lease import HOLDER
-from fedlight.runtime.plain_yaml import read_yaml
+from fedlight.runtime.untrusted import read_yaml
 
 CELL_FILES = ("config.yaml", "result.json", "rounds.csv", HOLDER)
 """A folder that has one of these files is the folder of a cell."""

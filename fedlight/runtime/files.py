@@ -3,11 +3,10 @@
 import errno
 import hashlib
 import os
-import pwd
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,46 +32,6 @@ def explain(error: OSError) -> str:
     if remedy := REMEDIES.get(error.errno or 0):
         message = f"{message}; {remedy}, and type the same command again"
     return message
-
-
-def explain_cache(error: OSError, keys: str) -> str:
-    """Why a file of the cache cannot be used, and what to do; a permission is named with the file's owner.
-
-    Args:
-        error: its `filename` is the file or folder that failed.
-        keys: what sets the cache, such as `FEDLIGHT_CACHE`.
-    """
-    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{reason}; set {keys} to a folder with room"
-    barrier = _barrier(Path(os.fsdecode(error.filename))) if error.filename else None
-    whose = "" if barrier is None else f"; {barrier} belongs to {_owner(barrier)}, mode {_mode(barrier):04o}"
-    return (
-        f"{reason}{whose}: its owner can let others use it (chmod -R g+rwX, and umask 002 for what is made "
-        f"later), or set {keys} to a folder of your own"
-    )
-
-
-def _barrier(path: Path) -> Path | None:
-    """The nearest to a path, itself or a folder above it, that can be looked at."""
-    for place in (path, *path.parents):
-        with suppress(OSError):
-            place.stat()
-            return place
-    return None
-
-
-def _mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-def _owner(path: Path) -> str:
-    """The name of a file's owner, or its number where it has none."""
-    uid = path.stat().st_uid
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 @contextmanager
@@ -134,12 +93,6 @@ def remove_temporaries(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in filter(OURS.fullmatch, names):
             Path(parent, name).unlink(missing_ok=True)
-
-
-def remove_unfinished(path: Path) -> None:
-    """Removes what processes that were killed while they made this file left; call it where none is at it."""
-    for left in path.parent.glob(f"{TEMPORARY}{path.stem}-*"):
-        left.unlink(missing_ok=True)
 
 
 def _flush(folder: Path) -> None:

@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def no_garbage() -> Iterator[None]:
+def pause_garbage_collection() -> Iterator[None]:
     """Switches Python's garbage collector off while libraries load: they leave none, and looking is slow."""
     was_on = gc.isenabled()
     gc.disable()

@@ -21,7 +21,7 @@ def this_restart() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
-def answers() -> bool:
+def is_available() -> bool:
     """Whether SLURM can be asked here; its commands may be installed where no cluster is."""
     try:
         return not subprocess.run(

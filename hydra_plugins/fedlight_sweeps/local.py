@@ -17,8 +17,8 @@ from hydra.types import TaskFunction
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from omegaconf import DictConfig
 
-from fedlight.runtime.cores import CORES
 from fedlight.runtime.errors import CellFailed
+from fedlight.runtime.machine import CORES
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 WORKERS = "FEDLIGHT_WORKERS"  # that a cell has by default, see configs/trainer

@@ -17,7 +17,7 @@ from fedlight.runs.identity import is_done, print_done
 from fedlight.runs.plan import PlannedCell, read_launch
 from fedlight.runs.status import DONE, read_cell
 from fedlight.runtime.errors import BadInput, CellFailed
-from fedlight.runtime.slurm_jobs import answers, job_states, max_array_size
+from fedlight.runtime.slurm_jobs import is_available, job_states, max_array_size
 
 POLL = 5.0  # seconds between two looks at the queue
 SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "tasks_per_node")
@@ -65,7 +65,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         cells = [planned[tuple(overrides)] for overrides in job_overrides]
 
         queue = job_states(job for cell in cells if (job := plan.cells[cell].job))
-        if queue is None or not answers():
+        if queue is None or not is_available():
             raise BadInput("hydra/launcher=slurm: squeue does not answer; is this a login node of SLURM?")
         new = []
         for cell in cells:
