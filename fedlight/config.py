@@ -274,8 +274,9 @@ def _expand(key: str, path: str) -> str | None:
 def describe(error: BaseException) -> str:
     """What is wrong, in one line, and the key that was meant where one is misspelled."""
     error = first_cause(error)
-    by_system = isinstance(error, OSError) and not isinstance(error, LeaseTaken)
-    error_line = explain(error) if by_system else str(error)
+    error_line = str(error)
+    if isinstance(error, OSError) and not isinstance(error, LeaseTaken):
+        error_line = explain(error)
     line = plain_line(legible(error_line.split("Config search path")[0]))
     message = redacted(line) or type(error).__name__
     unknown = re.search(r"is not in struct full_key: (\S+)", message)

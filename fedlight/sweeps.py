@@ -29,8 +29,8 @@ from fedlight.runs.status import (
     RUNNING,
     UNFINISHED,
     SweepCell,
+    find_sweeps,
     read_sweep,
-    sweeps_in,
 )
 from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
@@ -69,7 +69,7 @@ def main() -> None:
 
     arguments = parser.parse_args()
     try:
-        if arguments.command == "status" and (inside := sweeps_in(arguments.sweep)):
+        if arguments.command == "status" and (inside := find_sweeps(arguments.sweep)):
             sys.exit(list_sweeps(inside))
         cells = _cells(arguments.sweep)
         if arguments.command == "status":
@@ -93,7 +93,7 @@ def _cells(sweep: Path) -> list[SweepCell]:
         raise BadInput(f"{sweep} is no folder; a sweep lives in OUTPUT/NAME, such as runs/demo")
     cells = read_sweep(sweep)
     if not cells:
-        inside = ", ".join(path.name for path in sweeps_in(sweep))
+        inside = ", ".join(path.name for path in find_sweeps(sweep))
         hint = f"; the sweeps in it: {inside}" if inside else ""
         raise BadInput(f"{sweep} is no sweep: it holds neither a plan nor a cell{hint}")
     return cells

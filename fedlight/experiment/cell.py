@@ -28,7 +28,7 @@ from fedlight.federation.server import Server
 from fedlight.loggers import pictures
 from fedlight.loggers.bars import ProgressBars
 from fedlight.loggers.metrics import CellLog
-from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
+from fedlight.runs.checksums import CHECKSUMS, find_lost_file, write_checksums
 from fedlight.runs.clock import Clock, Spent
 from fedlight.runs.csv_files import write_partition
 from fedlight.runs.identity import SCHEMA, cell_folder, is_done, print_done, write_config
@@ -166,8 +166,8 @@ class Run:
     def _resume(self, before: int | None) -> None:
         record, server = self.record, self.server
         history = server.resume(self.checkpoint, before)
-        if before is None and record.found > server.round:
-            lost = f"{CHECKPOINT}/server-r{record.found:04d}"
+        if before is None and record.earlier_rounds > server.round:
+            lost = f"{CHECKPOINT}/server-r{record.earlier_rounds:04d}"
             print(f"fedlight: checkpoint: {lost} is missing or damaged; going back", file=sys.stderr)
         record.begin()
         if history:
@@ -300,7 +300,7 @@ def _make_folder(folder: Path) -> None:
     try:
         for inner in ("samples", CHECKPOINT):
             (folder / inner).mkdir(parents=True, exist_ok=True)
-        if lost := lost_file(folder):
+        if lost := find_lost_file(folder):
             print(f"fedlight: {lost} is missing or damaged; it is made again", file=sys.stderr)
         for name in (CHECKSUMS, "result.json"):
             (folder / name).unlink(missing_ok=True)

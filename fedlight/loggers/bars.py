@@ -1,4 +1,4 @@
-"""Progress of a cell: bars at a terminal, elsewhere a line now and then."""
+"""Progress of a cell: bars at a terminal, elsewhere a line every minute."""
 
 import time
 from collections.abc import Callable
@@ -46,12 +46,12 @@ class ProgressBars(Callback):
         self._progress.stop()
 
     def go_on_after(self, round_: int) -> None:
-        """Shows that many rounds as done."""
+        """Shows `round_` rounds as completed."""
         self._progress.update(self._rounds, completed=round_)
         self._progress.reset(self._clients, total=self._cohort, visible=True)
 
     def end_update(self) -> None:
-        """A client has trained, here or elsewhere."""
+        """Counts a client that has trained, in this process or in another one."""
         self._progress.advance(self._clients)
         self._print_line()
 
@@ -61,22 +61,22 @@ class ProgressBars(Callback):
         self._progress.reset(self._clients, total=self._cohort, visible=True)
 
     def sampling(self, steps: int) -> Callable[[int], None]:
-        """Turns the lower bars into one over `steps` denoising steps; returns what advances it by so many."""
+        """Replaces the lower bars by one of `steps` denoising steps; returns a function to advance it."""
         self._progress.update(self._clients, visible=False)
         self._progress.reset(self._batches, total=steps, description="sampling", visible=True, note="")
         lines, done = ProgressLines("sampling"), 0
 
-        def advance(more: int) -> None:
+        def advance(count: int) -> None:
             nonlocal done
-            done += more
-            self._progress.advance(self._batches, more)
+            done += count
+            self._progress.advance(self._batches, count)
             if self._progress.disable:
                 lines.update(done / steps, f"{done} of {steps} denoising steps")
 
         return advance
 
     def _print_line(self) -> None:
-        """Where there is no terminal, a line with the rounds, the clients and the batches so far."""
+        """Without a terminal, prints the progress of rounds and clients if a line is due."""
         if self._lines is None:
             return
         rounds, clients, batches = self._progress.tasks

@@ -1,4 +1,4 @@
-"""What a sweep is to run, written before its first cell starts: one file a command, in `.plan/`."""
+"""The plan of a sweep, written before its first cell starts: one file for each command, in `.plan/`."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ CellId = Annotated[str, StringConstraints(pattern=r"^[\w+][\w.+-]*$", max_length
 
 @dataclass
 class PlannedCell:
-    """A cell that a command asked for.
+    """A cell of a command.
 
     Attributes:
         overrides: of the configuration, as typed after `python -m fedlight.run`.
-        rounds: R.
-        job: the SLURM job that last was to run it, or None.
+        rounds: number of rounds, R.
+        job: the latest SLURM job that was submitted for it, or None.
         config: its configuration by dotted keys; empty in a plan of an earlier version.
     """
 
@@ -39,13 +39,13 @@ class PlannedCell:
 
 @dataclass
 class Launch:
-    """One command that launched a sweep; the same command again takes its place.
+    """One command that launched a sweep; typing the same command again replaces it.
 
     Attributes:
-        command: what was typed after `python -m fedlight.run`.
-        folder: where it was typed.
+        command: arguments of `python -m fedlight.run`.
+        folder: its working folder.
         process: the launching process.
-        cells: cell id: cell, in the order of the grid.
+        cells: cells by id, in the order of the grid.
     """
 
     command: list[str]
@@ -58,7 +58,7 @@ class Launch:
         return f"python -m fedlight.run {shlex.join(self.command)}".rstrip()
 
     def write(self, sweep: Path) -> None:
-        """Writes the file of this launch; what the configurations of all cells share is written once."""
+        """Writes the file of this launch; values that all configurations share are written once."""
         content = asdict(self)
         configs = [cell["config"] for cell in content["cells"].values()]
         content["shared"] = shared = {
@@ -86,7 +86,7 @@ class _PlannedCell(_Strict):
 
 
 class _PlanFile(_Strict):
-    """What a file of `.plan/` holds, which may come from elsewhere."""
+    """Schema of a file of `.plan/`, which is untrusted."""
 
     command: Annotated[list[Text], Field(max_length=MOST)]
     folder: Text
@@ -96,19 +96,19 @@ class _PlanFile(_Strict):
 
 
 def read_launches(sweep: Path) -> list[Launch]:
-    """The launches of a sweep, the latest last."""
+    """The launches of a sweep in the order of their start."""
     files = (sweep / PLAN).glob("[!.]*.json")
     launches = [launch for path in files if (launch := _read(path))]
     return sorted(launches, key=lambda launch: launch.process.since)
 
 
 def read_launch(sweep: Path, command: list[str], folder: str) -> Launch | None:
-    """The launch of that command, typed in that folder."""
+    """The launch of a command in a working folder; None if there is none."""
     return _read(_path(sweep, command, folder))
 
 
-def last_jobs(sweep: Path) -> dict[str, str]:
-    """Cell id: the SLURM job that last was to run it."""
+def read_last_jobs(sweep: Path) -> dict[str, str]:
+    """The latest SLURM job of each cell by cell id."""
     return {
         cell: planned.job
         for launch in read_launches(sweep)
@@ -123,7 +123,7 @@ def _path(sweep: Path, command: list[str], folder: str) -> Path:
 
 
 def _read(path: Path) -> Launch | None:
-    """None for a file that is not ours, or was taken away meanwhile."""
+    """The launch in a file; None if it is no valid plan, or is missing."""
     try:
         with path.open("rb") as file:
             plan = _PlanFile.model_validate_json(file.read(LARGEST))

@@ -21,7 +21,7 @@ T = TypeVar("T")
 def load_or_make(path: Path, read: Callable[[Path], T], make: Callable[[Path], object]) -> T:
     """Loads a file of the cache, and makes it first if it is missing or damaged.
 
-    Of several processes one makes the file and the others wait. A file that this user may not read is an error,
+    Of several processes one makes the file and the others wait. A file without read permission is an error
     and is not replaced.
 
     Args:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and what to do where one cannot be read or written."""
+"""Files written atomically, and messages on files that cannot be read or written."""
 
 import errno
 import hashlib
@@ -25,7 +25,7 @@ REMEDIES = {
 
 
 def explain(error: OSError) -> str:
-    """Which path failed, why, and what to do, as far as the system says it."""
+    """Path, reason and, if known, remedy of a failed file operation."""
     message = error.strerror or str(error)
     if error.filename is not None:
         message = f"{error.filename}: {message}"
@@ -36,7 +36,7 @@ def explain(error: OSError) -> str:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors inside name the path, as those of an open file do not by themselves."""
+    """Adds the path to errors of the block, since errors of an open file do not name it."""
     try:
         yield
     except OSError as error:
@@ -55,7 +55,7 @@ def file_sha256(path: Path) -> str:
 
 
 def no_follow(path: str, flags: int) -> int:
-    """An `opener` for `open` that refuses a symbolic link: another user of the folder may have put it there.
+    """An `opener` for `open` that rejects symbolic links, which another user of the folder may have made.
 
     Raises:
         OSError: ELOOP, the path is a symbolic link.
@@ -65,17 +65,17 @@ def no_follow(path: str, flags: int) -> int:
 
 @contextmanager
 def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is written there replaces `path` on success.
+    """Yields a temporary path beside `path`; the file written there replaces `path` if the block succeeds.
 
     Args:
-        path: of the file; where it is a symbolic link, the link is replaced.
-        durable: whether the file and its name are on the disk afterwards.
+        path: of the file; a symbolic link is replaced, not followed.
+        durable: whether file and name are flushed to the disk.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.stem}-{uuid4().hex}{path.suffix}")
     try:
         with naming(path):
             temporary.touch(exist_ok=False)
-            mode = temporary.stat().st_mode  # by the user's umask; a library may set its own when it writes
+            mode = temporary.stat().st_mode  # by the user's umask; libraries may set another one
             yield temporary
             temporary.chmod(stat.S_IMODE(mode))
             with open(temporary, "rb", opener=no_follow) as file:
@@ -89,14 +89,14 @@ def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Removes what processes that were killed left half-written in a folder and those below it."""
+    """Removes the temporary files of killed processes in a folder and in the folders below it."""
     for parent, _, names in os.walk(folder):
         for name in filter(OURS.fullmatch, names):
             Path(parent, name).unlink(missing_ok=True)
 
 
 def _flush(folder: Path) -> None:
-    """Makes a new name in a folder last."""
+    """Flushes the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

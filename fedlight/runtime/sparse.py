@@ -1,4 +1,4 @@
-"""Sections of a configuration whose optional keys are left out of its dump."""
+"""Sections of the configuration whose dump omits optional keys with default values."""
 
 from typing import Any, ClassVar
 
@@ -6,10 +6,10 @@ from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 
 class Sparse(BaseModel):
-    """A section with optional keys: where one has its default, it is in no dump, and in no cell's id.
+    """A section whose dump, and so a cell's id, omits optional keys that have their default value.
 
     Attributes:
-        always: optional keys that are in every dump all the same.
+        always: optional keys that are dumped in any case.
     """
 
     always: ClassVar[frozenset[str]] = frozenset()

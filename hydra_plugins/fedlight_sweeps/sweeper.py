@@ -23,8 +23,8 @@ from fedlight.config import CellConfig, describe, validate
 from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.overrides import keep_text
 from fedlight.runs.identity import cell_folder, is_done, print_done
-from fedlight.runs.plan import LISTED, Launch, PlannedCell, last_jobs
-from fedlight.runs.reader import flat
+from fedlight.runs.plan import LISTED, Launch, PlannedCell, read_last_jobs
+from fedlight.runs.reader import flatten
 from fedlight.runtime.errors import BadInput, raised_by_hydra
 from fedlight.runtime.process_record import describe_this_process
 from fedlight.runtime.secret import masked, move_to_environment
@@ -145,10 +145,10 @@ class PlanningSweeper(Sweeper):
         return overrides
 
     def checked(self, grid: Sequence[list[str]]) -> Cells:
-        """The cells of a grid by their folders, each once; those that are not done are built as a trial.
+        """The cells of a grid by their folders, without duplicates; those to be run are set up as a check.
 
         Raises:
-            BadInput: some cannot be run as asked; the message names each of them.
+            BadInput: some cells are invalid; the message names each of them.
         """
         cells, bad = self.examine(grid)
         if bad:
@@ -161,16 +161,16 @@ class PlanningSweeper(Sweeper):
         return cells
 
     def examine(self, grid: Sequence[list[str]]) -> tuple[Cells, list[tuple[list[str], str]]]:
-        """The cells of a grid that can be run, as `checked` has them; and the others, each with the reason.
+        """The valid cells of a grid, as `checked` returns them, and the invalid ones, each with the reason.
 
         Raises:
-            BadInput: the folder of the sweep was set by itself.
+            BadInput: hydra.sweep.dir is set.
         """
         assert self.config is not None
         output = os.path.expanduser(str(self.config.output))
         if Path(self.config.hydra.sweep.dir) != Path(output, str(self.config.name)):
             raise BadInput("hydra.sweep.dir cannot be set: a sweep lives in OUTPUT/NAME; set output or name")
-        elsewhere = "slurm" in self.config.hydra.launcher._target_
+        on_cluster = "slurm" in self.config.hydra.launcher._target_
         cells: Cells = {}
         bad: list[tuple[list[str], str]] = []
         for overrides in grid:
@@ -184,17 +184,17 @@ class PlanningSweeper(Sweeper):
                 if not done:
                     from fedlight.experiment.setup import check
 
-                    check(config, elsewhere)
+                    check(config, on_cluster)
                 cells[folder] = Checked(overrides, config, done)
             except (BadInput, HydraException, OmegaConfBaseException) as error:
                 bad.append((overrides, describe(error)))
         return cells, bad
 
     def compose(self, overrides: Sequence[str]) -> CellConfig:
-        """The configuration of a cell with these overrides, checked.
+        """Composes and validates the configuration of a cell.
 
         Raises:
-            BadInput, HydraException, OmegaConfBaseException: they make no valid configuration.
+            BadInput, HydraException, OmegaConfBaseException: the overrides are invalid.
         """
         assert self.config is not None
         assert self.hydra_context is not None
@@ -210,14 +210,14 @@ class PlanningSweeper(Sweeper):
         return validate(config)
 
     def plan(self, cells: Cells, earlier: Cells | None = None) -> list[list[str]]:
-        """Writes the plan, with cells of earlier batches; returns the overrides of those to be launched."""
+        """Writes the plan of these and of earlier batches' cells; returns the overrides of cells to be run."""
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
-        jobs = last_jobs(sweep)
+        jobs = read_last_jobs(sweep)
         launch = Launch(sys.argv[1:], str(Path.cwd()), self.process)
         pending = []
         for folder, cell in {**(earlier or {}), **cells}.items():
-            config = flat(masked(cell.config.plain()))
+            config = flatten(masked(cell.config.plain()))
             job = jobs.get(folder.name)
             launch.cells[folder.name] = PlannedCell(cell.overrides, cell.config.rounds, job, config)
         launch.write(sweep)
@@ -229,7 +229,7 @@ class PlanningSweeper(Sweeper):
         return pending
 
     def launch(self, batch: Sequence[list[str]], first: int) -> Sequence[JobReturn]:
-        """Launches cells, the first of which is the `first` of this command; raises what a cell raised."""
+        """Launches cells, numbered from `first` in this command; raises the first error of a cell."""
         assert self.launcher is not None
         ends = self.launcher.launch(batch, initial_job_idx=first)
         for end in ends:

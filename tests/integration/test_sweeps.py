@@ -21,7 +21,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from fedlight import sweeps
 from fedlight.reporting.numbers import data_volume
 from fedlight.runs.plan import Launch, PlannedCell
-from fedlight.runs.reader import numbers_of
+from fedlight.runs.reader import read_numbers
 from fedlight.runtime.lease import HOLDER
 from fedlight.runtime.process_record import describe_this_process
 from hydra_plugins.fedlight_sweeps.local import OnOneGPU
@@ -363,9 +363,9 @@ def test_a_search_goes_on_after_cells_that_cannot_be_run(
 def test_the_loss_of_a_failed_cell_is_no_result(tmp_path: Path) -> None:
     write(tmp_path / "failed", 1, status="failed", train_loss=0.1)
     write(tmp_path / "done", 5, status="completed", train_loss=0.2, fid={"value": 3})
-    assert numbers_of(tmp_path / "failed") is None
-    assert numbers_of(tmp_path / "absent") is None
-    numbers = numbers_of(tmp_path / "done") or {}
+    assert read_numbers(tmp_path / "failed") is None
+    assert read_numbers(tmp_path / "absent") is None
+    numbers = read_numbers(tmp_path / "done") or {}
     assert (numbers["train_loss"], numbers["fid.value"]) == (0.2, 3.0)
     assert "status" not in numbers
 

@@ -28,7 +28,7 @@ from fedlight.reporting.paper import beside_paper
 from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.reporting.terminal import print_summary
 from fedlight.runs.plan import Launch, PlannedCell
-from fedlight.runs.reader import flat
+from fedlight.runs.reader import flatten
 from fedlight.runs.status import read_sweep
 from fedlight.runtime.process_record import describe_this_process
 
@@ -235,7 +235,7 @@ def test_what_is_missing_failed_interrupted_or_corrupt_is_shown_as_such(
 def test_cells_that_are_planned_and_not_begun_are_missing(sweep: Path) -> None:
     rates = (0.1, 0.01)
     planned = {
-        folder.name: PlannedCell([], 4, config=flat(yaml.safe_load((folder / "config.yaml").read_text())))
+        folder.name: PlannedCell([], 4, config=flatten(yaml.safe_load((folder / "config.yaml").read_text())))
         for rate in rates
         for clients in (2, 5, 10)
         for folder in [write_cell(sweep, "FULL", clients, sections={"optimizer": {"lr": rate}})]

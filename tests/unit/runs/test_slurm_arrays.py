@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedlight.runtime.slurm_jobs import array_size_in
-from hydra_plugins.fedlight_sweeps.slurm import arrays
+from fedlight.runtime.slurm_jobs import parse_max_array_size
+from hydra_plugins.fedlight_sweeps.slurm import split_into_arrays
 
 SHOWN = """\
 Configuration data as of 2026-01-01T00:00:00
@@ -27,7 +27,7 @@ MaxJobCount             = 10000
     ],
 )
 def test_the_largest_array_is_read_from_what_scontrol_shows(shown: str, size: int | None) -> None:
-    assert array_size_in(shown) == size
+    assert parse_max_array_size(shown) == size
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,6 @@ def test_a_grid_goes_into_as_few_arrays_as_the_limit_allows_in_order(
 ) -> None:
     """MaxArraySize is one above the largest index, and the first index is 0."""
     cells = [f"cell{number}" for number in range(count)]
-    parts = arrays(cells, limit)
+    parts = split_into_arrays(cells, limit)
     assert [len(part) for part in parts] == sizes
     assert [cell for part in parts for cell in part] == cells
