@@ -210,7 +210,7 @@ class PlanningSweeper(Sweeper):
         return validate(config)
 
     def plan(self, cells: Cells, earlier: Cells | None = None) -> list[list[str]]:
-        """Writes the plan of these and of earlier batches' cells; returns the overrides of cells to be run."""
+        """Writes the plan of these and earlier cells; returns the overrides of the cells to be run."""
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
         jobs = read_last_jobs(sweep)

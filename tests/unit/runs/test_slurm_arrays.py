@@ -1,4 +1,4 @@
-"""How many cells go into a job array, from what SLURM says of itself."""
+"""Cells are split into job arrays by SLURM's MaxArraySize."""
 
 import pytest
 
@@ -26,7 +26,7 @@ MaxJobCount             = 10000
         ("slurm_load_ctl_conf error: Unable to contact slurm controller", None),
     ],
 )
-def test_the_largest_array_is_read_from_what_scontrol_shows(shown: str, size: int | None) -> None:
+def test_the_maximum_array_size_is_parsed_from_scontrol(shown: str, size: int | None) -> None:
     assert parse_max_array_size(shown) == size
 
 
@@ -41,7 +41,7 @@ def test_the_largest_array_is_read_from_what_scontrol_shows(shown: str, size: in
         (0, 3, []),
     ],
 )
-def test_a_grid_goes_into_as_few_arrays_as_the_limit_allows_in_order(
+def test_a_grid_is_split_in_order_into_as_few_arrays_as_the_limit_allows(
     count: int, limit: int | None, sizes: list[int]
 ) -> None:
     """MaxArraySize is one above the largest index, and the first index is 0."""
