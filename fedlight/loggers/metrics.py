@@ -18,10 +18,7 @@ from fedlight.runtime.errors import BadInput
 from fedlight.runtime.secret import redacted
 
 LONGEST_TAG = 64  # maximum number of characters of a tag of W&B
-PATIENCE = {
-    "init_timeout": 30.0,
-    "finish_timeout": 60.0,
-}  # seconds for a run of W&B to start and to end
+PATIENCE = {"init_timeout": 30.0, "finish_timeout": 60.0}  # seconds for W&B to start and to end a run
 
 
 class CellLog:

@@ -18,7 +18,7 @@ HEARTBEAT_TIMEOUT = (
 )
 
 Text = Annotated[str, StringConstraints(max_length=10_000)]
-Job = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}(_[0-9]{1,18})?$")]
+Job = Annotated[str, StringConstraints(pattern=slurm_jobs.JOB_ID)]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 Time = Annotated[Text, AfterValidator(lambda text: datetime.fromisoformat(text) and text)]
 

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterable
 
 TIMEOUT = 30  # seconds for an answer
+JOB_ID = r"^[0-9]{1,18}(_[0-9]{1,18})?$"
 SUSPENDED_STATES = ("SUSPENDED", "STOPPED")  # of a job whose processes live and send no heartbeat
 ACTIVE_STATES = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", *SUSPENDED_STATES)
 
@@ -13,7 +14,8 @@ ACTIVE_STATES = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT
 def this_job() -> str | None:
     """The id of this process's job, `12`, or `12_3` in an array; None outside SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+    return job if re.fullmatch(JOB_ID, job) else None
 
 
 def this_restart() -> int:

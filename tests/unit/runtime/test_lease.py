@@ -282,6 +282,15 @@ def test_a_requeued_job_takes_over_its_own_lease(
     assert is_alive(replace(remote, job="12", restart=1), silence=0, jobs={"12": "RUNNING"})
 
 
+@pytest.mark.parametrize(("value", "job"), [("12", "12"), ("", None), ("interactive", None)])
+def test_a_job_id_that_is_no_number_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, value: str, job: str | None
+) -> None:
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", value)
+    assert describe_this_process().job == job
+
+
 def test_a_second_process_on_a_cell_ends_with_one_line(
     command: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
