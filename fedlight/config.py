@@ -21,7 +21,7 @@ from fedlight.federation.federation_config import (
     TransformConfig,
 )
 from fedlight.federation.method import Method
-from fedlight.runtime.errors import BadInput, Held, first_cause
+from fedlight.runtime.errors import BadInput, LeaseTaken, first_cause
 from fedlight.runtime.files import explain
 from fedlight.runtime.printable import legible, plain_line
 from fedlight.runtime.secret import masked, redacted
@@ -98,7 +98,9 @@ def _expand(key: str, path: str) -> str | None:
 def describe(error: BaseException) -> str:
     """What is wrong, in one line, and the key that was meant where one is misspelled."""
     error = first_cause(error)
-    error_line = explain(error) if type(error) is not Held and isinstance(error, OSError) else str(error)
+    error_line = str(error)
+    if isinstance(error, OSError) and not isinstance(error, LeaseTaken):
+        error_line = explain(error)
     line = plain_line(legible(error_line.split("Config search path")[0]))
     message = redacted(line) or type(error).__name__
     unknown = re.search(r"is not in struct full_key: (\S+)", message)

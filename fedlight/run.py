@@ -23,8 +23,8 @@ from fedlight.reporting.terminal import SweepWatch
 from fedlight.runs.identity import cell_folder, is_done, print_done
 from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, first_cause, raised_by_hydra
-from fedlight.runtime.lease import hold
-from fedlight.runtime.memory import no_garbage
+from fedlight.runtime.lease import acquire_lease
+from fedlight.runtime.memory import pause_garbage_collection
 from fedlight.runtime.printable import legible
 from fedlight.runtime.secret import NESTED, move_to_environment, redacted
 from fedlight.runtime.signals import EXIT, Interrupted
@@ -154,11 +154,11 @@ def check_and_run(composed: DictConfig) -> None:
     if is_done(folder):
         print_done(folder)
         return
-    with hold(folder) as held:
-        with no_garbage():
+    with acquire_lease(folder) as lease:
+        with pause_garbage_collection():
             from fedlight.experiment.cell import run_cell
 
-        run_cell(config, held)
+        run_cell(config, lease)
 
 
 def refuse_bytes(typed: list[str]) -> None:

@@ -29,13 +29,13 @@ from fedlight.runs.status import (
     RUNNING,
     UNFINISHED,
     SweepCell,
+    find_sweeps,
     read_sweep,
-    sweeps_in,
 )
 from fedlight.runtime.environment import load_environment, replace_unencodable
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.lease import is_alive
 from fedlight.runtime.printable import plain_line
+from fedlight.runtime.process_record import is_alive
 from fedlight.runtime.slurm_jobs import cancel as cancel_jobs
 
 COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", CORRUPT: "red", INTERRUPTED: "yellow"}
@@ -69,7 +69,7 @@ def main() -> None:
 
     arguments = parser.parse_args()
     try:
-        if arguments.command == "status" and (inside := sweeps_in(arguments.sweep)):
+        if arguments.command == "status" and (inside := find_sweeps(arguments.sweep)):
             sys.exit(list_sweeps(inside))
         cells = _cells(arguments.sweep)
         if arguments.command == "status":
@@ -93,7 +93,7 @@ def _cells(sweep: Path) -> list[SweepCell]:
         raise BadInput(f"{sweep} is no folder; a sweep lives in OUTPUT/NAME, such as runs/demo")
     cells = read_sweep(sweep)
     if not cells:
-        inside = ", ".join(path.name for path in sweeps_in(sweep))
+        inside = ", ".join(path.name for path in find_sweeps(sweep))
         hint = f"; the sweeps in it: {inside}" if inside else ""
         raise BadInput(f"{sweep} is no sweep: it holds neither a plan nor a cell{hint}")
     return cells
@@ -149,7 +149,7 @@ def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str], trust: 
     environment = os.environ if trust else {**os.environ, LISTED: str(sweep.resolve()), "PYTHONSAFEPATH": "1"}
     codes = [1] if unfinished else [0]
     for launch in launches:
-        if is_alive(launch.process, silent=float("inf")):
+        if is_alive(launch.process, silence=float("inf")):
             print(f"still at work on the rest of its cells: {launch.process}", file=sys.stderr)
             codes.append(1)
             continue

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
+from fedlight.runtime.cache import explain_cache
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.files import explain_cache
-from fedlight.runtime.progress import telling
+from fedlight.runtime.progress import print_every_minute
 
 
 def download(folder: Path, fetch: Callable[[str], object], name: str, advice: str) -> None:
@@ -36,7 +36,7 @@ def download(folder: Path, fetch: Callable[[str], object], name: str, advice: st
                     shutil.rmtree(leftover)
                 with (
                     TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch,
-                    telling(lambda: f"downloading {name}: {_size(scratch):,} bytes so far"),
+                    print_every_minute(lambda: f"downloading {name}: {_size(scratch):,} bytes so far"),
                 ):
                     fetch(scratch)
                     Path(scratch, folder.name).replace(folder)

@@ -19,8 +19,9 @@ from torch import Tensor
 from fedlight.data.file_hashes import file_hashes
 from fedlight.data.image_file import MODES, Depth, crop_and_resize, explain_unreadable, read_image
 from fedlight.data.pixel_range import Bounds, Range, UsedValues
+from fedlight.runtime.cache import explain_cache, remove_unfinished
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.files import atomic, explain_cache, remove_unfinished
+from fedlight.runtime.files import atomic
 from fedlight.runtime.printable import legible
 from fedlight.runtime.progress import track
 

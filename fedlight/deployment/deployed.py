@@ -30,7 +30,7 @@ from fedlight.federation.transport.node_keys import check_fingerprint
 from fedlight.federation.transport.transport import Deployment
 from fedlight.runs.identity import cell_folder, cell_id
 from fedlight.runtime.errors import BadInput, Damaged
-from fedlight.runtime.lease import hold
+from fedlight.runtime.lease import acquire_lease
 
 MODELS = 2  # versions of the global slices that a client scores after a round: it may be made once more
 
@@ -47,8 +47,8 @@ def serve(grid: Any, path: Path, run_config: dict[str, Any]) -> None:
     config = agreed(path, str(run_config["data-root"]) or None)
     config = config.model_copy(update={"output": str(run_config["output"])})
     folder = cell_folder(config)
-    with hold(folder) as held:
-        run_cell(config, held, set_up_server, Deployment(grid, agreed_hash(path)))
+    with acquire_lease(folder) as lease:
+        run_cell(config, lease, set_up_server, Deployment(grid, agreed_hash(path)))
 
 
 def agreed(path: Path, root: str | None) -> CellConfig:

@@ -11,11 +11,11 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.utils import create_feature_extractor
 
 from fedlight.evaluation import classifier
+from fedlight.runtime.cache import load_or_make
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import file_sha256
 from fedlight.runtime.hashing import tensors_sha256
 from fedlight.runtime.progress import track
-from fedlight.runtime.shared import made_once
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_LAYERS = ["2048", "logits_unbiased"]
@@ -108,7 +108,7 @@ def make_classifier(
             opened.metadata()["facts"]
         return file
 
-    made_once(path, check, lambda temporary: classifier.train(temporary, train_set, test_set, classes))
+    load_or_make(path, check, lambda temporary: classifier.train(temporary, train_set, test_set, classes))
     network = _create(classifier.NAME, [classifier.FEATURES, classifier.LOGITS], path).to(device)
     return Extractor("classifier", network, train_set[0].shape[1], network.accuracy, file_sha256(path))
 

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedlight.evaluation.extractor import Extractor, Features
+from fedlight.runtime.cache import load_or_make
 from fedlight.runtime.hashing import tensors_sha256
-from fedlight.runtime.shared import made_once
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,6 @@ def make_reference(pixels: Tensor, extractor: Extractor, cache: str) -> Referenc
             temporary,
         )
 
-    stored = made_once(path, load_file, make)
+    stored = load_or_make(path, load_file, make)
     features = Features(stored["values"], stored["logits"])
     return Reference(features, Moments(stored["mean"], stored["covariance"]))

@@ -4,10 +4,10 @@ import sys
 from functools import cache as remembered
 from pathlib import Path
 
+from fedlight.runtime.cache import explain_cache, load_or_make
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.files import explain_cache, file_sha256
-from fedlight.runtime.progress import telling
-from fedlight.runtime.shared import made_once
+from fedlight.runtime.files import file_sha256
+from fedlight.runtime.progress import print_every_minute
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it: -START OF THE SHA-256
 
@@ -61,7 +61,7 @@ def find_weights(path: str | None, cache: str) -> Path:
             raise FileNotFoundError(file)
         return file
 
-    return made_once(cached, check, download)
+    return load_or_make(cached, check, download)
 
 
 def present_weights(path: str | None, cache: str) -> Path | None:
@@ -87,7 +87,7 @@ def _fetch(url: str, path: Path) -> None:
         return f"downloading Inception's weights: {size:,} bytes so far"
 
     print(f"fedlight: downloading {url}", file=sys.stderr)
-    with telling(progress):
+    with print_every_minute(progress):
         torch.hub.download_url_to_file(url, str(path), _hash_prefix(), progress=sys.stderr.isatty())
 
 

@@ -28,6 +28,7 @@ from fedlight.federation.site import client_memory
 from fedlight.privacy.lower_bound import lower_bound
 from fedlight.privacy.membership import Attack
 from fedlight.runtime.errors import Damaged
+from fedlight.runtime.pixels import to_floats
 
 LOSS_TIMES = 10  # evenly spaced time steps whose losses are averaged
 PIA_TIME = 0.2  # time step as a share of the schedule's length (arXiv 2305.18355)

@@ -32,7 +32,7 @@ from fedlight.federation.transport.transport import Deployment
 from fedlight.loggers import pictures
 from fedlight.loggers.bars import ProgressBars
 from fedlight.loggers.metrics import CellLog
-from fedlight.runs.checksums import CHECKSUMS, lost_file, write_checksums
+from fedlight.runs.checksums import CHECKSUMS, find_lost_file, write_checksums
 from fedlight.runs.clock import Clock, Spent
 from fedlight.runs.csv_files import write_partition
 from fedlight.runs.identity import cell_folder, is_done, print_done, write_config
@@ -40,15 +40,15 @@ from fedlight.runs.record import Record
 from fedlight.runtime.errors import BadInput, Damaged, Diverged, ExtensionFailed, MemoryLost
 from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
-from fedlight.runtime.lease import BEAT, Hold
-from fedlight.runtime.memory import no_garbage
+from fedlight.runtime.lease import HEARTBEAT, Lease
+from fedlight.runtime.memory import pause_garbage_collection
 from fedlight.runtime.secret import masked
 from fedlight.runtime.signals import Stop, stoppable
 
 
 def run_cell(
     config: CellConfig,
-    held: Hold,
+    lease: Lease,
     make: Callable[[CellConfig], CellParts] = set_up,
     deployment: Deployment | None = None,
 ) -> None:
@@ -56,14 +56,14 @@ def run_cell(
 
     Args:
         config: of the cell.
-        held: its folder, which this process holds.
+        lease: of its folder.
         make: makes its parts; a server without images of its own makes other ones.
         deployment: None in a simulation.
 
     Raises:
         BadInput: the cell cannot be run as asked; nothing was written.
         Diverged: a client's loss left the finite numbers; `result.json` says so.
-        Held: another process took the folder over.
+        LeaseTaken: another process took the lease over.
     """
     folder = cell_folder(config)
     cell = folder.name
@@ -90,15 +90,15 @@ def run_cell(
         folder / CHECKPOINT,
     )
     precision = parts.make_trainer().precision
-    record = Record(folder, blank_result(cell, config, server, precision), held.check)
+    record = Record(folder, blank_result(cell, config, server, precision), lease.check)
     result = record.result
     bars = ProgressBars(cell, config.rounds, cohort_size(config.clients, config.fraction))
     with stoppable() as stop, record.closing(), bars, ExitStack() as exit_stack:
         _picture_data(folder, parts)
-        with no_garbage():
+        with pause_garbage_collection():
             log = CellLog(config.logger, folder, config.name, cell, plain)
         record.on_close = log.finish
-        run = Run(folder, parts, server, record, log, bars, stop, held, exit_stack, deployment)
+        run = Run(folder, parts, server, record, log, bars, stop, lease, exit_stack, deployment)
         try:
             run.federate()
         except (BadInput, Damaged, Diverged, OSError):
@@ -107,7 +107,7 @@ def run_cell(
             if message := user_code_error(error, config):
                 raise ExtensionFailed(message) from error
             raise
-        held.check()
+        lease.check()
         if server.method.evaluate == "global":
             parts.model.load_state_dict(server.global_state())
             save_pipeline(folder / "model", parts.model)
@@ -132,7 +132,7 @@ class Run:
     log: CellLog
     bars: ProgressBars
     stop: Stop
-    held: Hold
+    lease: Lease
     exit_stack: ExitStack
     deployment: Deployment | None
 
@@ -181,8 +181,8 @@ class Run:
     def _resume(self, before: int | None) -> None:
         record, server = self.record, self.server
         history = server.resume(self.checkpoint, before)
-        if before is None and record.found > server.round:
-            lost = f"{CHECKPOINT}/server-r{record.found:04d}"
+        if before is None and record.earlier_rounds > server.round:
+            lost = f"{CHECKPOINT}/server-r{record.earlier_rounds:04d}"
             print(f"fedlight: checkpoint: {lost} is missing or damaged; going back", file=sys.stderr)
         record.begin()
         if history:
@@ -213,7 +213,7 @@ class Run:
             noted["privacy"] = self.privacy_account.to_entry(self.privacy_account.epsilons(outcome.round))
             noted["row"]["epsilon"] = noted["privacy"]["epsilon"]
         history = {"rounds": [*self.record.rounds, noted], "seconds": self.record.result["seconds"]}
-        self.held.check()
+        self.lease.check()
         self.server.save(self.checkpoint, history)
         self._begin_round(Spent())
         self._note(noted, outcome.exchange)
@@ -258,7 +258,7 @@ class Run:
         )
         self.clock.mark(self._stored, spent)
         self.stop.check()
-        self.held.check(every=BEAT)
+        self.lease.check(every=HEARTBEAT)
 
     def _checkpoint_seconds(self) -> float:
         return self.checkpoint.watch.take() + self.site.take_seconds()
@@ -300,7 +300,7 @@ def _make_folder(folder: Path) -> None:
     try:
         for inner in ("samples", CHECKPOINT):
             (folder / inner).mkdir(parents=True, exist_ok=True)
-        if lost := lost_file(folder):
+        if lost := find_lost_file(folder):
             print(f"fedlight: {lost} is missing or damaged; it is made again", file=sys.stderr)
         for name in (CHECKSUMS, "result.json"):
             (folder / name).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.trainer import choose_precision
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.precision import FULL
+from fedlight.runtime.machine import FULL
 
 
 def check_sampling(config: CellConfig, schedule: SchedulerMixin) -> None:

@@ -25,8 +25,8 @@ from fedlight.federation.federator import on_cpu
 from fedlight.federation.server import Server
 from fedlight.federation.slices import SliceMap, buffer_names
 from fedlight.federation.trainer import check_steps, make_trainer_factory
-from fedlight.runtime.cores import CORES
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.machine import CORES
 from fedlight.runtime.memory import keep_freed_memory
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from fedlight.runtime.errors import Damaged
-from fedlight.runtime.strict_json import Strict, first_error, parse_json
+from fedlight.runtime.untrusted import Strict, first_error, parse_json
 
 MAX_BYTES = 2**34  # of a message
 MAX_HEADER = 2**22  # bytes of its header, which names its tensors
@@ -255,6 +255,8 @@ def unpack(content: bytes) -> tuple[dict[str, Any], dict[str, State]]:
     try:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["header"])
+        if not isinstance(header, dict):
+            raise TypeError("the header is no object")
         return header, _groups(load(content))
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"these bytes hold no tensors with a header ({error})") from error

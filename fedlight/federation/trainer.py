@@ -15,9 +15,8 @@ from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from fedlight.federation.federation_config import TRAINER_ARGUMENTS, TrainerConfig
-from fedlight.runtime.cores import CORES
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.precision import best_precision
+from fedlight.runtime.machine import CORES, best_precision
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 disable_possible_user_warnings()

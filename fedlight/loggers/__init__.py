@@ -1,1 +1,1 @@
-"""Where a cell's metrics, pictures and progress go, and the panels on Weights & Biases."""
+"""Logs a cell's metrics, pictures and progress; makes panels on Weights & Biases."""

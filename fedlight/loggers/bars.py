@@ -1,4 +1,4 @@
-"""Progress of a cell: bars at a terminal, elsewhere a line now and then."""
+"""Progress of a cell: bars at a terminal, elsewhere a line every minute."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedlight.runtime.progress import Teller
+from fedlight.runtime.progress import ProgressLines
 from fedlight.runtime.training_loss import batch_loss
 
 REFRESH = 0.5  # seconds between readings of the loss
@@ -36,7 +36,7 @@ class ProgressBars(Callback):
         self._batches = self._progress.add_task("batches", total=None, visible=False, note="")
         self._read_loss_at = 0.0
         self._cohort = cohort
-        self._teller = Teller(label) if self._progress.disable else None
+        self._lines = ProgressLines(label) if self._progress.disable else None
 
     def __enter__(self) -> "ProgressBars":
         self._progress.start()
@@ -46,14 +46,14 @@ class ProgressBars(Callback):
         self._progress.stop()
 
     def go_on_after(self, round_: int) -> None:
-        """Shows that many rounds as done."""
+        """Shows `round_` rounds as completed."""
         self._progress.update(self._rounds, completed=round_)
         self._progress.reset(self._clients, total=self._cohort, visible=True)
 
     def end_update(self) -> None:
-        """A client has trained, here or elsewhere."""
+        """Counts a client that has trained, in this process or in another one."""
         self._progress.advance(self._clients)
-        self._tell()
+        self._print_line()
 
     def end_round(self, train_loss: float | None) -> None:
         note = "" if train_loss is None else f"loss {train_loss:.4f}"
@@ -61,29 +61,29 @@ class ProgressBars(Callback):
         self._progress.reset(self._clients, total=self._cohort, visible=True)
 
     def sampling(self, steps: int) -> Callable[[int], None]:
-        """Turns the lower bars into one over `steps` denoising steps; returns what advances it by so many."""
+        """Replaces the lower bars by one of `steps` denoising steps; returns a function to advance it."""
         self._progress.update(self._clients, visible=False)
         self._progress.reset(self._batches, total=steps, description="sampling", visible=True, note="")
-        teller, done = Teller("sampling"), 0
+        lines, done = ProgressLines("sampling"), 0
 
-        def advance(more: int) -> None:
+        def advance(count: int) -> None:
             nonlocal done
-            done += more
-            self._progress.advance(self._batches, more)
+            done += count
+            self._progress.advance(self._batches, count)
             if self._progress.disable:
-                teller.tell(done / steps, f"{done} of {steps} denoising steps")
+                lines.update(done / steps, f"{done} of {steps} denoising steps")
 
         return advance
 
-    def _tell(self) -> None:
-        """Where there is no terminal, a line with the rounds, the clients and the batches so far."""
-        if self._teller is None:
+    def _print_line(self) -> None:
+        """Without a terminal, prints the progress of rounds and clients if a line is due."""
+        if self._lines is None:
             return
         rounds, clients, batches = self._progress.tasks
         within = (clients.completed + (batches.percentage / 100 if batches.total else 0)) / self._cohort
         share = (rounds.completed + min(within, 1)) / (rounds.total or 1)
         where = f"round {int(rounds.completed) + 1} of {rounds.total:.0f}"
-        self._teller.tell(share, f"{where}, {int(clients.completed)} of {self._cohort} clients")
+        self._lines.update(share, f"{where}, {int(clients.completed)} of {self._cohort} clients")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = trainer.num_training_batches * (trainer.max_epochs or 1)
@@ -93,7 +93,7 @@ class ProgressBars(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self._progress.advance(self._batches)
-        self._tell()
+        self._print_line()
         if not self._progress.disable and time.monotonic() - self._read_loss_at > REFRESH:
             self._read_loss_at = time.monotonic()
             self._progress.update(self._batches, note=f"loss {batch_loss(trainer, outputs):.4f}")

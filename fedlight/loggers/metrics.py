@@ -1,4 +1,4 @@
-"""The loggers of a cell, Lightning's own: Weights & Biases and CSV."""
+"""The loggers of a cell: Lightning's loggers for Weights & Biases and CSV."""
 
 import hashlib
 import os
@@ -17,24 +17,24 @@ from fedlight.loggers.wandb_mode import GROUP, RUN, SWEEP, wandb_mode
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.secret import redacted
 
-LONGEST_TAG = 64  # characters, of W&B
-PATIENCE = {"init_timeout": 30.0, "finish_timeout": 60.0}  # seconds that W&B may take at either end
+LONGEST_TAG = 64  # maximum number of characters of a tag of W&B
+PATIENCE = {"init_timeout": 30.0, "finish_timeout": 60.0}  # seconds for W&B to start and to end a run
 
 
 class CellLog:
-    """Where the metrics of a cell go, if anywhere.
+    """Passes the metrics of a cell to its logger, if it has one.
 
-    A service that refuses, dies or cannot be reached is mentioned once, and the cell goes on without it.
+    If the logger fails, a message is printed once, and the cell continues without it.
 
     Args:
-        node: the logger of the configuration.
+        node: section `logger` of the configuration.
         folder: of the cell.
-        sweep: the cell's sweep.
-        cell: its id.
-        parameters: its configuration, secrets masked.
+        sweep: name of the cell's sweep.
+        cell: id of the cell.
+        parameters: configuration of the cell with masked secrets.
 
     Raises:
-        BadInput: the configuration names no logger that can be made.
+        BadInput: the logger cannot be made.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class CellLog:
         if node.get("_target_") is not None:
             try:
                 self._logger = instantiate(node, _partial_=True)(folder, sweep, cell, parameters)
-            except Exception as error:  # each logger has errors of its own
+            except Exception as error:  # each logger has its own types of errors
                 raise BadInput(f"logger: {error}; logger=none needs nothing") from error
 
     def round(self, row: dict[str, Any], client_losses: dict[str, float], fid: dict[str, Any]) -> None:
@@ -60,14 +60,14 @@ class CellLog:
         self._try(lambda logger: logger.log_metrics(metrics, step=row["round"]))
 
     def pictures(self, round_: int, **pictures: Path) -> None:
-        """Logs the PNG files that are there under their names, where the logger shows images."""
+        """Logs existing PNG files under their names, if the logger shows images."""
         if isinstance(self._logger, WandbLogger):
             for key, path in pictures.items():
                 if path.is_file():
                     self._try(partial(WandbLogger.log_image, key=key, images=[str(path)], step=round_))
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Leaves the result as the run's summary and as a row of the table `cells`, and closes the logger."""
+        """Logs the result as the run's summary and as a row of the table `cells`, and closes the logger."""
         completed = result["status"] == "completed"
 
         def close(logger: Logger) -> None:
@@ -81,13 +81,13 @@ class CellLog:
         self._try(close)
 
     def _try(self, action: Callable[[Any], object]) -> None:
-        """Lets the logger act; it is dropped where it fails."""
+        """Calls `action` with the logger, which is dropped if it fails."""
         logger = self._logger
         if logger is None:
             return
         try:
             action(logger)
-        except Exception as error:  # each logger has errors of its own
+        except Exception as error:  # each logger has its own types of errors
             self._logger = None
             if isinstance(logger, WandbLogger):
                 _reset()
@@ -95,7 +95,7 @@ class CellLog:
 
 
 def cell_row(result: dict[str, Any]) -> dict[str, Any]:
-    """A cell in one row: what it was, what it exchanged, how good its images are."""
+    """A cell in one row: its configuration, traffic and image quality."""
     keys = ("cell", "status", "data", "partition", "clients", "method", "seed", "train_loss")
     fid, exchange = result["fid"] or {}, result["exchange"]
     return {
@@ -116,22 +116,22 @@ def csv_logger(folder: Path, sweep: str, cell: str, parameters: dict[str, Any]) 
 def wandb_logger(
     folder: Path, sweep: str, cell: str, parameters: dict[str, Any], project: str, entity: str | None
 ) -> WandbLogger:
-    """A W&B run of the cell, in the group of its sweep; its id follows from both.
+    """A W&B run of the cell, in the group of its sweep; sweep and cell determine its id.
 
     Under a W&B agent a single cell is the agent's run; the cells of a grid are grouped by the agent's sweep.
-    `config.setting` has the names that runs are grouped by, `none` where a group is not chosen.
-    Online where a key is known or WANDB_MODE asks for it, else offline in the cell's folder.
+    `config.setting` has the names that runs are grouped by, `none` if a group is not chosen. The run is
+    online if a key is known or WANDB_MODE says so, else offline in the cell's folder.
     """
     groups = ("method", "data", "partition", "model", "algorithm", "transform")
     setting = {key: str(parameters.get(key, {}).get("name", "none")) for key in groups}
-    own_id = hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest()
+    default_id = hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest()
     arguments = {
         "project": project,
         "entity": entity,
         "name": cell,
         "group": os.environ.get(GROUP) or sweep,
         "job_type": "cell",
-        "id": os.environ.get(RUN, own_id) if SWEEP in os.environ else own_id,
+        "id": os.environ.get(RUN, default_id) if SWEEP in os.environ else default_id,
         "save_dir": folder.absolute(),  # W&B's service has a working folder of its own
         "config": {**parameters, "setting": setting},
         "tags": [setting[key][:LONGEST_TAG] for key in ("method", "data", "partition")],
@@ -139,14 +139,14 @@ def wandb_logger(
     if wandb_mode() == "online":
         try:
             return _start(mode="online", resume="allow", **arguments)
-        except Exception as error:  # W&B has errors of its own
+        except Exception as error:  # W&B has its own types of errors
             _mention(f"W&B: {error}; offline instead, from here on")
             os.environ["WANDB_MODE"] = "offline"
             _reset()
     if wandb_mode() == "offline":
         _mention_offline(folder.parent)
         for piece in (folder / "wandb").glob(f"offline-run-*-{arguments['id']}"):
-            shutil.rmtree(piece)  # of a process that was stopped: what it logged is logged again
+            shutil.rmtree(piece)  # of a stopped process: its metrics are logged again
     return _start(mode=wandb_mode(), **arguments)
 
 
@@ -164,14 +164,13 @@ def _start(**arguments: Any) -> WandbLogger:
 
 
 def _reset() -> None:
-    """Ends W&B's service, which may be dead or hold the run's id; the next run starts another."""
+    """Ends W&B's service, which may have died or still hold the run's id; the next run starts another one."""
     import wandb
-    from wandb.sdk.lib.module import unset_globals
 
-    with suppress(Exception):  # whatever is wrong with it, it is given up
+    with suppress(Exception):  # it may be the service itself that failed
         wandb.teardown()
-    unset_globals()
-    os.environ.pop("WANDB_SERVICE", None)  # the address of the one that was given up
+    wandb.run = None  # Lightning would log to it
+    os.environ.pop("WANDB_SERVICE", None)  # the address of the ended service
 
 
 def _mention(message: str) -> None:
@@ -180,6 +179,6 @@ def _mention(message: str) -> None:
 
 @cache
 def _mention_offline(sweep_folder: Path) -> None:
-    """Mentions once a sweep where its runs are kept."""
+    """Prints once for each sweep where its offline runs are."""
     runs = sweep_folder / "*" / "wandb" / "offline-run-*"
     _mention(f"W&B: offline (no key, or WANDB_MODE says so); to send the runs later: wandb sync {runs}")

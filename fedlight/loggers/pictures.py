@@ -26,14 +26,14 @@ FRAME, LAST_FRAME = 150, 1500  # of an animation, in milliseconds
 def sample_grid(
     path: Path, rows: Sequence[tuple[str, Tensor]], title: str, heads: Sequence[str] = ()
 ) -> None:
-    """Draws images, a row a model, or several where a model's do not fit into one.
+    """Draws images, with one row for each model, or several if its images do not fit into one.
 
     Args:
         path: the PNG to write.
-        rows: what a row shows, empty for no label, and its images, uint8, shape (n, channels, height,
-            width), 1 or 3 channels.
-        title: of the whole grid.
-        heads: of the columns, one each, where an image's place says what it is to show; no more than COLUMNS.
+        rows: label, may be empty, and images of each model, uint8, shape (n, channels, height, width), with 1
+            or 3 channels.
+        title: of the figure.
+        heads: labels of the columns, at most COLUMNS; empty for columns without labels.
     """
     across = len(heads) or COLUMNS
     lines = [
@@ -64,18 +64,18 @@ def sample_grid(
 
 
 def single_image(path: Path, image: Tensor, scale: int = 1) -> None:
-    """Writes one image, uint8, shape (channels, height, width), each pixel as a square of `scale`."""
+    """Writes one image, uint8, shape (channels, height, width), with pixels enlarged `scale` times."""
     with atomic(path) as temporary:
         _enlarged(image, scale).save(temporary, "PNG")
 
 
 def pixel_grid(path: Path, images: Tensor, scale: int) -> None:
-    """Writes images, uint8, shape (n, channels, height, width), close together, nothing else beside them."""
+    """Writes images, uint8, shape (n, channels, height, width), as a grid without labels or margins."""
     single_image(path, _sheet(images), scale)
 
 
 def animation(path: Path, frames: Sequence[Tensor], scale: int) -> None:
-    """Writes a GIF; a frame is images, uint8, shape (n, channels, height, width); the last one stays."""
+    """Writes a GIF of frames, uint8, shape (n, channels, height, width); the last one is shown longest."""
     first, *others = [_enlarged(_sheet(images), scale) for images in frames]
     times = [FRAME] * len(others) + [LAST_FRAME]
     with atomic(path) as temporary:
@@ -95,7 +95,7 @@ def _enlarged(image: Tensor, scale: int) -> Image.Image:
 
 @literal_text
 def memorisation_histogram(path: Path, generated: NDArray[Any], unseen: NDArray[Any], title: str) -> None:
-    """Draws how near images lie to the training set, by their ratio of distances, train over test."""
+    """Draws histograms of the ratio of distances to the nearest training and to the nearest test image."""
     figure = Figure(figsize=(5.5, 3.4), dpi=144, layout="constrained")
     axis = figure.subplots()
     edges = np.linspace(0, max(2.0, float(np.quantile(unseen, 0.99))), 41).tolist()
@@ -114,7 +114,7 @@ def memorisation_histogram(path: Path, generated: NDArray[Any], unseen: NDArray[
 
 @literal_text
 def partition_heatmap(path: Path, counts: NDArray[Any], classes: Sequence[str], title: str) -> None:
-    """Draws the images of each client and label; `counts` has shape (clients, classes)."""
+    """Draws the number of images of each client and label; `counts` has shape (clients, classes)."""
     clients, labels = counts.shape
     width, height = min(2 + 0.55 * labels, 16), min(1.6 + 0.32 * clients, 12)
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")

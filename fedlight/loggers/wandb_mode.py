@@ -1,4 +1,4 @@
-"""What the environment says about Weights & Biases: online or offline, and whose run a cell is."""
+"""Weights & Biases in the environment: online or offline mode, and the runs of an agent."""
 
 import netrc
 import os
@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SWEEP, RUN, PARAMETERS = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"  # set by `wandb agent`
-GROUP = "FEDLIGHT_WANDB_GROUP"  # the group of a grid's cells, also in processes and jobs that it starts
+GROUP = "FEDLIGHT_WANDB_GROUP"  # group of a grid's cells, inherited by its processes and jobs
 
 
 def wandb_mode() -> str:
-    """WANDB_MODE where it is set, else `online` where a key is known and `offline` where none is."""
+    """WANDB_MODE if it is set, else `online` if a key is known, else `offline`."""
     return os.environ.get("WANDB_MODE") or ("online" if _key_known() else "offline")
 
 
 @contextmanager
 def runs_of_a_grid() -> Iterator[None]:
-    """Gives each cell of a grid a run of its own where a W&B agent started the command.
+    """Gives each cell of a grid its own run if a W&B agent started the command.
 
-    The agent's run id is one run's. The cells get ids as without an agent, and its sweep is their group, as
-    W&B advises for several runs of one agent's command.
+    The agent's run id is for one run only. So the cells get ids as without an agent, in the group of its
+    sweep, as W&B recommends for several runs of one command.
     """
     if SWEEP not in os.environ:
         yield

@@ -1,4 +1,4 @@
-"""The panels of a project on Weights & Biases: a workspace to leave open, and a report of the same panels."""
+"""Panels of a project on Weights & Biases: a workspace, and a report with the same panels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from fedlight.runs.palette import COLOURS
 from fedlight.runtime.errors import BadInput
 
 METHOD = "method.name"
-"""The configuration key that runs are grouped and coloured by."""
+"""Configuration key by which runs are grouped and coloured."""
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A section of the workspace, a chapter of the report."""
+    """A section of the workspace and of the report."""
 
     title: str
     text: str
@@ -25,7 +25,7 @@ class Topic:
 
 
 def topics() -> list[Topic]:
-    """The sections, in the sequence of the page of `fedlight.report`."""
+    """The sections, in the order of the page of `fedlight.report`."""
     return [
         Topic(
             "Quality against exchange",
@@ -51,7 +51,7 @@ def topics() -> list[Topic]:
         ),
         Topic(
             "Exchange",
-            "What crossed so far, both ways, all clients.",
+            "Cumulative traffic in both directions, all clients.",
             lambda: [
                 _curve("Parameters exchanged", "params_cumulative", "parameters"),
                 _curve("Bytes exchanged", "bytes_cumulative", "bytes"),
@@ -60,7 +60,7 @@ def topics() -> list[Topic]:
         ),
         Topic(
             "Client spread",
-            "How far the clients of a cell are apart.",
+            "Differences between the clients of a cell.",
             lambda: [
                 _bars("FID, standard deviation over clients", "fid.std", "FID"),
                 _clients("FID of each client", "client_fid/.*"),
@@ -69,23 +69,23 @@ def topics() -> list[Topic]:
         ),
         Topic(
             "Samples and partitions",
-            "The last grid of generated images, and which client held what.",
+            "The last grid of generated images, and the partition of the data.",
             lambda: [
                 wr.MediaBrowser(title="Samples", media_keys=["samples"], num_columns=2),
                 wr.MediaBrowser(title="Partitions", media_keys=["partition"], num_columns=2),
             ],
         ),
-        Topic("Cells", "A row a cell.", lambda: [wr.WeavePanelSummaryTable(table_name="cells")]),
+        Topic("Cells", "One row for each cell.", lambda: [wr.WeavePanelSummaryTable(table_name="cells")]),
     ]
 
 
 def build(entity: str, project: str, sweep: str | None) -> tuple[ws.Workspace, wr.Report]:
-    """The workspace and the report, not yet sent.
+    """Makes the workspace and the report without sending them.
 
     Args:
         entity: the team or user that owns the project.
         project: where the cells were logged.
-        sweep: only the cells of this sweep; None for all of the project.
+        sweep: shows the cells of this sweep only; None for the whole project.
     """
     title = f"fedlight: {sweep or project}"
     chosen = f"Metric('Group') = '{sweep}'" if sweep else ""
@@ -123,7 +123,7 @@ def build(entity: str, project: str, sweep: str | None) -> tuple[ws.Workspace, w
 
 
 def specification(workspace: ws.Workspace, report: wr.Report) -> dict[str, Any]:
-    """What would be sent, as plain data."""
+    """Workspace and report as JSON data."""
     return {
         name: model._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
         for name, model in (("workspace", workspace), ("report", report))
@@ -134,7 +134,7 @@ def publish(workspace: ws.Workspace, report: wr.Report) -> list[str]:
     """Sends both; returns their addresses.
 
     Raises:
-        BadInput: the service refused.
+        BadInput: W&B rejected them or cannot be reached.
     """
     try:
         workspace.save()

@@ -19,7 +19,7 @@ from fedlight.reporting.provenance import trace
 from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.reporting.tables import ReportTable
 from fedlight.runs.plan import read_launches
-from fedlight.runs.status import DONE, MISSING, SweepCell, read_sweep, sweeps_in
+from fedlight.runs.status import DONE, MISSING, SweepCell, find_sweeps, read_sweep
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic
 
@@ -103,7 +103,7 @@ def read_cells(sweeps: list[Path]) -> list[SweepCell]:
                 cells[cell.cell] = cell
     if not cells:
         folders = ", ".join(map(str, sweeps))
-        if inside := ", ".join(str(path) for sweep in sweeps for path in sweeps_in(sweep)):
+        if inside := ", ".join(str(path) for sweep in sweeps for path in find_sweeps(sweep)):
             raise BadInput(f"{folders}: no cell here, but sweeps to report on: {inside}")
         raise BadInput(f"{folders}: no cell here; python -m fedlight.run name=NAME puts cells into runs/NAME")
     return list(cells.values())

@@ -1,4 +1,4 @@
-"""What a finished cell must still hold: `files.sha256`, in the form of the program sha256sum."""
+"""Checksums of a finished cell's files: `files.sha256`, in the format of sha256sum."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,14 +10,14 @@ CHECKSUMS = "files.sha256"
 
 
 def write_checksums(folder: Path, paths: Iterable[Path]) -> None:
-    """Notes the SHA-256 of files below a cell's folder."""
+    """Writes the SHA-256 of files below a cell's folder."""
     lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     with atomic(folder / CHECKSUMS) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def lost_file(folder: Path) -> Path | None:
-    """The first noted file that is missing or damaged; None where all are whole, or none was noted."""
+def find_lost_file(folder: Path) -> Path | None:
+    """The first listed file that is missing or damaged; None if all are intact, or there is no list."""
     lines: list[str] = []
     with suppress(FileNotFoundError):
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()

@@ -26,7 +26,7 @@ LEDGER_COLUMNS = ("round", "client", "direction", "slice", "params", "bytes")
 
 
 class CsvFile:
-    """A CSV file that grows by whole rows; None is written as an empty field."""
+    """A CSV file to which rows are appended; None is written as an empty field."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path = path
@@ -40,7 +40,7 @@ class CsvFile:
 
 
 def write_partition(path: Path, counts: NDArray[Any], classes: Sequence[str]) -> None:
-    """Writes the images of each client and label; `counts` has shape (clients, classes)."""
+    """Writes the number of images of each client and label; `counts` has shape (clients, classes)."""
     file = CsvFile(path, ("client", "label", "count"))
     file.append(
         {"client": client, "label": label, "count": count}

@@ -1,4 +1,4 @@
-"""What the commands on a finished cell have in common: their arguments, and errors in one line."""
+"""Arguments and error messages of the commands on a finished cell."""
 
 import argparse
 import sys
@@ -15,23 +15,23 @@ def finished_parser(verb: str, description: str) -> argparse.ArgumentParser:
     """A parser of the cell's folder, `--client` and `--trust`.
 
     Args:
-        verb: of the command, such as sample.
-        description: of the command, for its help.
+        verb: name of the command, such as `sample`.
+        description: for the command's help.
     """
     parser = argparse.ArgumentParser(prog=f"python -m fedlight.{verb}", description=description)
     parser.add_argument("cell", type=Path, help="the cell's folder, runs/NAME/CELL")
-    parser.add_argument("--client", type=int, help="the client's own model; without it, the federated one")
+    parser.add_argument("--client", type=int, help="use this client's model, not the federated one")
     parser.add_argument(
-        "--trust", action="store_true", help="run whatever code the cell's configuration names"
+        "--trust", action="store_true", help="run any code that the cell's configuration names"
     )
     return parser
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Ends the process with one line on stderr where a command fails.
+    """Ends the process with one line on stderr if the block fails.
 
-    The status is 2 for bad input and for what the system refuses, 1 for predictions that are not finite.
+    The exit status is 2 for bad input and system errors, 1 for predictions that are not finite.
     """
     replace_unencodable()
     try:

@@ -1,4 +1,4 @@
-"""A cell's identity, its folder, and the result that says it is done."""
+"""The identity of a cell: its id, its folder, its configuration and result on disk."""
 
 import hashlib
 import json
@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from fedlight.runs.checksums import lost_file
+from fedlight.runs.checksums import find_lost_file
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic, naming
-from fedlight.runtime.plain_yaml import read_yaml
+from fedlight.runtime.untrusted import read_yaml
 
 SCHEMA = 1
 NEUTRAL_GROUPS = ("name", "output", "logger", "transport")
@@ -24,19 +24,19 @@ PLACES = (
     "evaluation.weights",
     "evaluation.cache",
 )
-"""Keys that hold paths of one machine."""
+"""Keys whose values are paths on one machine."""
 NEUTRAL = frozenset({*PLACES, "trainer.workers"})
-"""Keys that change no result. They are full names: another key that ends in the same word counts."""
+"""Dotted keys that change no result; other keys that end in the same word count in the id."""
 
 
 def cell_id(config: dict[str, Any]) -> str:
-    """A readable name that ends in a hash of everything that can change the result.
+    """A readable name that ends in a hash of all keys that can change the result.
 
     Args:
-        config: the checked configuration; what changes no result does not count.
+        config: the validated configuration.
     """
     counted = {key: value for key, value in config.items() if key not in NEUTRAL_GROUPS}
-    content = json.dumps(without(counted, NEUTRAL), sort_keys=True)
+    content = json.dumps(drop_keys(counted, NEUTRAL), sort_keys=True)
     digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
     parts = (
         config["method"]["name"],
@@ -53,32 +53,32 @@ def cell_id(config: dict[str, Any]) -> str:
 
 
 def changes_no_result(key: str) -> bool:
-    """Whether a dotted key of the configuration, such as `data.root`, counts in no cell's id."""
+    """Whether a dotted key of the configuration, such as `data.root`, is not part of a cell's id."""
     return key.partition(".")[0] in NEUTRAL_GROUPS or key in NEUTRAL
 
 
 def cell_folder(config: Any) -> Path:
-    """Where the cell of the checked configuration (`CellConfig`) lives."""
+    """The folder of the cell with a validated configuration (`CellConfig`)."""
     plain = config.plain()
     return Path(plain["output"]) / plain["name"] / cell_id(plain)
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the cell of this folder is completed, and what it must still hold is whole."""
-    return (read_result(folder) or {}).get("status") == "completed" and lost_file(folder) is None
+    """Whether the cell in a folder is completed and its files are intact."""
+    return (read_result(folder) or {}).get("status") == "completed" and find_lost_file(folder) is None
 
 
 def print_done(folder: Path) -> None:
-    """Says that the cell of this folder is skipped, since it is done."""
+    """Prints that the cell in a folder is skipped, since it is done."""
     print(f"{folder.name}: done already, in {folder}")
 
 
-def without(node: Any, keys: Collection[str], prefix: str = "") -> Any:
-    """A configuration without some of its keys, which are dotted names such as `data.root`."""
+def drop_keys(node: Any, keys: Collection[str], prefix: str = "") -> Any:
+    """A copy of a configuration without some dotted keys, such as `data.root`."""
     if not isinstance(node, dict):
         return node
     return {
-        key: without(value, keys, f"{prefix}{key}.")
+        key: drop_keys(value, keys, f"{prefix}{key}.")
         for key, value in node.items()
         if f"{prefix}{key}" not in keys
     }
@@ -91,10 +91,10 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What `write_config` wrote, or what somebody put in its place.
+    """Reads the configuration of a cell; the file is untrusted.
 
     Raises:
-        BadInput: the file cannot be read, or holds no configuration.
+        BadInput: the file cannot be read, or is no mapping.
     """
     try:
         config = read_yaml(path)
@@ -112,7 +112,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The cell's result, or None where there is none, or none that can be understood."""
+    """The cell's result; None if it is missing or cannot be parsed."""
     path = folder / "result.json"
     try:
         with naming(path):

@@ -1,38 +1,33 @@
-"""What a sweep is to run, written before its first cell starts: one file a command, in `.plan/`."""
+"""The plan of a sweep, written before its first cell starts: one file for each command, in `.plan/`."""
 
 import hashlib
 import json
 import shlex
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from fedlight.runtime.files import atomic
-from fedlight.runtime.lease import Holder
+from fedlight.runtime.process_record import Job, Number, ProcessRecord, Text
 
 PLAN = ".plan"
 LISTED = "FEDLIGHT_LISTED_ONLY"
 """Environment variable: a sweep's folder; its cells must lie there and call only what fedlight lists."""
 LARGEST = 2**26  # bytes of a plan; a cell has about 2**10
 MOST = 100_000  # cells of a plan, and arguments of a command
-Text = Annotated[str, StringConstraints(max_length=10_000)]
-Job = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}(_[0-9]{1,18})?$")]
 CellId = Annotated[str, StringConstraints(pattern=r"^[\w+][\w.+-]*$", max_length=255)]
-Time = Annotated[Text, AfterValidator(lambda text: datetime.fromisoformat(text) and text)]
-Number = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass
 class PlannedCell:
-    """A cell that a command asked for.
+    """A cell of a command.
 
     Attributes:
         overrides: of the configuration, as typed after `python -m fedlight.run`.
-        rounds: R.
-        job: the SLURM job that last was to run it, or None.
+        rounds: number of rounds, R.
+        job: the latest SLURM job that was submitted for it, or None.
         config: its configuration by dotted keys; empty in a plan of an earlier version.
     """
 
@@ -44,18 +39,18 @@ class PlannedCell:
 
 @dataclass
 class Launch:
-    """One command that launched a sweep; the same command again takes its place.
+    """One command that launched a sweep; typing the same command again replaces it.
 
     Attributes:
-        command: what was typed after `python -m fedlight.run`.
-        folder: where it was typed.
+        command: arguments of `python -m fedlight.run`.
+        folder: its working folder.
         process: the launching process.
-        cells: cell id: cell, in the order of the grid.
+        cells: cells by id, in the order of the grid.
     """
 
     command: list[str]
     folder: str
-    process: Holder
+    process: ProcessRecord
     cells: dict[str, PlannedCell] = field(default_factory=dict)
 
     @property
@@ -63,7 +58,7 @@ class Launch:
         return f"python -m fedlight.run {shlex.join(self.command)}".rstrip()
 
     def write(self, sweep: Path) -> None:
-        """Writes the file of this launch; what the configurations of all cells share is written once."""
+        """Writes the file of this launch; values that all configurations share are written once."""
         content = asdict(self)
         configs = [cell["config"] for cell in content["cells"].values()]
         content["shared"] = shared = {
@@ -83,18 +78,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _PlannedProcess(_Strict):
-    host: Text
-    boot: Text
-    namespace: Text
-    pid: Number
-    started: Text
-    job: Job | None
-    restart: Number
-    since: Time
-    token: Text = ""
-
-
 class _PlannedCell(_Strict):
     overrides: Annotated[list[Text], Field(max_length=MOST)]
     rounds: Number
@@ -103,29 +86,29 @@ class _PlannedCell(_Strict):
 
 
 class _PlanFile(_Strict):
-    """What a file of `.plan/` holds, which may come from elsewhere."""
+    """Schema of a file of `.plan/`, which is untrusted."""
 
     command: Annotated[list[Text], Field(max_length=MOST)]
     folder: Text
-    process: _PlannedProcess
+    process: ProcessRecord
     cells: Annotated[dict[CellId, _PlannedCell], Field(max_length=MOST)] = {}
     shared: dict[Text, JsonValue] = {}
 
 
 def read_launches(sweep: Path) -> list[Launch]:
-    """The launches of a sweep, the latest last."""
+    """The launches of a sweep in the order of their start."""
     files = (sweep / PLAN).glob("[!.]*.json")
     launches = [launch for path in files if (launch := _read(path))]
     return sorted(launches, key=lambda launch: launch.process.since)
 
 
 def read_launch(sweep: Path, command: list[str], folder: str) -> Launch | None:
-    """The launch of that command, typed in that folder."""
+    """The launch of a command in a working folder; None if there is none."""
     return _read(_path(sweep, command, folder))
 
 
-def last_jobs(sweep: Path) -> dict[str, str]:
-    """Cell id: the SLURM job that last was to run it."""
+def read_last_jobs(sweep: Path) -> dict[str, str]:
+    """The latest SLURM job of each cell by cell id."""
     return {
         cell: planned.job
         for launch in read_launches(sweep)
@@ -140,7 +123,7 @@ def _path(sweep: Path, command: list[str], folder: str) -> Path:
 
 
 def _read(path: Path) -> Launch | None:
-    """None for a file that is not ours, or was taken away meanwhile."""
+    """The launch in a file; None if it is no valid plan, or is missing."""
     try:
         with path.open("rb") as file:
             plan = _PlanFile.model_validate_json(file.read(LARGEST))
@@ -150,4 +133,4 @@ def _read(path: Path) -> Launch | None:
         name: PlannedCell(cell.overrides, cell.rounds, cell.job, plan.shared | cell.config)
         for name, cell in plan.cells.items()
     }
-    return Launch(plan.command, plan.folder, Holder(**plan.process.model_dump()), cells)
+    return Launch(plan.command, plan.folder, plan.process, cells)

@@ -1,4 +1,4 @@
-"""The reader of a cell's folder: for `fedlight.sweeps status`, the table in the terminal and the report."""
+"""Reads a cell's folder for `fedlight.sweeps status`, the table in the terminal and the report."""
 
 import csv
 import math
@@ -11,23 +11,23 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from fedlight.runs.identity import SCHEMA, read_result
 from fedlight.runtime.lease import HOLDER
-from fedlight.runtime.plain_yaml import read_yaml
+from fedlight.runtime.untrusted import read_yaml
 
 CELL_FILES = ("config.yaml", "result.json", "rounds.csv", HOLDER)
 """A folder that has one of these files is the folder of a cell."""
 
 Content = TypeVar("Content")
 
-LARGEST = 1e100  # of a number that a figure can show
+LARGEST = 1e100  # largest number that a figure can show
 
 Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
 Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
-Spent: TypeAlias = Annotated[float, Field(ge=0, le=math.inf)]
-"""An epsilon, noise or clip; `inf` where there is no bound."""
+PrivacyBound: TypeAlias = Annotated[float, Field(ge=0, le=math.inf)]
+"""An epsilon, noise or clip; `inf` means no bound."""
 
 
 class ExchangeTotals(BaseModel):
-    """What crossed in all rounds, both ways; `reduction` is the share that FULL would have had more, 0..1."""
+    """Traffic of all rounds in both directions; `reduction` is the share saved against FULL, 0..1."""
 
     params_total: Count
     bytes_total: Count
@@ -35,14 +35,14 @@ class ExchangeTotals(BaseModel):
 
 
 class Coverage(BaseModel):
-    """The share, 0..1, of the classes that turn up among generated images, and their entropy in nats."""
+    """Share of the classes, 0..1, that occur among generated images, and entropy of the classes in nats."""
 
     share: Number
     entropy: Number
 
 
 class LabelAccuracy(BaseModel):
-    """Shares, 0..1, of images with the label asked for: of all classes, of held and of never seen ones."""
+    """Shares of images, 0..1, that match their label: of all classes, of seen (`held`) and unseen classes."""
 
     all: Number
     held: Number | None = None
@@ -50,14 +50,14 @@ class LabelAccuracy(BaseModel):
 
 
 class OwnQuality(BaseModel):
-    """FID of clients' models against real images of the classes that each client holds; lower is better."""
+    """FID of clients' models against real images of each client's seen classes; lower is better."""
 
     value: Number | None
     per_client: list[Number | None]
 
 
 class ImageQuality(BaseModel):
-    """Image quality as one extractor sees it; lower `value` (FID) and `kid` are better."""
+    """Image quality with one feature extractor; lower `value` (FID) and `kid` are better."""
 
     extractor: str
     scope: str
@@ -83,17 +83,17 @@ class ImageQuality(BaseModel):
 
 
 class PrivacyEntry(BaseModel):
-    """What a cell promises: (epsilon, delta) differential privacy of one client or of one image."""
+    """The guarantee of a cell: (epsilon, delta) differential privacy of one client or of one image."""
 
     kind: str
-    epsilon: Spent
+    epsilon: PrivacyBound
     delta: Number
-    noise: Spent
-    clip: Spent
+    noise: PrivacyBound
+    clip: PrivacyBound
 
 
 class Result(BaseModel):
-    """`result.json`, as far as status and report depend on it."""
+    """The part of `result.json` that status and report use."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -111,20 +111,20 @@ class Result(BaseModel):
     error: str | None = None
 
     def quality(self, name: str) -> float | None:
-        """A number of the image quality, such as `kid` or `coverage.share`; None where the cell has none."""
-        found: Any = self.fid
+        """A number of the image quality, such as `kid` or `coverage.share`; None if it is missing."""
+        value: Any = self.fid
         for part in name.split("."):
-            found = getattr(found, part) if found else None
-        return found
+            value = getattr(value, part) if value else None
+        return value
 
     @property
     def scored_clients(self) -> int | None:
-        """How many clients' models were scored, None where it was not theirs."""
+        """Number of clients whose models were evaluated; None if the federated model was."""
         return len(self.fid.clients) if self.fid and self.fid.clients else None
 
 
 class StoredAttack(BaseModel):
-    """An attack of `audit.json`; AUC and rates with the ends of their 95 % intervals."""
+    """An attack of `audit.json`; AUC and rates are given with the bounds of their 95 % intervals."""
 
     sees: str
     attack: str
@@ -136,7 +136,7 @@ class StoredAttack(BaseModel):
 
 
 class StoredAudit(BaseModel):
-    """`audit.json`, as far as the report depends on it."""
+    """The part of `audit.json` that the report uses."""
 
     attacks: list[StoredAttack] = []
 
@@ -149,21 +149,20 @@ NAMED: dict[str, TypeAdapter[Any]] = {
     "rounds": TypeAdapter(Count),
     "seed": TypeAdapter(Count),
 }
-"""Keys of the configuration by which cells are sorted, and what their values are."""
+"""Keys of the configuration by which cells are sorted, and the types of their values."""
 
 
 class CellFiles:
-    """The files of a cell; each is read when it is first asked for.
+    """The files of a cell; each is validated when it is first used.
 
-    A file that is missing or cannot be read counts as empty. Each is checked against what its readers depend
-    on, so that a damaged file costs no more than its own content.
+    A file that is missing or damaged counts as empty and does not affect the others.
 
     Args:
         folder: of the cell; it may be missing.
-        planned: the planned configuration by dotted keys; it stands in for a missing `config.yaml`.
+        planned: the planned configuration by dotted keys, used if `config.yaml` is missing.
 
     Attributes:
-        problems: name of a file that was found damaged so far: a message that says why.
+        problems: messages on damaged files by file name.
     """
 
     def __init__(self, folder: Path, planned: dict[str, Any] | None = None) -> None:
@@ -192,13 +191,13 @@ class CellFiles:
 
     @cached_property
     def audit(self) -> StoredAudit:
-        """`audit.json`, what an attacker found."""
+        """The results of the attacks in `audit.json`."""
         return self._read(
             "audit.json", lambda path: StoredAudit.model_validate_json(path.read_bytes()), StoredAudit()
         )
 
     def report(self, name: str, error: Exception) -> None:
-        """Notes a file that cannot be read."""
+        """Adds a file that cannot be read to `problems`."""
         self.problems[name] = f"{name} cannot be read: {_one_line(error)}"
 
     def check(self) -> list[str]:
@@ -208,7 +207,7 @@ class CellFiles:
         return list(self.problems.values())
 
     def modified(self, name: str) -> float:
-        """When a file was last written, in seconds since 1970; 0 where it is missing."""
+        """Modification time of a file in seconds since 1970; 0 if it is missing."""
         try:
             return (self.folder / name).stat().st_mtime
         except OSError:
@@ -224,8 +223,8 @@ class CellFiles:
             return empty
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested configuration by dotted keys.
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Flattens a nested configuration to dotted keys.
 
     Raises:
         ValueError: it is no mapping.
@@ -235,14 +234,14 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict):
-            leaves |= flat(value, f"{prefix}{key}.")
+            leaves |= flatten(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
 
 
 def _config(path: Path) -> dict[str, Any]:
-    config = flat(read_yaml(path))
+    config = flatten(read_yaml(path))
     for key, kind in NAMED.items():
         if key in config:
             try:
@@ -286,8 +285,8 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def numbers_of(folder: Path) -> dict[str, float] | None:
-    """The numbers in the result of a cell; None where the cell is not completed."""
+def read_numbers(folder: Path) -> dict[str, float] | None:
+    """Reads the numbers of a cell's result by dotted keys; None if the cell is not completed."""
     result = read_result(folder)
     if result is None or result.get("status") != "completed":
         return None

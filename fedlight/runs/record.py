@@ -1,4 +1,4 @@
-"""The record of a cell as it runs: its tables, its clock, and the result that closes it."""
+"""The record of a running cell: its tables, its time, and its result."""
 
 import csv
 import time
@@ -13,18 +13,18 @@ from fedlight.runtime.secret import redacted
 
 
 class Record:
-    """What is known of a cell so far.
+    """The tables and the result of a cell so far.
 
     Args:
         folder: of the cell.
         result: `result.json` before the first round.
-        check: raises where the folder is this process's no more; then nothing is written.
+        check: raises if this process has lost the cell's lease; the result is then not written.
 
     Attributes:
-        result: as it stands.
-        rounds: what was noted of each round: `row` of `rounds.csv`, `client_losses`, `fid`.
-        found: rounds that the `rounds.csv` of an earlier process knows.
-        on_close: is given the result before it is written.
+        result: `result.json` so far.
+        rounds: entries of the finished rounds: `row` of `rounds.csv`, `client_losses`, `fid`.
+        earlier_rounds: number of rounds in the `rounds.csv` of an earlier process.
+        on_close: called with the result before it is written.
     """
 
     def __init__(self, folder: Path, result: dict[str, Any], check: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ class Record:
         self.result = result
         self._check = check
         self.rounds: list[dict[str, Any]] = []
-        self.found = _count_rows(folder / "rounds.csv")
+        self.earlier_rounds = _count_rows(folder / "rounds.csv")
         self.on_close: Callable[[dict[str, Any]], None] = lambda result: None
         self._started = time.perf_counter()
         self.begin()
@@ -46,10 +46,10 @@ class Record:
     def note(
         self, noted: dict[str, Any], exchange: Iterable[dict[str, Any]], total: dict[str, int | float]
     ) -> None:
-        """Notes a finished round.
+        """Adds a finished round to the tables.
 
         Args:
-            noted: an entry of `rounds`.
+            noted: entry of `rounds`.
             exchange: the round's rows of `ledger.csv`.
             total: the `exchange` entry of `result.json` up to this round.
         """
@@ -63,31 +63,31 @@ class Record:
         self._ledger_csv.append(exchange)
 
     def spend(self, **seconds: float) -> None:
-        """Adds seconds to `result["seconds"]`, under the names that it has."""
+        """Adds seconds to the entries of `result["seconds"]`."""
         for name, value in seconds.items():
             self.result["seconds"][name] += value
 
     @property
     def running(self) -> float:
-        """Seconds that the total does not have yet."""
+        """Seconds that are not yet part of the total."""
         return time.perf_counter() - self._started
 
     def tick(self) -> None:
-        """Brings the total of seconds up to now."""
+        """Adds the seconds since the last call to the total."""
         now = time.perf_counter()
         self.spend(total=now - self._started)
         self._started = now
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Writes the result, whatever happens inside: completed, failed or interrupted."""
+        """Writes the result at the end of the block: completed, failed or interrupted."""
         try:
             yield
             self.result["status"] = "completed"
         except BaseException as error:
             self.result["status"] = "failed" if isinstance(error, Exception) else "interrupted"
             self.result["error"] = redacted(str(error)) or type(error).__name__
-            with suppress(OSError):  # the disk may be what failed, or the hold
+            with suppress(OSError):  # the disk or the lease may be lost
                 self._close()
             raise
         self._close()

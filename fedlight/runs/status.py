@@ -1,4 +1,4 @@
-"""The state of each cell of a sweep, from the plan, the cells' folders and SLURM's queue."""
+"""The state of each cell of a sweep, from its plan, the cells' folders and SLURM's queue."""
 
 import math
 import os
@@ -10,16 +10,17 @@ from typing import Any
 
 from fedlight.runs.plan import PLAN, PlannedCell, read_launches
 from fedlight.runs.reader import CELL_FILES, CellFiles
-from fedlight.runtime.lease import AT_WORK, file_clock, is_alive, read_holder
-from fedlight.runtime.slurm_jobs import job_states
+from fedlight.runtime.lease import read_file_clock, read_holder
+from fedlight.runtime.process_record import is_alive
+from fedlight.runtime.slurm_jobs import ACTIVE_STATES, job_states
 
-DONE = "done"  # its result says completed
+DONE = "done"  # its result is completed
 RUNNING = "running"  # a process works on it
-QUEUED = "queued"  # SLURM has its job waiting, or a process that is alive will come to it
+QUEUED = "queued"  # its SLURM job is pending, or a living process will run it later
 INTERRUPTED = "interrupted"  # it was stopped or killed after it had begun
 FAILED = "failed"  # it ended in an error
-MISSING = "missing"  # it is planned, has not begun, and nothing will run it
-CORRUPT = "corrupt"  # its result is there and cannot be read
+MISSING = "missing"  # it is planned, has not begun, and no job or process will run it
+CORRUPT = "corrupt"  # its result cannot be read
 UNFINISHED = (INTERRUPTED, FAILED, MISSING, CORRUPT)
 
 JOB_LOGS = ".slurm"  # in the sweep's folder, a folder for each job
@@ -33,10 +34,10 @@ class SweepCell:
     Attributes:
         files: of its folder.
         state: one of the states above.
-        rounds: R, or None where neither the plan nor the cell's files say so.
-        eta: seconds that the remaining rounds of a running cell will take, or None before the first.
-        job: the SLURM job that runs it or last was to, or None.
-        heartbeat: last sign of life of the process at work on it, in seconds since 1970, or None.
+        rounds: number of rounds R, or None if neither the plan nor the cell's files tell.
+        eta: estimated seconds for the remaining rounds of a running cell; None before the first.
+        job: the latest SLURM job of the cell, or None.
+        heartbeat: last heartbeat of the process that runs it, in seconds since 1970, or None.
         error: why it is interrupted, failed or corrupt, or None.
         typed: the configuration keys that the command of its sweep set or swept.
     """
@@ -52,7 +53,7 @@ class SweepCell:
 
     @property
     def cell(self) -> str:
-        """Its id."""
+        """Id of the cell."""
         return self.files.folder.name
 
     @property
@@ -61,12 +62,12 @@ class SweepCell:
 
     @property
     def round(self) -> int:
-        """Rounds completed."""
+        """Number of completed rounds."""
         return len(self.files.rounds)
 
     @property
     def note(self) -> str:
-        """What went wrong, and how far a cell without a result has come; may be empty."""
+        """Errors, and the progress of a cell without a result; may be empty."""
         progress = ""
         if self.files.result is None and self.files.folder.is_dir():
             with os.scandir(self.files.folder) as entries:
@@ -77,21 +78,21 @@ class SweepCell:
         return "; ".join(note for note in notes if note)
 
     def as_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The row of `fedlight.sweeps status --json`."""
         keys = ("cell", "state", "round", "rounds", "eta", "job", "heartbeat", "error")
         return {key: getattr(self, key) for key in keys}
 
 
 def read_sweep(sweep: Path) -> list[SweepCell]:
-    """The cells of a sweep: those planned in the order of their grid, then the others by name."""
+    """The cells of a sweep: planned cells in the order of their grid, then the others by name."""
     launches = read_launches(sweep)
     planned = {cell: plan for launch in launches for cell, plan in launch.cells.items()}
     inside = sorted(sweep.glob("[!.]*/"))
     folders = [path for path in inside if any(os.path.exists(path / name) for name in CELL_FILES)]
     cells = list(dict.fromkeys([*planned, *(path.name for path in folders)]))
 
-    known = {cell: found for cell in cells if (found := read_holder(sweep / cell))}
-    processes = [*(launch.process for launch in launches), *(holder for holder, _ in known.values())]
+    holders = [holder[0] for cell in cells if (holder := read_holder(sweep / cell))]
+    processes = [*(launch.process for launch in launches), *holders]
     jobs = {process.job for process in processes} | {plan.job for plan in planned.values()}
     queue = job_states(job for job in jobs if job) or {}
     launched = {
@@ -104,8 +105,8 @@ def read_sweep(sweep: Path) -> list[SweepCell]:
     return [read_cell(sweep / cell, planned.get(cell), queue, launched.get(cell)) for cell in cells]
 
 
-def sweeps_in(folder: Path) -> list[Path]:
-    """The sweeps in a folder of sweeps; none where it is a sweep itself."""
+def find_sweeps(folder: Path) -> list[Path]:
+    """The sweeps in a folder; none if the folder is itself a sweep."""
     if (folder / PLAN).is_dir():
         return []
     inside = sorted(folder.glob("[!.]*/"))
@@ -115,40 +116,39 @@ def sweeps_in(folder: Path) -> list[Path]:
 def read_cell(
     folder: Path, plan: PlannedCell | None, queue: Mapping[str, str], launched: float | None = None
 ) -> SweepCell:
-    """Reads the folder of a cell and finds its state.
+    """Determines the state of a cell.
 
     Args:
         folder: of the cell.
-        plan: None for a cell that no sweep planned.
-        queue: SLURM's answer on the plan's job and on that of the cell's holder.
-        launched: start of a process that is alive and will run the cell in its turn, in seconds since 1970,
-            or None.
+        plan: of the cell, or None.
+        queue: states of the SLURM jobs of the plan and of the lease's holder.
+        launched: start of a living process that will run the cell later, in seconds since 1970, or None.
     """
     files = CellFiles(folder, plan.config if plan else None)
     result, job = files.result, plan.job if plan else None
     status, error = (result.status, result.error) if result else (None, files.problems.get("result.json"))
     rounds = result.rounds if result else plan.rounds if plan else files.config.get("rounds")
     heartbeat = eta = None
-    known = read_holder(folder)
-    now = file_clock(folder.parent) if known else 0.0  # beside the cell: its folder is only read
+    holder = read_holder(folder)
+    now = read_file_clock(folder.parent) if holder else 0.0  # nothing is written to the cell's folder
 
     if status == "completed":
         state = DONE
-    elif known is not None and is_alive(known[0], now - known[1], queue):
-        state, job, heartbeat = RUNNING, known[0].job, known[1]
+    elif holder is not None and is_alive(holder[0], now - holder[1], queue):
+        state, job, heartbeat = RUNNING, holder[0].job, holder[1]
         if files.rounds and rounds is not None:
             seconds = sum(row.get("seconds") or 0.0 for row in files.rounds)
             since = now - files.modified("rounds.csv")
             eta = max(0.0, (rounds - len(files.rounds)) * seconds / len(files.rounds) - since)
     elif job in queue:
-        state = RUNNING if queue[str(job)] in AT_WORK else QUEUED
+        state = RUNNING if queue[str(job)] in ACTIVE_STATES else QUEUED
     elif launched is not None and files.modified("result.json") < launched:
         state = QUEUED
     elif status is not None:
         state = FAILED if status == "failed" else INTERRUPTED
     elif error is not None:
         state = CORRUPT
-    elif known is not None or files.rounds:
+    elif holder is not None or files.rounds:
         state, error = INTERRUPTED, "ended without a result"
     elif job is not None and (message := _job_error(folder.parent, job)):
         state, error = FAILED, message
@@ -159,7 +159,7 @@ def read_cell(
 
 
 def _job_error(sweep: Path, job: str) -> str | None:
-    """The last error on stderr of a job that left no result; None where the job never started."""
+    """The last error on stderr of a job that left no result; None if the job never started."""
     log = sweep / JOB_LOGS / job / f"{job}_0_log.err"
     try:
         lines = log.read_text(errors="replace", encoding="utf-8").split("\n")

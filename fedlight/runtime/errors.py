@@ -1,28 +1,28 @@
-"""The ways in which a cell fails; the user sees each as one line."""
+"""The errors of fedlight; the user sees each as one line."""
 
 
 class BadInput(ValueError):
-    """What was asked cannot be done; the message says what was wrong and what is allowed."""
+    """The input is invalid; the message names the key, the value and what is allowed."""
 
 
 class Diverged(RuntimeError):
-    """Training left the finite numbers; the message names round and client."""
+    """Training produced numbers that are not finite; the message names round and client."""
 
 
 class Damaged(RuntimeError):
-    """A file of a checkpoint is missing, or does not hold what was written; the message names it."""
+    """A stored file is missing or damaged, or a message is invalid; the message names it."""
 
 
 class MemoryLost(Damaged):
-    """What a client kept between rounds is gone; the server has to go back to an earlier round."""
+    """The memory of a client is lost; the server has to go back to an earlier round."""
 
 
-class Held(OSError):
-    """Another process works on the cell; the message says which."""
+class LeaseTaken(OSError):
+    """Another process works on the cell, or has taken its lease over; the message names it."""
 
 
 class ExtensionFailed(RuntimeError):
-    """Code of the user's own raised in training; the message names it, what came and where to read more."""
+    """User code raised in training; the message names the code, the error and where to read more."""
 
 
 class ClientFailed(RuntimeError):
@@ -33,7 +33,7 @@ class CellFailed(Exception):
     """A cell of a sweep ended in an error that was printed already.
 
     Attributes:
-        status: the exit status that it means.
+        status: exit status of the command.
     """
 
     def __init__(self, status: int) -> None:
@@ -42,18 +42,18 @@ class CellFailed(Exception):
 
 
 KNOWN = (BadInput, ClientFailed, Damaged, Diverged, ExtensionFailed)
-"""Errors whose message says it all."""
+"""Errors whose message is shown without their type."""
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """The error that began it, or the first of ours on the way there."""
+    """The first error of KNOWN in a chain of causes, else the last cause."""
     while error.__cause__ is not None and not isinstance(error, KNOWN):
         error = error.__cause__
     return error
 
 
 def raised_by_hydra(error: BaseException) -> bool:
-    """Whether Hydra or OmegaConf itself raised an error: it then is about what was typed."""
+    """Whether Hydra or OmegaConf raised an error; it is then about the command line."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -62,6 +62,6 @@ def raised_by_hydra(error: BaseException) -> bool:
 
 
 def format_error(error: BaseException) -> str:
-    """An error out of code that is not fedlight's, in words."""
+    """The type and message of an error of other code than fedlight's, on one line."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}{': ' if words else ''}{words}; HYDRA_FULL_ERROR=1 shows the traceback"

@@ -1,13 +1,12 @@
-"""Files that are either whole or absent, and what to do where one cannot be read or written."""
+"""Files written atomically, and messages on files that cannot be read or written."""
 
 import errno
 import hashlib
 import os
-import pwd
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,7 +25,7 @@ REMEDIES = {
 
 
 def explain(error: OSError) -> str:
-    """Which path failed, why, and what to do, as far as the system says it."""
+    """Path, reason and, if known, remedy of a failed file operation."""
     message = error.strerror or str(error)
     if error.filename is not None:
         message = f"{error.filename}: {message}"
@@ -35,49 +34,9 @@ def explain(error: OSError) -> str:
     return message
 
 
-def explain_cache(error: OSError, keys: str) -> str:
-    """Why a file of the cache cannot be used, and what to do; a permission is named with the file's owner.
-
-    Args:
-        error: its `filename` is the file or folder that failed.
-        keys: what sets the cache, such as `FEDLIGHT_CACHE`.
-    """
-    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{reason}; set {keys} to a folder with room"
-    barrier = _barrier(Path(os.fsdecode(error.filename))) if error.filename else None
-    whose = "" if barrier is None else f"; {barrier} belongs to {_owner(barrier)}, mode {_mode(barrier):04o}"
-    return (
-        f"{reason}{whose}: its owner can let others use it (chmod -R g+rwX, and umask 002 for what is made "
-        f"later), or set {keys} to a folder of your own"
-    )
-
-
-def _barrier(path: Path) -> Path | None:
-    """The nearest to a path, itself or a folder above it, that can be looked at."""
-    for place in (path, *path.parents):
-        with suppress(OSError):
-            place.stat()
-            return place
-    return None
-
-
-def _mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-def _owner(path: Path) -> str:
-    """The name of a file's owner, or its number where it has none."""
-    uid = path.stat().st_uid
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
-
-
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors inside name the path, as those of an open file do not by themselves."""
+    """Adds the path to errors of the block, since errors of an open file do not name it."""
     try:
         yield
     except OSError as error:
@@ -96,7 +55,7 @@ def file_sha256(path: Path) -> str:
 
 
 def no_follow(path: str, flags: int) -> int:
-    """An `opener` for `open` that refuses a symbolic link: another user of the folder may have put it there.
+    """An `opener` for `open` that rejects symbolic links, which another user of the folder may have made.
 
     Raises:
         OSError: ELOOP, the path is a symbolic link.
@@ -106,17 +65,17 @@ def no_follow(path: str, flags: int) -> int:
 
 @contextmanager
 def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is written there replaces `path` on success.
+    """Yields a temporary path beside `path`; the file written there replaces `path` if the block succeeds.
 
     Args:
-        path: of the file; where it is a symbolic link, the link is replaced.
-        durable: whether the file and its name are on the disk afterwards.
+        path: of the file; a symbolic link is replaced, not followed.
+        durable: whether file and name are flushed to the disk.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.stem}-{uuid4().hex}{path.suffix}")
     try:
         with naming(path):
             temporary.touch(exist_ok=False)
-            mode = temporary.stat().st_mode  # by the user's umask; a library may set its own when it writes
+            mode = temporary.stat().st_mode  # by the user's umask; libraries may set another one
             yield temporary
             temporary.chmod(stat.S_IMODE(mode))
             with open(temporary, "rb", opener=no_follow) as file:
@@ -130,20 +89,14 @@ def atomic(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Removes what processes that were killed left half-written in a folder and those below it."""
+    """Removes the temporary files of killed processes in a folder and in the folders below it."""
     for parent, _, names in os.walk(folder):
         for name in filter(OURS.fullmatch, names):
             Path(parent, name).unlink(missing_ok=True)
 
 
-def remove_unfinished(path: Path) -> None:
-    """Removes what processes that were killed while they made this file left; call it where none is at it."""
-    for left in path.parent.glob(f"{TEMPORARY}{path.stem}-*"):
-        left.unlink(missing_ok=True)
-
-
 def _flush(folder: Path) -> None:
-    """Makes a new name in a folder last."""
+    """Flushes the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Fingerprints: equal exactly where two things are equal bit for bit."""
+"""SHA-256 of tensors: equal if and only if the tensors are equal bit for bit."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, sorted, and raw bytes."""
+    """SHA-256 of names and raw bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
@@ -17,7 +17,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def tensors_sha256(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 over shapes, types and raw bytes, one after another."""
+    """SHA-256 of shapes, dtypes and raw bytes, in the given order."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())

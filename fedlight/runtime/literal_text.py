@@ -1,4 +1,4 @@
-"""Text in pictures is drawn as it is written: $, _, ^ and backslashes of names are no markup."""
+"""Text in pictures is drawn literally: $, _, ^ and backslashes in names are no markup."""
 
 from typing import Any
 
@@ -7,4 +7,4 @@ from matplotlib import rc_context
 LITERAL: dict[Any, Any] = {"text.parse_math": False}
 
 literal_text = rc_context(LITERAL)
-"""Decorates a function that makes a figure and draws it: text is made in both."""
+"""Decorates a function that makes a figure and draws it."""

@@ -1,4 +1,4 @@
-"""Memory and garbage: what the process keeps instead of asking for it again, or looking for it in vain."""
+"""Settings of the process's memory: malloc and Python's garbage collector."""
 
 import ctypes
 import gc
@@ -10,10 +10,10 @@ MEBIBYTES_AT_ONCE = 64
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc's malloc keep what is freed; with another C library nothing happens.
+    """Makes glibc's malloc keep freed memory; does nothing with another C library.
 
-    A training step frees large tensors and makes others of their size again and again. By default each of
-    them is mapped anew by the kernel, page by page, which takes a fifth of a step of the paper's UNet.
+    A training step repeatedly frees and allocates large tensors of the same sizes. By default the kernel maps
+    each of them anew, page by page, which takes a fifth of a step of the paper's UNet.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -23,8 +23,8 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def no_garbage() -> Iterator[None]:
-    """Switches Python's garbage collector off while libraries load: they leave none, and looking is slow."""
+def pause_garbage_collection() -> Iterator[None]:
+    """Switches Python's garbage collector off while libraries load, which is faster and leaves no garbage."""
     was_on = gc.isenabled()
     gc.disable()
     try:

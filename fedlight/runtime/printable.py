@@ -1,4 +1,4 @@
-"""Text from elsewhere, made fit for a line of a log."""
+"""Text from untrusted sources and file names, escaped so that a terminal or a log shows it on one line."""
 
 import re
 
@@ -6,12 +6,17 @@ LENGTH = 300  # characters
 LONGEST = 100_000  # characters of an error message
 
 
+def legible(name: str) -> str:
+    """A file name with each byte that is not UTF-8 in hexadecimal; other text is unchanged."""
+    return re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", name)
+
+
 def printable(text: object, length: int = LENGTH) -> str:
-    """A text on one line: control characters are escaped, and what exceeds `length` characters is cut.
+    """An untrusted text on one line: control characters are escaped, and it is cut to `length` characters.
 
     Args:
-        text: whatever `str` takes, from a party that nobody vouches for.
-        length: the largest number of characters of the result, 1 or more.
+        text: converted by `str` first.
+        length: maximum number of characters of the result, at least 1.
     """
     shown = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
@@ -21,10 +26,5 @@ def printable(text: object, length: int = LENGTH) -> str:
 
 
 def plain_line(text: str) -> str:
-    """An error message, which may hold text from elsewhere, on one line; white space is a space."""
+    """An error message, which may quote untrusted text, on one line; white space becomes single spaces."""
     return printable(" ".join(text.split()), LONGEST)
-
-
-def legible(name: str) -> str:
-    """Text with each byte of a file name that is not UTF-8 in hexadecimal; other text stays as it is."""
-    return re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", name)

@@ -1,4 +1,4 @@
-"""Long work tells of itself: a bar at a terminal, elsewhere a line on stderr now and then."""
+"""Progress of long work: a bar at a terminal, elsewhere a line on stderr every minute."""
 
 import sys
 import time
@@ -16,53 +16,62 @@ EVERY = 60.0  # seconds between two lines
 T = TypeVar("T")
 
 
-class Teller:
-    """Prints a line now and then, with the time that is left."""
+class ProgressLines:
+    """Prints at most one line in EVERY seconds, with the estimated time that is left.
+
+    Args:
+        what: names the work.
+    """
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._begun = self._told = time.monotonic()
-        self._first: float | None = None
+        self._started = self._printed = time.monotonic()
+        self._first_share: float | None = None
 
-    def tell(self, share: float | None, how_far: str) -> None:
-        """Prints `how_far`, where a line is due; `share` of the work is done, 0..1, or None: nobody knows."""
+    def update(self, share: float | None, status: str) -> None:
+        """Prints a line if one is due.
+
+        Args:
+            share: of the work that is done, 0..1, or None if it is unknown.
+            status: for example `3 of 10 rounds`.
+        """
         now = time.monotonic()
-        if self._first is None:
-            self._first, self._begun = share or 0.0, now
-        if now - self._told < EVERY or (share is not None and share <= self._first):
+        if self._first_share is None:
+            self._first_share, self._started = share or 0.0, now
+        if now - self._printed < EVERY or (share is not None and share <= self._first_share):
             return
-        self._told = now
+        self._printed = now
         if share is not None:
-            left = (now - self._begun) * (1 - share) / (share - self._first)
-            how_far = f"{how_far}, about {timedelta(seconds=round(left))} left"
-        print(f"fedlight: {self._what}: {how_far}", file=sys.stderr)
+            left = (now - self._started) * (1 - share) / (share - self._first_share)
+            status = f"{status}, about {timedelta(seconds=round(left))} left"
+        print(f"fedlight: {self._what}: {status}", file=sys.stderr)
 
 
 def track(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
-    """The items, and how far they have come; `total` is None where nobody knows how many there are."""
+    """Yields the items and shows their number; `total` is None if it is unknown."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from bar(items, what, total, console=console, transient=True)
         return
-    teller = Teller(what)
+    lines = ProgressLines(what)
     for number, item in enumerate(items):
         if total:
-            teller.tell(number / total, f"{number} of {total}")
+            lines.update(number / total, f"{number} of {total}")
         else:
-            teller.tell(None, str(number))
+            lines.update(None, str(number))
         yield item
 
 
 @contextmanager
-def telling(message: Callable[[], str]) -> Iterator[None]:
-    """Prints a message now and then while the block works."""
+def print_every_minute(message: Callable[[], str]) -> Iterator[None]:
+    """Prints a message every EVERY seconds while the block runs."""
     done = Event()
 
-    def tell() -> None:
+    def repeat() -> None:
         while not done.wait(EVERY):
             print(f"fedlight: {message()}", file=sys.stderr)
 
-    Thread(target=tell, daemon=True).start()
+    Thread(target=repeat, daemon=True).start()
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What is secret, by its key or as part of a URL, and how it is kept out of every file and message."""
+"""Recognises secrets by their key or their form, and keeps them out of files and messages."""
 
 import os
 import re
@@ -30,7 +30,8 @@ ASSIGNED = re.compile(r"((?:^|[?&;#,\s])([^\s?&;#,=:/'\"]+)=)((?!\$\{)[^\s?&;#,'
 HEADER = re.compile(r"(?i)(\bbearer\s+|\bauthorization\s*[:=]\s*(?:\w+\s+)?)([\w.~+/=-]{8,})")
 SHORTEST = 4  # characters of a secret that is looked for in messages
 
-_seen: set[str] = set()
+_known_secrets: set[str] = set()
+"""Secrets that this process has masked so far; global, since any error message may quote them."""
 
 
 def is_secret(key: str) -> bool:
@@ -58,12 +59,12 @@ def _words(key: str) -> list[str]:
 
 
 def masked(node: Any, key: str = "") -> Any:
-    """A configuration with its secrets blotted out, which `redacted` knows from then on."""
+    """A copy of a configuration with its secrets masked; `redacted` masks them in messages from then on."""
     if isinstance(node, list):
         return [masked(value, key) for value in node]
     if node is not None and not isinstance(node, bool) and is_secret(key):
         for leaf in _leaves(node):
-            _seen.add(leaf)
+            _known_secrets.add(leaf)
         return BLOT
     if isinstance(node, dict):
         return {name: masked(value, str(name)) for name, value in node.items()}
@@ -71,7 +72,7 @@ def masked(node: Any, key: str = "") -> Any:
 
 
 def _leaves(node: Any) -> Iterator[str]:
-    """The values in a configuration, as texts."""
+    """Yields the values of a configuration as strings."""
     if isinstance(node, dict | list):
         for value in node.values() if isinstance(node, dict) else node:
             yield from _leaves(value)
@@ -80,14 +81,14 @@ def _leaves(node: Any) -> Iterator[str]:
 
 
 def _without_secrets(text: str) -> str:
-    """A text without the credentials in URLs, headers and name=value, which are known from then on."""
+    """Masks the credentials in URLs, headers and name=value of a text, and remembers them."""
 
-    def blot(found: str) -> str:
-        _seen.add(found)
+    def blot(secret: str) -> str:
+        _known_secrets.add(secret)
         return BLOT
 
     def user(m: re.Match[str]) -> str:
-        _seen.add(m[1].partition(":")[2] or m[1])
+        _known_secrets.add(m[1].partition(":")[2] or m[1])
         return BLOT
 
     def assigned(m: re.Match[str]) -> str:
@@ -99,8 +100,8 @@ def _without_secrets(text: str) -> str:
 
 
 def redacted(message: str) -> str:
-    """A message without secrets: those of the environment, those that were masked, those of such a form."""
-    known = set(_seen)
+    """A message without secrets: those of the environment, those masked before, and those of a known form."""
+    known = set(_known_secrets)
     for name, value in os.environ.items():
         if is_secret(name):
             known.update([value, *(_unquoted(item) for item in ITEM.findall(value))])
@@ -111,14 +112,13 @@ def redacted(message: str) -> str:
 
 
 def move_to_environment(arguments: Iterable[str], environment: MutableMapping[str, str]) -> list[str]:
-    """Arguments KEY=VALUE, in which a reference to an environment variable takes the place of each secret.
+    """Replaces each secret in arguments KEY=VALUE by a reference to an environment variable.
 
-    So what is written of the arguments holds no secret, and processes that are started with them, jobs of
-    SLURM among them, find it in the environment that they inherit.
+    Files can then quote the arguments. Processes started with them, also SLURM jobs, inherit the variables.
 
     Args:
         arguments: of the command line.
-        environment: gets a variable a secret, such as FEDLIGHT_SECRET_LOGGER_API_KEY.
+        environment: gets one variable for each secret, such as FEDLIGHT_SECRET_LOGGER_API_KEY.
     """
     moved: dict[str, str] = {}
 
@@ -139,12 +139,12 @@ def move_to_environment(arguments: Iterable[str], environment: MutableMapping[st
         if is_secret(key) or _without_secrets(value) != value:
             return f"{key}={refer(key, value)}"
         parts, position = [f"{key}="], 0
-        while found := KEYED.search(value, position):
-            parts.append(value[position : found.end()])
-            position = found.end()
-            if is_secret(found[1]):
+        while match := KEYED.search(value, position):
+            parts.append(value[position : match.end()])
+            position = match.end()
+            if is_secret(match[1]):
                 end = _end_of_value(value, position)
-                parts.append(refer(f"{key}.{found[1]}", value[position:end]))
+                parts.append(refer(f"{key}.{match[1]}", value[position:end]))
                 position = end
         return "".join([*parts, value[position:]])
 
@@ -154,10 +154,10 @@ def move_to_environment(arguments: Iterable[str], environment: MutableMapping[st
 
 
 def _end_of_value(text: str, start: int) -> int:
-    """Where a value ends that begins at `start` within a mapping on Hydra's command line."""
+    """The end of the value that begins at `start` in a mapping on Hydra's command line."""
     if text[start : start + 1] not in ("[", "{"):
-        found = SCALAR.match(text, start)
-        return found.end() if found else start
+        match = SCALAR.match(text, start)
+        return match.end() if match else start
     depth = 0
     for token in re.compile(rf"{QUOTED}|[\[{{\]}}]").finditer(text, start):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)

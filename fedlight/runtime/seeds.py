@@ -1,4 +1,4 @@
-"""Random streams by name: every draw of a cell comes from a stream that its key alone decides."""
+"""Seeded random streams: every draw of a cell comes from a stream that depends on its key only."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Signals that ask a cell to end: it stops where it is, and its files stay good for a restart."""
+"""SIGTERM and SIGINT end a cell between two steps, so that it can be resumed."""
 
 import signal
 import threading
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT = 128  # and the signal's number: the exit status of a process that a signal ended
+EXIT = 128  # exit status of a process that a signal ended, minus the signal's number
 
 
 class Interrupted(BaseException):
-    """The process was asked to end; no Exception, so that no library takes it for an error of its own.
+    """The process received a signal to end. It is no Exception, so that libraries do not catch it.
 
     Attributes:
-        status: the exit status that it means.
+        status: exit status of the command.
     """
 
     def __init__(self, number: int) -> None:
@@ -22,31 +22,31 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """Whether the process was asked to end.
+    """Remembers a signal to end until the cell can stop.
 
-    An exception raised by a signal's handler may come up inside any library and be taken for something
-    else, so a handler only notes the signal, and whoever can stop well asks.
+    An exception raised by a signal handler could surface inside any library. So the handler only stores the
+    signal, and the cell calls `check` where it can stop.
     """
 
     def __init__(self) -> None:
         self._number: int | None = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler of a signal; the next one of its kind ends the process at once."""
+        """Handles a signal; the next one of the same kind ends the process at once."""
         self._number = number
         signal.signal(number, signal.SIG_DFL)
 
     def check(self) -> None:
-        """Raises Interrupted where the process was asked to end."""
+        """Raises Interrupted if a signal was received."""
         if self._number is not None:
             raise Interrupted(self._number)
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Takes note of SIGTERM and SIGINT while the body runs.
+    """Handles SIGTERM and SIGINT while the block runs.
 
-    Handlers that are there already belong to a scheduler's library, and stay.
+    Handlers that are set already belong to a scheduler's library and stay.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -1,59 +1,63 @@
-"""What SLURM says of jobs: which one this process is in, and which are queued or run."""
+"""Queries of SLURM: the job of this process, the states of jobs, limits; and cancelling of jobs."""
 
 import os
 import re
 import subprocess
 from collections.abc import Iterable
 
-PATIENCE = 30  # seconds for an answer
+TIMEOUT = 30  # seconds for an answer
+JOB_ID = r"^[0-9]{1,18}(_[0-9]{1,18})?$"
+SUSPENDED_STATES = ("SUSPENDED", "STOPPED")  # of a job whose processes live and send no heartbeat
+ACTIVE_STATES = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", *SUSPENDED_STATES)
 
 
 def this_job() -> str | None:
-    """The job of this process, 12, or 12_3 in an array; None outside SLURM."""
+    """The id of this process's job, `12`, or `12_3` in an array; None outside SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+    return job if re.fullmatch(JOB_ID, job) else None
 
 
 def this_restart() -> int:
-    """How often SLURM has started this process's job again."""
+    """How many times SLURM has requeued this process's job."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
-def answers() -> bool:
-    """Whether SLURM can be asked here; its commands may be installed where no cluster is."""
+def is_available() -> bool:
+    """Whether SLURM answers; its commands may be installed without a cluster."""
     try:
         return not subprocess.run(
-            ["squeue", "--noheader", "--me"], capture_output=True, timeout=PATIENCE
+            ["squeue", "--noheader", "--me"], capture_output=True, timeout=TIMEOUT
         ).returncode
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
 def max_array_size() -> int | None:
-    """How many tasks a job array may have (SLURM's MaxArraySize); None where SLURM does not say."""
+    """Maximum number of tasks of a job array (MaxArraySize); None if SLURM does not answer."""
     try:
         done = subprocess.run(
-            ["scontrol", "show", "config"], capture_output=True, encoding="utf-8", timeout=PATIENCE
+            ["scontrol", "show", "config"], capture_output=True, encoding="utf-8", timeout=TIMEOUT
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return array_size_in(done.stdout)
+    return parse_max_array_size(done.stdout)
 
 
-def array_size_in(config: str) -> int | None:
-    """MaxArraySize in what `scontrol show config` prints; None where it is missing, or 0 for no arrays."""
+def parse_max_array_size(config: str) -> int | None:
+    """MaxArraySize in the output of `scontrol show config`; None if it is missing or 0."""
     size = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
     return int(size[1]) or None if size else None
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, str] | None:
-    """The state (PENDING, RUNNING, ...) of those jobs that have not ended.
+    """The states (PENDING, RUNNING, ...) of those jobs that have not ended.
 
     Args:
         jobs: ids as in `this_job`.
 
     Returns:
-        id: state; None where SLURM cannot be asked.
+        State by id; None if SLURM does not answer.
     """
     wanted = set(jobs)
     if not wanted:
@@ -62,7 +66,7 @@ def job_states(jobs: Iterable[str]) -> dict[str, str] | None:
     command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--jobs={ids}"]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, encoding="utf-8", errors="replace"
+            command, capture_output=True, text=True, timeout=TIMEOUT, encoding="utf-8", errors="replace"
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -73,13 +77,13 @@ def job_states(jobs: Iterable[str]) -> dict[str, str] | None:
 
 
 def cancel(jobs: Iterable[str]) -> str | None:
-    """Takes jobs out of the queue and ends those that run; returns what SLURM objected to, if anything."""
+    """Cancels queued and running jobs; returns SLURM's error message, if any."""
     try:
         done = subprocess.run(
             ["scancel", *jobs],
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             encoding="utf-8",
             errors="replace",
         )

@@ -1,4 +1,4 @@
-"""A stopwatch that runs while its `with` block does."""
+"""A stopwatch for `with` blocks."""
 
 import time
 

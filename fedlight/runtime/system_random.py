@@ -1,4 +1,4 @@
-"""Random numbers of the operating system's cryptographic generator, for draws that are secret."""
+"""Random numbers of the operating system's cryptographic generator, for secret draws."""
 
 import os
 from typing import Any
@@ -9,11 +9,11 @@ from scipy.special import ndtri
 
 
 class SystemGenerator:
-    """Draws as a NumPy generator does, 8 bytes of `os.urandom` a number.
+    """Has two methods of a NumPy generator; each number takes 8 bytes of `os.urandom`.
 
-    It has no seed and no state, so nothing in the process decides a draw, and a forked process repeats none.
-    A generator of NumPy or torch is no substitute, whatever seeds it: NumPy's can be reconstructed from some
-    of their numbers, and torch's on the CPU keeps 32 bits of its seed.
+    It has no seed and no state, so draws cannot be predicted, and a forked process does not repeat any. A
+    generator of NumPy or torch is no substitute: the state of NumPy's can be reconstructed from their output,
+    and torch's on the CPU uses 32 bits of its seed.
     """
 
     def random(self, size: Any) -> NDArray[np.float64]:

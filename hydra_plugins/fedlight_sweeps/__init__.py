@@ -1,1 +1,1 @@
-"""Hydra's sweeper and launchers as fedlight's sweeps need them; Hydra takes plugins from here only."""
+"""Hydra plugins: the sweepers and launchers of fedlight. Hydra looks for plugins only in this package."""

@@ -1,4 +1,4 @@
-"""The cells of a sweep as parallel processes on this machine, each with a GPU of its own if there are any."""
+"""Runs the cells of a sweep as parallel processes on this machine, each on one GPU if there are any."""
 
 import os
 import sys
@@ -17,26 +17,26 @@ from hydra.types import TaskFunction
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from omegaconf import DictConfig
 
-from fedlight.runtime.cores import CORES
 from fedlight.runtime.errors import CellFailed
+from fedlight.runtime.machine import CORES
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-WORKERS = "FEDLIGHT_WORKERS"  # that a cell has by default, see configs/trainer
+WORKERS = "FEDLIGHT_WORKERS"  # a cell's default number of workers, see configs/trainer
 
 
 class LocalLauncher(JoblibLauncher):
-    """Hydra's joblib launcher; `n_jobs=null` is a process a GPU, or a process a core where there is none."""
+    """Hydra's joblib launcher; `n_jobs=null` starts a process for each GPU, or each core without GPUs."""
 
     task_function: TaskFunction | None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs the cells; all of them, even where some fail."""
+        """Runs all cells, even if some fail."""
         assert self.config is not None
         assert self.task_function is not None
         gpus = [] if self.config.trainer.accelerator == "cpu" else _gpus()
         processes = self.joblib["n_jobs"] = self.joblib["n_jobs"] or len(gpus) or -1
         at_once = min(processes if processes > 0 else CORES, len(job_overrides))
-        if not gpus:  # its processes share the cores
+        if not gpus:  # the processes share the cores
             os.environ.setdefault(WORKERS, str(max(1, CORES // at_once)))
         with TemporaryDirectory() as folder:
             if gpus:
@@ -52,12 +52,12 @@ class LocalLauncher(JoblibLauncher):
 
 @dataclass(frozen=True)
 class OnOneGPU:
-    """A cell's task in a process that sees one GPU.
+    """Runs a cell in a process that sees one GPU.
 
     Attributes:
         task: runs the cell.
-        places: for each process the GPU that it is to see.
-        folder: where the processes mark the places that they have taken.
+        places: the GPU of each process.
+        folder: of the lock files by which processes take a place.
     """
 
     task: TaskFunction
@@ -71,7 +71,7 @@ class OnOneGPU:
 
 @cache
 def _take_place(places: tuple[str, ...], folder: str) -> tuple[str, FileLock]:
-    """The first GPU that is free, and what keeps it for this process as long as it lives."""
+    """The first free GPU, and the lock that reserves it until this process ends."""
     for number, gpu in enumerate(places):
         lock = FileLock(Path(folder, str(number)))
         with suppress(Timeout):
@@ -81,7 +81,7 @@ def _take_place(places: tuple[str, ...], folder: str) -> tuple[str, FileLock]:
 
 
 def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name, one entry a GPU."""
+    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
     if (visible := os.environ.get(VISIBLE)) is not None:
         return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
     import torch

@@ -1,4 +1,4 @@
-"""A search for the cell with the best result, by Optuna, in place of a grid."""
+"""A search for the cell with the best result by Optuna, instead of a grid."""
 
 import math
 import sys
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from fedlight.config import SCHEMA_KEYS, WHOLE_KEYS
 from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.overrides import keep_text
-from fedlight.runs.reader import Result, numbers_of
+from fedlight.runs.reader import Result, read_numbers
 from fedlight.runtime.errors import BadInput, CellFailed
 from hydra_plugins.fedlight_sweeps.sweeper import Cells, PlanningSweeper
 
@@ -21,16 +21,16 @@ DIRECTIONS = ("minimize", "maximize")
 
 
 class OptunaSweeper(PlanningSweeper):
-    """Cells in batches, each chosen by the results of those before.
+    """Runs cells in batches, each drawn from the results of the batches before.
 
-    Nothing is kept but the cells: the same command asks for the same cells again, finds the results of those
-    that are done, and goes on from there.
+    Only the cells are stored: the same command draws the same cells again, reads the results of completed
+    ones and continues from there.
 
     Args:
-        params: of the search: key: values, as on the command line, which precedes them.
-        dry: not possible, since results decide which cells there are.
-        n_trials: cells in all.
-        n_jobs: cells in a batch.
+        params: of the search: key: values, as on the command line, whose values take precedence.
+        dry: rejected, since the cells depend on results.
+        n_trials: number of cells.
+        n_jobs: number of cells in a batch.
         metric: dotted key of a number in `result.json`.
         direction: minimize or maximize.
         seed: of the sampler.
@@ -56,12 +56,12 @@ class OptunaSweeper(PlanningSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Runs the search and prints its best cell.
 
-        A cell that cannot be run, or that fails, counts as a failed trial, and the search goes on.
+        A cell that is invalid or fails counts as a failed trial, and the search continues.
 
         Raises:
-            BadInput: Optuna is not installed, the search itself cannot be done, a completed cell has no such
-                metric, or none of the cells can be run.
-            CellFailed: cells failed or could not be run.
+            BadInput: Optuna is not installed, the search is invalid, no completed cell has the metric, or all
+                cells are invalid.
+            CellFailed: some cells failed or are invalid.
         """
         if self.dry:
             raise BadInput("--dry: which cells a search runs follows from their results")
@@ -70,7 +70,7 @@ class OptunaSweeper(PlanningSweeper):
         except ImportError as error:
             raise BadInput("hydra/sweeper=optuna: pip install 'fedlight[optuna]'") from error
         self._check_settings()
-        overrides = self.parsed(arguments)
+        overrides = self.parse(arguments)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         space = {o.get_key_element(): self._distribution(o) for o in overrides if o.is_sweep_override()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -84,9 +84,9 @@ class OptunaSweeper(PlanningSweeper):
             trials = [study.ask(space) for _ in range(min(left, self.n_jobs))]
             chosen = [[f"{key}={value}" for key, value in trial.params.items()] for trial in trials]
             grid = [keep_text([*fixed, *drawn]) for drawn in chosen]
-            found, bad = self.examine(grid)
+            valid, bad = self.examine(grid)
             reasons = {tuple(cell): reason for cell, reason in bad}
-            new = {folder: cell for folder, cell in found.items() if folder not in cells}
+            new = {folder: cell for folder, cell in valid.items() if folder not in cells}
             pending = self.plan(new, cells) if new else []
             cells |= new
             try:
@@ -138,8 +138,8 @@ class OptunaSweeper(PlanningSweeper):
             )
 
     def _check_metric(self, cells: Cells) -> None:
-        """Raises BadInput where cells are completed and none has the metric."""
-        completed = [numbers for folder in cells if (numbers := numbers_of(folder)) is not None]
+        """Raises BadInput if cells are completed and none has the metric."""
+        completed = [numbers for folder in cells if (numbers := read_numbers(folder)) is not None]
         if completed and not any(self.metric in numbers for numbers in completed):
             raise BadInput(
                 f"hydra.sweeper.metric={self.metric}: no completed cell has a number of that name; there are "
@@ -147,14 +147,14 @@ class OptunaSweeper(PlanningSweeper):
             )
 
     def _value(self, folder: Path) -> float | None:
-        """The metric of a cell; None where the cell is not completed, or has no such number."""
-        return (numbers_of(folder) or {}).get(self.metric)
+        """The metric of a cell; None if the cell is not completed or lacks it."""
+        return (read_numbers(folder) or {}).get(self.metric)
 
     def _distribution(self, override: Override) -> Any:
-        """What Optuna draws a key from: an interval, log-uniform with tag(log, ...), or listed values.
+        """The distribution of a swept key: an interval, log-uniform with tag(log, ...), or listed values.
 
         Raises:
-            BadInput: an interval from which nothing can be drawn.
+            BadInput: the interval is invalid.
         """
         from optuna import distributions
 
@@ -174,9 +174,9 @@ class OptunaSweeper(PlanningSweeper):
         return distributions.IntDistribution(int(low), int(high), log=log)
 
     def _is_whole(self, key: str, low: float, high: float) -> bool:
-        """Whether an interval stands for whole numbers: by the schema, by int(...), or by the key's default.
+        """Whether an interval is of integers, according to the schema, int(...) or the key's default.
 
-        Hydra reads the bounds of an interval as floats, unless int(...) makes them whole.
+        Hydra parses the bounds of an interval as floats, except in int(...).
         """
         if key in WHOLE_KEYS or (isinstance(low, int) and isinstance(high, int)):
             return True

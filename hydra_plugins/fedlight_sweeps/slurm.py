@@ -1,4 +1,4 @@
-"""The cells of a sweep as SLURM arrays, as few as the cluster allows, waited for or left alone."""
+"""Runs the cells of a sweep as SLURM job arrays, as few as the cluster allows."""
 
 import os
 import shutil
@@ -17,45 +17,45 @@ from fedlight.runs.identity import is_done, print_done
 from fedlight.runs.plan import PlannedCell, read_launch
 from fedlight.runs.status import DONE, read_cell
 from fedlight.runtime.errors import BadInput, CellFailed
-from fedlight.runtime.slurm_jobs import answers, job_states, max_array_size
+from fedlight.runtime.slurm_jobs import is_available, job_states, max_array_size
 
-POLL = 5.0  # seconds between two looks at the queue
+POLL = 5.0  # seconds between two queries of the queue
 SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "tasks_per_node")
-"""What submitit names alike for every kind of cluster; the rest is its SLURM's own."""
+"""Parameters that submitit has for every kind of cluster; those of SLURM alone have the prefix `slurm_`."""
 
 
 @dataclass(frozen=True)
 class CellJob:
-    """What a job runs: `python -m fedlight.run ARGUMENTS`, in the job's own process."""
+    """Runs `python -m fedlight.run ARGUMENTS` in the process of a job."""
 
     arguments: list[str]
 
     def __call__(self) -> None:
         from fedlight import run
 
-        os.environ.pop(run.DEBUG, None)  # set by the launching process, for itself
+        os.environ.pop(run.DEBUG, None)  # set by the launching process for itself
         sys.argv = ["fedlight.run", *self.arguments]
         run.main()
 
     def checkpoint(self) -> Any:
-        """Asked by submitit at preemption and time-out: the same cell again, in the same job."""
+        """Requeues the cell in the same job; submitit calls it at preemption and time-out."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 class SlurmArrayLauncher(SlurmLauncher):
-    """Hydra's submitit launcher, for cells that can be resumed.
+    """Hydra's submitit launcher for cells that can be resumed.
 
-    It submits no cell twice, returns after submission if asked to (`detach`), else waits for all cells even
-    where some fail, and needs no accounting (sacct): the queue and the cells' folders say how each ended.
+    It submits no cell twice. With `detach` it returns after submission, else it waits for all cells, even if
+    some fail. It needs no accounting (sacct): the queue and the cells' folders tell how each cell ended.
     """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submits what is neither done nor queued.
+        """Submits the cells that are neither completed nor queued.
 
         Raises:
-            BadInput: there is no SLURM, or it refuses an array; those before it stay submitted.
+            BadInput: SLURM does not answer, or rejects an array; earlier arrays stay submitted.
         """
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
@@ -65,21 +65,21 @@ class SlurmArrayLauncher(SlurmLauncher):
         cells = [planned[tuple(overrides)] for overrides in job_overrides]
 
         queue = job_states(job for cell in cells if (job := plan.cells[cell].job))
-        if queue is None or not answers():
+        if queue is None or not is_available():
             raise BadInput("hydra/launcher=slurm: squeue does not answer; is this a login node of SLURM?")
         new = []
         for cell in cells:
             if plan.cells[cell].job in queue:
                 print(f"{cell}: with SLURM already, as job {plan.cells[cell].job}")
-            elif is_done(sweep / cell):  # its job ended since the grid was checked
+            elif is_done(sweep / cell):  # its job has ended since the grid was checked
                 print_done(sweep / cell)
             else:
                 new.append(cell)
-        for array in arrays(new, max_array_size()):
+        for array in split_into_arrays(new, max_array_size()):
             jobs = self._submit([CellJob([*self._flags(), *plan.cells[cell].overrides]) for cell in array])
             for cell, job in zip(array, jobs, strict=True):
                 plan.cells[cell].job = job
-            plan.write(sweep)  # before the next array, which SLURM may refuse
+            plan.write(sweep)  # before the next array, which SLURM may reject
             print(f"{len(array)} cells submitted as SLURM job {jobs[0].split('_')[0]}")
         if self.params["detach"]:
             print(f"python -m fedlight.sweeps status {sweep}    # their states")
@@ -87,7 +87,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         return self._wait({cell: plan.cells[cell] for cell in cells}, sweep)
 
     def _flags(self) -> list[str]:
-        """What was typed for Hydra itself and a single cell needs as well."""
+        """The command's options and overrides for Hydra itself that a single cell needs as well."""
         assert self.config is not None
         sources = self.config.hydra.runtime.config_sources
         typed: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra)  # references stay references
@@ -102,15 +102,15 @@ class SlurmArrayLauncher(SlurmLauncher):
     def _submit(self, cells: Sequence[CellJob]) -> list[str]:
         import submitit
 
-        asked = {key: value for key, value in self.params.items() if key != "detach"}
-        folder, timeouts = asked.pop("submitit_folder"), asked.pop("max_num_timeout")
-        if cpus := asked["cpus_per_task"]:  # srun does not take them over from sbatch since SLURM 22.05
-            asked["srun_args"] = [f"--cpus-per-task={cpus}", *asked["srun_args"]]
-        if asked["nodes"] > 1:  # the cell runs on the first of them, and starts what works on the others
-            asked["srun_args"] = ["--nodes=1", "--ntasks=1", *asked["srun_args"]]
-        extra = asked.pop("additional_parameters")
-        asked["additional_parameters"] = {"requeue": True, **extra}
-        parameters = {key if key in SHARED else f"slurm_{key}": value for key, value in asked.items()}
+        options = {key: value for key, value in self.params.items() if key != "detach"}
+        folder, timeouts = options.pop("submitit_folder"), options.pop("max_num_timeout")
+        if cpus := options["cpus_per_task"]:  # srun does not inherit them from sbatch since SLURM 22.05
+            options["srun_args"] = [f"--cpus-per-task={cpus}", *options["srun_args"]]
+        if options["nodes"] > 1:  # the cell runs on the first node and starts workers on the others
+            options["srun_args"] = ["--nodes=1", "--ntasks=1", *options["srun_args"]]
+        extra = options.pop("additional_parameters")
+        options["additional_parameters"] = {"requeue": True, **extra}
+        parameters = {key if key in SHARED else f"slurm_{key}": value for key, value in options.items()}
         try:
             executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)
             executor.update_parameters(**parameters)
@@ -125,7 +125,7 @@ class SlurmArrayLauncher(SlurmLauncher):
             raise BadInput(f"hydra/launcher=slurm: {error}{limit}") from error
 
     def _wait(self, cells: dict[str, PlannedCell], sweep: Path) -> list[JobReturn]:
-        """Waits until SLURM has none of the jobs any more; prints the state in which each cell ended."""
+        """Waits until all jobs have left SLURM's queue; prints the state in which each cell ended."""
         left, ends = dict(cells), []
         try:
             while left:
@@ -146,14 +146,14 @@ class SlurmArrayLauncher(SlurmLauncher):
         return ends
 
 
-def arrays(cells: Sequence[str], limit: int | None) -> list[Sequence[str]]:
-    """The cells in as few job arrays as SLURM's MaxArraySize allows, in order; in one where that is None."""
+def split_into_arrays(cells: Sequence[str], limit: int | None) -> list[Sequence[str]]:
+    """Splits cells, in order, into as few job arrays as MaxArraySize allows; into one if `limit` is None."""
     size = limit or max(1, len(cells))
     return [cells[first : first + size] for first in range(0, len(cells), size)]
 
 
 def _job_return(overrides: list[str], completed: bool) -> JobReturn:
-    """The end of a cell, as Hydra expects it of a launcher."""
+    """The return value of a cell's job, as Hydra expects it from a launcher."""
     end = JobReturn(overrides=overrides, status=JobStatus.COMPLETED if completed else JobStatus.FAILED)
     end.return_value = None if completed else CellFailed(1)
     return end

@@ -1,33 +1,37 @@
-"""The grid of a sweep, checked and planned as a whole before its first cell starts."""
+"""The grid of a sweep: all cells are checked and planned before the first one starts."""
 
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
-from omegaconf import open_dict
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedlight.config import CellConfig, describe, validate
 from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.overrides import keep_text
 from fedlight.runs.identity import cell_folder, is_done, print_done
-from fedlight.runs.plan import LISTED, Launch, PlannedCell, last_jobs
-from fedlight.runs.reader import flat
+from fedlight.runs.plan import LISTED, Launch, PlannedCell, read_last_jobs
+from fedlight.runs.reader import flatten
 from fedlight.runtime.errors import BadInput, raised_by_hydra
-from fedlight.runtime.lease import this_process
+from fedlight.runtime.process_record import describe_this_process
 from fedlight.runtime.secret import masked, move_to_environment
 
 
 class Checked(NamedTuple):
-    """A cell that can be run as asked, and whether that was done before: its files are hashed once for it."""
+    """A cell with a valid configuration; whether it is completed is known from the hashes of its files."""
 
     overrides: list[str]
     config: CellConfig
@@ -39,10 +43,10 @@ Cells = dict[Path, Checked]
 
 
 def _check_listed(config: CellConfig) -> None:
-    """Checks a cell of `fedlight.sweeps retry`, whose plan may come from elsewhere.
+    """Checks a cell of `fedlight.sweeps retry`, whose plan may come from an untrusted source.
 
     Raises:
-        BadInput: it would call what fedlight does not list, or lie in another folder than the sweep's.
+        BadInput: the cell would call a target that is not listed, or lie outside the sweep's folder.
     """
     if (sweep := os.environ.get(LISTED)) is None:
         return
@@ -56,31 +60,41 @@ def _check_listed(config: CellConfig) -> None:
         raise BadInput(f"{error}; --trust runs it, so know where the sweep is from") from error
 
 
-class PlanningSweeper(BasicSweeper):
-    """Hydra's own grid; all cells are checked before one is launched, and those that are done are left out.
+class PlanningSweeper(Sweeper):
+    """A grid as Hydra's basic sweeper expands it; all cells are checked before the first is launched.
+
+    Completed cells are skipped.
 
     Args:
-        max_batch_size: cells handed to the launcher at once; None for all.
-        params: of the grid: key: values, as on the command line, which precedes them.
+        max_batch_size: maximum number of cells that the launcher gets at once; None for all.
+        params: of the grid: key: values, as on the command line, whose values take precedence.
         dry: print the plan instead of running it.
     """
 
     def __init__(
         self, max_batch_size: int | None, params: Mapping[str, str] | None = None, dry: bool = False
     ) -> None:
-        super().__init__(max_batch_size, dict(params or {}))
+        self.max_batch_size = max_batch_size
+        self.params = dict(params or {})
         self.dry = dry
+        self.hydra_context: HydraContext | None = None
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
         self.places: dict[tuple[str, ...], Path] = {}  # the folder of the cell with these overrides
-        self.process = this_process()
+        self.process = describe_this_process()
 
-    def _parse_config(self) -> list[str]:
-        return keep_text(move_to_environment(super()._parse_config(), os.environ))
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Runs the cells of the grid that are not done.
+        """Runs the cells of the grid that are not completed.
 
         Raises:
-            BadInput: a cell cannot be run as asked; the message names every such cell, and none was run.
+            BadInput: some cells have invalid configurations; the message names each, and no cell was run.
         """
         cells = self.checked(self.grid(arguments))
         if self.dry:
@@ -95,33 +109,46 @@ class PlanningSweeper(BasicSweeper):
             return [self.launch(batch, first) for batch, first in batches]
 
     def grid(self, arguments: list[str]) -> list[list[str]]:
-        """The overrides of each cell that the parameters of the sweep and the arguments stand for.
+        """The overrides of each cell: all combinations of the swept values; the last of equal keys counts.
 
         Raises:
-            BadInput: a key is swept over no value, as `method=glob(X*)` is.
+            BadInput: a key is swept over no value, as in `method=glob(X*)`, or over an interval.
         """
-        (grid,) = self.split_arguments(self.parsed(arguments), None)
-        return [keep_text(cell) for cell in grid]
+        choices: dict[str, list[str]] = {}
+        for override in self.parse(arguments):
+            key = override.get_key_element()
+            if override.is_sweep_override():
+                if not override.is_discrete_sweep():
+                    raise BadInput(
+                        f"{override.input_line}: a grid takes listed values, such as {key}=1,2; "
+                        "hydra/sweeper=optuna draws from an interval"
+                    )
+                choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            else:
+                choices[key] = [f"{key}={override.get_value_element_as_str()}"]
+        return [keep_text(list(cell)) for cell in product(*choices.values())]
 
-    def parsed(self, arguments: list[str]) -> list[Override]:
-        """The parameters of the sweep and the arguments, parsed.
+    def parse(self, arguments: list[str]) -> list[Override]:
+        """Parses the parameters of the sweep and the arguments.
 
         Raises:
-            BadInput: a key is swept over no value, as `method=glob(X*)` is.
+            BadInput: a key is swept over no value, as in `method=glob(X*)`.
         """
         assert self.hydra_context is not None
+        params = [f"{key}={values}" for key, values in self.params.items()]
+        params = keep_text(move_to_environment(params, os.environ))
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = parser.parse_overrides([*params, *arguments])
         for override in overrides:
             if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
                 raise BadInput(f"{override.input_line} stands for no value")
         return overrides
 
     def checked(self, grid: Sequence[list[str]]) -> Cells:
-        """The cells of a grid by their folders, each once; those that are not done are built as a trial.
+        """The cells of a grid by their folders, without duplicates; those to be run are set up as a check.
 
         Raises:
-            BadInput: some cannot be run as asked; the message names each of them.
+            BadInput: some cells are invalid; the message names each of them.
         """
         cells, bad = self.examine(grid)
         if bad:
@@ -134,16 +161,16 @@ class PlanningSweeper(BasicSweeper):
         return cells
 
     def examine(self, grid: Sequence[list[str]]) -> tuple[Cells, list[tuple[list[str], str]]]:
-        """The cells of a grid that can be run, as `checked` has them; and the others, each with the reason.
+        """The valid cells of a grid, as `checked` returns them, and the invalid ones, each with the reason.
 
         Raises:
-            BadInput: the folder of the sweep was set by itself.
+            BadInput: hydra.sweep.dir is set.
         """
         assert self.config is not None
         output = os.path.expanduser(str(self.config.output))
         if Path(self.config.hydra.sweep.dir) != Path(output, str(self.config.name)):
             raise BadInput("hydra.sweep.dir cannot be set: a sweep lives in OUTPUT/NAME; set output or name")
-        elsewhere = "slurm" in self.config.hydra.launcher._target_
+        on_cluster = "slurm" in self.config.hydra.launcher._target_
         cells: Cells = {}
         bad: list[tuple[list[str], str]] = []
         for overrides in grid:
@@ -157,17 +184,17 @@ class PlanningSweeper(BasicSweeper):
                 if not done:
                     from fedlight.experiment.trial import check
 
-                    check(config, elsewhere)
+                    check(config, on_cluster)
                 cells[folder] = Checked(overrides, config, done)
             except (BadInput, HydraException, OmegaConfBaseException) as error:
                 bad.append((overrides, describe(error)))
         return cells, bad
 
     def compose(self, overrides: Sequence[str]) -> CellConfig:
-        """The configuration of a cell with these overrides, checked.
+        """Composes and validates the configuration of a cell.
 
         Raises:
-            BadInput, HydraException, OmegaConfBaseException: they make no valid configuration.
+            BadInput, HydraException, OmegaConfBaseException: the overrides are invalid.
         """
         assert self.config is not None
         assert self.hydra_context is not None
@@ -183,14 +210,14 @@ class PlanningSweeper(BasicSweeper):
         return validate(config)
 
     def plan(self, cells: Cells, earlier: Cells | None = None) -> list[list[str]]:
-        """Writes the plan, with cells of earlier batches; returns the overrides of those to be launched."""
+        """Writes the plan of these and earlier cells; returns the overrides of the cells to be run."""
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
-        jobs = last_jobs(sweep)
+        jobs = read_last_jobs(sweep)
         launch = Launch(sys.argv[1:], str(Path.cwd()), self.process)
         pending = []
         for folder, cell in {**(earlier or {}), **cells}.items():
-            config = flat(masked(cell.config.plain()))
+            config = flatten(masked(cell.config.plain()))
             job = jobs.get(folder.name)
             launch.cells[folder.name] = PlannedCell(cell.overrides, cell.config.rounds, job, config)
         launch.write(sweep)
@@ -202,7 +229,7 @@ class PlanningSweeper(BasicSweeper):
         return pending
 
     def launch(self, batch: Sequence[list[str]], first: int) -> Sequence[JobReturn]:
-        """Launches cells, the first of which is the `first` of this command; raises what a cell raised."""
+        """Launches cells, numbered from `first` in this command; raises the first error of a cell."""
         assert self.launcher is not None
         ends = self.launcher.launch(batch, initial_job_idx=first)
         for end in ends:

@@ -149,7 +149,7 @@ def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
     assert ends.items() <= quiet.items()
     for cell, job in jobs(sweep).items():
         assert log(sweep, job, "out").count("Starting with JobEnvironment") >= 2, cell
-        assert "at work already" not in log(sweep, job, "err")
+        assert " in use by " not in log(sweep, job, "err")
 
 
 def test_a_preempted_job_whose_clients_train_at_once_goes_on(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import Cell
 
-from fedlight.runtime import precision
-from fedlight.runtime.precision import best_precision
+from fedlight.runtime import machine
+from fedlight.runtime.machine import best_precision
 
 MakeCell = Callable[..., Cell]
 
@@ -31,7 +31,7 @@ def test_auto_is_bf16_only_where_the_processor_multiplies_in_it(
 
 def test_auto_is_bf16_only_on_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for has, best in ((True, precision.HALF), (False, precision.FULL)):
+    for has, best in ((True, machine.HALF), (False, machine.FULL)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has, **_: has)
         assert best_precision("auto") == best_precision("gpu") == best
 

@@ -21,13 +21,14 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from fedlight import sweeps
 from fedlight.reporting.numbers import data_volume
 from fedlight.runs.plan import Launch, PlannedCell
-from fedlight.runs.reader import numbers_of
-from fedlight.runtime.lease import HOLDER, this_process
+from fedlight.runs.reader import read_numbers
+from fedlight.runtime.lease import HOLDER
+from fedlight.runtime.process_record import describe_this_process
 from hydra_plugins.fedlight_sweeps.local import OnOneGPU
 
 ROOT = Path(__file__).parents[2]
 GRIDS = {path.stem: path for path in ROOT.glob("sweeps/*.yaml")}
-DEAD = replace(this_process(), started="1")
+DEAD = replace(describe_this_process(), started="1")
 
 Command = Callable[..., int]
 
@@ -66,7 +67,7 @@ def test_status_shows_the_state_of_every_cell(tmp_path: Path, capsys: pytest.Cap
     names = ("over", "working", "stopped", "broken", "killed", "torn", "absent")
     Launch(["-m"], str(tmp_path), DEAD, {name: PlannedCell([], 5) for name in names}).write(tmp_path)
     write(tmp_path / "over", 5, status="completed")
-    write(tmp_path / "working", 2, this_process())
+    write(tmp_path / "working", 2, describe_this_process())
     write(tmp_path / "stopped", 1, status="interrupted", error="interrupted")
     write(tmp_path / "broken", 1, status="failed", error="the loss [of client 0] became nan")
     write(tmp_path / "killed", 1, DEAD)
@@ -100,7 +101,7 @@ def test_what_a_living_process_has_yet_to_run_is_queued(
     write(tmp_path / "again", 1, status="failed")
     os.utime(tmp_path / "again" / "result.json", (0, 0))
     cells = {name: PlannedCell([], rounds=5) for name in ("again", "first", "never")}
-    Launch(["-m"], str(tmp_path), this_process(), cells).write(tmp_path)
+    Launch(["-m"], str(tmp_path), describe_this_process(), cells).write(tmp_path)
     write(tmp_path / "first", 1, status="failed")
     found = {name: cell["state"] for name, cell in states(tmp_path, capsys).items()}
     assert found == {"again": "queued", "first": "failed", "never": "queued"}
@@ -119,9 +120,9 @@ def test_the_last_words_of_a_job_that_left_nothing(
 
 def test_status_of_200_cells_takes_less_than_two_seconds_of_a_processor(tmp_path: Path) -> None:
     cells = {f"cell{number}": PlannedCell(["method=FULL"], rounds=5) for number in range(200)}
-    Launch(["-m"], str(tmp_path), this_process(), cells).write(tmp_path)
+    Launch(["-m"], str(tmp_path), describe_this_process(), cells).write(tmp_path)
     for number, cell in enumerate(cells):
-        write(tmp_path / cell, 5, this_process() if number % 2 else None, status="completed")
+        write(tmp_path / cell, 5, describe_this_process() if number % 2 else None, status="completed")
         if number % 2:
             (tmp_path / cell / "result.json").unlink()
     before = os.times()
@@ -362,9 +363,9 @@ def test_a_search_goes_on_after_cells_that_cannot_be_run(
 def test_the_loss_of_a_failed_cell_is_no_result(tmp_path: Path) -> None:
     write(tmp_path / "failed", 1, status="failed", train_loss=0.1)
     write(tmp_path / "done", 5, status="completed", train_loss=0.2, fid={"value": 3})
-    assert numbers_of(tmp_path / "failed") is None
-    assert numbers_of(tmp_path / "absent") is None
-    numbers = numbers_of(tmp_path / "done") or {}
+    assert read_numbers(tmp_path / "failed") is None
+    assert read_numbers(tmp_path / "absent") is None
+    numbers = read_numbers(tmp_path / "done") or {}
     assert (numbers["train_loss"], numbers["fid.value"]) == (0.2, 3.0)
     assert "status" not in numbers
 

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.printable import printable
-from fedlight.runtime.strict_json import Strict, first_error
+from fedlight.runtime.untrusted import Strict, first_error
 
 BYTES, WORDS = "bytes", "words"
 CLIENT, HASH, PROBLEM = "client", "sha256", "problem"

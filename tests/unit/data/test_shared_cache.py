@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from fedlight.data.data_name import data_name
 from fedlight.data.image_cache import decode
 from fedlight.evaluation.weights import FILE, find_weights
+from fedlight.runtime.cache import load_or_make
 from fedlight.runtime.files import atomic
-from fedlight.runtime.shared import made_once
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
 FIRST, SECOND, GROUP = 65501, 65502, 65500
@@ -60,7 +60,7 @@ def entry(cache: Path, value: int) -> Callable[[], int]:
     def make(temporary: Path) -> None:
         save_file({"value": np.array([value])}, temporary)
 
-    return lambda: int(made_once(cache / "classifier" / "x.safetensors", load_file, make)["value"][0])
+    return lambda: int(load_or_make(cache / "classifier" / "x.safetensors", load_file, make)["value"][0])
 
 
 def mode(path: Path) -> int:

@@ -34,7 +34,8 @@ from fedlight.run import register_resolvers
 from fedlight.runs.identity import read_config, write_config
 from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput
-from fedlight.runtime.lease import HOLDER, read_holder, this_process
+from fedlight.runtime.lease import HOLDER, read_holder
+from fedlight.runtime.process_record import describe_this_process
 
 MakeCell = Callable[..., Cell]
 ROOT = Path(__file__).parents[3]
@@ -208,9 +209,9 @@ def test_deeply_nested_json_is_a_damaged_file(cell: MakeCell, capfd: pytest.Capt
 
 @pytest.mark.parametrize("change", [{"pid": "../../1"}, {"job": 12}, {"since": None}, {"more": 1}])
 def test_a_holder_file_with_wrong_types_is_ignored(tmp_path: Path, change: dict[str, object]) -> None:
-    (tmp_path / HOLDER).write_text(json.dumps(asdict(this_process())))
+    (tmp_path / HOLDER).write_text(json.dumps(asdict(describe_this_process())))
     assert read_holder(tmp_path) is not None
-    (tmp_path / HOLDER).write_text(json.dumps(asdict(this_process()) | change))
+    (tmp_path / HOLDER).write_text(json.dumps(asdict(describe_this_process()) | change))
     assert read_holder(tmp_path) is None
 
 

@@ -1,4 +1,4 @@
-"""The dashboard's specification, and what the library that sends it says of it."""
+"""The dashboard's specification, validated by the library that sends it."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def specification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return json.loads(path.read_text())
 
 
-def test_the_specification_passes_the_library_s_own_validation(specification: dict[str, Any]) -> None:
+def test_the_specification_is_valid_for_wandb_workspaces(specification: dict[str, Any]) -> None:
     workspace = Workspace._from_model(View.model_validate(specification["workspace"]))
     assert (workspace.entity, workspace.project, workspace.settings.x_axis) == ("team", "skew", "round")
     titles = {
@@ -65,7 +65,7 @@ def test_the_specification_passes_the_library_s_own_validation(specification: di
         (["--entity", "team", "--out", "no/such/folder/file"], "--out: cannot write to no/such"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_one_line(
+def test_invalid_arguments_of_the_dashboard_end_with_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -28,9 +28,9 @@ from fedlight.reporting.paper import beside_paper
 from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.reporting.terminal import print_summary
 from fedlight.runs.plan import Launch, PlannedCell
-from fedlight.runs.reader import flat
+from fedlight.runs.reader import flatten
 from fedlight.runs.status import read_sweep
-from fedlight.runtime.lease import this_process
+from fedlight.runtime.process_record import describe_this_process
 
 GROUPS = ("method", "partition", "data")
 LATEX = shutil.which("pdflatex")
@@ -235,7 +235,7 @@ def test_what_is_missing_failed_interrupted_or_corrupt_is_shown_as_such(
 def test_cells_that_are_planned_and_not_begun_are_missing(sweep: Path) -> None:
     rates = (0.1, 0.01)
     planned = {
-        folder.name: PlannedCell([], 4, config=flat(yaml.safe_load((folder / "config.yaml").read_text())))
+        folder.name: PlannedCell([], 4, config=flatten(yaml.safe_load((folder / "config.yaml").read_text())))
         for rate in rates
         for clients in (2, 5, 10)
         for folder in [write_cell(sweep, "FULL", clients, sections={"optimizer": {"lr": rate}})]
@@ -244,7 +244,7 @@ def test_cells_that_are_planned_and_not_begun_are_missing(sweep: Path) -> None:
     for cell in missing:
         shutil.rmtree(sweep / cell)
     command = ["-m", "clients=2,5,10", "optimizer.lr=0.1,0.01"]
-    Launch(command, "", replace(this_process(), started="1"), planned).write(sweep)
+    Launch(command, "", replace(describe_this_process(), started="1"), planned).write(sweep)
     run_report(sweep)
     page = Page(sweep / "report" / "index.html")
     found = {(line["optimizer.lr"], line["clients"]): line["status"] for line in page.records("table")}
@@ -347,7 +347,7 @@ def test_a_swept_key_is_a_column_though_another_one_goes_with_it(sweep: Path) ->
         made = write_cell(sweep, data=data, sections={"optimizer": {"lr": rate}, "epochs": epochs})
         typed = [f"optimizer.lr={rate}", f"epochs={epochs}", f"data={data}"]
         cells[made.name] = PlannedCell(typed, rounds=2)
-    Launch(["-m"], str(sweep), this_process(), cells).write(sweep)
+    Launch(["-m"], str(sweep), describe_this_process(), cells).write(sweep)
     run_report(sweep)
     report = sweep / "report"
     for name, count in (("digits_classifier", 2), ("fmnist_classifier", 1)):

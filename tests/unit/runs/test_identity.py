@@ -1,4 +1,4 @@
-"""What counts in a cell's id."""
+"""Which configuration keys change a cell's id."""
 
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,7 @@ def test_cells_of_shipped_configurations_keep_their_ids(
     assert cell_id(plain(*overrides.split())) == IDS[overrides]
 
 
-def test_paths_of_a_machine_and_workers_change_no_id(
-    no_settings_of_this_machine: None, tmp_path: Path
-) -> None:
+def test_paths_and_workers_do_not_change_the_id(no_settings_of_this_machine: None, tmp_path: Path) -> None:
     places = ["data.root=/nowhere", f"data.cache={tmp_path}", f"evaluation.cache={tmp_path}"]
     moved = plain("data=cifar10", *places, "evaluation.weights=/nowhere", "trainer.workers=7")
     assert cell_id(moved) == IDS["data=cifar10"]
@@ -102,7 +100,7 @@ def test_paths_of_a_machine_and_workers_change_no_id(
 
 
 @pytest.mark.parametrize("name", ["weights", "root", "cache", "workers"])
-def test_an_argument_of_that_name_elsewhere_counts(name: str) -> None:
+def test_an_argument_with_the_name_of_a_neutral_key_changes_the_id(name: str) -> None:
     config = plain("algorithm=fedprox", "partition=label_skew", "transform=topk")
     before = cell_id(config)
     for node in (
@@ -121,7 +119,7 @@ def test_an_argument_of_that_name_elsewhere_counts(name: str) -> None:
     assert not changes_no_result(f"algorithm.{name}")
 
 
-def test_an_agreement_replaces_paths_and_no_argument_of_that_name(tmp_path: Path) -> None:
+def test_an_agreement_replaces_paths_and_no_arguments_of_the_same_name(tmp_path: Path) -> None:
     config = plain("data=cifar10", "data.root=/images", "algorithm=fedprox")
     config["algorithm"]["weights"] = [1, 9]
     path = tmp_path / "cell.yaml"

@@ -1,4 +1,4 @@
-"""A plan that comes from somebody else: `sweeps retry` runs none of their code."""
+"""`sweeps retry` runs no code of an untrusted plan."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def planned(sweep: Path, *command: str, folder: Path | str | None = None) -> Pat
          "method=glob(U*)"],
     ],
 )  # fmt: skip
-def test_commands_of_the_usual_kind_need_no_trust(command: list[str]) -> None:
+def test_ordinary_commands_need_no_trust(command: list[str]) -> None:
     check_command(command)
 
 
@@ -69,7 +69,7 @@ def test_commands_of_the_usual_kind_need_no_trust(command: list[str]) -> None:
         "name=${oc.env:HOME}", "optimizer.lr=${oc.decode:1}", "x={y: '${oc.env:HOME}'}", "$x=1", "=", "x",
     ],
 )  # fmt: skip
-def test_what_can_bring_code_needs_trust(
+def test_overrides_that_can_load_code_need_trust(
     argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(BadInput):
@@ -85,7 +85,7 @@ def test_what_can_bring_code_needs_trust(
 
 
 @pytest.mark.parametrize("group", ["launcher", "sweeper"])
-def test_the_shipped_settings_may_be_set_but_those_that_bring_code(group: str) -> None:
+def test_shipped_groups_need_no_trust_unless_they_can_load_code(group: str) -> None:
     code = {"_target_", "params", "setup", "srun_args", "additional_parameters", "submitit_folder"}
     keys: set[str] = set()
     for path in CONFIGS.glob(f"hydra/{group}/*.yaml"):
@@ -138,7 +138,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "logger._target_=os.mkdir",
     ],
 )
-def test_what_the_cells_of_a_plan_call_is_listed(
+def test_cells_of_a_received_plan_may_call_only_listed_targets(
     command: Command, listed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], override: str
 ) -> None:
     ran, file = tmp_path / "ran", tmp_path / "payload"
@@ -153,14 +153,14 @@ def test_what_the_cells_of_a_plan_call_is_listed(
     assert not listed.exists()
 
 
-def test_a_plan_that_is_refused_is_still_there(command: Command, listed: Path) -> None:
+def test_a_rejected_plan_is_not_removed(command: Command, listed: Path) -> None:
     plan = planned(listed, "-m")
     before = plan.read_text()
     assert command(*GRID, "optimizer._target_=torch.load") == 2
     assert plan.read_text() == before
 
 
-def test_the_cells_of_a_plan_lie_in_the_folder_of_the_sweep(
+def test_cells_of_a_received_plan_must_lie_in_the_folder_of_the_sweep(
     command: Command, listed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert command(*GRID, "name=other") == 2
@@ -171,7 +171,7 @@ def test_the_cells_of_a_plan_lie_in_the_folder_of_the_sweep(
 
 
 @pytest.mark.slow
-def test_retry_runs_an_own_sweep_and_no_payload_that_was_put_into_its_plan(
+def test_retry_runs_a_sweep_and_no_code_injected_into_its_plan(
     command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert command(*GRID) == 0
@@ -248,7 +248,7 @@ def test_a_broken_plan_counts_as_none(tmp_path: Path, content: bytes) -> None:
     assert read_launches(tmp_path) == []
 
 
-def test_a_plan_without_end_is_read_up_to_its_largest_size(tmp_path: Path) -> None:
+def test_a_plan_is_read_only_up_to_the_maximum_size(tmp_path: Path) -> None:
     path = planned(tmp_path, "-m")
     os.truncate(path, LARGEST + 10)
     assert read_launches(tmp_path) == []

@@ -1,9 +1,9 @@
-"""How many cells go into a job array, from what SLURM says of itself."""
+"""Cells are split into job arrays by SLURM's MaxArraySize."""
 
 import pytest
 
-from fedlight.runtime.slurm_jobs import array_size_in
-from hydra_plugins.fedlight_sweeps.slurm import arrays
+from fedlight.runtime.slurm_jobs import parse_max_array_size
+from hydra_plugins.fedlight_sweeps.slurm import split_into_arrays
 
 SHOWN = """\
 Configuration data as of 2026-01-01T00:00:00
@@ -26,8 +26,8 @@ MaxJobCount             = 10000
         ("slurm_load_ctl_conf error: Unable to contact slurm controller", None),
     ],
 )
-def test_the_largest_array_is_read_from_what_scontrol_shows(shown: str, size: int | None) -> None:
-    assert array_size_in(shown) == size
+def test_the_maximum_array_size_is_parsed_from_scontrol(shown: str, size: int | None) -> None:
+    assert parse_max_array_size(shown) == size
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ def test_the_largest_array_is_read_from_what_scontrol_shows(shown: str, size: in
         (0, 3, []),
     ],
 )
-def test_a_grid_goes_into_as_few_arrays_as_the_limit_allows_in_order(
+def test_a_grid_is_split_in_order_into_as_few_arrays_as_the_limit_allows(
     count: int, limit: int | None, sizes: list[int]
 ) -> None:
     """MaxArraySize is one above the largest index, and the first index is 0."""
     cells = [f"cell{number}" for number in range(count)]
-    parts = arrays(cells, limit)
+    parts = split_into_arrays(cells, limit)
     assert [len(part) for part in parts] == sizes
     assert [cell for part in parts for cell in part] == cells

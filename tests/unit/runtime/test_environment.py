@@ -1,4 +1,4 @@
-"""What a command finds around it: `.env`, empty variables, and a locale that is not UTF-8."""
+"""The environment of a command: `.env`, empty variables, and locales other than UTF-8."""
 
 import ast
 import io
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     os.environ.update(before)
 
 
-def test_an_empty_value_in_the_file_is_unset(folder: Path) -> None:
+def test_an_empty_value_in_the_file_counts_as_unset(folder: Path) -> None:
     (folder / ".env").write_text("FEDLIGHT_FMNIST=\nWANDB_MODE=''\nOWN=\nFEDLIGHT_CIFAR10=' '\nWANDB_TEAM\n")
     (folder / "checkout").mkdir()
     (folder / "checkout" / ".env").write_text("FEDLIGHT_FMNIST=/data\n")
@@ -44,7 +44,7 @@ def test_an_empty_value_in_the_file_is_unset(folder: Path) -> None:
     assert {"WANDB_MODE", "OWN", "FEDLIGHT_CIFAR10", "WANDB_TEAM"}.isdisjoint(os.environ)
 
 
-def test_an_empty_variable_of_ours_is_unset_and_others_are_left_alone(folder: Path) -> None:
+def test_empty_variables_of_fedlight_and_wandb_are_removed_and_others_stay(folder: Path) -> None:
     os.environ |= {"FEDLIGHT_WORKERS": "", "WANDB_PROJECT": " ", "CUDA_VISIBLE_DEVICES": ""}
     (folder / ".env").write_text("WANDB_PROJECT=mine\n")
     load_environment()
@@ -53,7 +53,7 @@ def test_an_empty_variable_of_ours_is_unset_and_others_are_left_alone(folder: Pa
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_the_environment_goes_before_the_file(folder: Path) -> None:
+def test_a_variable_of_the_environment_takes_precedence_over_the_file(folder: Path) -> None:
     os.environ["WANDB_PROJECT"] = "typed"
     (folder / ".env").write_text("WANDB_PROJECT=file\nWANDB_ENTITY=${WANDB_PROJECT}-team\n")
     os.environ.pop("WANDB_ENTITY", None)

@@ -1,4 +1,4 @@
-"""A secret is in no file that a command writes and no line that it prints, and still arrives."""
+"""Secrets reach the code that needs them, and no file and no output of a command."""
 
 import inspect
 import os
@@ -81,7 +81,7 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["logger=csv", "logger._target_=recorder_of_secrets.make"]
 
 
-def test_secrets_of_a_sweep_are_in_no_file_and_no_line_and_arrive(
+def test_secrets_of_a_sweep_reach_the_logger_and_no_file_and_no_output(
     command: Command,
     recorder: list[str],
     tmp_path: Path,
@@ -129,7 +129,7 @@ def test_the_same_sweep_retried_takes_its_secrets_from_the_environment(
 
 
 @pytest.mark.slow
-def test_secrets_of_a_user_s_own_files_are_masked(
+def test_secrets_in_configuration_files_of_the_user_are_masked(
     command: Command, recorder: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     own = tmp_path / "modules" / "logger" / "mine.yaml"
@@ -157,7 +157,7 @@ def test_secrets_of_a_user_s_own_files_are_masked(
 
 
 @pytest.mark.slow
-def test_an_error_tells_no_secret(
+def test_error_messages_contain_no_secret(
     command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "refuser.py").write_text(
@@ -188,7 +188,7 @@ def test_an_error_tells_no_secret(
      "cookie",
      "sessionCookies", "Authorization", "Proxy-Authorization", "X-Api-Key", "http_auth", "webhook_url"],
 )  # fmt: skip
-def test_what_is_secret(key: str) -> None:
+def test_secret_keys_are_recognised(key: str) -> None:
     assert is_secret(key)
 
 
@@ -200,7 +200,7 @@ def test_what_is_secret(key: str) -> None:
      "path", "paths", "pattern", "patch_size", "pathology", "spat", "format", "cookiecutter", "authors",
      "auth_type", "OLDPWD", "SSH_AUTH_SOCK", "token_url", "bypass"],
 )  # fmt: skip
-def test_what_is_not(key: str) -> None:
+def test_other_keys_are_not_secret(key: str) -> None:
     assert not is_secret(key)
 
 
@@ -215,7 +215,7 @@ def test_what_is_not(key: str) -> None:
         ("host=h user=me password=abc", "host=h user=me password=***"),
     ],
 )
-def test_what_is_secret_by_its_form(text: str, shown: str) -> None:
+def test_secrets_are_recognised_by_their_form(text: str, shown: str) -> None:
     assert masked({"a": [{"b": text}]}) == {"a": [{"b": shown}]}
     assert redacted(text) == shown
 
@@ -225,11 +225,11 @@ def test_what_is_secret_by_its_form(text: str, shown: str) -> None:
     ["ssh://git@github.com/x", "tls://10.0.0.1:8786", "s3://bucket@region/x", "file:///a:b@c", "me@host.org",
      "num_tokens=3 key=5", "/data/a=b,c=d", "http://[::1]:80/@x", "12:30", "sde-dpm-solver++"],
 )  # fmt: skip
-def test_what_is_plain_by_its_form(text: str) -> None:
+def test_texts_without_secrets_are_not_masked(text: str) -> None:
     assert masked(text) == redacted(text) == text
 
 
-def test_no_argument_of_what_a_configuration_may_call_is_secret() -> None:
+def test_no_argument_of_a_listed_target_is_secret() -> None:
     keys = {key for key, _ in _keys(CellConfig)} | TRAINER_ARGUMENTS
     for target in chain(*TARGETS.values(), STAGES):
         keys |= set(inspect.signature(get_object(target)).parameters)
@@ -243,13 +243,13 @@ def test_a_flag_is_no_secret_and_a_mapping_of_secrets_is_one() -> None:
     assert redacted("meee: sesame-8") == "***: ***"
 
 
-def test_nothing_that_fedlight_configures_itself_is_masked(command: Command, tmp_path: Path) -> None:
+def test_no_value_of_a_shipped_configuration_is_masked(command: Command, tmp_path: Path) -> None:
     assert command(*SMALL, "rounds=0", "logger=csv", "algorithm=fedprox", "transport=inline") == 0
     (config,) = tmp_path.glob("runs/default/*/config.yaml")
     assert "***" not in config.read_text()
 
 
-def test_arguments_without_a_secret_stay_as_they_were() -> None:
+def test_arguments_without_secrets_are_unchanged() -> None:
     kept = ["-m", "--config-dir=/a/token", "clients=2,3", "logger={a: {num_tokens: 3}}", "sweeps=demo",
             "logger.api_key=null", "logger.api_key=${oc.env:MINE}", "logger.token=", "token"]  # fmt: skip
     found: dict[str, str] = {}
@@ -267,7 +267,7 @@ def test_arguments_without_a_secret_stay_as_they_were() -> None:
         ("+x={credentials: {user: a, password: 'q}{'}, y: 2}", ["{user: a, password: 'q}{'}"]),
     ],
 )
-def test_secrets_move_and_are_what_was_typed_when_the_reference_is_resolved(
+def test_a_moved_secret_resolves_to_the_typed_value(
     typed: str, secrets: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[str, str] = {}
@@ -299,7 +299,7 @@ def test_secrets_of_the_environment_are_redacted(monkeypatch: pytest.MonkeyPatch
 # ---- .env
 
 
-def test_env_files_count_where_the_command_is_typed_and_in_the_checkout_and_nowhere_else(
+def test_env_files_are_read_in_the_working_folder_and_the_checkout_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, checkout = tmp_path / "shared" / "here", tmp_path / "checkout"

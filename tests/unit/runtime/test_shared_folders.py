@@ -17,19 +17,19 @@ from fedlight.runs.clock import Clock, Spent
 from fedlight.runs.csv_files import CsvFile, write_partition
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import atomic, explain
-from fedlight.runtime.lease import hold
+from fedlight.runtime.lease import acquire_lease
 
-# --- several processes append to the updates of a round ---
+# --- several processes append to the journal of a round ---
 
 
 def alarms(capfd: pytest.CaptureFixture[str]) -> str:
     return capfd.readouterr().err
 
 
-def test_an_append_under_way_is_no_damage_and_a_record_cut_short_is(
+def test_a_record_being_written_is_no_damage_and_one_cut_short_is(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As a second worker finds the file of a first one: empty, within a header, within an update."""
+    """The file of another worker may end after any byte: of a header, or of an update."""
     writer = Journal(tmp_path)
     writer.open_round(1)
     writer.add(0, b"first", None)
@@ -50,7 +50,7 @@ def test_an_append_under_way_is_no_damage_and_a_record_cut_short_is(
         assert "is damaged or cut short" in alarms(capfd), cut
 
 
-def test_readers_of_a_busy_writer_see_whole_updates_and_say_nothing(
+def test_readers_of_a_busy_writer_see_complete_updates_and_report_no_damage(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     updates = [os.urandom(300_000) for _ in range(60)]
@@ -77,7 +77,7 @@ def test_readers_of_a_busy_writer_see_whole_updates_and_say_nothing(
     assert not alarms(capfd)
 
 
-def test_without_locks_updates_are_stored_all_the_same(
+def test_updates_are_stored_on_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def unsupported(file: object, kind: int) -> None:
@@ -96,7 +96,7 @@ def test_without_locks_updates_are_stored_all_the_same(
     assert "is damaged or cut short" in alarms(capfd)
 
 
-# --- somebody else put a symbolic link where a file is written ---
+# --- another user made a symbolic link in place of a file ---
 
 
 def mark(folder: Path) -> None:
@@ -111,7 +111,7 @@ def append(folder: Path) -> None:
 
 
 def take(folder: Path) -> None:
-    with hold(folder):
+    with acquire_lease(folder):
         pass
 
 
@@ -152,7 +152,7 @@ WRITERS: dict[str, tuple[Callable[[Path], object], bool]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_symbolic_link_is_replaced_or_refused_and_never_followed(name: str, tmp_path: Path) -> None:
+def test_symbolic_links_are_replaced_or_rejected_and_never_followed(name: str, tmp_path: Path) -> None:
     folder, victim = tmp_path / "shared", tmp_path / "victim"
     folder.mkdir()
     victim.write_text("precious")
@@ -170,7 +170,7 @@ def test_a_symbolic_link_is_replaced_or_refused_and_never_followed(name: str, tm
     assert victim.read_text() == "precious"
 
 
-def test_the_clock_leaves_nothing_beside_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "EVERY", 0.0)
     made = Clock(tmp_path / ".clock.json")
     for seconds in (1.0, 2.0):
