@@ -55,10 +55,10 @@ def main() -> None:
 
 def completion() -> str:
     """The shell's script: verbs, and after `run` keys and choices."""
-    from fedlight.manual import words
-    from fedlight.run import ROOT
+    from fedlight.compose import ROOT
+    from fedlight.manual import list_overrides
 
-    return SCRIPT.replace("VERBS", " ".join(VERBS)).replace("OVERRIDES", " ".join(words(ROOT)))
+    return SCRIPT.replace("VERBS", " ".join(VERBS)).replace("OVERRIDES", " ".join(list_overrides(ROOT)))
 
 
 def _listed() -> str:

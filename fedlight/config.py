@@ -1,9 +1,7 @@
 """The schema of a cell's configuration: every key, its type and what is allowed."""
 
 import os
-import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from math import inf
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -18,18 +16,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fedlight.data.walk import legible
+from fedlight.config_errors import describe_invalid
 from fedlight.federation.method import Method
-from fedlight.runtime.errors import BadInput, Held, first_cause
-from fedlight.runtime.files import explain
-from fedlight.runtime.printable import plain_line
-from fedlight.runtime.secret import masked, redacted
+from fedlight.runtime.errors import BadInput
 from fedlight.runtime.sparse import Sparse
 
 Whole = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-GLOBAL = ("experiment", "sweeps")
-"""Groups whose files set keys of the whole configuration."""
 Place = Annotated[str, Field(min_length=1)]
 """The path of a file or a folder."""
 TRAINER_ARGUMENTS = frozenset(
@@ -259,7 +252,7 @@ def validate(config: DictConfig) -> CellConfig:
     try:
         return CellConfig.model_validate(resolved)
     except ValidationError as error:
-        raise BadInput("; ".join(_explain(e) for e in error.errors())) from error
+        raise BadInput(describe_invalid(error, SCHEMA_KEYS)) from error
 
 
 def _expand(key: str, path: str) -> str | None:
@@ -270,42 +263,6 @@ def _expand(key: str, path: str) -> str | None:
     if expanded.split("/")[0] == "~":
         raise BadInput(f"{key}: there is no home folder that ~ could stand for, got {path!r}; set HOME")
     return expanded
-
-
-def describe(error: BaseException) -> str:
-    """What is wrong, in one line, and the key that was meant where one is misspelled."""
-    error = first_cause(error)
-    error_line = explain(error) if type(error) is not Held and isinstance(error, OSError) else str(error)
-    line = plain_line(legible(error_line.split("Config search path")[0]))
-    message = redacted(line) or type(error).__name__
-    unknown = re.search(r"is not in struct full_key: (\S+)", message)
-    return _unknown(unknown[1]) if unknown else message
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    message = error["msg"][0].lower() + error["msg"][1:]
-    if error["type"] == "extra_forbidden" and key in GLOBAL and isinstance(error["input"], dict):
-        return (
-            f"{key}: the file of {key}=NAME was read as a section of its own ({', '.join(error['input'])}); "
-            "its first line must be `# @package _global_`, without a byte-order mark before it"
-        )
-    if error["type"] == "extra_forbidden":
-        return _unknown(key)
-    if error["type"] == "missing":
-        return f"{key}: {message}"
-    hint = ""
-    if error["type"] == "string_type" and isinstance(error["input"], int | float):
-        hint = "; in a YAML file, put it in quotes"
-    return f"{key}: {message}, got {masked(error['input'], key)!r}{hint}"
-
-
-def _unknown(key: str) -> str:
-    known = [name for name, _ in _keys(CellConfig)]
-    if key in known:
-        return f"{key} has no value in the configuration that it could replace; ++{key}=... sets it"
-    close = get_close_matches(key, known, n=1)
-    return f"{key} is not a key of the configuration" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,12 +2,11 @@
 
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,30 +20,27 @@ HIDDEN = {"sweep", "cell", "status", "KID", "precision", "recall", "IS", "entrop
 WIDTH = 240  # at most, in a file or a pipe, in characters
 
 
-class SweepWatch(Callback):
-    """Hydra callback: keeps the folder of the multirun under way in this process."""
+@contextmanager
+def summarise_at_end(sweep: Path) -> Iterator[None]:
+    """Prints the table of a sweep at the end of its command, however that ends.
 
-    folder: ClassVar[Path | None] = None
-    created: ClassVar[list[Path]] = []
+    Folders that the command created and left without a cell are removed again.
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepWatch.folder = folder = Path(config.hydra.sweep.dir)
-        SweepWatch.created = [path for path in (folder / PLAN, folder, folder.parent) if not path.exists()]
-
-    @classmethod
-    def close(cls) -> None:
-        """Prints the sweep's table; folders that it created and left without a cell are removed again."""
-        folder, cls.folder = cls.folder, None
-        if folder is None:
-            return
-        if any(path.is_dir() and path.name != PLAN for path in folder.glob("*")):  # a cell, or logs of jobs
-            print_summary(folder)
-            return
-        if folder / PLAN in cls.created:
-            shutil.rmtree(folder / PLAN, ignore_errors=True)
-        for path in cls.created:
-            with suppress(OSError):
-                path.rmdir()
+    Args:
+        sweep: its folder.
+    """
+    created = [path for path in (sweep / PLAN, sweep, sweep.parent) if not path.exists()]
+    try:
+        yield
+    finally:
+        if any(path.is_dir() and path.name != PLAN for path in sweep.glob("*")):  # a cell, or logs of jobs
+            print_summary(sweep)
+        else:
+            if sweep / PLAN in created:
+                shutil.rmtree(sweep / PLAN, ignore_errors=True)
+            for path in created:
+                with suppress(OSError):
+                    path.rmdir()
 
 
 def print_summary(sweep: Path) -> None:

@@ -15,9 +15,11 @@ from hydra.errors import HydraException
 from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.config import CellConfig, describe, validate
+from fedlight.command import describe_error
+from fedlight.config import CellConfig, validate
 from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.overrides import keep_text
+from fedlight.reporting.terminal import summarise_at_end
 from fedlight.runs.identity import cell_folder, is_done, print_done
 from fedlight.runs.plan import LISTED, Launch, PlannedCell, last_jobs
 from fedlight.runs.reader import flat
@@ -77,6 +79,16 @@ class PlanningSweeper(BasicSweeper):
         return keep_text(move_to_environment(super()._parse_config(), os.environ))
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Runs the cells of the sweep that are not done, and prints its table at the end.
+
+        Raises:
+            BadInput: as `run_cells` does.
+        """
+        assert self.config is not None
+        with summarise_at_end(Path(self.config.hydra.sweep.dir)):
+            return self.run_cells(arguments)
+
+    def run_cells(self, arguments: list[str]) -> Any:
         """Runs the cells of the grid that are not done.
 
         Raises:
@@ -160,7 +172,7 @@ class PlanningSweeper(BasicSweeper):
                     check(config, elsewhere)
                 cells[folder] = Checked(overrides, config, done)
             except (BadInput, HydraException, OmegaConfBaseException) as error:
-                bad.append((overrides, describe(error)))
+                bad.append((overrides, describe_error(error)))
         return cells, bad
 
     def compose(self, overrides: Sequence[str]) -> CellConfig:
@@ -176,7 +188,7 @@ class PlanningSweeper(BasicSweeper):
             config = loader.load_sweep_config(self.config, list(overrides))
         except Exception as error:
             if raised_by_hydra(error):
-                raise BadInput(describe(error)) from error
+                raise BadInput(describe_error(error)) from error
             raise
         with open_dict(config):
             del config["hydra"]

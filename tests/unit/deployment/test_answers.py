@@ -11,7 +11,7 @@ import pytest
 from toy import FULL, PARTIAL, toy_server, toy_setup, toy_site
 
 from fedlight.deployment import answers
-from fedlight.deployment.deployed import Institution
+from fedlight.deployment.institution import Institution
 from fedlight.deployment.terms import Terms
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import ClientSetup
@@ -79,7 +79,7 @@ def make_institution(
         tuple(setup.slices.names),
         ROUNDS,
         participation or Participation(2, 1.0, 0.0, setup.seed),
-        shows=lambda round_: round_ in (2, ROUNDS),
+        draws_after=lambda round_: round_ in (2, ROUNDS),
     )
     memory = folder / "toy" / "checkpoint"
     return Institution("toy", client, toy_site(setup, memory), memory, terms)
@@ -177,7 +177,7 @@ def test_a_split_lets_only_the_slices_of_that_round_leave() -> None:
     slices, participation = ("encoder", "bottleneck", "decoder"), Participation(2, 1.0, 0.0, 5)
     split = Split(either=("encoder", "decoder"), coin="bottleneck")
     method = FULL.model_copy(update={"split": split}).resolve(slices)
-    terms = Terms(method, slices, ROUNDS, participation, shows=lambda round_: False)
+    terms = Terms(method, slices, ROUNDS, participation, draws_after=lambda round_: False)
     seen = set()
     for round_ in range(1, ROUNDS + 1):
         agreed = participation.draw(method, round_)[1][1].uplink
@@ -229,10 +229,10 @@ def test_scores_leave_where_they_are_due(attacked: MakeAttacked) -> None:
         with pytest.raises(Damaged, match="the agreement has rounds 1 to 4"):
             node.answer(node.evaluation(round_))
     for round_ in (1, 3):
-        with pytest.raises(Damaged, match="does not ask for images from a client's model after round"):
+        with pytest.raises(Damaged, match="does not provide for images from a client's model after round"):
             node.answer(node.evaluation(round_))
     for round_ in (1, 2, 3):
-        with pytest.raises(Damaged, match="does not ask for the fingerprint"):
+        with pytest.raises(Damaged, match="does not provide for the fingerprint"):
             node.answer(node.evaluation(round_, draw=False))
     assert isinstance(node.answer(node.evaluation(2)), Scores)
     for round_ in (1, 2, 3, 4):
@@ -262,7 +262,7 @@ def test_no_more_than_two_models_are_scored_after_a_round(attacked: MakeAttacked
 
 def test_a_method_without_models_of_clients_answers_no_evaluation(attacked: MakeAttacked) -> None:
     node = attacked(FULL)
-    with pytest.raises(Damaged, match="FULL asks no client for scores"):
+    with pytest.raises(Damaged, match="FULL requests scores from no client"):
         node.answer(node.evaluation(2))
 
 
@@ -317,7 +317,7 @@ def test_an_answer_that_was_lost_is_not_made_again(loss: str, attacked: MakeAtta
         path.unlink()
     else:
         path.write_bytes(b"other")
-    with pytest.raises(Damaged, match=f"{path.name} {loss}, and nothing else leaves in its place"):
+    with pytest.raises(Damaged, match=f"{path.name} {loss}, and nothing leaves in its place: restore it"):
         node.answer(node.broadcast(1))
     assert node.answer(node.broadcast(2)).round == 2
 

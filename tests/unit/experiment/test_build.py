@@ -13,7 +13,7 @@ from test_secure_noise import config
 from toy import toy_server, toy_setup, toy_site
 
 from fedlight.config import CellConfig
-from fedlight.deployment.agreement import agreed_hash, check_agreed, read_agreement, write_agreement
+from fedlight.deployment.agreement import check_agreed, hash_agreement, read_agreement, write_agreement
 from fedlight.deployment.terms import Terms
 from fedlight.experiment import setup
 from fedlight.experiment.cell import _make_folder
@@ -221,7 +221,7 @@ def test_an_agreement_holds_no_path_and_each_reader_has_its_own(
     write_agreement(path, config("theirs"))
     assert "theirs" not in path.read_text()
     assert read_agreement(path, "/ours/images") == config("ours")
-    check_agreed(path, agreed_hash(path))
+    check_agreed(path, hash_agreement(path))
     with pytest.raises(BadInput, match="was agreed"):
         check_agreed(path, "0" * 64)
 

@@ -6,9 +6,9 @@ import pytest
 from conftest import Cell
 from hydra import compose, initialize_config_dir
 
+from fedlight.compose import ROOT, register_resolvers
 from fedlight.config import TRAINER_ARGUMENTS, validate
 from fedlight.experiment.setup import _trainer_factory
-from fedlight.run import ROOT, register_resolvers
 
 VALUES = {
     "accumulate_grad_batches": 2,
