@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from fedlight.reporting.comparison import AXES, REPEATED, Comparison, Group, in_words, varying_keys
+from fedlight.reporting.comparison import Comparison, Group
 from fedlight.reporting.marks import Marks
 from fedlight.reporting.plots import INK, Plot
+from fedlight.reporting.setting_keys import AXES, REPEATED, describe_setting, varying_keys
 from fedlight.runs.reader import Result
 
 SPENT = ("privacy.noise", "privacy.target_epsilon")  # what epsilon stands for
@@ -26,7 +27,7 @@ def quality_epsilon(comparison: Comparison, prefix: str) -> Plot:
     panels: dict[str, list[Group]] = {}
     for group, setting in zip(promising, settings, strict=True):
         message = {key: value for key, value in setting.items() if key not in shared.union(SPENT)}
-        panels.setdefault(group.place._replace(setting=in_words(message)).panel, []).append(group)
+        panels.setdefault(group.place._replace(setting=describe_setting(message)).panel, []).append(group)
     rows = [
         {
             "panel": panel,

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fedlight.reporting import numbers
-from fedlight.reporting.comparison import AXES, varying_keys
+from fedlight.reporting.setting_keys import AXES, varying_keys
 from fedlight.runs.status import SweepCell
 
 

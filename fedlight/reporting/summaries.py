@@ -6,7 +6,8 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
-from fedlight.reporting.comparison import AXES, Comparison, Group, Place, varying_keys
+from fedlight.reporting.comparison import Comparison, Group, Place
+from fedlight.reporting.setting_keys import AXES, varying_keys
 from fedlight.reporting.tables import Field, ReportTable, number
 from fedlight.runs.palette import rank
 from fedlight.runs.reader import Result

@@ -122,7 +122,7 @@ def test_quality_against_epsilon_needs_two_epsilons_of_a_method(tmp_path: Path) 
     assert cost(tmp_path).data.empty
     promise(tmp_path, 1)
     (comparison,) = make_comparisons(read_sweep(tmp_path))
-    (plot,) = (plot for plot in figures.plots(comparison, "") if plot.name == "quality_epsilon")
+    (plot,) = (plot for plot in figures.make_plots(comparison, "") if plot.name == "quality_epsilon")
     assert list(plot.legend) == ["FULL", "UDEC"]
     assert plot.svg("iid").startswith("<svg")
     plot.write(tmp_path)

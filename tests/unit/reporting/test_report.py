@@ -23,7 +23,7 @@ from plausible import METHODS, read_result, write_cell, write_grid
 
 from fedlight import report
 from fedlight.reporting.comparison import make_comparisons
-from fedlight.reporting.figures import frontier
+from fedlight.reporting.exchange_figure import frontier
 from fedlight.reporting.paper import beside_paper
 from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.reporting.terminal import print_summary
