@@ -34,7 +34,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What the page says of one comparison."""
+    """The part of the page on one comparison."""
 
     comparison: Comparison
     accuracy: list[float]

@@ -50,7 +50,7 @@ def test_the_page_shows_guarantee_epsilon_and_attacks(cell: MakeCell, tmp_path: 
     assert [(row["sees"], row["auc"]) for row in table("attacks")] == [("released model", "0.9")]
     assert len(table("roc")) == 3
     page = (tmp_path / "report" / "index.html").read_text()
-    for part in ("what is promised", "epsilon over rounds", "what an attacker finds", "ROC of the attacks"):
+    for part in ("guarantees", "epsilon over rounds", "attacks", "ROC of the attacks"):
         assert f"Privacy: {part}" in page
 
 
