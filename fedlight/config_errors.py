@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from fedlight.runtime.secret import masked
 
-GLOBAL = ("experiment", "sweeps")
-"""Groups whose files set keys of the whole configuration."""
+GLOBAL_GROUPS = ("experiment", "sweeps")
+"""Groups whose files set keys of other groups."""
 
 
 def describe_invalid(error: ValidationError, known: Collection[str]) -> str:
@@ -38,7 +38,7 @@ def describe_unknown(key: str, known: Collection[str]) -> str:
 def _describe_key(details: Any, known: Collection[str]) -> str:
     key = ".".join(str(part) for part in details["loc"])
     value, message = details["input"], details["msg"][0].lower() + details["msg"][1:]
-    if details["type"] == "extra_forbidden" and key in GLOBAL and isinstance(value, dict):
+    if details["type"] == "extra_forbidden" and key in GLOBAL_GROUPS and isinstance(value, dict):
         return (
             f"{key}: the file of {key}=NAME was read as a section of its own ({', '.join(value)}); "
             "its first line must be `# @package _global_`, without a byte-order mark before it"

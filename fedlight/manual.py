@@ -6,9 +6,10 @@ from pathlib import Path
 
 import yaml
 
+from fedlight.config_errors import GLOBAL_GROUPS
+
 KEY = re.compile(r"^( *)([\w/]+):(?: +[^#\s].*?)?(?: +# (.*))?$")
 HIDDEN = ("defaults", "hydra")
-GLOBAL = ("experiment", "sweeps")  # groups whose files set keys of other groups
 WIDTH = 30  # of the column of keys, in characters
 
 
@@ -68,7 +69,7 @@ def read_keys(file: Path, prefix: str) -> Iterator[tuple[str, str]]:
 
 def _keys_of(group: str, files: Iterable[Path]) -> dict[str, str]:
     """The keys of a group and their meanings, each once."""
-    if group in GLOBAL:
+    if group in GLOBAL_GROUPS:
         return {}
     prefix = f"{group.replace('/', '.')}."
     return {key: meaning for file in reversed(list(files)) for key, meaning in read_keys(file, prefix)}
