@@ -1,4 +1,4 @@
-"""The command `fedlight VERB ...`, which is `python -m fedlight.VERB ...`, and its completion in the shell."""
+"""The command `fedlight VERB ...`, the same as `python -m fedlight.VERB ...`, and its shell completion."""
 
 import sys
 from importlib import import_module
