@@ -68,7 +68,7 @@ def draw_images(
 
     if animate and images > BATCH:
         raise BadInput(f"--animate takes at most {BATCH} images, got {images}")
-    frames: list[Any] = []  # uint8 tensors, one a denoising step
+    frames: list[Any] = []  # uint8 tensors, one per denoising step
     opened = open_cell(cell, trust)
     drawn = opened.draw(client, images, seed, label, frames.append if animate else None)
     (out.parent if out.suffix else out).mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
     return Plot(
         f"{prefix}quality_exchange",
         "Quality against exchange",
-        "One curve a method and transform, from its fewest clients to its most. Lower left is better: good "
+        "One curve per method and transform, from the fewest clients to the most. Lower left is better: good "
         "images for few bytes; nothing lies below the dotted frontier. Bars: standard deviation over seeds "
         "or clients. Dashed: nothing is exchanged.",
         data,

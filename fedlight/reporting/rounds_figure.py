@@ -1,4 +1,4 @@
-"""The figures over rounds, a curve a method: FID, training loss, exchange, epsilon, and FID over bytes."""
+"""Figures over rounds, one curve per method: FID, training loss, exchange, epsilon; and FID over bytes."""
 
 from dataclasses import replace
 from functools import partial
@@ -82,7 +82,7 @@ def budget(comparison: Comparison, prefix: str) -> Plot:
 
 
 def _rounds_curve(comparison: Comparison, name: str, title: str, note: str, key: str, label: str) -> Plot:
-    """A column of `rounds.csv` over rounds, a curve a method."""
+    """A column of `rounds.csv` over rounds, one curve per method."""
     draw = partial(_draw_curves, palette=comparison.palette, x=("round", "round"), y=(key, label))
     return Plot(name, title, note, _history(comparison, key), draw, comparison.palette)
 

@@ -34,7 +34,7 @@ def client_spread(comparison: Comparison, prefix: str) -> Plot:
     return Plot(
         f"{prefix}client_spread",
         "Spread over clients",
-        "FID of each client's own model, a dot a client; the line is their mean.",
+        "FID of each client's own model, one dot per client; the line is their mean.",
         pd.DataFrame(rows, columns=["panel", "method", "clients", "seed", "client", "fid"]),
         partial(_draw_spread, palette=palette),
         palette,

@@ -41,8 +41,8 @@ class ReportTable:
     Attributes:
         name: of its files, without ending.
         numeric: the columns that are set flush right.
-        rows: what is printed, a field a column.
-        data: what the CSV holds, by column.
+        rows: the printed fields, one per column.
+        data: the rows of the CSV, by column.
     """
 
     name: str
