@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from fedlight.compose import compose_config
 from fedlight.config import CellConfig, validate
 from fedlight.runtime.machine import describe_machine
 
@@ -38,11 +38,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def composed(*overrides: str) -> tuple[DictConfig, CellConfig]:
     """The configuration of a cell, as the command line would compose it."""
-    from fedlight import run  # the resolvers that configs/ needs
-
-    run.register_resolvers()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("config", list(overrides))
+    config = compose_config(overrides)
     return config, validate(config)
 
 

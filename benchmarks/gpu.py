@@ -357,13 +357,14 @@ def measure_sampling(size: Size, name: str) -> Found:
 
 def run_cells(folder: Path, size: Size, asked: str) -> Found:
     """A part of the grid, by `fedlight.run -m`; cells that are done are left out, others go on."""
-    from fedlight import run
+    from fedlight.hydra_command import run_hydra_command
+    from fedlight.run import check_and_run
 
     speed = chosen(folder) if size.device == "cuda" else []
     command = [*asked.split(), f"method={METHODS}", "logger=none", f"output={folder}", *size.cells, *speed]
     print("python -m fedlight.run -m", *command, flush=True)
     sys.argv = ["fedlight.run", "-m", *command]
-    status = run.command_line(run.check_and_run)
+    status = run_hydra_command(check_and_run)
     if status > 128:  # ended by a signal: not done
         sys.exit(status)
     if status:

@@ -1,3 +1,3 @@
-"""Federated training of diffusion models, swept over methods, clients and data distributions."""
+"""Federated training of diffusion models: single runs and sweeps over methods, clients and partitions."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command `fedlight VERB ...`, the same as python -m fedlight.VERB; and its completion in the shell."""
+"""The command `fedlight VERB ...`, the same as `python -m fedlight.VERB ...`, and its shell completion."""
 
 import sys
 from importlib import import_module
@@ -6,16 +6,16 @@ from importlib import import_module
 from fedlight.runtime.environment import replace_unencodable
 
 VERBS = {
-    "run": "a cell, or with -m a sweep of them",
-    "sweeps": "how the cells of a sweep stand; retry, cancel, sync",
-    "report": "tables, figures and one page of sweeps",
-    "sample": "images from a finished cell",
-    "export": "a trained model for diffusers",
-    "audit": "an attacker against a finished cell: what its models leak",
-    "prepare": "data, classifier and references, for nodes without internet",
-    "deploy": "a federation between institutions: init, check",
-    "dashboard": "the panels of a project on Weights & Biases",
-    "completion": 'for the shell, bash or zsh: eval "$(fedlight completion)"',
+    "run": "runs one cell, or with -m a sweep",
+    "sweeps": "shows the state of the cells of a sweep; retry, cancel, sync",
+    "report": "writes tables, figures and one page on sweeps",
+    "sample": "draws images from a finished cell",
+    "export": "writes a trained model for diffusers",
+    "audit": "attacks a finished cell, to measure what its models leak",
+    "prepare": "downloads data and makes classifier and references, for nodes without internet",
+    "deploy": "sets up a federation between institutions: init, check",
+    "dashboard": "builds the panels of a project on Weights & Biases",
+    "completion": 'prints the completion for bash or zsh: eval "$(fedlight completion)"',
 }
 SCRIPT = """\
 if [ -n "$ZSH_VERSION" ]; then
@@ -38,11 +38,11 @@ complete -o default -F _fedlight fedlight
 
 
 def main() -> None:
-    """Exits as the verb does; with 2 for an unknown one."""
+    """Exits with the status of the verb, or with 2 for an unknown one."""
     replace_unencodable()
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):
-        print(f"fedlight VERB ...\n\n{_listed()}\n\nfedlight VERB --help says more.")
+        print(f"fedlight VERB ...\n\n{_list_verbs()}\n\nfedlight VERB --help lists the options of a verb.")
     elif verb not in VERBS:
         print(f"fedlight: error: unknown verb {verb}; there are {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
@@ -54,14 +54,14 @@ def main() -> None:
 
 
 def completion() -> str:
-    """The shell's script: verbs, and after `run` keys and choices."""
-    from fedlight.manual import words
-    from fedlight.run import ROOT
+    """The script for the shell: it completes verbs and, after `run` and `prepare`, keys and choices."""
+    from fedlight.compose import ROOT
+    from fedlight.manual import list_overrides
 
-    return SCRIPT.replace("VERBS", " ".join(VERBS)).replace("OVERRIDES", " ".join(words(ROOT)))
+    return SCRIPT.replace("VERBS", " ".join(VERBS)).replace("OVERRIDES", " ".join(list_overrides(ROOT)))
 
 
-def _listed() -> str:
+def _list_verbs() -> str:
     return "\n".join(f"  {verb:12} {meaning}" for verb, meaning in VERBS.items())
 
 

@@ -1,15 +1,14 @@
 """The schema of a cell's configuration: every key, its type and what is allowed."""
 
 import os
-import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from fedlight.config_errors import describe_invalid
 from fedlight.data.data_config import DataConfig, PartitionConfig
 from fedlight.diffusion.model_config import ModelConfig, OptimizerConfig
 from fedlight.evaluation.evaluation_config import EvaluationConfig
@@ -21,14 +20,8 @@ from fedlight.federation.federation_config import (
     TransformConfig,
 )
 from fedlight.federation.method import Method
-from fedlight.runtime.errors import BadInput, LeaseTaken, first_cause
-from fedlight.runtime.files import explain
-from fedlight.runtime.printable import legible, plain_line
-from fedlight.runtime.secret import masked, redacted
+from fedlight.runtime.errors import BadInput
 from fedlight.runtime.section import FilePath, PositiveInt, Section, Target
-
-GLOBAL = ("experiment", "sweeps")
-"""Groups whose files set keys of the whole configuration."""
 
 
 class CellConfig(Section):
@@ -82,7 +75,7 @@ def validate(config: DictConfig) -> CellConfig:
     try:
         return CellConfig.model_validate(resolved)
     except ValidationError as error:
-        raise BadInput("; ".join(_explain(e) for e in error.errors())) from error
+        raise BadInput(describe_invalid(error, SCHEMA_KEYS)) from error
 
 
 def _expand(key: str, path: str) -> str | None:
@@ -93,44 +86,6 @@ def _expand(key: str, path: str) -> str | None:
     if expanded.split("/")[0] == "~":
         raise BadInput(f"{key}: there is no home folder that ~ could stand for, got {path!r}; set HOME")
     return expanded
-
-
-def describe(error: BaseException) -> str:
-    """What is wrong, in one line, and the key that was meant where one is misspelled."""
-    error = first_cause(error)
-    error_line = str(error)
-    if isinstance(error, OSError) and not isinstance(error, LeaseTaken):
-        error_line = explain(error)
-    line = plain_line(legible(error_line.split("Config search path")[0]))
-    message = redacted(line) or type(error).__name__
-    unknown = re.search(r"is not in struct full_key: (\S+)", message)
-    return _unknown(unknown[1]) if unknown else message
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    message = error["msg"][0].lower() + error["msg"][1:]
-    if error["type"] == "extra_forbidden" and key in GLOBAL and isinstance(error["input"], dict):
-        return (
-            f"{key}: the file of {key}=NAME was read as a section of its own ({', '.join(error['input'])}); "
-            "its first line must be `# @package _global_`, without a byte-order mark before it"
-        )
-    if error["type"] == "extra_forbidden":
-        return _unknown(key)
-    if error["type"] == "missing":
-        return f"{key}: {message}"
-    hint = ""
-    if error["type"] == "string_type" and isinstance(error["input"], int | float):
-        hint = "; in a YAML file, put it in quotes"
-    return f"{key}: {message}, got {masked(error['input'], key)!r}{hint}"
-
-
-def _unknown(key: str) -> str:
-    known = [name for name, _ in _keys(CellConfig)]
-    if key in known:
-        return f"{key} has no value in the configuration that it could replace; ++{key}=... sets it"
-    close = get_close_matches(key, known, n=1)
-    return f"{key} is not a key of the configuration" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

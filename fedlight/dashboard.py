@@ -5,63 +5,62 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from fedlight.command import run_command
 from fedlight.loggers.wandb_mode import wandb_mode
-from fedlight.runtime.environment import load_environment, replace_unencodable
+from fedlight.runtime.environment import load_environment
 from fedlight.runtime.errors import BadInput
 
 
 def main() -> None:
-    """Exits with 0, or with 2 where the service refuses."""
-    replace_unencodable()
-    load_environment()
+    """Exits with 0, or with 2 for bad input and where the service refuses."""
     parser = argparse.ArgumentParser(
         prog="python -m fedlight.dashboard",
         description="Builds a workspace and a report of a project's cells on Weights & Biases: quality "
         "against exchange, curves over rounds, the spread over clients, samples, the table of cells. With "
         "--out their specification is written to a file and nothing is sent.",
     )
-    parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="default: WANDB_ENTITY")
-    parser.add_argument(
-        "--project",
-        default=os.environ.get("WANDB_PROJECT", "fedlight"),
-        help="default: WANDB_PROJECT, else fedlight",
-    )
+    parser.add_argument("--entity", help="default: WANDB_ENTITY")
+    parser.add_argument("--project", help="default: WANDB_PROJECT, else fedlight")
     parser.add_argument("--sweep", help="only the cells of this sweep (default: all of the project)")
-    parser.add_argument("--out", type=Path, help="file for the specification; sends nothing")
-    arguments = parser.parse_args()
-    if not arguments.entity:
-        refuse("--entity is needed: the team or user that owns the project; or set WANDB_ENTITY")
-    if not arguments.out and wandb_mode() != "online":
-        refuse(
+    parser.add_argument("--out", type=Path, help="file for the specification; nothing is sent")
+    sys.exit(run_command(parser, dashboard))
+
+
+def dashboard(entity: str | None, project: str | None, sweep: str | None, out: Path | None) -> None:
+    """Builds the dashboard; sends it, or writes its specification.
+
+    Args:
+        entity: the team or user that owns the project, or None for WANDB_ENTITY.
+        project: its name, or None for WANDB_PROJECT, else fedlight.
+        sweep: only the cells of this sweep, or None for all.
+        out: file for the specification; with it nothing is sent.
+
+    Raises:
+        BadInput: no entity, no key of W&B, the service refuses, or the file cannot be written.
+    """
+    load_environment()
+    entity = os.environ.get("WANDB_ENTITY") if entity is None else entity
+    project = os.environ.get("WANDB_PROJECT", "fedlight") if project is None else project
+    if not entity:
+        raise BadInput("--entity is needed: the team or user that owns the project; or set WANDB_ENTITY")
+    if not out and wandb_mode() != "online":
+        raise BadInput(
             "W&B: no key, or WANDB_MODE says offline: set WANDB_API_KEY or type wandb login; or --out FILE "
             "writes the specification and sends nothing"
         )
 
     from fedlight.loggers.wandb_panels import build, publish, specification
 
-    workspace, report = build(arguments.entity, arguments.project, arguments.sweep)
-    if arguments.out:
+    workspace, report = build(entity, project, sweep)
+    if out:
         try:
-            arguments.out.write_text(
-                json.dumps(specification(workspace, report), indent=2) + "\n", encoding="utf-8"
-            )
+            out.write_text(json.dumps(specification(workspace, report), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            refuse(f"--out: cannot write to {arguments.out}: {error.strerror}")
-        print(f"dashboard: not sent; specification in {arguments.out}")
+            raise BadInput(f"--out: cannot write to {out}: {error.strerror}") from error
+        print(f"dashboard: not sent; specification in {out}")
         return
-    try:
-        urls = publish(workspace, report)
-    except BadInput as error:
-        refuse(str(error))
-    print("\n".join(f"dashboard: {url}" for url in urls))
-
-
-def refuse(message: str) -> NoReturn:
-    """Prints an error in one line and exits with 2."""
-    print(f"fedlight: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    print("\n".join(f"dashboard: {url}" for url in publish(workspace, report)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Overrides of the command line as they are meant: names are text, and null chooses no file of a group."""
+"""Overrides of the command line: text keys keep their text, and null leaves out an optional group."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -13,51 +13,51 @@ GROUPS = frozenset(
     ("algorithm", "data", "evaluation", "experiment", "logger", "method", "model", "optimizer", "partition")
     + ("privacy", "sweeps", "trainer", "transform", "transport", "hydra/launcher", "hydra/sweeper")
 )
-NONE = "none"  # the file of an optional group that leaves it out
+NONE = "none"  # the file that leaves out an optional group
 CHOICE = re.compile(r"(\s*(?:choice|shuffle|sort)\()(.*)(\)\s*)", re.DOTALL)
 QUOTING = re.compile(r"['\"\\()\[\]{}$]")  # in a value that is not a plain list of words
 
 
 def keep_text(arguments: Iterable[str]) -> list[str]:
-    """Arguments KEY=VALUE, in which Hydra reads the values of text keys and of groups as they are typed.
+    """Quotes the values of text keys and of groups in arguments KEY=VALUE, so that Hydra reads them as typed.
 
-    Where a key takes text, what Hydra would read as a number or a truth value is quoted: `name=2024_11_05`
-    stays 2024_11_05. So is what Hydra's grammar has no value for, as in `output=~/runs`. The names of a
-    group's files are text too, and `null` becomes `none` there: Hydra has no null for a group. Lists of
-    values (`name=1,2`, `choice(1,2)`) are treated value by value; what Hydra reads as text is unchanged.
+    Where a key takes text, a value that Hydra would read as a number or a truth value is quoted:
+    `name=2024_11_05` stays 2024_11_05. So is a value outside Hydra's grammar, such as `output=~/runs`. The
+    names of a group's files are text too, and `null` becomes `none` there, since Hydra has no null for a
+    group. Lists (`name=1,2`, `choice(1,2)`) are quoted value by value; what Hydra reads as text is unchanged.
     """
-    return [_kept(argument) for argument in arguments]
+    return [_keep_text(argument) for argument in arguments]
 
 
-def _kept(argument: str) -> str:
+def _keep_text(argument: str) -> str:
     key, sign, value = argument.partition("=")
     name = key.lstrip("+")
     if sign and name in GROUPS:
-        return f"{key}={_each(value, _choice)}"
+        return f"{key}={_map_values(value, _keep_choice)}"
     if sign and name in TEXT_KEYS:
-        return f"{key}={_each(value, _text)}"
+        return f"{key}={_map_values(value, _keep_element)}"
     return argument
 
 
-def _each(value: str, change: Callable[[str], str]) -> str:
-    """Changes each of the comma-separated values."""
+def _map_values(value: str, change: Callable[[str], str]) -> str:
+    """Applies a function to each of the comma-separated values."""
     if match := CHOICE.fullmatch(value):
-        return f"{match[1]}{_each(match[2], change)}{match[3]}"
+        return f"{match[1]}{_map_values(match[2], change)}{match[3]}"
     if QUOTING.search(value):
-        return value if _is_value(value) else _quoted(value)
+        return value if _is_value(value) else _quote(value)
     return ",".join(change(element) for element in value.split(","))
 
 
-def _choice(element: str) -> str:
-    return NONE if element.strip().lower() == "null" else _text(element)
+def _keep_choice(element: str) -> str:
+    return NONE if element.strip().lower() == "null" else _keep_element(element)
 
 
-def _text(element: str) -> str:
-    return element if _is_value(element) else _quoted(element)
+def _keep_element(element: str) -> str:
+    return element if _is_value(element) else _quote(element)
 
 
 def _is_value(text: str) -> bool:
-    """Whether Hydra reads this as a value, and as none that is a number or a truth value."""
+    """Whether Hydra reads this as a value other than a number or a truth value."""
     try:
         value = OverridesParser.create().parse_override(f"key={text}").value()
     except HydraException:
@@ -65,5 +65,5 @@ def _is_value(text: str) -> bool:
     return not isinstance(value, int | float)
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return QuotedString(text.strip(), Quote.single).with_quotes()

@@ -4,7 +4,8 @@ import sys
 
 from omegaconf import DictConfig
 
-from fedlight.run import command_line, print_error
+from fedlight.command import print_error
+from fedlight.hydra_command import run_hydra_command
 from fedlight.runtime.errors import BadInput
 
 
@@ -12,7 +13,7 @@ def main() -> None:
     """Takes the configuration of `fedlight.run`; exits with 0, or with 2 for bad input."""
     if {"-m", "--multirun"} & set(sys.argv):
         sys.exit(print_error(BadInput("prepare takes one configuration at a time; leave out -m")))
-    sys.exit(command_line(prepare))
+    sys.exit(run_hydra_command(prepare))
 
 
 def prepare(composed: DictConfig) -> None:

@@ -5,13 +5,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from fedlight.runtime.environment import replace_unencodable
-from fedlight.runtime.errors import BadInput
+from fedlight.command import run_command
 
 
 def main() -> None:
     """Exits with 0, or with 2 where there is nothing to report on."""
-    replace_unencodable()
     parser = argparse.ArgumentParser(
         prog="python -m fedlight.report",
         description="Tables, figures and one HTML page of the cells in the folders of sweeps; those that "
@@ -19,17 +17,23 @@ def main() -> None:
     )
     parser.add_argument("sweeps", nargs="+", type=Path, metavar="SWEEP", help="a sweep's folder, runs/NAME")
     parser.add_argument("--out", type=Path, help="folder of the report (default: report/ in the first sweep)")
-    arguments = parser.parse_args()
-    folder = arguments.out or arguments.sweeps[0] / "report"
+    sys.exit(run_command(parser, report))
 
+
+def report(sweeps: list[Path], out: Path | None) -> None:
+    """Writes the report and prints where it is.
+
+    Args:
+        sweeps: their folders.
+        out: folder of the report, or None for `report` in the first sweep.
+
+    Raises:
+        BadInput: there is no cell to report on, or the folder cannot be written.
+    """
     from fedlight.reporting.page import write_report
 
-    try:
-        cells = write_report(arguments.sweeps, folder)
-    except BadInput as error:
-        print(f"fedlight: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    states = Counter(cell.state for cell in cells)
+    folder = out or sweeps[0] / "report"
+    states = Counter(cell.state for cell in write_report(sweeps, folder))
     print(f"{', '.join(f'{count} {state}' for state, count in states.items())}: {folder / 'index.html'}")
 
 

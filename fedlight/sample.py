@@ -1,35 +1,29 @@
 """Images from a finished cell: python -m fedlight.sample runs/NAME/CELL [--client K] [--label L] ..."""
 
-from __future__ import annotations
-
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from fedlight.runs.finished_arguments import finished_parser, refusing
+from fedlight.command import cell_parser, run_command
 from fedlight.runtime.errors import BadInput
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def main() -> None:
     """Exits with 0, with 1 for images that are not finite, or with 2 for bad input."""
-    parser = finished_parser("sample", "Images from a finished cell.")
+    parser = cell_parser("sample", "Draws images from the model of a finished cell.")
     parser.add_argument(
-        "--label", type=int, help="of all images; without it, a conditional model draws each in turn"
+        "--label", type=int, help="of all images; without it, a conditional model draws each label in turn"
     )
-    parser.add_argument("--images", type=int, default=64, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="decides the images (default: %(default)s)")
-    parser.add_argument("--scale", type=int, help="enlarges every pixel to a square of so many")
-    parser.add_argument("--animate", action="store_true", help="the denoising, as a GIF")
+    parser.add_argument("--images", type=int, default=64, help="number of images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the images (default: %(default)s)")
+    parser.add_argument("--scale", type=int, help="side of the square that each pixel becomes, in pixels")
+    parser.add_argument("--animate", action="store_true", help="write the denoising steps as a GIF")
     parser.add_argument(
         "--out",
         type=Path,
-        help="a PNG for a grid (default: grid.png), a folder for a PNG an image, or a GIF (grid.gif)",
+        help="a PNG for one grid (default: grid.png), a folder for one PNG per image, or a GIF (grid.gif)",
     )
-    asked = parser.parse_args()
-    with refusing():
-        draw_images(**vars(asked))
+    sys.exit(run_command(parser, draw_images))
 
 
 def draw_images(
@@ -48,12 +42,13 @@ def draw_images(
     Args:
         cell: its folder.
         client: whose own model to draw from, or None for the federated one.
-        label: of all images of a conditional model, or None for each in turn.
-        images: how many, 1 or more.
-        seed: decides the images.
+        label: of all images of a conditional model, or None for each label in turn.
+        images: number of images, 1 or more.
+        seed: of the images.
         scale: the side of the square that each pixel becomes, 1 or more; None for 1, and a titled grid.
-        animate: whether to write the denoising of the images as a GIF.
-        out: a path that ends in .png for one picture of all, or in .gif, else a folder for a PNG each.
+        animate: whether to write the denoising steps as a GIF.
+        out: a path that ends in .png for one grid, or in .gif for an animation, else a folder for one PNG
+            per image.
         trust: whether the cell's configuration may run whatever code it names.
 
     Raises:
@@ -66,14 +61,14 @@ def draw_images(
         raise BadInput(f"--scale must be 1 or more, got {scale}")
     out = out or Path("grid.gif" if animate else "grid.png")
     if animate != (out.suffix.lower() == ".gif"):
-        raise BadInput(f"--animate and an --out that ends in .gif belong together, got {out}")
+        raise BadInput(f"--animate needs an --out that ends in .gif, and such an --out needs it; got {out}")
     from fedlight.diffusion.sampling import BATCH
     from fedlight.experiment.finished import open_cell
     from fedlight.loggers import pictures
 
     if animate and images > BATCH:
         raise BadInput(f"--animate takes at most {BATCH} images, got {images}")
-    frames: list[Tensor] = []
+    frames: list[Any] = []  # uint8 tensors, one per denoising step
     opened = open_cell(cell, trust)
     drawn = opened.draw(client, images, seed, label, frames.append if animate else None)
     (out.parent if out.suffix else out).mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -19,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fedlight.command import run_command
 from fedlight.runs.plan import LISTED, Launch, read_launches
 from fedlight.runs.status import (
     CORRUPT,
@@ -32,7 +34,7 @@ from fedlight.runs.status import (
     find_sweeps,
     read_sweep,
 )
-from fedlight.runtime.environment import load_environment, replace_unencodable
+from fedlight.runtime.environment import load_environment
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.printable import plain_line
 from fedlight.runtime.process_record import is_alive
@@ -40,14 +42,12 @@ from fedlight.runtime.slurm_jobs import cancel as cancel_jobs
 
 COLOURS = {DONE: "green", RUNNING: "cyan", FAILED: "red", CORRUPT: "red", INTERRUPTED: "yellow"}
 WIDTH = 160  # in a file or a pipe, in characters
-PATIENCE = 20.0  # seconds for W&B's service to answer
-WATCH = 5.0  # seconds between two looks
+TIMEOUT = 20.0  # seconds for W&B's service to answer
+INTERVAL = 5.0  # seconds between two updates of `status --watch`
 
 
 def main() -> None:
-    """Exits with 0, with 1 where something asked for did not succeed, with 2 for bad input."""
-    replace_unencodable()
-    load_environment()
+    """Exits with 0, with 1 where a part of the work did not succeed, with 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m fedlight.sweeps", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sweep = argparse.ArgumentParser(add_help=False)
@@ -55,8 +55,8 @@ def main() -> None:
 
     shown = commands.add_parser("status", parents=[sweep], help="a table of the state of every cell")
     form = shown.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="for programs: a list of cells")
-    form.add_argument("--watch", action="store_true", help="look again every few seconds, until Ctrl-C")
+    form.add_argument("--json", dest="as_json", action="store_true", help="for programs: a list of cells")
+    form.add_argument("--watch", action="store_true", help="update every few seconds, until Ctrl-C")
     again = commands.add_parser("retry", parents=[sweep], help="run again what did not complete")
     again.add_argument(
         "overrides", nargs="*", help="added to the sweep's command, such as hydra.launcher.mem_gb=8"
@@ -66,29 +66,23 @@ def main() -> None:
     )
     commands.add_parser("cancel", parents=[sweep], help="take its jobs from SLURM; what is done stays")
     commands.add_parser("sync", parents=[sweep], help="send its offline W&B runs")
-
-    arguments = parser.parse_args()
-    try:
-        if arguments.command == "status" and (inside := find_sweeps(arguments.sweep)):
-            sys.exit(list_sweeps(inside))
-        cells = _cells(arguments.sweep)
-        if arguments.command == "status":
-            code = status(arguments.sweep, cells, as_json=arguments.json, watch=arguments.watch)
-        elif arguments.command == "retry":
-            code = retry(arguments.sweep, cells, arguments.overrides, arguments.trust)
-        elif arguments.command == "cancel":
-            code = cancel(cells)
-        else:
-            code = sync(arguments.sweep)
-    except BadInput as error:
-        print(f"fedlight: error: {plain_line(str(error))}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+    sys.exit(run_command(parser, call))
 
 
-def _cells(sweep: Path) -> list[SweepCell]:
+def call(command: str, sweep: Path, **arguments: Any) -> int:
+    """Calls the function of a command with the cells of a sweep; returns the exit status."""
+    load_environment()
+    if command == "status" and (sweeps := find_sweeps(sweep)):
+        return list_sweeps(sweeps)
+    cells = _read_cells(sweep)
+    if command == "status":
+        return status(sweep, cells, **arguments)
+    if command == "retry":
+        return retry(sweep, cells, **arguments)
+    return cancel(cells) if command == "cancel" else sync(sweep)
+
+
+def _read_cells(sweep: Path) -> list[SweepCell]:
     if not sweep.is_dir():
         raise BadInput(f"{sweep} is no folder; a sweep lives in OUTPUT/NAME, such as runs/demo")
     cells = read_sweep(sweep)
@@ -117,7 +111,7 @@ def status(sweep: Path, cells: list[SweepCell], as_json: bool = False, watch: bo
         return 0
     with Live(_view(sweep, cells), console=console, auto_refresh=False) as live:
         while True:
-            time.sleep(WATCH)
+            time.sleep(INTERVAL)
             live.update(_view(sweep, read_sweep(sweep)), refresh=True)
 
 
@@ -131,7 +125,7 @@ def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str], trust: 
         trust: whether the commands may name any code, and any folder to run in.
 
     Raises:
-        BadInput: a command is not trusted and would do more than run cells of what fedlight ships, here.
+        BadInput: a command is not trusted, and names code that fedlight does not ship or another folder.
     """
     unfinished = {cell.cell for cell in cells if cell.state in UNFINISHED}
     if not unfinished:
@@ -143,14 +137,14 @@ def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str], trust: 
             launches.append(launch)
             unfinished -= launch.cells.keys()
     for cell in sorted(unfinished):
-        print(f"{cell}: no sweep planned it; type its own command again", file=sys.stderr)
+        print(f"{cell}: no plan of a sweep names it; type its own command again", file=sys.stderr)
     for launch in launches:
         _check(sweep, launch, trust)
     environment = os.environ if trust else {**os.environ, LISTED: str(sweep.resolve()), "PYTHONSAFEPATH": "1"}
     codes = [1] if unfinished else [0]
     for launch in launches:
         if is_alive(launch.process, silence=float("inf")):
-            print(f"still at work on the rest of its cells: {launch.process}", file=sys.stderr)
+            print(f"{launch.process} still works on the other cells of its sweep", file=sys.stderr)
             codes.append(1)
             continue
         command = [sys.executable, "-m", "fedlight.run", *launch.command, *overrides]
@@ -159,7 +153,7 @@ def retry(sweep: Path, cells: list[SweepCell], overrides: Sequence[str], trust: 
 
 
 def _check(sweep: Path, launch: Launch, trust: bool) -> None:
-    """Raises BadInput where the command of a launch cannot be run, or not without trust."""
+    """Raises BadInput where the command of a launch cannot be run, or needs --trust."""
     from fedlight.experiment.received_command import check_command
 
     try:
@@ -179,19 +173,19 @@ def cancel(cells: list[SweepCell]) -> int:
     """Takes the queued and running jobs of the sweep from SLURM."""
     present = [cell for cell in cells if cell.state in (QUEUED, RUNNING)]
     jobs = [cell.job for cell in present if cell.job is not None]
-    objection = cancel_jobs(jobs) if jobs else None
-    print(f"{len(jobs)} jobs cancelled" if objection is None else f"scancel: {objection}")
+    refusal = cancel_jobs(jobs) if jobs else None
+    print(f"{len(jobs)} jobs cancelled" if refusal is None else f"scancel: {refusal}")
     for cell in present:
         if cell.job is None:
             print(
                 f"{cell.cell}: {cell.state}, but no job of SLURM; stop the process that runs it",
                 file=sys.stderr,
             )
-    return 1 if objection is not None or len(jobs) < len(present) else 0
+    return 1 if refusal is not None or len(jobs) < len(present) else 0
 
 
 def sync(sweep: Path) -> int:
-    """Sends the offline W&B runs with W&B's own command line, which knows what it has sent."""
+    """Sends the offline W&B runs with W&B's own command line, which marks the runs that it has sent."""
     runs = sorted(sweep.glob("*/wandb/offline-run-*/*.wandb"))
     unsent = [run for run in runs if not _sent(run)]
     if unsent:
@@ -206,9 +200,9 @@ def sync(sweep: Path) -> int:
 
 
 def _check_service(url: str) -> None:
-    """W&B's command line would wait for its service for ever."""
+    """Raises BadInput where W&B's service does not answer; W&B's command line would wait for ever."""
     try:
-        urlopen(url, timeout=PATIENCE).close()
+        urlopen(url, timeout=TIMEOUT).close()
     except HTTPError:
         pass  # an answer
     except (OSError, ValueError) as error:

@@ -14,10 +14,10 @@ FILE = "cell.yaml"
 
 def write_agreement(path: Path, plain: dict[str, Any]) -> None:
     """Writes the configuration of a cell without the paths of this machine and without secrets."""
-    write_config(path, masked(_placed(plain, dict.fromkeys(PLACES))))
+    write_config(path, masked(_with_paths(plain, dict.fromkeys(PLACES))))
 
 
-def agreed_hash(path: Path) -> str:
+def hash_agreement(path: Path) -> str:
     """SHA-256 of the file, as `sha256sum` prints it."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -25,30 +25,31 @@ def agreed_hash(path: Path) -> str:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
 
 
-def check_agreed(path: Path, agreed_to: str) -> None:
-    """Raises BadInput where the file is not the one of that SHA-256."""
-    if (found := agreed_hash(path)) != agreed_to:
-        raise BadInput(f"{path} has the SHA-256 {found}, and {agreed_to} was agreed")
+def check_agreed(path: Path, sha256: str) -> None:
+    """Raises BadInput where the file has another SHA-256 than the agreed one."""
+    if (received := hash_agreement(path)) != sha256:
+        raise BadInput(f"{path} has the SHA-256 {received}, and {sha256} was agreed")
 
 
 def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
     """The configuration with this machine's paths: `data.root`, and the cache of FEDLIGHT_CACHE.
 
     Raises:
-        BadInput: the file is not there, or is no configuration.
+        BadInput: the file is missing, or is no configuration.
     """
     cache = os.environ.get("FEDLIGHT_CACHE") or str(Path.home() / ".cache" / "fedlight")
     weights = os.environ.get("FEDLIGHT_INCEPTION")
-    here = {"root": root and os.path.expanduser(root), "cache": cache, "weights": weights}
-    found: dict[str, Any] = _placed(read_config(path), {key: here[key.rpartition(".")[2]] for key in PLACES})
-    return found
+    local = {"root": root and os.path.expanduser(root), "cache": cache, "weights": weights}
+    paths = {key: local[key.rpartition(".")[2]] for key in PLACES}
+    config: dict[str, Any] = _with_paths(read_config(path), paths)
+    return config
 
 
-def _placed(node: Any, places: dict[str, Any], prefix: str = "") -> Any:
-    """A configuration with other values under those of the dotted keys `places` that it has."""
+def _with_paths(node: Any, paths: dict[str, Any], prefix: str = "") -> Any:
+    """A configuration in which the values of the dotted keys `paths` are replaced, where it has them."""
     if not isinstance(node, dict):
         return node
     return {
-        key: places.get(f"{prefix}{key}", _placed(value, places, f"{prefix}{key}."))
+        key: paths.get(f"{prefix}{key}", _with_paths(value, paths, f"{prefix}{key}."))
         for key, value in node.items()
     }

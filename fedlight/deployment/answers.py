@@ -1,8 +1,8 @@
-"""An institution's own record of what left it: which round was answered, to which message, with which bytes.
+"""An institution's record of its answers: which round was answered, to which message, with which bytes.
 
-`answers.json` names each answer: the SHA-256 of the message that it answers, and of its own bytes. It is on
-the disk before an answer leaves, so that a kill at any instant cannot make a second answer to one round. The
-bytes of the last answers lie beside it, in `answers/`, so that the same message gets the same bytes again.
+`answers.json` names each answer: the SHA-256 of the message that it answers, and of its own bytes. The record
+is on the disk before an answer leaves, so that a process that is killed cannot give a round a second answer.
+The bytes of the last answers lie beside it, in `answers/`, so that a repeated message gets the same bytes.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ from pathlib import Path
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.files import atomic, naming
 
-KEPT = 2  # rounds whose bytes are kept: a server that restarts goes back by one round at most
+KEPT = 2  # rounds whose bytes are kept; a server that restarts goes back by at most one round
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Answers:
 
     @contextmanager
     def opened(self) -> Iterator["Answers"]:
-        """Reads the record; no other process answers from this folder meanwhile.
+        """Reads the record, and locks it against other processes meanwhile.
 
         Raises:
             Damaged: the record cannot be read.
@@ -58,18 +58,18 @@ class Answers:
 
     @property
     def last(self) -> int:
-        """The last round that was answered by an update; 0 for none."""
+        """The last round for which an update was given; 0 for none."""
         return max((round_ for round_, kinds in self._rounds.items() if "update" in kinds), default=0)
 
     def count(self, kind: str, round_: int) -> int:
-        """How many answers of a kind were given in a round."""
+        """The number of answers of a kind that were given in a round."""
         return len(self._given(kind, round_))
 
     def repeat(self, kind: str, round_: int, request: bytes) -> bytes | None:
-        """The bytes that answered this very message before; None where it is new.
+        """The bytes that were given before to this message; None where it is new.
 
         Raises:
-            Damaged: they are missing, or are not what left.
+            Damaged: they are missing, or were changed.
         """
         digest = sha256(request)
         for answer in self._given(kind, round_):
@@ -78,9 +78,9 @@ class Answers:
         return None
 
     def add(self, kind: str, round_: int, request: bytes, content: bytes) -> bytes:
-        """Stores an answer and returns its bytes; only then may it leave."""
+        """Stores an answer and returns its bytes, which may leave only after this."""
         answer = Answer(sha256(request), sha256(content))
-        path = self._place(answer)
+        path = self._path_of(answer)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with atomic(path) as temporary:
             temporary.write_bytes(content)
@@ -94,28 +94,28 @@ class Answers:
         return self._rounds.get(round_, {}).get(kind, [])
 
     def _read_bytes(self, answer: Answer) -> bytes:
-        path = self._place(answer)
+        path = self._path_of(answer)
         try:
             with naming(path):
                 content = path.read_bytes()
         except FileNotFoundError as error:
-            raise Damaged(f"{path} is missing, and nothing else leaves in its place") from error
+            raise Damaged(f"{path} is missing, and nothing leaves in its place: restore it") from error
         if sha256(content) != answer.sha256:
-            raise Damaged(f"{path} is damaged, and nothing else leaves in its place")
+            raise Damaged(f"{path} is damaged, and nothing leaves in its place: restore it")
         return content
 
-    def _place(self, answer: Answer) -> Path:
+    def _path_of(self, answer: Answer) -> Path:
         return self._folder / "answers" / f"{answer.sha256}.safetensors"
 
     def _read(self) -> dict[int, dict[str, list[Answer]]]:
         try:
             with naming(self._path):
-                noted = json.loads(self._path.read_text(encoding="utf-8"))
+                record = json.loads(self._path.read_text(encoding="utf-8"))
             return {
                 int(round_): {
                     kind: [Answer(**answer) for answer in answers] for kind, answers in kinds.items()
                 }
-                for round_, kinds in noted.items()
+                for round_, kinds in record.items()
             }
         except FileNotFoundError:
             return {}
@@ -123,16 +123,16 @@ class Answers:
             raise Damaged(f"{self._path} is damaged, and without it nothing leaves: restore it") from error
 
     def _remove_old(self) -> None:
-        """Removes the bytes of rounds that no server asks for again."""
+        """Removes the bytes of rounds to which no server goes back."""
         newest = max(self._rounds)
         kept = {
-            self._place(answer)
+            self._path_of(answer)
             for round_, kinds in self._rounds.items()
             if round_ > newest - KEPT
             for answers in kinds.values()
             for answer in answers
         }
-        for path in self._place(Answer("", "")).parent.glob("*.safetensors"):
+        for path in self._path_of(Answer("", "")).parent.glob("*.safetensors"):
             if path not in kept:
                 path.unlink(missing_ok=True)
 

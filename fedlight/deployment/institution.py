@@ -1,93 +1,126 @@
-"""What the Flower ClientApp of an institution does with a message: it hands it to the resident process."""
+"""An institution in a deployment: it answers the server's messages for its one client."""
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from multiprocessing.connection import Client, Connection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fedlight.deployment.agreement import agreed_hash
-from fedlight.federation.transport.envelope import CLIENT, FAILED, HASH, PROBLEM, open_bytes, wrap
+from fedlight.data.loading import print_notes
+from fedlight.deployment.agreement import check_agreed
+from fedlight.deployment.answers import Answers
+from fedlight.deployment.deployable import load_agreed_config
+from fedlight.deployment.participants import set_up_institution
+from fedlight.deployment.terms import Terms
+from fedlight.experiment.clients import make_site
+from fedlight.experiment.parts import CHECKPOINT
+from fedlight.federation.admission import check_broadcast, check_evaluation
+from fedlight.federation.messages import Broadcast, Evaluation, from_bytes, to_bytes
+from fedlight.federation.site import Site
+from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import Damaged
-from fedlight.runtime.printable import printable
 
-LONGEST_SOCKET = 103  # bytes of a path of AF_UNIX, on macOS; Linux takes 107
-START = 300.0  # seconds that the resident process has for loading its libraries
+MODELS = 2  # versions of the global slices that a client scores after a round, which may be repeated once
 
 
-def answer(content: Any, path: Path, node_config: dict[str, Any]) -> Any:
-    """The answer to the content of one of Flower's messages.
+@dataclass(frozen=True)
+class Institution:
+    """Answers the server's messages for the one client of this institution.
 
-    Args:
-        content: the server's message as bytes, or none where it only asks who this is.
-        path: of the agreement that came with the app.
-        node_config: `client`, the institution's number; `agreed`, the SHA-256 of the agreement; `data-root`,
-            its images; `memory`, the folder for what it keeps. The last two may be absent.
+    What leaves is recorded in `answers.json` and bounded by the agreement: one update in each round, in
+    order, of the slices that the agreement names for it; and scores after the rounds that it names. A message
+    that is repeated gets the same bytes again, since a server that restarts may go back by one round.
+
+    Attributes:
+        cell: id of the federation.
+        client: its number.
+        site: with its images and its memory.
+        folder: of its memory.
+        terms: of the agreement.
     """
-    found = agreed_hash(path)
-    client, agreed_to = int(node_config["client"]), str(node_config["agreed"])
-    if found != agreed_to:
-        print(f"fedlight: the app's {path.name} has the SHA-256 {found}, and {agreed_to} was agreed: refused")
-        return wrap(b"", {CLIENT: client, HASH: agreed_to})
-    root = node_config.get("data-root")
-    whose = {
-        "path": str(path),
-        "agreed": agreed_to,
-        "client": client,
-        "root": None if root is None else str(Path(root).absolute()),
-        "memory": str(Path(node_config.get("memory", "memory")).absolute()),
-    }
-    try:
-        message = open_bytes(content)
-    except Damaged as error:
-        print(f"fedlight: the server's message: {printable(error)}: refused", file=sys.stderr)
-        return wrap(b"", {CLIENT: client, HASH: "", PROBLEM: FAILED})
-    with _resident() as resident:
-        resident.send_bytes(json.dumps(whose).encode())
-        resident.send_bytes(message)
-        problem, reply = resident.recv_bytes().decode(), resident.recv_bytes()
-    if problem:
-        return wrap(b"", {CLIENT: client, HASH: "", PROBLEM: problem})
-    return wrap(reply, {CLIENT: client, HASH: found})
 
+    cell: str
+    client: int
+    site: Site
+    folder: Path
+    terms: Terms
 
-def socket_path(node: int) -> Path:
-    """Where the resident process of a SuperNode listens, in a folder that only this user may enter.
+    @classmethod
+    def make(cls, path: Path, sha256: str, client: int, root: str | None, memory: Path) -> "Institution":
+        """Builds the site.
 
-    The folder is below TMPDIR, or below /tmp where the path would be longer than a socket's may be.
+        Args:
+            path: of the agreement.
+            sha256: of the agreement that the institution agreed to.
+            client: the institution's number.
+            root: folder of its images, or None.
+            memory: the folder for what it keeps.
 
-    Args:
-        node: number of the SuperNode's process.
+        Raises:
+            BadInput: the agreement is another one, or cannot be followed here.
+        """
+        check_agreed(path, sha256)
+        config = load_agreed_config(path, root)
+        cell = cell_id(config.plain())
+        folder = memory / cell
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parts = set_up_institution(config, client)
+        print_notes(parts.dataset)
+        terms = Terms.make(config, parts.method, tuple(parts.slices.names))
+        return cls(cell, client, make_site(parts, folder), folder / CHECKPOINT, terms)
 
-    Raises:
-        PermissionError: the folder belongs to another user, others may enter it, or it is a link.
-    """
-    name = f"fedlight-{os.getuid()}"
-    path = Path(tempfile.gettempdir()) / name / str(node)
-    if len(os.fsencode(path)) > LONGEST_SOCKET:
-        path = Path("/tmp") / name / str(node)
-    folder = path.parent
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
-        raise PermissionError(f"{folder} must be a folder that belongs to this user alone")
-    return path
+    def answer(self, content: bytes) -> bytes:
+        """The update, or the scores, that a message requests.
 
+        Raises:
+            Damaged: this is no message for this client, or it requests what the agreement does not provide
+                for, or what has left already.
+            MemoryLost: what the client kept is gone.
+        """
+        message = self.read(content)
+        with Answers(self.folder).opened() as answers:
+            if message.round < answers.last - 1:
+                raise Damaged(
+                    f"the server is in round {message.round}, and this node has answered round "
+                    f"{answers.last}. A server that lost its results starts again; to let this node start "
+                    f"again with it, move {self.folder.parent} elsewhere. What left before counts, too"
+                )
+            if isinstance(message, Broadcast):
+                return self._update(message, content, answers)
+            return self._scores(message, content, answers)
 
-def _resident() -> Connection:
-    """A connection to the resident process of this SuperNode, which is started where there is none."""
-    node = os.getppid()
-    path, deadline, started = socket_path(node), time.monotonic() + START, None
-    while True:
-        try:
-            return Client(str(path), "AF_UNIX")
-        except (FileNotFoundError, ConnectionRefusedError):
-            if started is None:
-                command = [sys.executable, "-m", "fedlight.deployment.resident", str(path), str(node)]
-                started = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-            if started.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+    def read(self, content: bytes) -> Broadcast | Evaluation:
+        """Parses a message and checks it against the agreement, before anything is computed or stored.
+
+        Raises:
+            Damaged: as `answer` does.
+        """
+        message, setup = from_bytes(content), self.site.setup
+        if not isinstance(message, Broadcast | Evaluation):
+            raise Damaged(f"a server does not send {type(message).__name__}")
+        if (message.cell, message.client) != (self.cell, self.client):
+            raise Damaged(f"the message is for client {message.client} of {message.cell}")
+        if isinstance(message, Broadcast):
+            self.terms.check_broadcast(message)
+            check_broadcast(message, setup.first, setup.slices, setup.method, setup.codec, setup.algorithm)
+        else:
+            self.terms.check_evaluation(message)
+            check_evaluation(message, setup.first, setup.slices)
+        return message
+
+    def _update(self, broadcast: Broadcast, content: bytes, answers: Answers) -> bytes:
+        round_ = broadcast.round
+        if (repeated := answers.repeat("update", round_, content)) is not None:
+            return repeated
+        if answers.count("update", round_):
+            raise Damaged(f"round {round_} was answered already, and this is another broadcast of it")
+        if round_ < answers.last:
+            raise Damaged(f"round {answers.last} was answered already, and round {round_} comes before it")
+        update, _ = self.site.train(broadcast)
+        assert update, "the terms admit no client that drops out"
+        return answers.add("update", round_, content, to_bytes(update))
+
+    def _scores(self, request: Evaluation, content: bytes, answers: Answers) -> bytes:
+        round_, kind = request.round, "images" if request.draw else "fingerprint"
+        if (repeated := answers.repeat(kind, round_, content)) is not None:
+            return repeated
+        if (count := answers.count(kind, round_)) >= MODELS:
+            raise Damaged(f"{kind} of {count} models left after round {round_} already")
+        return answers.add(kind, round_, content, to_bytes(self.site.evaluate(request)))

@@ -1,4 +1,4 @@
-"""The terms of an agreement for one institution: what a server may ask of it in which round."""
+"""The terms of an agreement for one institution: what a server may request of it in which round."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ class Terms:
         slices: of the model.
         rounds: R.
         participation: who takes part in which round.
-        shows: whether the agreement has images drawn from the client's model after a round, 1..R.
+        draws_after: whether the agreement has images drawn from the client's model after a round, 1..R.
     """
 
     method: Method
     slices: tuple[str, ...]
     rounds: int
     participation: Participation
-    shows: Callable[[int], bool]
+    draws_after: Callable[[int], bool]
 
     @classmethod
     def make(cls, config: CellConfig, method: Method, slices: tuple[str, ...]) -> "Terms":
@@ -53,10 +53,10 @@ class Terms:
         """Raises Damaged for a request for scores that the agreement does not provide for."""
         self._method_in(request.round)
         if self.method.evaluate != "clients":
-            raise Damaged(f"{self.method.name} asks no client for scores")
-        if not (self.shows(request.round) if request.draw else request.round == self.rounds):
+            raise Damaged(f"{self.method.name} requests scores from no client")
+        if not (self.draws_after(request.round) if request.draw else request.round == self.rounds):
             what = "images from a client's model" if request.draw else "the fingerprint of a client's model"
-            raise Damaged(f"the agreement does not ask for {what} after round {request.round}")
+            raise Damaged(f"the agreement does not provide for {what} after round {request.round}")
         self._check_previous(request.previous, request.round)
 
     def _method_in(self, round_: int) -> Method:

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString
 from hydra.errors import HydraException
 
-from fedlight.run import ROOT
+from fedlight.compose import ROOT
 from fedlight.runtime.errors import BadInput
 
 FLAGS = {"-m", "--multirun"}

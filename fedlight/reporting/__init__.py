@@ -1,1 +1,1 @@
-"""A sweep at a glance: its cells as frames, tables, figures and one page."""
+"""Reports of sweeps: tables, figures, a gallery of samples and one page."""

@@ -1,7 +1,7 @@
 """Cells that may be compared: those of one data set and one extractor, grouped by place and method."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -10,21 +10,17 @@ from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
 from fedlight.reporting.file_name import file_name
-from fedlight.runs.identity import changes_no_result
+from fedlight.reporting.setting_keys import AXES, REPEATED, describe_setting, varying_keys
 from fedlight.runs.palette import colours, rank
 from fedlight.runs.reader import ImageQuality, Result
 from fedlight.runs.status import DONE, MISSING, SweepCell
 
-AXES = ("method.name", "clients", "partition.name")
-REPEATED = ("seed", "partition.seed", "trainer.threads", "trainer.accelerator")
-"""Keys over which a cell is repeated: they change draws or roundings, and not the setting."""
-
 REFERENCES = {"LOCAL", "CENTRAL"}
-"""Methods that federate nothing: what the others are read against, not their competitors."""
+"""Methods that federate nothing: the others are compared with them, and they are never marked as best."""
 
 
 class Place(NamedTuple):
-    """A row of the grid: all but the method; `setting` says what else varies, as in `optimizer.lr=0.01`."""
+    """A row of the grid: all but the method; `setting` is what else varies, such as `optimizer.lr=0.01`."""
 
     setting: str
     partition: str
@@ -32,7 +28,7 @@ class Place(NamedTuple):
 
     @property
     def panel(self) -> str:
-        """The place but for the number of clients."""
+        """The place without the number of clients."""
         return f"{self.partition}, {self.setting}" if self.setting else self.partition
 
     @property
@@ -46,8 +42,8 @@ class Group:
     """The cells of a method in a place; they differ in their seeds.
 
     Attributes:
-        everywhere: the method takes no part in the distribution of the data (CENTRAL), and its one result
-            stands in every place.
+        everywhere: the method does not depend on the partition (CENTRAL), and its one result stands in every
+            place.
     """
 
     place: Place
@@ -150,10 +146,10 @@ class Comparison:
         return [self.groups[place, m] for m in self.methods if (place, m) in self.groups]
 
     def best(self, place: Place) -> frozenset[str]:
-        """The federated methods whose FID is the lowest, as far as seeds tell.
+        """The federated methods with the lowest FID, as far as the seeds distinguish methods.
 
         These are the methods whose mean lies within one pooled standard deviation (over seeds) of the lowest
-        mean. The set is empty where that tells no two methods apart, and where one of them has one seed.
+        mean. The set is empty where that is all of them, and where one of them has one seed.
         """
         rivals = [g for g in self.in_place(place) if g.method not in REFERENCES and g.fids]
         if len(rivals) < 2 or any(len(group.fids) < 2 for group in rivals):
@@ -180,7 +176,7 @@ def pooled_stdev(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def make_comparisons(cells: Iterable[SweepCell]) -> list[Comparison]:
-    """Sorts cells by data set and extractor; those whose configuration is not known are left out."""
+    """Groups cells by data set and extractor; those whose configuration is unknown are left out."""
     placed = [cell for cell in cells if all(key in cell.files.config for key in (*AXES, "data.name"))]
     known: dict[str, list[ImageQuality]] = {}
     for cell in placed:
@@ -212,7 +208,7 @@ def _comparison(data: str, extractor: str | None, cells: list[SweepCell]) -> Com
     for cell in cells:
         config = cell.files.config
         values = {key: config.get(key) for key in keys}
-        setting = in_words(values)
+        setting = describe_setting(values)
         settings[setting] = values
         place = Place(setting, config["partition.name"], int(config["clients"]))
         method = config["method.name"]
@@ -221,50 +217,16 @@ def _comparison(data: str, extractor: str | None, cells: list[SweepCell]) -> Com
     settings = dict(sorted(settings.items(), key=lambda item: [numbers.rank(v) for v in item[1].values()]))
     everywhere = {cell.files.config["method.name"] for cell in cells if cell.files.config.get("method.pool")}
     for setting in settings:
-        found = {key: group for key, group in groups.items() if key[0].setting == setting}
-        partitions = {place.partition for place, _ in found}
-        clients = {place.clients for place, _ in found}
-        methods = {method for _, method in found}
+        present = {key: group for key, group in groups.items() if key[0].setting == setting}
+        partitions = {place.partition for place, _ in present}
+        clients = {place.clients for place, _ in present}
+        methods = {method for _, method in present}
         for partition, count, method in product(partitions, clients, methods):
             place = Place(setting, partition, count)
-            if (place, method) not in found:
-                pooled = [group for key, group in found.items() if key[1] == method and method in everywhere]
+            if (place, method) not in present:
+                pooled = [
+                    group for key, group in present.items() if key[1] == method and method in everywhere
+                ]
                 shared = pooled[0].cells if pooled else []
                 groups[place, method] = Group(place, method, shared, everywhere=bool(pooled))
     return Comparison(data, extractor, cells, settings, groups)
-
-
-def in_words(values: dict[str, Any]) -> str:
-    """A setting, such as `optimizer.lr=0.01`."""
-    return ", ".join(f"{key}={numbers.plain(value)}" for key, value in values.items())
-
-
-def varying_keys(cells: Iterable[SweepCell], others: Collection[str]) -> list[str]:
-    """Configuration keys in which cells differ, without those whose values follow from another key's.
-
-    A key that was typed, as a swept one is, follows from none. The method and the number of clients decide
-    nothing but the method's own keys: cells that differ in them and in their rounds do not compare, and must
-    not look as if they did.
-
-    Args:
-        cells: some cells.
-        others: keys that are left out.
-    """
-    cells = list(cells)
-    configs = [cell.files.config for cell in cells if cell.files.config]
-    typed = {key for cell in cells for key in cell.typed}
-    keys = {key for config in configs for key in config if key not in others and not changes_no_result(key)}
-    kept: list[str] = []
-    for key in sorted(keys, key=lambda key: (not key.endswith(".name"), key.count("."), key)):
-        deciding = [*kept, *({f"{key.partition('.')[0]}.name"} - {key})]
-        if key.startswith("partition.deal."):
-            deciding.append("partition.seed")
-        seen: dict[str, str] = {}
-        for config in configs:
-            value = config.get(key)
-            text = repr(None if value is False else value)  # a switch that is off may be left out
-            decided_by = () if key in typed else [config.get(k) for k in deciding]
-            if seen.setdefault(repr(decided_by), text) != text:
-                kept.append(key)
-                break
-    return kept

@@ -25,7 +25,7 @@ from fedlight.runtime.literal_text import literal_text
 
 GRID = re.compile(r"round_([0-9]{1,9})\.png")
 BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises for a file that is no picture, or too large a one."""
+"""What Pillow raises for a file that is no picture, or too large."""
 
 TILES = 60  # thumbnails on a page, over all comparisons
 SHEET_COLUMNS = 2
@@ -34,7 +34,7 @@ WIDTH, QUALITY = 1600, 80  # of a thumbnail: pixels, more than a page shows, so 
 
 @dataclass(frozen=True)
 class Tile:
-    """A thumbnail that is part of the page, and where its original is.
+    """A thumbnail in the page, with the place of its original.
 
     Attributes:
         source: a data URI.
@@ -48,7 +48,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """One place of the grid: real images first, where a cell kept some, then the methods."""
+    """One place of the grid: real images first, where a cell stored some, then the methods."""
 
     title: str
     tiles: list[Tile]
@@ -67,7 +67,7 @@ class Grid:
         return self.cell.files.folder / "samples" / self.name
 
     def read(self) -> Image.Image | None:
-        """The picture in colour; None where it cannot be read, which is noted with the cell."""
+        """The picture in colour; None where it cannot be read, which the report says beside the cell."""
         try:
             with Image.open(self.path, formats=("PNG",)) as picture:
                 return picture.convert("RGB")
@@ -78,7 +78,7 @@ class Grid:
 
 @literal_text
 def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
-    """Draws the grids of a place in one picture, with what each method comes to; nothing without two."""
+    """Draws the grids of a place in one picture, titled with each method's scores; needs two grids."""
     grids = [(group, grid) for group in comparison.in_place(place) if (grid := _last_grid(group)) is not None]
     shown = [(group, picture) for group, grid in grids if (picture := grid.read()) is not None]
     if len(shown) < 2:
@@ -96,34 +96,34 @@ def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
 
 
 def _caption(group: Group) -> str:
-    """A method and what it comes to."""
+    """A method with its FID and its label accuracy."""
     fid = "" if group.fid is None else f", FID {numbers.score(group.fid)}"
-    right = []
-    for kind, words in (("held", "classes held"), ("unseen", "classes never seen")):
+    accuracies = []
+    for kind, words in (("held", "seen classes"), ("unseen", "unseen classes")):
         accuracy = group.mean(partial(Result.quality, name=f"label_accuracy.{kind}"))
         if accuracy is not None:
-            right.append(f"{accuracy:.0%} of {words}")
-    return f"{group.method}{fid}" + (f"\nright: {', '.join(right)}" if right else "")
+            accuracies.append(f"{accuracy:.0%} ({words})")
+    return f"{group.method}{fid}" + (f"\nlabel accuracy {', '.join(accuracies)}" if accuracies else "")
 
 
 def build(comparison: Comparison, page: Path, prefix: str, tiles: int) -> tuple[list[Row], int]:
-    """The rows of a gallery, and the number of grids for which there was no room; a row is a PNG as well.
+    """The rows of a gallery, and the number of grids that are left out. Each row is also written as a PNG.
 
     Args:
         page: the folder of the page.
         prefix: of the names of files.
-        tiles: at most so many thumbnails.
+        tiles: the maximum number of thumbnails.
     """
     rows, left_out = [], 0
     for place in comparison.places:
-        found = _grids(comparison, place)
-        if len(found) > tiles:
-            left_out += len(found)
+        grids = _grids(comparison, place)
+        if len(grids) > tiles:
+            left_out += len(grids)
             continue
-        made = [tile for title, grid in found if (tile := _tile(title, grid, page)) is not None]
-        tiles -= len(made)
-        if made:
-            rows.append(Row(place.label, made))
+        thumbnails = [tile for title, grid in grids if (tile := _tile(title, grid, page)) is not None]
+        tiles -= len(thumbnails)
+        if thumbnails:
+            rows.append(Row(place.label, thumbnails))
             name = file_name(re.sub(r"\W+", "_", place.label).strip("_"))
             write_sheet(comparison, place, page / f"{prefix}samples_{name}.png")
     return rows, left_out
@@ -131,9 +131,9 @@ def build(comparison: Comparison, page: Path, prefix: str, tiles: int) -> tuple[
 
 def _grids(comparison: Comparison, place: Place) -> list[tuple[str, Grid]]:
     groups = comparison.in_place(place)
-    found = [(group.method, grid) for group in groups if (grid := _last_grid(group)) is not None]
+    grids = [(group.method, grid) for group in groups if (grid := _last_grid(group)) is not None]
     real = [Grid(cell, "real.png") for group in groups for cell in group.cells]
-    return [("real images", grid) for grid in real if grid.path.is_file()][:1] + found
+    return [("real images", grid) for grid in real if grid.path.is_file()][:1] + grids
 
 
 def _last_grid(group: Group) -> Grid | None:

@@ -1,4 +1,4 @@
-"""The page's part on privacy: what cells promise, and what an attacker found (`fedlight.audit`)."""
+"""The tables and the figure on privacy: guarantees of cells, and attacks on them (`fedlight.audit`)."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ LEAST = 1e-3  # of the logarithmic axes
 
 
 def tables(comparison: Comparison, prefix: str) -> list[ReportTable]:
-    """Guarantees and attacks, where there are any."""
+    """The tables of guarantees and of attacks, where there are any."""
     return [table for table in (_guarantees(comparison, prefix), _attacks(comparison, prefix)) if table.rows]
 
 
@@ -33,18 +33,22 @@ def _cells(comparison: Comparison) -> list[tuple[Place, Group, SweepCell]]:
 def _guarantees(comparison: Comparison, prefix: str) -> ReportTable:
     rows, data = [], []
     for place, group, cell in _cells(comparison):
-        if not (cell.files.result and (promised := cell.files.result.privacy)):
+        if not (cell.files.result and (guarantee := cell.files.result.privacy)):
             continue
-        found: dict[str, Any] = {"place": place.label, "method": group.method, "seed": cell.files.result.seed}
-        found |= promised.model_dump()
-        shown = {"epsilon": f"{promised.epsilon:.2f}", "noise": f"{promised.noise:.3g}"}
-        rows.append([Field(shown.get(key, str(value)), value) for key, value in found.items()])
-        data.append(found)
+        values: dict[str, Any] = {
+            "place": place.label,
+            "method": group.method,
+            "seed": cell.files.result.seed,
+        }
+        values |= guarantee.model_dump()
+        rounded = {"epsilon": f"{guarantee.epsilon:.2f}", "noise": f"{guarantee.noise:.3g}"}
+        rows.append([Field(rounded.get(key, str(value)), value) for key, value in values.items()])
+        data.append(values)
     return ReportTable(
         f"{prefix}privacy",
-        "Privacy: what is promised",
+        "Privacy: guarantees",
         "(epsilon, delta) differential privacy after all rounds, of one client (kind client) or of one image "
-        "of the client that spent most (kind example). Less is more private; inf promises nothing.",
+        "of the client that spent most (kind example). Less is more private; inf is no guarantee.",
         ["setting", "method", "seed", "kind", "epsilon", "delta", "noise", "clip"],
         {"seed", "epsilon", "delta", "noise", "clip"},
         rows,
@@ -72,9 +76,9 @@ def _attacks(comparison: Comparison, prefix: str) -> ReportTable:
     measured = ["AUC", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "epsilon at least"]
     return ReportTable(
         f"{prefix}attacks",
-        "Privacy: what an attacker finds",
-        "How well training images are told from held-out ones by who sees the released model, or the update "
-        "of a client slice by slice, as its server does; AUC 0.5 is guessing. In brackets: 95 % intervals.",
+        "Privacy: attacks",
+        "How well an attacker tells training images from held-out ones, by the released model or, as the "
+        "server can, by a client's update slice by slice; AUC 0.5 is guessing. In brackets: 95 % intervals.",
         ["setting", "method", "sees", "attack", *measured],
         set(measured),
         rows,
@@ -83,7 +87,7 @@ def _attacks(comparison: Comparison, prefix: str) -> ReportTable:
 
 
 def roc(comparison: Comparison, prefix: str) -> Plot:
-    """The ROC of every attack on the first audited cell of a place and method, in log scale."""
+    """The ROC, in log scale, of every attack on the first audited cell of a place and method."""
     rows: list[dict[str, Any]] = []
     for place, group, cell in _cells(comparison):
         panel = f"{place.label}, {group.method}"
@@ -100,8 +104,8 @@ def roc(comparison: Comparison, prefix: str) -> Plot:
     return Plot(
         f"{prefix}roc",
         "Privacy: ROC of the attacks",
-        "True against false positive rate, both in log scale; dotted: guessing. What counts is the left end: "
-        "who can be named for sure. Slices are those of one client's update.",
+        "True against false positive rate, both in log scale; dotted: guessing. The left end matters most: "
+        "images that are identified with few errors. Slices are those of one client's update.",
         pd.DataFrame(rows, columns=["panel", "attack", "fpr", "tpr"]),
         partial(_draw_roc, palette=palette),
         palette,

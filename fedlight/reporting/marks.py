@@ -1,4 +1,4 @@
-"""Marks that tell the points of a figure apart beside their colour, and are named below its axes."""
+"""Marks that distinguish the points of a figure beside their colour; they are named below its axes."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -18,7 +18,7 @@ class Marks:
     """A mark for each number of clients, or for each name.
 
     Args:
-        values: what is told apart.
+        values: numbers of clients, or names.
     """
 
     def __init__(self, values: Iterable[Any]) -> None:
@@ -30,12 +30,12 @@ class Marks:
 
     @cached_property
     def _across(self) -> int:
-        """How many names fit into a line."""
+        """The number of names that fit into a line."""
         return int(WIDTH / (0.35 + 0.06 * max(map(len, self.names), default=0)))
 
     @property
     def below(self) -> float:
-        """The room that the names need below the axes, that of the axis included, in inches."""
+        """The height that the names and the axis need below the axes, in inches."""
         return 0.5 + 0.15 * ceil(len(self.of) / self._across)
 
     def name(self, axis: Axes) -> None:

@@ -6,7 +6,7 @@ NONE = "–"
 
 
 def score(value: float, std: float | None = None) -> str:
-    """A score with as many digits as it is worth, such as `3.42`, or `47.90 ± 1.20`."""
+    """A score with one, two or four decimals by its size, such as `3.42`, or `47.90 ± 1.20`."""
     digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 4
     spread = "" if std is None else f" ± {std:.{digits}f}"
     return f"{value:.{digits}f}{spread}"

@@ -34,7 +34,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What the page says of one comparison."""
+    """The part of the page on one comparison."""
 
     comparison: Comparison
     accuracy: list[float]
@@ -119,7 +119,7 @@ def _chapter(
     cells = by_cell(comparison.cells, prefix, everywhere)
     for table in (*tables, cells):
         table.write(folder)
-    plots = figures.plots(comparison, prefix)
+    plots = figures.make_plots(comparison, prefix)
     with ProcessPoolExecutor() as pool:  # drawing is most of the work
         drawn = pool.map(partial(_draw, folder), plots)
         rows, left_out = gallery.build(comparison, folder, prefix, tiles)

@@ -19,8 +19,8 @@ PUBLISHED = {
 
 CAVEAT = (
     f"FID with {CLIENTS} clients, mean over the clients' models, and its order from the lowest. Only the "
-    "order compares: the paper drew 1,000 samples and clipped images to [0, 1] without rescaling them from "
-    "[−1, 1]."
+    "order is comparable: the paper drew 1,000 samples and clipped images to [0, 1] without rescaling them "
+    "from [−1, 1]."
 )
 COLUMNS = ("method", "partition", "paper", "this sweep", "order, paper", "order, here")
 
@@ -28,7 +28,7 @@ Fids = dict[tuple[str, str], float]
 
 
 def beside_paper(comparison: Comparison, prefix: str) -> ReportTable | None:
-    """Published and measured FID; None without evaluated cells that have the paper's data and model."""
+    """Published and measured FID; None without evaluated cells of the paper's data and model."""
     rows, data, departures = [], [], set()
     for setting in comparison.settings:
         ours: Fids = {}
@@ -41,16 +41,16 @@ def beside_paper(comparison: Comparison, prefix: str) -> ReportTable | None:
                 departures |= _departures(group.cells[0].files.config)
         rankings = (_ranks(PUBLISHED, ours), _ranks(ours, ours))
         for (method, partition), published in PUBLISHED.items() if ours else ():
-            mine, ranks = ours.get((method, partition)), [r.get((method, partition)) for r in rankings]
+            measured, ranks = ours.get((method, partition)), [r.get((method, partition)) for r in rankings]
             printed = [
                 Field(method, method),
                 Field(partition, partition),
                 Field(f"{published:.1f}", published),
-                Field("missing" if mine is None else numbers.score(mine), mine),
+                Field("missing" if measured is None else numbers.score(measured), measured),
                 *(number(rank, numbers.count) for rank in ranks),
             ]
             rows.append([Field(setting, setting), *printed] if comparison.varying else printed)
-            raw = (setting, method, partition, published, mine, *ranks)
+            raw = (setting, method, partition, published, measured, *ranks)
             data.append(dict(zip(("setting", *COLUMNS), raw, strict=True)))
     if not rows:
         return None
@@ -61,7 +61,9 @@ def beside_paper(comparison: Comparison, prefix: str) -> ReportTable | None:
         notes.append(f"This sweep departs from the paper's settings: {', '.join(sorted(departures))}.")
     columns = ["setting", *COLUMNS] if comparison.varying else list(COLUMNS)
     numeric = set(COLUMNS[2:])
-    return ReportTable(f"{prefix}paper", "Beside the paper", " ".join(notes), columns, numeric, rows, data)
+    return ReportTable(
+        f"{prefix}paper", "Comparison with the paper", " ".join(notes), columns, numeric, rows, data
+    )
 
 
 def _of_the_paper(config: dict[str, object]) -> bool:

@@ -67,10 +67,10 @@ class Plot:
 
     Attributes:
         name: of its files, without ending.
-        data: what is drawn, the CSV behind the figure; a column `panel` says where.
+        data: what is drawn, and the CSV behind the figure; its column `panel` names the panel.
         draw: draws the rows of one panel, labels and units of its axes included.
         legend: colour of each method, empty for a figure without.
-        below: room for what stands below the axes, in inches.
+        below: height of what stands below the axes, in inches.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Plot:
 
     @property
     def left_out(self) -> int:
-        """Panels that are in the CSV only."""
+        """The number of panels that are in the CSV only."""
         return self.data["panel"].nunique() - len(self.panels)
 
     def write(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What privacy costs: image quality over epsilon."""
+"""The figure of what privacy costs: image quality against epsilon."""
 
 import math
 from functools import partial
@@ -7,26 +7,27 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from fedlight.reporting.comparison import AXES, REPEATED, Comparison, Group, in_words, varying_keys
+from fedlight.reporting.comparison import Comparison, Group
 from fedlight.reporting.marks import Marks
 from fedlight.reporting.plots import INK, Plot
+from fedlight.reporting.setting_keys import AXES, REPEATED, describe_setting, varying_keys
 from fedlight.runs.reader import Result
 
-SPENT = ("privacy.noise", "privacy.target_epsilon")  # what epsilon stands for
+NOISE = ("privacy.noise", "privacy.target_epsilon")  # keys that epsilon stands for
 ROOM = 0.1  # of a label at the axis, as a share of its length
 
 
 def quality_epsilon(comparison: Comparison, prefix: str) -> Plot:
-    """What a promise costs: FID over epsilon; empty where no method has cells of two epsilons."""
-    everything = [group for place in comparison.places for group in comparison.in_place(place)]
-    scored = [group for group in everything if group.fid is not None and not group.everywhere]
-    promising = [group for group in scored if group.mean(_epsilon)]  # 0, of no round, has no logarithm
-    settings = [comparison.settings[group.place.setting] for group in promising]
+    """FID over the epsilon of the guarantee; empty where no method has cells of two epsilons."""
+    all_groups = [group for place in comparison.places for group in comparison.in_place(place)]
+    scored = [group for group in all_groups if group.fid is not None and not group.everywhere]
+    guaranteed = [group for group in scored if group.mean(_epsilon)]  # 0, of no round, has no logarithm
+    settings = [comparison.settings[group.place.setting] for group in guaranteed]
     shared = {key for key in comparison.varying if len({repr(setting[key]) for setting in settings}) == 1}
     panels: dict[str, list[Group]] = {}
-    for group, setting in zip(promising, settings, strict=True):
-        message = {key: value for key, value in setting.items() if key not in shared.union(SPENT)}
-        panels.setdefault(group.place._replace(setting=in_words(message)).panel, []).append(group)
+    for group, setting in zip(guaranteed, settings, strict=True):
+        differing = {key: value for key, value in setting.items() if key not in shared.union(NOISE)}
+        panels.setdefault(group.place._replace(setting=describe_setting(differing)).panel, []).append(group)
     rows = [
         {
             "panel": panel,
@@ -39,7 +40,7 @@ def quality_epsilon(comparison: Comparison, prefix: str) -> Plot:
         }
         for panel, groups in panels.items()
         for group in scored
-        if group in groups or any(_is_open(group, other) for other in groups)
+        if group in groups or any(_is_unprotected(group, other) for other in groups)
     ]
     columns = ["panel", "method", "clients", "epsilon", "fid", "fid_std", "fid_std_over"]
     data = pd.DataFrame(rows, columns=columns).astype({"epsilon": float, "fid_std": float})
@@ -51,9 +52,9 @@ def quality_epsilon(comparison: Comparison, prefix: str) -> Plot:
     return Plot(
         f"{prefix}quality_epsilon",
         "Privacy: quality against epsilon",
-        "FID over what is promised, a line a method and number of clients. Further left is more private, "
-        "lower is better. Right of the dotted line nothing is promised: inf is clipped without noise, none "
-        "not even clipped. Bars: standard deviation over seeds or clients.",
+        "FID over the epsilon of the guarantee, one line per method and number of clients. Further left is "
+        "more private, lower is better. Right of the dotted line is no guarantee: inf is clipped without "
+        "noise, none is not clipped either. Bars: standard deviation over seeds or clients.",
         data,
         partial(_draw_epsilon, palette=palette, marks=marks),
         palette,
@@ -62,13 +63,13 @@ def quality_epsilon(comparison: Comparison, prefix: str) -> Plot:
 
 
 def _epsilon(result: Result) -> float | None:
-    """What a cell promises, infinite where it only clips; None where it does not even do that."""
-    promised = result.privacy
-    return None if promised is None or math.isinf(promised.clip) else promised.epsilon
+    """The epsilon of a cell's guarantee: infinite where it only clips, None where it does not clip either."""
+    guarantee = result.privacy
+    return None if guarantee is None or math.isinf(guarantee.clip) else guarantee.epsilon
 
 
-def _is_open(group: Group, other: Group) -> bool:
-    """Whether a group has no privacy, and is otherwise as another one that has."""
+def _is_unprotected(group: Group, other: Group) -> bool:
+    """Whether a group has no privacy, and else the configuration of another group, which has."""
     mine, others = (cells[0].files.config for cells in (group.cells, other.cells))
     private = {key for key in (*mine, *others) if key.startswith("privacy.")}
     return (
@@ -80,7 +81,7 @@ def _is_open(group: Group, other: Group) -> bool:
 
 
 def _draw_epsilon(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], marks: Marks) -> None:
-    """Epsilon in log scale; cells that promise nothing stand apart at the right."""
+    """Draws FID over epsilon in log scale; cells without a guarantee stand apart at the right."""
     epsilon = rows["epsilon"]
     finite = np.isfinite(epsilon)
     low, high = epsilon[finite].min(), epsilon[finite].max()

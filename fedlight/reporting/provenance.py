@@ -1,4 +1,4 @@
-"""Where the numbers come from: commands, configurations, versions, machines."""
+"""The provenance of a report: configurations, versions of libraries, machines."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 import yaml
 
 from fedlight.reporting import numbers
-from fedlight.reporting.comparison import AXES, varying_keys
+from fedlight.reporting.setting_keys import AXES, varying_keys
 from fedlight.runs.status import SweepCell
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What it takes to run the cells again.
+    """What is needed to run the cells again.
 
     Attributes:
         shared: the keys on which all cells agree, as YAML.

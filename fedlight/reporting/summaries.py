@@ -6,7 +6,8 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
-from fedlight.reporting.comparison import AXES, Comparison, Group, Place, varying_keys
+from fedlight.reporting.comparison import Comparison, Group, Place
+from fedlight.reporting.setting_keys import AXES, varying_keys
 from fedlight.reporting.tables import Field, ReportTable, number
 from fedlight.runs.palette import rank
 from fedlight.runs.reader import Result
@@ -14,7 +15,7 @@ from fedlight.runs.status import DONE, SweepCell
 
 
 class Quantity(NamedTuple):
-    """A number of a cell: head of its column, key in the CSV, how it is read and printed."""
+    """A number of a cell: head of its column, key in the CSV, functions that read and print it."""
 
     head: str
     key: str
@@ -31,13 +32,13 @@ SCORES = (
     _score("KID", "kid", "kid", numbers.score),
     _score("precision", "precision", "precision", numbers.share),
     _score("recall", "recall", "recall", numbers.share),
-    Quantity("scored", "scored_clients", lambda result: result.scored_clients, numbers.count),
+    Quantity("scored clients", "scored_clients", lambda result: result.scored_clients, numbers.count),
     _score("IS", "inception_score", "inception_score", numbers.score),
     _score("coverage", "coverage", "coverage.share", numbers.share),
     _score("entropy", "coverage_entropy", "coverage.entropy", numbers.score),
-    _score("labels", "label_accuracy", "label_accuracy.all", numbers.share),
-    _score("held", "label_accuracy_held", "label_accuracy.held", numbers.share),
-    _score("unseen", "label_accuracy_unseen", "label_accuracy.unseen", numbers.share),
+    _score("label accuracy", "label_accuracy", "label_accuracy.all", numbers.share),
+    _score("label accuracy, seen classes", "label_accuracy_held", "label_accuracy.held", numbers.share),
+    _score("label accuracy, unseen classes", "label_accuracy_unseen", "label_accuracy.unseen", numbers.share),
 )
 COSTS = (
     Quantity("parameters", "params", lambda result: result.exchange.params_total, numbers.count),
@@ -48,20 +49,20 @@ COSTS = (
 )
 MARKED = (
     "Marked: the federated methods of a row whose mean lies within one pooled standard deviation, over "
-    "seeds, of the lowest; none where that tells no two methods apart, or one of them has one seed."
+    "seeds, of the lowest; none where that is all of them, or where one of them has one seed."
 )
-ONE_SEED = "One seed: nothing is marked, since differences between methods may be those between seeds."
+ONE_SEED = "One seed: nothing is marked, since methods may differ by chance as much as seeds do."
 SCOPES = {"global": "the global model", "clients": "mean over the clients' own models"}
 
 
 def summaries(comparison: Comparison, prefix: str) -> list[ReportTable]:
     """The tables over methods; names of files begin with `prefix`."""
-    made = [by_method(comparison, prefix)] if comparison.evaluated else []
-    return [*made, in_full(comparison, prefix)]
+    quality = [by_method(comparison, prefix)] if comparison.evaluated else []
+    return [*quality, in_full(comparison, prefix)]
 
 
 def by_method(comparison: Comparison, prefix: str) -> ReportTable:
-    """FID by place and method, with marks as `Comparison.best` sets them."""
+    """FID by place and method; the methods of `Comparison.best` are marked."""
     rows, data = [], []
     for place in comparison.places:
         best, groups = comparison.best(place), comparison.in_place(place)
@@ -76,7 +77,7 @@ def by_method(comparison: Comparison, prefix: str) -> ReportTable:
     ]
     note = (
         f"Lower is better. {ONE_SEED if comparison.one_seed else MARKED} "
-        f"What is evaluated: {'; '.join(evaluated)}. "
+        f"Evaluated models: {'; '.join(evaluated)}. "
         "± is the standard deviation over seeds or, where there is one seed, over clients."
     )
     heads, numeric = _place_heads(comparison)
@@ -114,10 +115,10 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
     return ReportTable(
         f"{prefix}table",
         "Methods in full",
-        "Means over seeds. own FID: against real images of the classes that a client holds. coverage: share "
-        "of the classes that turn up among the generated images; entropy of their distribution, in nats. "
-        "labels: share of images with the label that was asked for, of all classes, of those that a client "
-        "held, of those that it has never seen. "
+        "Means over seeds. own FID: against real images of the client's seen classes, those in its data. "
+        "coverage: share of the classes that occur among the generated images; entropy of their "
+        "distribution, in nats. label accuracy: share of the images that show the class that they are "
+        "conditioned on; for all classes, the client's seen and its unseen ones. "
         "Exchange counts both ways, all rounds and clients; vs FULL: what FULL "
         "exchanges with the same participants and reports.",
         [*heads, "method", *fid_heads, *(q.head for q in quantities), "status"],
@@ -130,12 +131,12 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
 def by_cell(
     cells: Sequence[SweepCell], prefix: str = "", among: Sequence[SweepCell] | None = None
 ) -> ReportTable:
-    """A row for each cell, with its own numbers, and a column for each key that tells cells apart.
+    """A row for each cell, with its own numbers, and a column for each key in which cells differ.
 
     Args:
         cells: the rows.
         prefix: of the names of its files.
-        among: the cells that are to be told apart, where there are others beside the rows.
+        among: all cells of the report, where there are others beside the rows.
     """
     keys = [
         *varying_keys(among or cells, (*AXES, "seed")),
@@ -166,7 +167,7 @@ def by_cell(
     return ReportTable(
         f"{prefix}cells",
         "Cell by cell",
-        "Every cell that was planned or found. ± is the standard deviation over the cell's clients. Sweep, "
+        "Every cell that was planned or run. ± is the standard deviation over the cell's clients. Sweep, "
         "data, partition and seed are columns where they differ.",
         [*compress(columns, shown)],
         {*numbered, *(name for name in heads if _numeric(line[name] for line in data))},

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fedlight.reporting.numbers import NONE
 from fedlight.runtime.files import atomic
 
-ODD = "replace"  # what becomes of a file's name that is no text
+ODD = "replace"  # for names of files that are not valid text
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -41,8 +41,8 @@ class ReportTable:
     Attributes:
         name: of its files, without ending.
         numeric: the columns that are set flush right.
-        rows: what is printed, a field a column.
-        data: what the CSV holds, by column.
+        rows: the printed fields, one per column.
+        data: the rows of the CSV, by column.
     """
 
     name: str
@@ -77,5 +77,5 @@ class ReportTable:
 
 
 def escape(text: str) -> str:
-    """Text with the characters that LaTeX reads otherwise written out."""
+    """Text with the special characters of LaTeX escaped."""
     return re.sub(".", lambda match: LATEX.get(match[0], match[0]), text)

@@ -1,13 +1,12 @@
-"""The table that a sweep prints in the terminal at its end."""
+"""The table that a sweep prints in the terminal when it ends."""
 
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,33 +17,32 @@ SETTINGS = ("data.name", "partition.name", "model.name", "rounds", "epochs", "fr
 """Configuration keys whose value stands in the title where all cells share it."""
 
 HIDDEN = {"sweep", "cell", "status", "KID", "precision", "recall", "IS", "entropy", "exchanged"}
+"""Columns that are in the report only."""
+
 WIDTH = 240  # at most, in a file or a pipe, in characters
 
 
-class SweepWatch(Callback):
-    """Hydra callback: keeps the folder of the multirun under way in this process."""
+@contextmanager
+def summarise_at_end(sweep: Path) -> Iterator[None]:
+    """Prints the table of a sweep at the end of its command, however that ends.
 
-    folder: ClassVar[Path | None] = None
-    created: ClassVar[list[Path]] = []
+    Folders that the command created and left without a cell are removed again.
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepWatch.folder = folder = Path(config.hydra.sweep.dir)
-        SweepWatch.created = [path for path in (folder / PLAN, folder, folder.parent) if not path.exists()]
-
-    @classmethod
-    def close(cls) -> None:
-        """Prints the sweep's table; folders that it created and left without a cell are removed again."""
-        folder, cls.folder = cls.folder, None
-        if folder is None:
-            return
-        if any(path.is_dir() and path.name != PLAN for path in folder.glob("*")):  # a cell, or logs of jobs
-            print_summary(folder)
-            return
-        if folder / PLAN in cls.created:
-            shutil.rmtree(folder / PLAN, ignore_errors=True)
-        for path in cls.created:
-            with suppress(OSError):
-                path.rmdir()
+    Args:
+        sweep: its folder.
+    """
+    created = [path for path in (sweep / PLAN, sweep, sweep.parent) if not path.exists()]
+    try:
+        yield
+    finally:
+        if any(path.is_dir() and path.name != PLAN for path in sweep.glob("*")):  # a cell, or logs of jobs
+            print_summary(sweep)
+        else:
+            if sweep / PLAN in created:
+                shutil.rmtree(sweep / PLAN, ignore_errors=True)
+            for path in created:
+                with suppress(OSError):
+                    path.rmdir()
 
 
 def print_summary(sweep: Path) -> None:
@@ -56,28 +54,28 @@ def print_summary(sweep: Path) -> None:
     cells = [cell for cell in read_sweep(sweep) if cell.files.result]
     if not cells:
         return
-    made = by_cell(cells)
+    table = by_cell(cells)
     shared = {}
     for key in (*SETTINGS, "evaluation.extractor"):
         values = {numbers.plain(cell.files.config.get(key)) for cell in cells}
         if len(values) == 1:
             shared[head(key)] = values.pop()
     title = ", ".join(f"{name} {value}" for name, value in shared.items())
-    table = Table(title=Text(f"{sweep}: {len(cells)} cells, {title}"), title_justify="left")
-    shown = [i for i, column in enumerate(made.columns) if column not in HIDDEN | shared.keys()]
-    shown.append(made.columns.index("status"))
-    for column in (made.columns[i] for i in shown):
-        justify: Literal["left", "right"] = "right" if column in made.numeric else "left"
-        table.add_column(column, justify=justify, overflow="fold")
-    for row in made.rows:
-        table.add_row(*(Text(row[i].text) for i in shown))
+    printed = Table(title=Text(f"{sweep}: {len(cells)} cells, {title}"), title_justify="left")
+    shown = [i for i, column in enumerate(table.columns) if column not in HIDDEN | shared.keys()]
+    shown.append(table.columns.index("status"))
+    for column in (table.columns[i] for i in shown):
+        justify: Literal["left", "right"] = "right" if column in table.numeric else "left"
+        printed.add_column(column, justify=justify, overflow="fold")
+    for row in table.rows:
+        printed.add_row(*(Text(row[i].text) for i in shown))
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(table)
+    console.print(printed)
     seeds = {cell.files.config.get("seed") for cell in cells}
     if (
         len(cells) > 1
         and len(seeds) == 1
         and any(cell.files.result and cell.files.result.fid for cell in cells)
     ):
-        console.print("one seed: cells may differ as much as seeds do", soft_wrap=True)
+        console.print("one seed: cells may differ by chance as much as seeds do", soft_wrap=True)
     console.print(f"tables, figures and samples: python -m fedlight.report {sweep}", soft_wrap=True)

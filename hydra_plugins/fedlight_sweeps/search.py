@@ -53,7 +53,7 @@ class OptunaSweeper(PlanningSweeper):
         self.direction = direction
         self.seed = seed
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def run_cells(self, arguments: list[str]) -> Any:
         """Runs the search and prints its best cell.
 
         A cell that is invalid or fails counts as a failed trial, and the search continues.

@@ -32,8 +32,9 @@ class CellJob:
 
     def __call__(self) -> None:
         from fedlight import run
+        from fedlight.hydra_command import DEBUG
 
-        os.environ.pop(run.DEBUG, None)  # set by the launching process for itself
+        os.environ.pop(DEBUG, None)  # set by the launching process, for itself
         sys.argv = ["fedlight.run", *self.arguments]
         run.main()
 

@@ -19,9 +19,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.config import CellConfig, describe, validate
+from fedlight.command import describe_error
+from fedlight.config import CellConfig, validate
 from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.overrides import keep_text
+from fedlight.reporting.terminal import summarise_at_end
 from fedlight.runs.identity import cell_folder, is_done, print_done
 from fedlight.runs.plan import LISTED, Launch, PlannedCell, read_last_jobs
 from fedlight.runs.reader import flatten
@@ -91,7 +93,17 @@ class PlanningSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Runs the cells of the grid that are not completed.
+        """Runs the cells of the sweep that are not done, and prints its table at the end.
+
+        Raises:
+            BadInput: as `run_cells` does.
+        """
+        assert self.config is not None
+        with summarise_at_end(Path(self.config.hydra.sweep.dir)):
+            return self.run_cells(arguments)
+
+    def run_cells(self, arguments: list[str]) -> Any:
+        """Runs the cells of the grid that are not done.
 
         Raises:
             BadInput: some cells have invalid configurations; the message names each, and no cell was run.
@@ -187,7 +199,7 @@ class PlanningSweeper(Sweeper):
                     check(config, on_cluster)
                 cells[folder] = Checked(overrides, config, done)
             except (BadInput, HydraException, OmegaConfBaseException) as error:
-                bad.append((overrides, describe(error)))
+                bad.append((overrides, describe_error(error)))
         return cells, bad
 
     def compose(self, overrides: Sequence[str]) -> CellConfig:
@@ -203,7 +215,7 @@ class PlanningSweeper(Sweeper):
             config = loader.load_sweep_config(self.config, list(overrides))
         except Exception as error:
             if raised_by_hydra(error):
-                raise BadInput(describe(error)) from error
+                raise BadInput(describe_error(error)) from error
             raise
         with open_dict(config):
             del config["hydra"]

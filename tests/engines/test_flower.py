@@ -20,7 +20,7 @@ from PIL import Image
 from toy import FULL, PARTIAL, federate, inline, toy_context, toy_server, toy_setup, toy_site
 
 from fedlight import deploy
-from fedlight.deployment.agreement import agreed_hash
+from fedlight.deployment.agreement import hash_agreement
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
@@ -41,7 +41,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlight.deployment.deployed import Institution, agreed, set_up_institution, set_up_server
+from fedlight.deployment.deployable import load_agreed_config
+from fedlight.deployment.institution import Institution
+from fedlight.deployment.participants import set_up_institution, set_up_server
 from fedlight.deployment.terms import Terms
 from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, open_bytes, wrap
 
@@ -558,7 +560,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def look(app: Path, *more: str, agreed_to: str = "") -> int:
-    hash_ = agreed_to or agreed_hash(app / "federation" / "cell.yaml")
+    hash_ = agreed_to or hash_agreement(app / "federation" / "cell.yaml")
     return invoke("check", str(app), "--client", "1", "--agreed", hash_, *more, main=deploy.main)
 
 
@@ -583,7 +585,7 @@ def test_an_institution_sees_what_it_has_and_what_would_leave(
 ) -> None:
     assert look(app) == 0
     out = capsys.readouterr().out
-    assert agreed_hash(app / "federation" / "cell.yaml") in out
+    assert hash_agreement(app / "federation" / "cell.yaml") in out
     assert "40 images of (1, 8, 8)" in out  # 120 over 3
     for slice_ in ("encoder", "bottleneck", "decoder"):
         assert re.search(rf"^  {slice_} +[\d,]+ trained parameters, [\d,]+ bytes$", out, re.M)
@@ -616,7 +618,7 @@ def test_the_images_of_a_folder_are_all_the_institutions_own(
     assert out.endswith("never leaves: the images, encoder, bottleneck\n")
 
     path = other / "federation" / "cell.yaml"
-    config, theirs = agreed(path, None), agreed(path, str(data))
+    config, theirs = load_agreed_config(path, None), load_agreed_config(path, str(data))
     server, mine = set_up_server(config), set_up_institution(theirs, 1)
     assert [len(share) for share in server.client_indices] == [0, 0, 0]
     assert not server.dataset.train.pixels.any()
@@ -627,14 +629,14 @@ def test_the_images_of_a_folder_are_all_the_institutions_own(
 def test_another_configuration_than_the_agreed_one_is_refused(
     app: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = agreed_hash(app / "federation" / "cell.yaml")
+    before = hash_agreement(app / "federation" / "cell.yaml")
     other = tmp_path / "other"
     shutil.copytree(app, other)
     path = other / "federation" / "cell.yaml"
     path.write_text(path.read_text().replace("rounds: 2", "rounds: 200"))
     assert look(other, agreed_to=before) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"fedlight: error: {path} has the SHA-256 {agreed_hash(path)}, and {before} was agreed"
+    assert line == f"fedlight: error: {path} has the SHA-256 {hash_agreement(path)}, and {before} was agreed"
     with pytest.raises(BadInput, match="was agreed"):
         Institution.make(path, before, 1, None, tmp_path / "memory")
     assert not (tmp_path / "memory").exists()
@@ -645,11 +647,11 @@ def test_what_an_institution_keeps_is_for_its_user_alone(app: Path, toys: MakeTo
     over = toys(toy_setup())
     before = os.umask(0)
     try:
-        made = Institution.make(path, agreed_hash(path), 1, None, tmp_path / "memory")
+        made = Institution.make(path, hash_agreement(path), 1, None, tmp_path / "memory")
         over.run(1)
     finally:
         os.umask(before)
-    cell = cell_id(agreed(path, None).plain())
+    cell = cell_id(load_agreed_config(path, None).plain())
     assert (made.cell, made.client) == (cell, 1)
     assert made.folder == tmp_path / "memory" / cell / "checkpoint"
     own = over.institutions[1].folder
@@ -672,8 +674,8 @@ def test_an_agreement_runs_no_code_of_others(
     ("asked", "error_line"),
     [
         ("method=CENTRAL", "method=CENTRAL trains where all images are"),
-        ("federation.dropout=0.1", "federation.dropout simulates"),
-        ("algorithm=fednova", "algorithm=fednova does not say by extras_like"),
+        ("federation.dropout=0.1", "federation.dropout=0.1 simulates"),
+        ("algorithm=fednova", "algorithm=fednova does not declare in aux_like"),
         ("privacy=example", "privacy=example accounts for the size"),
         ("privacy=client privacy.secure_noise=false", "privacy.secure_noise=false draws noise from the seed"),
         ("transport.nodes=[SHA256:abc]", "transport.nodes must list 3 fingerprints"),
@@ -694,7 +696,7 @@ def test_the_noise_of_a_deployment_is_not_drawn_from_the_seed(
     app = tmp_path / "app"
     assert invoke("init", str(app), *COMMON, "privacy=client", main=deploy.main) == 0
     path = app / "federation" / "cell.yaml"
-    privacy = agreed(path, None).privacy
+    privacy = load_agreed_config(path, None).privacy
     assert privacy is not None
     assert privacy.secure_noise
     path.write_text(path.read_text().replace("secure_noise: true", "secure_noise: false"))
@@ -707,7 +709,7 @@ def test_an_agreement_holds_the_listed_keys(tmp_path: Path) -> None:
     keys = [fingerprint_of(new_key()) for _ in range(3)]
     listed = f"transport.nodes=[{','.join(keys)}]"
     assert invoke("init", str(tmp_path / "app"), *COMMON, listed, main=deploy.main) == 0
-    transport = agreed(tmp_path / "app" / "federation" / "cell.yaml", None).transport
+    transport = load_agreed_config(tmp_path / "app" / "federation" / "cell.yaml", None).transport
     assert transport is not None
     assert (transport.model_extra or {})["nodes"] == keys
 
@@ -718,9 +720,9 @@ def test_the_terms_are_those_of_the_agreement(tmp_path: Path) -> None:
         app = tmp_path / f"app{grid}"
         more = ["method=UDEC", "rounds=5", "fraction=0.5", "evaluation.every=2", f"evaluation.grid={grid}"]
         assert invoke("init", str(app), *COMMON, *more, main=deploy.main) == 0
-        config = agreed(app / "federation" / "cell.yaml", None)
+        config = load_agreed_config(app / "federation" / "cell.yaml", None)
         terms = Terms.make(config, config.method.resolve(slices), slices)
-        assert [round_ for round_ in range(1, 6) if terms.shows(round_)] == due
+        assert [round_ for round_ in range(1, 6) if terms.draws_after(round_)] == due
         assert (terms.rounds, terms.method.uplink) == (5, ("decoder",))
         expected = Participation(3, 0.5, 0.0, config.seed)
         assert terms.participation == expected
@@ -782,7 +784,7 @@ def test_over_tls_and_node_keys_the_bits_are_those_of_one_process(
             for row in consortium.rows(app, "ledger.csv")
             if (row["client"], row["direction"]) == (str(client), "up")
         )
-        components = set_up_institution(agreed(app / "federation" / "cell.yaml", None), client)
+        components = set_up_institution(load_agreed_config(app / "federation" / "cell.yaml", None), client)
         share = components.client_indices[client]
         assert len(share) == 40
         assert not sent.holds_any(components.dataset.train.pixels[share])

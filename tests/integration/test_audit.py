@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler
 from hydra import compose, initialize_config_dir
 
 from fedlight import audit
+from fedlight.compose import ROOT, register_resolvers
 from fedlight.config import CellConfig, validate
 from fedlight.experiment.attack import Attacker, _losses, _predict_noise, _proximal_errors
 from fedlight.experiment.canaries import canary_scores
@@ -23,7 +24,6 @@ from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.privacy.account import Account
 from fedlight.privacy.lower_bound import lower_bound, p_value
 from fedlight.privacy.membership import Attack, roc
-from fedlight.run import ROOT, register_resolvers
 from fedlight.runtime.errors import Diverged
 
 MakeCell = Callable[..., Cell]

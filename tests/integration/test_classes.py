@@ -17,8 +17,11 @@ from fedlight.data import celeba, digits
 from fedlight.data.class_names import published_classes
 from fedlight.data.fmnist import DEBIAN
 from fedlight.data.loading import load
-from fedlight.deployment.agreement import agreed_hash
-from fedlight.deployment.deployed import Institution, agreed, serve, set_up_institution, set_up_server
+from fedlight.deployment.agreement import hash_agreement
+from fedlight.deployment.deployable import load_agreed_config
+from fedlight.deployment.institution import Institution
+from fedlight.deployment.participants import set_up_institution, set_up_server
+from fedlight.deployment.serving import serve
 from fedlight.experiment.finished import open_cell
 from fedlight.federation.messages import from_bytes
 from fedlight.runs.identity import cell_id
@@ -54,14 +57,14 @@ def make_app(folder: Path, *arguments: str) -> Path:
 
 
 def check(path: Path, client: int, root: Path) -> int:
-    whose = ["--client", str(client), "--agreed", agreed_hash(path), "--data-root", str(root)]
+    whose = ["--client", str(client), "--agreed", hash_agreement(path), "--data-root", str(root)]
     return invoke("check", str(path.parents[1]), *whose, main=deploy.main)
 
 
 def composed(*overrides: str) -> CellConfig:
     from hydra import compose, initialize_config_dir
 
-    from fedlight.run import ROOT, register_resolvers
+    from fedlight.compose import ROOT, register_resolvers
 
     register_resolvers()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -76,10 +79,12 @@ def test_institutions_number_their_classes_by_name(
         make_images(tmp_path / "a", "benign", "malignant"),
         make_images(tmp_path / "b", "malignant", "unclear"),
     ]
-    made = [set_up_institution(agreed(path, str(root)), client) for client, root in enumerate(roots)]
+    made = [
+        set_up_institution(load_agreed_config(path, str(root)), client) for client, root in enumerate(roots)
+    ]
     assert greys_by_label(made[0]) == {1: {40}, 2: {200}}
     assert greys_by_label(made[1]) == {0: {120}, 2: {200}}
-    for components in (*made, set_up_server(agreed(path, None))):
+    for components in (*made, set_up_server(load_agreed_config(path, None))):
         assert components.dataset.classes == ("unclear", "benign", "malignant")
     assert check(path, 1, roots[1]) == 0
     assert "classes        unclear 4, benign 0, malignant 4 (as agreed)" in capsys.readouterr().out
@@ -95,7 +100,7 @@ def test_a_class_that_was_not_agreed_is_refused_by_name(
     (line,) = capsys.readouterr().err.splitlines()
     assert "data.classes has benign, malignant, and these images have another class: unclear;" in line
     with pytest.raises(BadInput, match="another class: unclear;"):
-        Institution.make(path, agreed_hash(path), 1, str(root), tmp_path / "memory")
+        Institution.make(path, hash_agreement(path), 1, str(root), tmp_path / "memory")
 
 
 def test_a_conditional_deployment_needs_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +157,7 @@ def test_a_server_without_fashion_mnist_may_train_a_conditional_model_of_it(tmp_
     folder = tmp_path / "app"
     arguments = ["data=fmnist", "clients=2", "rounds=1", "evaluation.samples=0", "model.conditional=true"]
     assert invoke("init", str(folder), "logger=none", *arguments, main=deploy.main) == 0
-    config = agreed(folder / "federation" / "cell.yaml", None)
+    config = load_agreed_config(folder / "federation" / "cell.yaml", None)
     server, node = set_up_server(config), set_up_institution(config, 0)
     assert server.dataset.classes == node.dataset.classes
     assert len(server.dataset.train) == 1
@@ -172,10 +177,10 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
 
     def run(path: Path, roots: list[Path]) -> Path:
         made = [
-            Institution.make(path, agreed_hash(path), client, str(root), tmp_path / f"memory{client}")
+            Institution.make(path, hash_agreement(path), client, str(root), tmp_path / f"memory{client}")
             for client, root in enumerate(roots)
         ]
-        nodes = {11 + i.client: Node(i.client, i.answer, agreed=agreed_hash(path)) for i in made}
+        nodes = {11 + i.client: Node(i.client, i.answer, agreed=hash_agreement(path)) for i in made}
         serve(Grid(nodes), path, {"output": str(tmp_path / "runs"), "data-root": ""})
         (folder,) = (tmp_path / "runs" / "hospitals").glob("[!.]*")
         return folder

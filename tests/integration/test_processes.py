@@ -17,7 +17,7 @@ import torch
 from conftest import SMALL, Cell, invoke, workers_of
 from hydra import compose, initialize_config_dir
 
-from fedlight import run
+from fedlight.compose import ROOT, register_resolvers
 from fedlight.config import validate
 from fedlight.experiment import cell as cell_module
 from fedlight.federation import trainer
@@ -109,12 +109,12 @@ def test_the_cores_are_shared_by_workers_and_threads(monkeypatch: pytest.MonkeyP
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
 
     def room(device: torch.device, *overrides: str) -> int:
-        with initialize_config_dir(str(run.ROOT / "configs"), version_base="1.3"):
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return trainer.max_workers(
                 validate(compose("config", ["clients=20", *overrides])).trainer, device
             )
 
-    run.register_resolvers()
+    register_resolvers()
     assert [room(cpu), room(cpu, "trainer.threads=3"), room(cpu, "trainer.threads=null")] == [8, 2, 1]
     assert [room(gpu), room(gpu, "trainer.workers=4"), room(cpu, "trainer.workers=30")] == [1, 4, 30]
 

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight import run
-from fedlight.config import CellConfig, describe
+from fedlight.command import describe_error
+from fedlight.compose import ROOT, register_resolvers
+from fedlight.config import CellConfig
 from fedlight.overrides import keep_text
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput, raised_by_hydra
@@ -54,8 +55,8 @@ ARGUMENTS = st.builds(
 
 @pytest.fixture(scope="module")
 def loader() -> ConfigLoaderImpl:
-    run.register_resolvers()
-    return ConfigLoaderImpl(create_config_search_path(str(run.ROOT / "configs")))
+    register_resolvers()
+    return ConfigLoaderImpl(create_config_search_path(str(ROOT / "configs")))
 
 
 def cells_of(loader: ConfigLoaderImpl, *arguments: str) -> list[CellConfig] | str:
@@ -72,11 +73,11 @@ def cells_of(loader: ConfigLoaderImpl, *arguments: str) -> list[CellConfig] | st
         )
         return [sweeper.compose(cell) for cell in sweeper.grid(typed)]
     except (BadInput, HydraException, OmegaConfBaseException) as error:
-        return describe(error)
+        return describe_error(error)
     except Exception as error:
         if not raised_by_hydra(error):
             raise
-        return describe(error)
+        return describe_error(error)
 
 
 @pytest.mark.parametrize("examples", [6, *slow(200)])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedlight.deployment.agreement import agreed_hash
+from fedlight.deployment.agreement import hash_agreement
 from fedlight.federation.messages import Update, from_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +125,7 @@ class Consortium:
             heartbeat: seconds; after twice that without one, it counts as away.
         """
         home = home or self.folder / key
-        agreed = agreed_hash(app / "federation" / "cell.yaml")
+        agreed = hash_agreement(app / "federation" / "cell.yaml")
         config = f'client={client} agreed="{agreed}" memory="{home / "memory"}"'
         config += f' data-root="{home / "images"}"' if (home / "images").exists() else ""
         options = (

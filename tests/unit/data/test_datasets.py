@@ -17,9 +17,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from fedlight.compose import ROOT, register_resolvers
 from fedlight.config import validate
 from fedlight.data import celeba, cifar10, data_name, digits, file_hashes, fmnist, image_cache, image_folder
-from fedlight.run import ROOT, register_resolvers
 from fedlight.runs.identity import cell_folder
 from fedlight.runtime.errors import BadInput
 

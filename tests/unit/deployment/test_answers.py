@@ -1,4 +1,4 @@
-"""What leaves an institution, whatever its server sends: once a round, in order, and only what was agreed."""
+"""An institution answers once a round, in order, and only as agreed, whatever its server sends."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from toy import FULL, PARTIAL, federate, toy_server, toy_setup, toy_site
 
 from fedlight.deployment import answers
-from fedlight.deployment.deployed import Institution
+from fedlight.deployment.institution import Institution
 from fedlight.deployment.terms import Terms
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import ClientSetup
@@ -78,7 +78,7 @@ def make_institution(
         tuple(setup.slices.names),
         ROUNDS,
         participation or Participation(2, 1.0, 0.0, setup.seed),
-        shows=lambda round_: round_ in (2, ROUNDS),
+        draws_after=lambda round_: round_ in (2, ROUNDS),
     )
     memory = folder / "toy" / "checkpoint"
     return Institution("toy", client, toy_site(setup, memory), memory, terms)
@@ -100,7 +100,7 @@ def leaving(update: Update) -> set[str]:
     return set(update.payloads)
 
 
-def test_after_the_warm_start_no_message_gets_the_private_slices_again(attacked: MakeAttacked) -> None:
+def test_private_slices_never_leave_after_the_warm_start(attacked: MakeAttacked) -> None:
     node = attacked()
     left = [leaving(node.answer(node.broadcast(round_))) for round_ in (1, 2, 3, 4)]
     assert left == [{"own", "shared"}, {"own", "shared"}, {"shared"}, {"shared"}]
@@ -114,7 +114,7 @@ def test_after_the_warm_start_no_message_gets_the_private_slices_again(attacked:
 
 
 @pytest.mark.parametrize("round_", [-1, 0, ROUNDS + 1, 999, 10**30])
-def test_a_round_that_the_agreement_does_not_have_is_refused_and_breaks_nothing(
+def test_a_round_outside_the_agreement_is_refused_and_changes_nothing(
     round_: int, attacked: MakeAttacked
 ) -> None:
     node = attacked(FULL)
@@ -124,7 +124,7 @@ def test_a_round_that_the_agreement_does_not_have_is_refused_and_breaks_nothing(
     assert node.answer(node.broadcast(1)).round == 1
 
 
-def test_forty_broadcasts_of_one_round_get_one_noise(attacked: MakeAttacked) -> None:
+def test_repeated_broadcasts_of_a_round_get_one_draw_of_noise(attacked: MakeAttacked) -> None:
     noise = GaussianMechanism(1.0, 1.0, 2, 2.0, True, None, SecretNoise())
     node = attacked(
         FULL, participation=Participation(2, 1.0, 0.0, 5, poisson=True, secret=True), privacy=noise
@@ -138,7 +138,7 @@ def test_forty_broadcasts_of_one_round_get_one_noise(attacked: MakeAttacked) -> 
     assert node.institution.answer(node.broadcast(1)) == first
 
 
-def test_the_same_bytes_leave_again_after_a_restart_of_the_node(attacked: MakeAttacked) -> None:
+def test_a_restarted_node_repeats_the_same_bytes(attacked: MakeAttacked) -> None:
     noise = GaussianMechanism(1.0, 1.0, 2, 2.0, True, None, SecretNoise())
     node = attacked(FULL, privacy=noise)
     given = [node.institution.answer(node.broadcast(round_)) for round_ in (1, 2)]
@@ -156,7 +156,7 @@ def test_rounds_are_answered_in_order(attacked: MakeAttacked) -> None:
     assert node.answer(node.broadcast(4)).round == 4
 
 
-def test_an_operator_lets_a_node_start_anew_by_moving_its_folder(attacked: MakeAttacked) -> None:
+def test_a_node_starts_again_after_its_folder_is_moved(attacked: MakeAttacked) -> None:
     node = attacked()
     for round_ in (1, 2, 3):
         node.answer(node.broadcast(round_))
@@ -172,24 +172,24 @@ def test_an_operator_lets_a_node_start_anew_by_moving_its_folder(attacked: MakeA
     }
 
 
-def test_a_split_lets_only_the_slices_of_that_round_leave() -> None:
+def test_under_a_split_only_the_slices_of_the_round_leave() -> None:
     slices, participation = ("encoder", "bottleneck", "decoder"), Participation(2, 1.0, 0.0, 5)
     split = Split(either=("encoder", "decoder"), coin="bottleneck")
     method = FULL.model_copy(update={"split": split}).resolve(slices)
-    terms = Terms(method, slices, ROUNDS, participation, shows=lambda round_: False)
+    terms = Terms(method, slices, ROUNDS, participation, draws_after=lambda round_: False)
     seen = set()
     for round_ in range(1, ROUNDS + 1):
         agreed = participation.draw(method, round_)[1][1].uplink
         seen.add(agreed)
-        asked = Broadcast("toy", round_, 1, round_ - 1, agreed, False, {})
-        terms.check_broadcast(asked)
+        message = Broadcast("toy", round_, 1, round_ - 1, agreed, False, {})
+        terms.check_broadcast(message)
         for other in set(slices).difference(agreed):
             with pytest.raises(Damaged, match=f"does not let {other} leave in round {round_}"):
-                terms.check_broadcast(replace(asked, uplink=(*agreed, other)))
+                terms.check_broadcast(replace(message, uplink=(*agreed, other)))
     assert len(seen) > 1
 
 
-def test_who_is_not_of_the_cohort_of_a_round_does_not_answer(attacked: MakeAttacked) -> None:
+def test_a_client_outside_the_cohort_does_not_answer(attacked: MakeAttacked) -> None:
     participation = Participation(2, 0.5, 0.0, 5)
     node = attacked(FULL, participation)
     for round_ in range(1, ROUNDS + 1):
@@ -200,13 +200,13 @@ def test_who_is_not_of_the_cohort_of_a_round_does_not_answer(attacked: MakeAttac
                 node.answer(node.broadcast(round_, previous=0))
 
 
-def test_who_cannot_know_the_cohort_answers_in_any_round(attacked: MakeAttacked) -> None:
+def test_under_a_secret_cohort_a_client_answers_in_any_round(attacked: MakeAttacked) -> None:
     node = attacked(FULL, Participation(2, 1e-6, 0.0, 5, poisson=True, secret=True))
     for round_ in range(1, ROUNDS + 1):
         assert node.answer(node.broadcast(round_)).round == round_
 
 
-def test_a_broadcast_brings_only_the_slices_that_come_down(attacked: MakeAttacked) -> None:
+def test_a_broadcast_with_other_slices_than_the_downlink_is_refused(attacked: MakeAttacked) -> None:
     node = attacked(PARTIAL)
     node.answer(node.broadcast(1))
     before = node.files()
@@ -222,16 +222,16 @@ def test_a_broadcast_brings_only_the_slices_that_come_down(attacked: MakeAttacke
     assert node.files() == before
 
 
-def test_scores_leave_where_they_are_due(attacked: MakeAttacked) -> None:
+def test_scores_leave_only_after_the_agreed_rounds(attacked: MakeAttacked) -> None:
     node = attacked()
     for round_ in (0, 5, 999):
         with pytest.raises(Damaged, match="the agreement has rounds 1 to 4"):
             node.answer(node.evaluation(round_))
     for round_ in (1, 3):
-        with pytest.raises(Damaged, match="does not ask for images from a client's model after round"):
+        with pytest.raises(Damaged, match="does not provide for images from a client's model after round"):
             node.answer(node.evaluation(round_))
     for round_ in (1, 2, 3):
-        with pytest.raises(Damaged, match="does not ask for the fingerprint"):
+        with pytest.raises(Damaged, match="does not provide for the fingerprint"):
             node.answer(node.evaluation(round_, draw=False))
     assert isinstance(node.answer(node.evaluation(2)), Scores)
     for round_ in (1, 2, 3, 4):
@@ -249,7 +249,7 @@ def test_scores_leave_where_they_are_due(attacked: MakeAttacked) -> None:
             node.answer(node.evaluation(4, **wrong))
 
 
-def test_no_more_than_two_models_are_scored_after_a_round(attacked: MakeAttacked) -> None:
+def test_at_most_two_models_are_scored_after_a_round(attacked: MakeAttacked) -> None:
     node = attacked()
     given = [node.institution.answer(node.evaluation(2, shift=shift)) for shift in (0.0, 0.5)]
     assert given[0] != given[1]
@@ -259,9 +259,9 @@ def test_no_more_than_two_models_are_scored_after_a_round(attacked: MakeAttacked
     assert [node.institution.answer(node.evaluation(2, shift=shift)) for shift in (0.0, 0.5)] == given
 
 
-def test_a_method_without_models_of_clients_answers_no_evaluation(attacked: MakeAttacked) -> None:
+def test_a_method_that_evaluates_the_global_model_answers_no_evaluation(attacked: MakeAttacked) -> None:
     node = attacked(FULL)
-    with pytest.raises(Damaged, match="FULL asks no client for scores"):
+    with pytest.raises(Damaged, match="FULL requests scores from no client"):
         node.answer(node.evaluation(2))
 
 
@@ -269,7 +269,7 @@ class Killed(BaseException):
     """A kill at an instant."""
 
 
-def test_a_kill_at_any_instant_lets_one_answer_leave(
+def test_a_process_killed_at_any_step_gives_a_round_one_answer(
     attacked: MakeAttacked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = GaussianMechanism(1.0, 1.0, 2, 2.0, True, None, SecretNoise())
@@ -298,7 +298,7 @@ def test_a_kill_at_any_instant_lets_one_answer_leave(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"1": 3}', b'{"x": {}}', b'{"1": {"update": [{}]}}'])
-def test_a_record_that_cannot_be_read_lets_nothing_leave(content: bytes, attacked: MakeAttacked) -> None:
+def test_nothing_leaves_when_the_record_is_damaged(content: bytes, attacked: MakeAttacked) -> None:
     node = attacked(FULL)
     node.answer(node.broadcast(1))
     (node.institution.folder / "answers.json").write_bytes(content)
@@ -308,7 +308,7 @@ def test_a_record_that_cannot_be_read_lets_nothing_leave(content: bytes, attacke
 
 
 @pytest.mark.parametrize("loss", ["is damaged", "is missing"])
-def test_an_answer_that_was_lost_is_not_made_again(loss: str, attacked: MakeAttacked) -> None:
+def test_a_lost_answer_is_not_computed_again(loss: str, attacked: MakeAttacked) -> None:
     node = attacked(FULL)
     node.answer(node.broadcast(1))
     (path,) = (node.institution.folder / "answers").iterdir()
@@ -316,21 +316,21 @@ def test_an_answer_that_was_lost_is_not_made_again(loss: str, attacked: MakeAtta
         path.unlink()
     else:
         path.write_bytes(b"other")
-    with pytest.raises(Damaged, match=f"{path.name} {loss}, and nothing else leaves in its place"):
+    with pytest.raises(Damaged, match=f"{path.name} {loss}, and nothing leaves in its place: restore it"):
         node.answer(node.broadcast(1))
     assert node.answer(node.broadcast(2)).round == 2
 
 
-def test_the_record_names_what_left(attacked: MakeAttacked) -> None:
+def test_the_record_names_every_answer(attacked: MakeAttacked) -> None:
     node = attacked()
-    asked = {round_: node.broadcast(round_) for round_ in (1, 2, 3)}
-    left = {round_: node.institution.answer(content) for round_, content in asked.items()}
+    requests = {round_: node.broadcast(round_) for round_ in (1, 2, 3)}
+    left = {round_: node.institution.answer(content) for round_, content in requests.items()}
     noted = json.loads((node.institution.folder / "answers.json").read_text())
     assert noted == {
         str(round_): {
-            "update": [{"request": answers.sha256(asked[round_]), "sha256": answers.sha256(left[round_])}]
+            "update": [{"request": answers.sha256(requests[round_]), "sha256": answers.sha256(left[round_])}]
         }
-        for round_ in asked
+        for round_ in requests
     }
     kept = {path.read_bytes() for path in (node.institution.folder / "answers").iterdir()}
     assert kept == {left[2], left[3]}, "a server goes back by one round at most"
@@ -378,7 +378,7 @@ class Honest:
 
 @pytest.mark.parametrize("method", [FULL, PARTIAL, WARM], ids=["full", "partial", "warm"])
 @pytest.mark.parametrize("back", [0, 1])
-def test_a_server_that_restarts_in_a_round_or_goes_back_one_gets_the_bits_of_an_undisturbed_one(
+def test_a_server_that_restarts_or_goes_back_one_round_gets_the_same_bits(
     method: Method, back: int, tmp_path: Path
 ) -> None:
     plain = Honest(toy_setup(method), tmp_path / "plain")
@@ -392,7 +392,7 @@ def test_a_server_that_restarts_in_a_round_or_goes_back_one_gets_the_bits_of_an_
     assert all(tensor.equal(over.server.theta[name]) for name, tensor in plain.server.theta.items())
 
 
-def test_a_server_that_went_back_and_made_another_model_of_a_round_goes_on(tmp_path: Path) -> None:
+def test_a_server_that_repeats_a_round_with_another_model_continues(tmp_path: Path) -> None:
     over = Honest(toy_setup(PARTIAL), tmp_path / "over")
     over.run(2)
     over.answer_unheard()  # round 3
@@ -405,7 +405,7 @@ def test_a_server_that_went_back_and_made_another_model_of_a_round_goes_on(tmp_p
     assert over.server.met == {0: 4, 1: 4}
 
 
-def test_a_server_that_lost_its_results_gets_nothing_of_later_rounds(tmp_path: Path) -> None:
+def test_a_server_that_lost_its_results_is_refused(tmp_path: Path) -> None:
     over = Honest(toy_setup(WARM), tmp_path / "over")
     over.run(3)
     kept = [sorted((i.folder / "clients").rglob("*.safetensors")) for i in over.institutions]

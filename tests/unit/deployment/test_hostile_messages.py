@@ -55,7 +55,7 @@ from fedlight.runtime.printable import printable
 
 pytest.importorskip("flwr")
 
-from fedlight.deployment.deployed import Institution
+from fedlight.deployment.institution import Institution
 from fedlight.deployment.terms import Terms
 from fedlight.federation.transport.envelope import CLIENT, HASH, PROBLEM, wrap
 from fedlight.federation.transport.flower import Flower
@@ -112,7 +112,7 @@ def case(name: str) -> Case:
     grid = {"images": torch.zeros(2, *cell().data.shape, dtype=torch.uint8)}
     scores = to_bytes(drawn(METRICS, grid=grid))
     terms = Terms(
-        setup.method, tuple(setup.slices.names), 10, server.participation, shows=lambda round_: True
+        setup.method, tuple(setup.slices.names), 10, server.participation, draws_after=lambda round_: True
     )
     node = Institution("toy", 1, site, folder, terms)
     return Case(server, node, broadcast, evaluation, to_bytes(update), other, scores)

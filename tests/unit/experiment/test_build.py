@@ -15,7 +15,7 @@ from toy import Quiet, toy_server, toy_setup, toy_site
 from fedlight.config import CellConfig
 from fedlight.data import loading
 from fedlight.data.loading import load
-from fedlight.deployment.agreement import agreed_hash, check_agreed, read_agreement, write_agreement
+from fedlight.deployment.agreement import check_agreed, hash_agreement, read_agreement, write_agreement
 from fedlight.deployment.terms import Terms
 from fedlight.experiment import trial
 from fedlight.experiment.cell import _make_folder
@@ -216,7 +216,7 @@ def test_an_agreement_contains_no_paths_and_each_reader_adds_its_own(
     write_agreement(path, config("theirs"))
     assert "theirs" not in path.read_text()
     assert read_agreement(path, "/ours/images") == config("ours")
-    check_agreed(path, agreed_hash(path))
+    check_agreed(path, hash_agreement(path))
     with pytest.raises(BadInput, match="was agreed"):
         check_agreed(path, "0" * 64)
 

@@ -6,10 +6,10 @@ import pytest
 from conftest import Cell
 from hydra import compose, initialize_config_dir
 
+from fedlight.compose import ROOT, register_resolvers
 from fedlight.config import validate
 from fedlight.federation.federation_config import TRAINER_ARGUMENTS
 from fedlight.federation.trainer import make_trainer_factory
-from fedlight.run import ROOT, register_resolvers
 
 VALUES = {
     "accumulate_grad_batches": 2,

@@ -26,11 +26,11 @@ from hydra.utils import get_object
 
 import fedlight
 from fedlight import audit, deploy, export, sample, sweeps
+from fedlight.compose import register_resolvers
 from fedlight.config import validate
-from fedlight.deployment.agreement import agreed_hash
+from fedlight.deployment.agreement import hash_agreement
 from fedlight.experiment.targets import STAGES, TARGETS, check_targets
 from fedlight.reporting.comparison import Comparison
-from fedlight.run import register_resolvers
 from fedlight.runs.identity import read_config, write_config
 from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput
@@ -162,7 +162,7 @@ def test_no_command_runs_a_pickle_in_a_received_folder(
         app = tmp_path / "app" / "federation" / "cell.yaml"
         app.parent.mkdir(parents=True, exist_ok=True)
         app.write_text((folder / "config.yaml").read_text())
-        arguments = ["check", str(app.parent.parent), "--agreed", agreed_hash(app), "--client", "0"]
+        arguments = ["check", str(app.parent.parent), "--agreed", hash_agreement(app), "--client", "0"]
         assert invoke(*arguments, main=deploy.main) == 2
         (line,) = capfd.readouterr().err.splitlines()
         assert refusal in line

@@ -23,8 +23,9 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 from toy import FULL, PARTIAL, federate, toy_setup
 
+from fedlight.compose import register_resolvers
 from fedlight.config import CellConfig, validate
-from fedlight.deployment.institution import LONGEST_SOCKET, socket_path
+from fedlight.deployment.relay import LONGEST_SOCKET, socket_path
 from fedlight.experiment.model_evaluation import check_scores
 from fedlight.federation.admission import LARGEST, MOST_EXAMPLES, check_evaluation, check_update
 from fedlight.federation.algorithms.scaffold import Scaffold
@@ -42,7 +43,6 @@ from fedlight.federation.messages import (
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.processes import Processes
-from fedlight.run import register_resolvers
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.printable import printable
 
@@ -51,7 +51,7 @@ pytest.importorskip("flwr")
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from test_flower import Toys
 
-from fedlight.deployment import institution, resident
+from fedlight.deployment import relay, resident
 from fedlight.federation.transport.envelope import (
     BYTES,
     CLIENT,
@@ -561,8 +561,8 @@ def test_an_app_forwards_messages_and_sends_only_what_was_agreed(
         ours, theirs = Pipe()
         theirs.send_bytes(problem)
         theirs.send_bytes(reply)
-        monkeypatch.setattr(institution, "_resident", lambda: ours)
-        answer = institution.answer(content, path, {"client": 2, "agreed": agreed_to, **config})
+        monkeypatch.setattr(relay, "_connect_resident", lambda: ours)
+        answer = relay.answer(content, path, {"client": 2, "agreed": agreed_to, **config})
         if not theirs.poll():
             return answer, None, b""
         return answer, json.loads(theirs.recv_bytes()), theirs.recv_bytes()

@@ -16,6 +16,7 @@ from test_example_privacy import Line, fit
 from torch import Tensor
 from toy import toy_setup
 
+from fedlight.compose import ROOT, register_resolvers
 from fedlight.config import CellConfig, validate
 from fedlight.data.client_data import PoissonBatches
 from fedlight.experiment.clients import make_site
@@ -25,7 +26,6 @@ from fedlight.experiment.setup import set_up
 from fedlight.federation.cohort import Participation
 from fedlight.federation.method import Method
 from fedlight.privacy.account import Account
-from fedlight.run import ROOT, register_resolvers
 from fedlight.runtime.system_random import SystemGenerator
 
 WIDTH = 20_000

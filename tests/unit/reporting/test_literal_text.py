@@ -72,7 +72,9 @@ def test_names_in_the_figures_of_a_report_are_drawn_as_written(tmp_path: Path, d
         attack["roc"] = [[0, 0], [0.01, 0.1], [1, 1]]
         (cell / "audit.json").write_text(json.dumps({"attacks": [attack]}))
     (comparison,) = make_comparisons(read_sweep(sweep))
-    made = {plot.name: [plot.svg(panel) for panel in plot.panels] for plot in figures.plots(comparison, "")}
+    made = {
+        plot.name: [plot.svg(panel) for panel in plot.panels] for plot in figures.make_plots(comparison, "")
+    }
     assert made.keys() >= {"roc", "partitions", "quality_exchange"}
     assert ">US$_1_to_US$_5<" in made["partitions"][0]
     assert ">0.01<" in made["roc"][0]  # where a logarithmic axis would be labelled in mathematics

@@ -41,25 +41,25 @@ def test_the_page_shows_guarantee_epsilon_and_attacks(cell: MakeCell, tmp_path: 
             return list(csv.DictReader(file))
 
     stated = Account(2, 1, 1e-5).epsilon(2)
-    promised = {row["epsilon"]: row for row in table("privacy")}
-    assert promised.keys() == {str(stated), "inf"}
-    assert promised[str(stated)]["noise"] == "2.0"
+    guarantees = {row["epsilon"]: row for row in table("privacy")}
+    assert guarantees.keys() == {str(stated), "inf"}
+    assert guarantees[str(stated)]["noise"] == "2.0"
     assert [float(row["epsilon"]) for row in table("epsilon_rounds")] == pytest.approx(
         [Account(2, 1, 1e-5).epsilon(1), stated]
     )
     assert [(row["sees"], row["auc"]) for row in table("attacks")] == [("released model", "0.9")]
     assert len(table("roc")) == 3
     page = (tmp_path / "report" / "index.html").read_text()
-    for part in ("what is promised", "epsilon over rounds", "what an attacker finds", "ROC of the attacks"):
+    for part in ("guarantees", "epsilon over rounds", "attacks", "ROC of the attacks"):
         assert f"Privacy: {part}" in page
 
 
-def promise(
+def write_private(
     sweep: Path, epsilon: float | None, clip: float = 2, kind: str = "client", lr: float = 0.1, **cell: Any
 ) -> float:
-    """Writes a cell that promises an epsilon, none where that is None; returns its FID."""
-    asked = {"name": kind, "noise": 1.0, "clip": clip, "delta": 1e-5, "target_epsilon": epsilon}
-    private = {} if epsilon is None else {"privacy": asked}
+    """Writes a cell with an epsilon, or without privacy for None; returns its FID."""
+    config = {"name": kind, "noise": 1.0, "clip": clip, "delta": 1e-5, "target_epsilon": epsilon}
+    private = {} if epsilon is None else {"privacy": config}
     folder = write_cell(sweep, picture=False, sections={**private, "optimizer": {"lr": lr}}, **cell)
     result = read_result(folder)
     if epsilon is not None:
@@ -74,27 +74,30 @@ def cost(sweep: Path) -> Plot:
     return quality_epsilon(comparison, "")
 
 
-def test_quality_against_epsilon_is_a_point_for_each_promise_and_a_mean_over_seeds(tmp_path: Path) -> None:
-    fids = {epsilon: [promise(tmp_path, epsilon, seed=s) for s in (1, 2, 3)] for epsilon in (10, 1, math.inf)}
-    promise(tmp_path, 0)  # spent nothing, in no round, and has no place on a logarithmic axis
+def test_quality_against_epsilon_has_a_point_per_guarantee_averaged_over_seeds(tmp_path: Path) -> None:
+    fids = {
+        epsilon: [write_private(tmp_path, epsilon, seed=s) for s in (1, 2, 3)]
+        for epsilon in (10, 1, math.inf)
+    }
+    write_private(tmp_path, 0)  # spent nothing, in no round, and has no place on a logarithmic axis
     plot = cost(tmp_path)
-    found = plot.data.set_index("epsilon")
-    assert set(found.index) == {9.99, 0.999, math.inf}
+    points = plot.data.set_index("epsilon")
+    assert set(points.index) == {9.99, 0.999, math.inf}
     assert set(plot.data["panel"]) == {"iid"}
     for epsilon, values in fids.items():
-        row = found.loc[0.999 * epsilon]
+        row = points.loc[0.999 * epsilon]
         assert (row["method"], row["clients"], row["fid_std_over"]) == ("FULL", 5, "3 seeds")
         assert (row["fid"], row["fid_std"]) == pytest.approx((mean(values), stdev(values)))
 
 
-def test_what_promises_nothing_stands_apart_in_the_panels_of_its_own_recipe(tmp_path: Path) -> None:
+def test_cells_without_a_guarantee_are_set_apart_in_the_panels_of_their_recipe(tmp_path: Path) -> None:
     for kind, clip in (("client", 2), ("client", 0.5), ("example", 2)):
         for epsilon in (1, 10, math.inf):
-            promise(tmp_path, epsilon, clip, kind)
-    unclipped = promise(tmp_path, math.inf, math.inf)
-    plain = promise(tmp_path, None)
-    promise(tmp_path, None, lr=0.2)  # neither another recipe
-    promise(tmp_path, None, partition="label_skew")  # nor another deal of the images
+            write_private(tmp_path, epsilon, clip, kind)
+    unclipped = write_private(tmp_path, math.inf, math.inf)
+    plain = write_private(tmp_path, None)
+    write_private(tmp_path, None, lr=0.2)  # neither another recipe
+    write_private(tmp_path, None, partition="label_skew")  # nor another deal of the images
     plot = cost(tmp_path)
     panels = plot.data.groupby("panel")
     client = {f"iid, privacy.name=client, privacy.clip={clip}" for clip in (0.5, 2)}
@@ -116,13 +119,13 @@ def test_what_promises_nothing_stands_apart_in_the_panels_of_its_own_recipe(tmp_
 
 
 def test_quality_against_epsilon_needs_two_epsilons_of_a_method(tmp_path: Path) -> None:
-    promise(tmp_path, 3)
-    promise(tmp_path, 10, method="UDEC")
-    promise(tmp_path, None)
+    write_private(tmp_path, 3)
+    write_private(tmp_path, 10, method="UDEC")
+    write_private(tmp_path, None)
     assert cost(tmp_path).data.empty
-    promise(tmp_path, 1)
+    write_private(tmp_path, 1)
     (comparison,) = make_comparisons(read_sweep(tmp_path))
-    (plot,) = (plot for plot in figures.plots(comparison, "") if plot.name == "quality_epsilon")
+    (plot,) = (plot for plot in figures.make_plots(comparison, "") if plot.name == "quality_epsilon")
     assert list(plot.legend) == ["FULL", "UDEC"]
     assert plot.svg("iid").startswith("<svg")
     plot.write(tmp_path)

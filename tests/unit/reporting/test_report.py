@@ -23,7 +23,7 @@ from plausible import METHODS, read_result, write_cell, write_grid
 
 from fedlight import report
 from fedlight.reporting.comparison import make_comparisons
-from fedlight.reporting.figures import frontier
+from fedlight.reporting.exchange_figure import frontier
 from fedlight.reporting.paper import beside_paper
 from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.reporting.terminal import print_summary
@@ -141,7 +141,7 @@ def test_page_csv_and_latex_agree_with_the_results_to_the_printed_digit(sweep: P
 
 
 @pytest.mark.slow
-def test_with_one_seed_the_spread_is_that_of_the_clients(sweep: Path) -> None:
+def test_with_one_seed_the_spread_is_over_clients(sweep: Path) -> None:
     fid = read_result(write_cell(sweep, "UDEC"))["fid"]
     run_report(sweep)
     (line,) = Page(sweep / "report" / "index.html").records("table")
@@ -172,7 +172,7 @@ def marked(sweep: Path) -> tuple[set[str], set[str], str]:
         ({"FULL": [20, 22], "UDEC": [40, 42], "CENTRAL": [1, 2]}, {"FULL"}),
     ],
 )
-def test_the_best_are_marked_as_far_as_seeds_tell(
+def test_the_best_methods_are_marked_within_the_spread_of_seeds(
     sweep: Path, fids: dict[str, list[float]], expected: set[str]
 ) -> None:
     for method, values in fids.items():
@@ -197,7 +197,7 @@ def test_with_one_seed_nothing_is_marked_and_the_note_says_so(
     assert "one seed" in capsys.readouterr().out
 
 
-def test_what_is_missing_failed_interrupted_or_corrupt_is_shown_as_such(
+def test_missing_failed_interrupted_and_corrupt_cells_are_shown_as_such(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_cell(sweep, "FULL", 2)
@@ -232,7 +232,7 @@ def test_what_is_missing_failed_interrupted_or_corrupt_is_shown_as_such(
 
 
 @pytest.mark.slow
-def test_cells_that_are_planned_and_not_begun_are_missing(sweep: Path) -> None:
+def test_planned_cells_that_have_not_begun_are_missing(sweep: Path) -> None:
     rates = (0.1, 0.01)
     planned = {
         folder.name: PlannedCell([], 4, config=flatten(yaml.safe_load((folder / "config.yaml").read_text())))
@@ -247,9 +247,9 @@ def test_cells_that_are_planned_and_not_begun_are_missing(sweep: Path) -> None:
     Launch(command, "", replace(describe_this_process(), started="1"), planned).write(sweep)
     run_report(sweep)
     page = Page(sweep / "report" / "index.html")
-    found = {(line["optimizer.lr"], line["clients"]): line["status"] for line in page.records("table")}
+    states = {(line["optimizer.lr"], line["clients"]): line["status"] for line in page.records("table")}
     places = [(str(rate), str(clients)) for rate in rates for clients in (2, 5, 10)]
-    assert found == dict.fromkeys(places, "missing") | {("0.1", "2"): "done"}
+    assert states == dict.fromkeys(places, "missing") | {("0.1", "2"): "done"}
     states = {line["cell"]: line["status"] for line in rows(sweep / "report" / "cells.csv")}
     assert states == {done: "done", **dict.fromkeys(missing, "missing")}
     assert "python -m fedlight.run -m clients=2,5,10 optimizer.lr=0.1,0.01" in page.text
@@ -268,7 +268,7 @@ def test_a_folder_without_cells_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_the_grids_of_a_place_stand_in_one_picture(sweep: Path) -> None:
+def test_the_sample_grids_of_a_place_are_one_picture(sweep: Path) -> None:
     for method, clients in (("FULL", 2), ("UDEC", 2), ("LOCAL", 2), ("FULL", 5)):
         write_cell(sweep, method, clients)
     assert run_report(sweep) == 0
@@ -282,7 +282,7 @@ def test_the_grids_of_a_place_stand_in_one_picture(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_data_sets_and_extractors_are_kept_apart(sweep: Path) -> None:
+def test_cells_of_different_data_sets_and_extractors_are_not_compared(sweep: Path) -> None:
     other = sweep.with_name("other")
     write_cell(sweep, data="digits")
     write_cell(sweep, data="digits", extractor="inception")
@@ -300,7 +300,7 @@ def test_data_sets_and_extractors_are_kept_apart(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_whatever_else_varies_is_a_setting_and_not_averaged(sweep: Path) -> None:
+def test_any_other_key_that_varies_is_a_setting_and_is_not_averaged(sweep: Path) -> None:
     for rate in (0.1, 0.01):
         for seed in (1, 2):
             write_cell(
@@ -341,7 +341,7 @@ def test_every_swept_key_is_a_column_by_which_cells_differ(
 
 
 @pytest.mark.slow
-def test_a_swept_key_is_a_column_though_another_one_goes_with_it(sweep: Path) -> None:
+def test_a_swept_key_is_a_column_even_if_it_varies_with_another(sweep: Path) -> None:
     cells = {}
     for rate, epochs, data in ((0.1, 2, "digits"), (0.01, 5, "digits"), (0.1, 2, "fmnist")):
         made = write_cell(sweep, data=data, sections={"optimizer": {"lr": rate}, "epochs": epochs})
@@ -358,7 +358,7 @@ def test_a_swept_key_is_a_column_though_another_one_goes_with_it(sweep: Path) ->
 
 
 @pytest.mark.slow
-def test_settings_are_sorted_by_their_numbers(sweep: Path) -> None:
+def test_settings_are_sorted_as_numbers(sweep: Path) -> None:
     for epochs in (10, 2, 5):
         write_cell(sweep, sections={"epochs": epochs})
     run_report(sweep)
@@ -366,7 +366,7 @@ def test_settings_are_sorted_by_their_numbers(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_methods_of_different_length_do_not_stand_side_by_side(sweep: Path) -> None:
+def test_methods_with_different_rounds_are_in_different_rows(sweep: Path) -> None:
     write_cell(sweep, "FULL", rounds=4)
     write_cell(sweep, "UDEC", rounds=2)
     write_cell(sweep, "FULL", rounds=4, partition="label_skew", sections={"partition": {"beta": 0.5}})
@@ -381,7 +381,7 @@ def test_methods_of_different_length_do_not_stand_side_by_side(sweep: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_cell_that_is_in_two_folders_counts_once(sweep: Path) -> None:
+def test_a_cell_in_two_folders_counts_once(sweep: Path) -> None:
     folder = write_cell(sweep)
     shutil.copytree(folder, sweep.with_name("copy") / folder.name)
     run_report(sweep, sweep.with_name("copy"))
@@ -390,7 +390,7 @@ def test_a_cell_that_is_in_two_folders_counts_once(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_central_stands_in_every_row_but_is_listed_once(sweep: Path) -> None:
+def test_central_is_in_every_row_and_listed_once(sweep: Path) -> None:
     central = read_result(write_cell(sweep, "CENTRAL", 2))["fid"]["value"]
     for clients in (2, 5):
         write_cell(sweep, "FULL", clients)
@@ -401,7 +401,7 @@ def test_central_stands_in_every_row_but_is_listed_once(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_paper_s_numbers_stand_beside_those_of_its_cells(sweep: Path) -> None:
+def test_the_published_numbers_are_beside_those_of_the_same_cells(sweep: Path) -> None:
     paper = {"data": {"batch_size": 128}, "model": {"name": "paper"}, "epochs": 5, "optimizer": {"lr": 1e-4}}
     for method in ("UDEC", "ULATDEC"):
         for partition in ("iid", "label_skew"):
@@ -419,7 +419,7 @@ def test_the_paper_s_numbers_stand_beside_those_of_its_cells(sweep: Path) -> Non
     assert "departs" not in page.text
 
 
-def test_no_figure_or_table_of_quality_without_scores(sweep: Path) -> None:
+def test_without_scores_there_is_no_figure_or_table_of_quality(sweep: Path) -> None:
     write_cell(sweep, extractor=None)
     run_report(sweep)
     names = {path.name for path in (sweep / "report").iterdir()}
@@ -428,7 +428,7 @@ def test_no_figure_or_table_of_quality_without_scores(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_figure_comes_as_png_pdf_and_csv(sweep: Path) -> None:
+def test_every_figure_is_written_as_png_pdf_and_csv(sweep: Path) -> None:
     list(write_grid(sweep, method=METHODS, clients=[2, 5]))
     run_report(sweep)
     out = sweep / "report"
@@ -450,17 +450,17 @@ def test_transforms_share_a_panel_of_quality_against_exchange(sweep: Path) -> No
         for rate in (0.1, 0.2):
             write_cell(sweep, method, sections={**sections, "optimizer": {"lr": rate}})
     run_report(sweep)
-    found = rows(sweep / "report" / "quality_exchange.csv")
-    assert {row["panel"] for row in found} == {"iid, optimizer.lr=0.1", "iid, optimizer.lr=0.2"}
-    assert {row["transform"] for row in found} == {"none", "int8", "sign"}
-    assert len(found) == 12
+    points = rows(sweep / "report" / "quality_exchange.csv")
+    assert {row["panel"] for row in points} == {"iid, optimizer.lr=0.1", "iid, optimizer.lr=0.2"}
+    assert {row["transform"] for row in points} == {"none", "int8", "sign"}
+    assert len(points) == 12
     points = pd.DataFrame({"bytes": [5, 1, 3, 3, 9, 7], "fid": [2.0, 8.0, 4.0, 3.0, 2.0, 1.0]})
     kept = [list(point) for point in points.to_numpy().tolist()]
     beaten = [p for p in kept if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in kept)]
     assert frontier(points).to_numpy().tolist() == sorted(p for p in kept if p not in beaten)
 
 
-def test_what_a_cell_does_without_is_none_in_every_table(sweep: Path) -> None:
+def test_a_group_that_a_cell_does_not_use_is_none_in_every_table(sweep: Path) -> None:
     own = {"data": {"limit": 60}, "model": {"name": "paper"}}
     for algorithm in ({}, {"algorithm": {"name": "fedprox", "mu": 0.1}}):
         write_cell(sweep, "UDEC", data="fmnist", picture=False, sections={**own, **algorithm})
@@ -507,7 +507,7 @@ def test_five_hundred_cells_make_a_small_page(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_report_of_cells_really_run(
+def test_the_report_of_cells_that_were_run(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = ["-m", "method=FULL,UDEC", "clients=2,3", "data.limit=60", "rounds=2", "epochs=1", "logger=none"]

@@ -86,9 +86,7 @@ def a_text(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [a_text, bombed, Path.mkdir])
-def test_a_picture_that_cannot_be_read_is_noted_with_its_cell(
-    damage: Callable[[Path], Any], make: Any
-) -> None:
+def test_an_unreadable_picture_is_listed_with_its_cell(damage: Callable[[Path], Any], make: Any) -> None:
     cell = make()
     damage(cell / "samples" / "round_004.png")
     (read,) = read_sweep(cell.parent)
@@ -146,7 +144,7 @@ def plan(sweep: Path, **content: Any) -> None:
     path.write_text(json.dumps({"command": [], "folder": "", "process": {"since": 3}, **content}))
 
 
-def test_a_picture_of_no_round_is_none_of_the_gallery(make: Callable[..., Path], tmp_path: Path) -> None:
+def test_only_pictures_of_rounds_are_in_the_gallery(make: Callable[..., Path], tmp_path: Path) -> None:
     cell = make()
     for name in ("round_2.png", "round_0010.png", "round_best.png", "round_.png", "round_99.jpg"):
         Image.new("L", (9, 9)).save(cell / "samples" / name)
@@ -158,29 +156,31 @@ def test_a_picture_of_no_round_is_none_of_the_gallery(make: Callable[..., Path],
 
 
 @pytest.mark.slow
-def test_every_damaged_cell_is_named_and_the_report_goes_on(
+def test_every_damaged_cell_is_named_and_the_report_is_written(
     make: Callable[..., Path], tmp_path: Path
 ) -> None:
     cells = {name: make(str(number)) for number, name in enumerate(BAD_FILES)}
     odd = {name: make() for name in ODD_FILES}
-    whole = make()
+    intact = make()
     for name, damage in (BAD_FILES | ODD_FILES).items():
         damage((cells | odd)[name])
     out = tmp_path / "out"
-    assert run_report(whole.parent, "--out", out) == 0
+    assert run_report(intact.parent, "--out", out) == 0
     lines = noted(out / "index.html")
     for name, cell in cells.items():
         assert f"<td>made/{cell.name}</td>" in lines, name
         assert "cannot be read" in lines.partition(cell.name)[2].partition("</tr>")[0], name
     for name, cell in odd.items():
         assert cell.name not in lines, name
-    assert whole.name not in lines
-    assert whole.name in Page(out / "index.html").text
+    assert intact.name not in lines
+    assert intact.name in Page(out / "index.html").text
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "out"}
 
 
-def test_every_field_of_a_result_may_be_anything(make: Callable[..., Path]) -> None:
-    """What can be read is of the types that a report depends on; what cannot be read is said."""
+def test_a_result_with_any_wrong_value_is_valid_or_noted_as_a_problem(
+    make: Callable[..., Path],
+) -> None:
+    """A result that is read has the types that a report depends on; otherwise the problem is noted."""
     cell = make()
     result = json.loads((cell / "result.json").read_text())
     tried = refused = 0

@@ -7,9 +7,9 @@ import pytest
 from conftest import slow
 from hydra import compose, initialize_config_dir
 
+from fedlight.compose import ROOT, register_resolvers
 from fedlight.config import validate
 from fedlight.deployment.agreement import read_agreement, write_agreement
-from fedlight.run import ROOT, register_resolvers
 from fedlight.runs.identity import PLACES, cell_id, changes_no_result
 
 IDS = {

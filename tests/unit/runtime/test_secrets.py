@@ -12,10 +12,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from fedlight.compose import register_resolvers
 from fedlight.config import CellConfig, _keys
 from fedlight.experiment.targets import STAGES, TARGETS
 from fedlight.federation.federation_config import TRAINER_ARGUMENTS
-from fedlight.run import register_resolvers
 from fedlight.runs.plan import read_launches
 from fedlight.runtime import environment
 from fedlight.runtime.secret import is_secret, masked, move_to_environment, redacted
