@@ -53,8 +53,8 @@ def quality_epsilon(comparison: Comparison, prefix: str) -> Plot:
         f"{prefix}quality_epsilon",
         "Privacy: quality against epsilon",
         "FID over the epsilon of the guarantee, one line per method and number of clients. Further left is "
-        "more private, lower is better. Right of the dotted line is no guarantee: inf is clipped without noise, "
-        "none is not clipped either. Bars: standard deviation over seeds or clients.",
+        "more private, lower is better. Right of the dotted line is no guarantee: inf is clipped without "
+        "noise, none is not clipped either. Bars: standard deviation over seeds or clients.",
         data,
         partial(_draw_epsilon, palette=palette, marks=marks),
         palette,
