@@ -1,4 +1,4 @@
-"""Whether this version gives the bits of an earlier one: both run the same cells on this machine.
+"""Compares the bits of this version with those of an earlier one: both run the same cells on this machine.
 
 python benchmarks/same_bits.py [--base COMMIT] [--quick] [--out FILE.json]
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from common import ROOT, parser, show, write
 
-BASE = "0855a85"
+BASE = "ff9f0c8"
 SMALL = (
     "data.limit=120",
     "rounds=2",
@@ -46,6 +46,9 @@ CELLS: list[tuple[str, ...]] = [
     ),
     ("transform=best", "method=UDEC", "clients=3", "rounds=3", *ALONE),
     ("method=UDEC_WARM", "++method.warm_start=1", "model.conditional=true", "clients=3", *ALONE),
+    ("method=ULATDEC_WARM", "++method.warm_start=1", "clients=3", *ALONE),
+    ("method=UDEC", "clients=3", "transport=dask", "transport.workers=1"),
+    ("model.conditional=true", "method=FULL", "clients=3", "evaluation.guidance=3", *ALONE),
     ("privacy=client", "privacy.noise=1.0", "clients=6", "fraction=0.5", *ALONE),
     ("privacy=example", "privacy.noise=1.0", "clients=2", "data.batch_size=32", *ALONE),
     (*PAPER, "evaluation.samples=0", "evaluation.grid=0", *ALONE),
@@ -76,19 +79,19 @@ def outcome(source: Path, arguments: tuple[str, ...], output: Path) -> dict[str,
         sys.exit(f"{source}: {' '.join(arguments)}\n{done.stderr}")
     (path,) = output.glob("*/*/result.json")
     result = json.loads(path.read_text(encoding="utf-8"))
-    found = {key: result[key] for key in ("cell", "state_sha256", "client_sha256", "exchange", "fid")}
+    compared = {key: result[key] for key in ("cell", "state_sha256", "client_sha256", "exchange", "fid")}
     for name in ("ledger.csv", "rounds.csv"):
         with (path.parent / name).open(newline="", encoding="utf-8") as file:
-            found[name] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
-    return found
+            compared[name] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
+    return compared
 
 
-def known(now: Any, earlier: Any) -> Any:
-    """What the earlier version told, of what this one tells: entries and columns may have been added."""
+def common_part(now: Any, earlier: Any) -> Any:
+    """The entries and columns of this version that the earlier one has as well."""
     if isinstance(now, dict) and isinstance(earlier, dict):
-        return {key: known(value, earlier[key]) for key, value in now.items() if key in earlier}
+        return {key: common_part(value, earlier[key]) for key, value in now.items() if key in earlier}
     if isinstance(now, list) and isinstance(earlier, list) and len(now) == len(earlier):
-        return [known(*pair) for pair in zip(now, earlier, strict=True)]
+        return [common_part(*pair) for pair in zip(now, earlier, strict=True)]
     return now
 
 
@@ -100,13 +103,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         before = check_out(given.base, Path(scratch, "before"))
         for number, cell in enumerate(CELLS[:3] if given.quick else CELLS):
-            found = []
+            outcomes = []
             for version, source in (("before", before), ("now", ROOT)):
                 output = Path(scratch, f"{version}{number}")
                 output.mkdir()
-                found.append(outcome(source, cell, output))
-            earlier, now = found
-            differing = [key for key in earlier if earlier[key] != known(now[key], earlier[key])]
+                outcomes.append(outcome(source, cell, output))
+            earlier, now = outcomes
+            differing = [key for key in earlier if earlier[key] != common_part(now[key], earlier[key])]
             equal[" ".join(cell)] = not differing
             rows.append([" ".join(cell), str(earlier["state_sha256"])[:12], ", ".join(differing) or "equal"])
             print(*rows[-1], flush=True)

@@ -44,6 +44,7 @@ def find_weights(path: str | None, cache: str) -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     def download(temporary: Path) -> None:
+        print(f"fedlight: downloading {URL_INCEPTION_V3}", file=sys.stderr)
         for _ in range(2):
             try:
                 _fetch(URL_INCEPTION_V3, temporary)
@@ -86,7 +87,6 @@ def _fetch(url: str, path: Path) -> None:
         size = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
         return f"downloading Inception's weights: {size:,} bytes so far"
 
-    print(f"fedlight: downloading {url}", file=sys.stderr)
     with print_every_minute(progress):
         torch.hub.download_url_to_file(url, str(path), _hash_prefix(), progress=sys.stderr.isatty())
 

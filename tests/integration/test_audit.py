@@ -167,7 +167,7 @@ def test_scores_that_say_nothing_refute_nothing() -> None:
 def test_no_audit_refutes_the_stated_epsilon_in_twenty(at: str) -> None:
     cell = config("privacy.noise=3", f"privacy.noise_at={at}")
     stated = Account(3, 1, 1e-5).epsilon(4)
-    bounds = [lower_bound(*canary_scores(cell, seed), 1e-5) for seed in range(20)]
+    bounds = [lower_bound(*canary_scores(cell, cell.privacy.noise, seed), 1e-5) for seed in range(20)]
     assert max(bounds) <= stated
     assert np.median(bounds) > 0.3
 
@@ -177,7 +177,7 @@ FAULTS = {
         "_draw",
         lambda draw: lambda like, deviation, normal: draw(like, 0.1 * deviation, normal),
     ),
-    "clipping forgotten": ("_norm", lambda norm: lambda v, s, e: 0.0),
+    "clipping forgotten": ("update_norm", lambda norm: lambda v, s, e: 0.0),
 }
 
 
@@ -185,16 +185,16 @@ FAULTS = {
 def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = config("privacy.noise=10")
     stated = Account(10, 1, 1e-5).epsilon(4)
-    assert lower_bound(*canary_scores(cell, 1), 1e-5) <= stated
+    assert lower_bound(*canary_scores(cell, cell.privacy.noise, 1), 1e-5) <= stated
     name, plant = FAULTS[fault]
     monkeypatch.setattr(mechanism, name, plant(getattr(mechanism, name)))
-    assert lower_bound(*canary_scores(cell, 1), 1e-5) > stated
+    assert lower_bound(*canary_scores(cell, cell.privacy.noise, 1), 1e-5) > stated
 
 
 def test_without_noise_the_canaries_tell_all() -> None:
-    assert lower_bound(*canary_scores(config("privacy.noise=0"), 1), 1e-5) > 3
+    assert lower_bound(*canary_scores(config("privacy.noise=0"), 0.0, 1), 1e-5) > 3
     at_most = max(lower_bound(np.ones(n), np.zeros(n), 1e-3) for n in (25, 50, 100, 500, 1000))
-    found = lower_bound(*canary_scores(config("privacy.noise=0", "privacy.delta=1e-3"), 1), 1e-3)
+    found = lower_bound(*canary_scores(config("privacy.noise=0", "privacy.delta=1e-3"), 0.0, 1), 1e-3)
     assert 1.5 < at_most == pytest.approx(found, abs=0.2)
 
 
@@ -224,14 +224,17 @@ def test_an_attacker_scores_images_of_both_sides_under_what_it_saw(
 
     both = (data.train, shares[1]), (data.test, np.arange(len(data.test)))
     by_loss, by_pia = attacker._attack_model(1)
-    assert (by_loss.sees, by_loss.name, by_pia.name) == ("model of client 1", "loss", "PIA")
+    assert (by_loss.observed, by_loss.name, by_pia.name) == ("model of client 1", "loss", "PIA")
     for scores, side in zip((by_loss.members, by_loss.others), both, strict=True):
         np.testing.assert_allclose(scores, -losses(made.state(1), *side), rtol=1e-6)
     assert by_pia.members.shape == by_pia.others.shape == (12,)
     assert (by_pia.members < 0).all()
 
     decoder, whole = attacker._attack_updates()
-    assert (decoder.sees, whole.sees) == ("update of client 0: decoder", "update of client 0: all slices")
+    assert (decoder.observed, whole.observed) == (
+        "update of client 0: decoder",
+        "update of client 0: all slices",
+    )
     np.testing.assert_array_equal(decoder.members, whole.members)  # the decoder is all that left
     server = made.server
     server.resume(ServerCheckpoint(made.folder / "checkpoint", made.folder.name, repair=False), before=2)
@@ -248,9 +251,9 @@ def test_an_audit_of_secret_noise_counts_no_release(cell: MakeCell) -> None:
     before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
     assert (made / "checkpoint" / "releases-000000").read_bytes() == b"."
     attacker = Attacker(open_cell(made), images=5, clients=1, seed=0)
-    assert [attack.sees for attack in attacker._attack_model(None)] == ["released model"] * 2
+    assert [attack.observed for attack in attacker._attack_model(None)] == ["released model"] * 2
     *slices, whole = attacker._attack_updates()
-    assert (len(slices), whole.sees) == (3, "update of client 0: all slices")
+    assert (len(slices), whole.observed) == (3, "update of client 0: all slices")
     assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
 
 

@@ -305,9 +305,12 @@ def test_missing_weights_are_told_with_how_to_get_them(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody answers: no internet
+    status = command(*INCEPTION)
+    start, _, error = capfd.readouterr().err.partition("\n")
+    assert start.startswith("fedlight: downloading https://")
     assert_refused(
-        command(*INCEPTION),
-        capfd.readouterr().err,
+        status,
+        error,
         tmp_path,
         "could not be downloaded .* fedlight.prepare evaluation.extractor=inception .* or fetch https://.* "
         "and set evaluation.weights=FILE",

@@ -17,8 +17,8 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from wandb_file import history_of, read_wandb
 
-from fedlight.experiment import cell as cell_module
 from fedlight.experiment.finished import open_cell
+from fedlight.federation.server import Server
 from fedlight.loggers.metrics import CellLog
 from fedlight.runtime.secret import masked
 
@@ -117,7 +117,7 @@ def test_an_error_of_our_own_code_is_raised_and_the_cell_has_failed(
     def fail(*_: object) -> None:
         raise RuntimeError("of our own")
 
-    monkeypatch.setattr(cell_module, "federate", fail)
+    monkeypatch.setattr(Server, "start_round", fail)
     with pytest.raises(RuntimeError, match="of our own"):
         command(*SMALL)
     (path,) = tmp_path.glob("runs/default/*/result.json")

@@ -201,7 +201,7 @@ def test_a_conditional_model_is_trained_where_the_server_has_no_image(
     path = make_app(tmp_path / "app", CLASSES, "method=FULL", *conditional)
     roots = [make_images(tmp_path / "a", "malignant"), make_images(tmp_path / "b", "benign")]
     cell = open_cell(served(path, roots))
-    assert cell.classes == 2
+    assert cell.num_classes == 2
     name = "unet.class_embedding.weight"
     first, trained = cell.module.state_dict()[name], cell.state(None)[name]
     assert first.shape[0] == 3

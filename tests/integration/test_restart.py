@@ -79,7 +79,7 @@ class Runner:
             nonlocal count
             count += 1
             with log.open("a") as file:
-                file.write(f"{self._round} {self._who}\n")
+                file.write(f"{self._round} {self._name}\n")
             if count == stop_at:
                 os.kill(os.getpid(), by)
             begun(self, trainer, module)

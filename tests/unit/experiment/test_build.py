@@ -240,4 +240,4 @@ def test_a_client_sends_images_only_in_the_evaluation_rounds_of_the_agreement(
 ) -> None:
     options = (f"evaluation.grid={grid}", f"evaluation.samples={samples}", "evaluation.every=2")
     terms = Terms.make(config("method=UDEC", "rounds=5", *options), toy_setup().method, ("own", "shared"))
-    assert [round_ for round_ in range(1, 6) if terms.shows(round_)] == rounds
+    assert [round_ for round_ in range(1, 6) if terms.draws_after(round_)] == rounds

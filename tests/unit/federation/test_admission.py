@@ -501,7 +501,7 @@ def test_a_resident_process_ends_with_its_supernode(tmp_path: Path) -> None:
     ended.wait()
     path = tmp_path / "socket"
     path.touch()
-    started = [sys.executable, "-m", "fedlight.experiment.resident", str(path), str(ended.pid)]
+    started = [sys.executable, "-m", "fedlight.deployment.resident", str(path), str(ended.pid)]
     with subprocess.Popen(started) as process:
         try:
             assert process.wait(30) == 0
@@ -542,7 +542,7 @@ def test_an_error_in_a_resident_process_is_told_there_alone_and_it_goes_on(
     told = capfd.readouterr().err
     assert told.count("fedlight: error: Expecting property name enclosed in double quotes") == 2
     assert told.count("Traceback") == 2
-    assert told.count("json.loads(whose)") == 2
+    assert told.count("json.loads(arguments)") == 2
 
 
 # --- what an institution's app hands on

@@ -455,9 +455,9 @@ def test_rounds_that_are_repeated_with_secret_noise_are_accounted_again(
     [
         (["method=CENTRAL"], "CENTRAL and LOCAL have none"),
         (["method=LOCAL"], "CENTRAL and LOCAL have none"),
-        (["method=USPLIT"], "a deal of slices shows who takes part"),
+        (["method=USPLIT"], "USPLIT reveals which clients take part"),
         (["model.ema_decay=0.9", "model.exchange_ema=true"], "n_averaged holds whole numbers"),
-        (["algorithm=fednova"], "an algorithm that tells beforehand"),
+        (["algorithm=fednova"], "an algorithm that declares by aux_like"),
         (["privacy.clip=inf"], "a finite privacy.clip"),
         (["privacy.noise_at=clients", "transform=topk"], "where a transform encodes updates"),
         (["privacy.clip_quantile=0.5"], "noise below 0.5 for an adaptive clip"),

@@ -317,9 +317,20 @@ def test_env_files_are_read_in_the_working_folder_and_the_checkout_only(
     assert found == {"FOUND_HERE": "yes", "FOUND_CHECKOUT": "yes", "FOUND_FIRST": "HERE", "FOUND_SET": "real"}
 
 
-@pytest.mark.parametrize("main", ["run", "sweeps", "dashboard"])
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        ("run", ["no-such-thing"]),
+        ("sweeps", ["status", "no-such-thing"]),
+        ("dashboard", ["--sweep", "no-such-thing"]),
+    ],
+)
 def test_an_env_file_of_another_user_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], main: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    main: str,
+    arguments: list[str],
 ) -> None:
     from importlib import import_module
 
@@ -329,6 +340,6 @@ def test_an_env_file_of_another_user_is_not_read(
     (tmp_path / ".env").write_text("FOUND_PLANTED=yes\n")
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
-    assert invoke("no-such-thing", main=import_module(f"fedlight.{main}").main) == 2
+    assert invoke(*arguments, main=import_module(f"fedlight.{main}").main) == 2
     assert "FOUND_PLANTED" not in os.environ
     assert f"{tmp_path}/.env belongs to another user and is not read" in capfd.readouterr().err
