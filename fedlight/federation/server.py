@@ -289,7 +289,7 @@ class Server:
     # --- steps of a round ---
 
     def _add(self, update: Update) -> None:
-        """Decodes an update and adds it to the mean; under client-level privacy it may be refused."""
+        """Decodes an update and adds it to the mean; client-level privacy refuses an invalid one."""
         if self._privacy is None:
             values, aux = self.decode(update)
             weight = self._algorithm.weight(update.num_examples)
