@@ -10,7 +10,7 @@ def update_average(average: State, theta: State, decay: float) -> State:
 
     Args:
         average: after the round before; empty before the first.
-        theta: the global model after this round; its whole numbers are taken without averaging.
+        theta: the global model after this round; its integers are copied, not averaged.
         decay: of a round, in [0, 1).
     """
     return {

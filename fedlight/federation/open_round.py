@@ -99,10 +99,6 @@ class OpenRound:
         self.memory_lost = True
         self._previous[client] = 0
 
-    def withdraw(self, client: int) -> None:
-        """Notes that the broadcast did not reach its client."""
-        self.unsent.add(client)
-
     @property
     def received(self) -> set[int]:
         """The clients whose update is added or waits for that."""

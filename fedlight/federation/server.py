@@ -192,9 +192,9 @@ class Server:
             check_private_update(*self.decode(update), self._federated(), self._aux_like())
 
     def withdraw(self, client: int) -> None:
-        """Removes the broadcast of a client that it did not reach from the account."""
+        """Removes a broadcast that did not reach its client from the ledger."""
         self.ledger.withdraw(client)
-        self._open.withdraw(client)
+        self._open.unsent.add(client)
 
     def forget(self, client: int) -> None:
         """Treats a client whose memory is lost as one that has never taken part."""
@@ -289,7 +289,7 @@ class Server:
     # --- steps of a round ---
 
     def _add(self, update: Update) -> None:
-        """Decodes an update and adds it to the mean; under client-level privacy it may be refused."""
+        """Decodes an update and adds it to the mean; client-level privacy refuses an invalid one."""
         if self._privacy is None:
             values, aux = self.decode(update)
             weight = self._algorithm.weight(update.num_examples)

@@ -193,7 +193,7 @@ def test_a_cell_whose_scheduler_is_killed_goes_on_with_another(
             capfd.readouterr()
             assert command(*lost, "transport=dask", f"transport.address={address}") == 1
         (line,) = capfd.readouterr().err.splitlines()
-        assert "the scheduler is gone; the same command goes on" in line
+        assert "the scheduler is gone; the same command continues" in line
     finally:
         scheduler.kill()
         worker.terminate()

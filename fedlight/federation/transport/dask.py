@@ -24,8 +24,8 @@ try:
 except ImportError as error:
     raise BadInput("transport=dask: pip install 'fedlight[cluster]'") from error
 
-GONE = "transport=dask: the scheduler is gone; the same command goes on after the last stored round"
-NOBODY = "fedlight: transport=dask waits for a worker"
+GONE = "transport=dask: the scheduler is gone; the same command continues after the last stored round"
+NO_WORKER = "fedlight: transport=dask waits for a worker"
 
 
 class Dask:
@@ -38,7 +38,7 @@ class Dask:
 
     Args:
         context: of the cell.
-        workers: processes that train, on each node; None for as many as there is room for, one a GPU.
+        workers: processes that train, on each node; None for as many as there are cores or GPUs for.
         address: of a running scheduler, all of whose workers are used.
     """
 
@@ -91,7 +91,7 @@ class DaskPool:
             except (OSError, RuntimeError, CancelledError):
                 raise ConnectionError(GONE) from None
             if before and not self._count:
-                print(NOBODY, file=sys.stderr)
+                print(NO_WORKER, file=sys.stderr)
         return max(1, self._count)
 
     def submit(self, message: Request) -> Future[Any]:

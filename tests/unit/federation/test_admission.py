@@ -187,8 +187,8 @@ def test_the_largest_allowed_weight_and_value_give_a_finite_mean(
 
     over.grid.nodes[12].act = act
     over.run(1)
-    own = from_bytes(sent[0])
-    mean = (2 * float(own.payloads["shared"].tensors[BIAS]) + 10**9 * LARGEST) / (2 + 10**9)
+    honest = from_bytes(sent[0])
+    mean = (2 * float(honest.payloads["shared"].tensors[BIAS]) + 10**9 * LARGEST) / (2 + 10**9)
     assert float(over.server.theta[BIAS]) == pytest.approx(mean)
     assert "fedlight: client 1 counts as 1,000,000,000 images in the mean\n" in capfd.readouterr().out
 
@@ -216,18 +216,18 @@ def test_text_is_made_printable_and_cut() -> None:
     [{CLIENT: -1}, {CLIENT: 2**31}, {CLIENT: "1"}, {CLIENT: 1.0}, {"more": 1}, {PROBLEM: "x" * 10**5}],
 )
 def test_words_of_another_schema_are_refused(words: dict[str, Any]) -> None:
-    found = open_words(wrap(b"", words))
-    assert found.keys() == {PROBLEM}
-    assert str(found[PROBLEM]).startswith("invalid words")
+    opened = open_words(wrap(b"", words))
+    assert opened.keys() == {PROBLEM}
+    assert str(opened[PROBLEM]).startswith("invalid words")
     assert open_words(wrap(b"", {CLIENT: 1, PROBLEM: "a\nb"})) == {CLIENT: 1, PROBLEM: r"a\nb"}
 
 
 def test_other_records_than_those_of_a_message_are_refused() -> None:
     good = wrap(b"content", {})
     assert open_bytes(good) == b"content"
-    for odd in ({"more": ConfigRecord({})}, {BYTES: ConfigRecord({})}, {BYTES: ArrayRecord()}):
+    for records in ({"more": ConfigRecord({})}, {BYTES: ConfigRecord({})}, {BYTES: ArrayRecord()}):
         with pytest.raises(Damaged):
-            open_bytes(RecordDict({WORDS: good[WORDS], BYTES: good[BYTES], **odd}))
+            open_bytes(RecordDict({WORDS: good[WORDS], BYTES: good[BYTES], **records}))
 
 
 # --- scores
@@ -251,8 +251,8 @@ def test_a_node_that_refuses_the_fingerprint_leaves_those_of_others(
     capfd.readouterr()
     good = over.grid.nodes[12].act
     over.grid.nodes[12].act = lambda content: to_bytes(change(from_bytes(good(content))))
-    found = list(over.transport.evaluate(over.server.evaluations([0, 1], draw=False)))
-    assert [scores.client for scores in found] == [0]
+    answers = list(over.transport.evaluate(over.server.evaluations([0, 1], draw=False)))
+    assert [scores.client for scores in answers] == [0]
     (line,) = capfd.readouterr().err.splitlines()
     assert error_line in line
     assert line.endswith(": refused")
@@ -294,10 +294,10 @@ def drawn(metrics: dict[str, float], **groups: dict[str, Tensor]) -> Scores:
 
 
 def test_scores_must_have_the_metrics_and_images_of_the_cells_evaluation() -> None:
-    asked = config("evaluation.samples=70", "evaluation.memorisation=true")
-    grid = {"images": torch.zeros(4, *asked.data.shape, dtype=torch.uint8)}
-    check_scores(drawn(METRICS, grid=grid, memorisation=COPIES), asked)
-    check_scores(drawn({**METRICS, "coverage.share": 1.0}, grid=grid, memorisation=COPIES), asked)
+    chosen = config("evaluation.samples=70", "evaluation.memorisation=true")
+    grid = {"images": torch.zeros(4, *chosen.data.shape, dtype=torch.uint8)}
+    check_scores(drawn(METRICS, grid=grid, memorisation=COPIES), chosen)
+    check_scores(drawn({**METRICS, "coverage.share": 1.0}, grid=grid, memorisation=COPIES), chosen)
     wrong: list[tuple[dict[str, float], dict[str, dict[str, Tensor]]]] = [
         (METRICS, {}),
         (METRICS, {"memorisation": COPIES}),
@@ -312,7 +312,7 @@ def test_scores_must_have_the_metrics_and_images_of_the_cells_evaluation() -> No
     ]
     for metrics, groups in wrong:
         with pytest.raises(Damaged):
-            check_scores(drawn(metrics, **groups), asked)
+            check_scores(drawn(metrics, **groups), chosen)
     unscored = config("evaluation.samples=0")
     check_scores(drawn({}, grid=grid), unscored)
     with pytest.raises(Damaged, match="has the metric fid, which this cell does not compute"):
@@ -343,8 +343,8 @@ def sent(toys: MakeToys) -> Sent:
 
 def slice_changed(message: Any, slice_: str, params: int | None = None, **tensors: Tensor | None) -> Any:
     payload = message.payloads[slice_]
-    found = {name: value for name, value in (payload.tensors | tensors).items() if value is not None}
-    changed = Payload(found, payload.params if params is None else params)
+    remaining = {name: value for name, value in (payload.tensors | tensors).items() if value is not None}
+    changed = Payload(remaining, payload.params if params is None else params)
     return replace(message, payloads={**message.payloads, slice_: changed})
 
 
@@ -413,12 +413,12 @@ def test_a_first_broadcast_has_all_slices_and_no_delta(toys: MakeToys) -> None:
 
 
 def test_a_client_reports_its_number_of_images_unless_privacy_hides_it() -> None:
-    held = {"all": {"weight": torch.zeros(2)}}
+    received = {"all": {"weight": torch.zeros(2)}}
 
     def admitted(private: bool, images: int, loss: float | None = None) -> bool:
         payloads = {"all": Payload.plain({"weight": torch.ones(2)})}
         try:
-            check_update(Update("cell", 1, 0, images, loss, payloads), held, {}, False, Chain(), private)
+            check_update(Update("cell", 1, 0, images, loss, payloads), received, {}, False, Chain(), private)
         except Damaged:
             return False
         return True
@@ -578,10 +578,10 @@ def test_an_app_forwards_messages_and_sends_only_what_was_agreed(
     assert (sent, open_bytes(answer)) == (b"", b"")
     assert open_words(answer) == {CLIENT: 2, HASH: "", PROBLEM: "memory lost"}
 
-    odd = RecordDict({"more": ConfigRecord({})})
+    unknown = RecordDict({"more": ConfigRecord({})})
     for content, config, words in (
         (wrap(b"broadcast", {}), {"agreed": 64 * "0"}, {CLIENT: 2, HASH: 64 * "0"}),
-        (odd, {}, {CLIENT: 2, HASH: "", PROBLEM: "failed"}),
+        (unknown, {}, {CLIENT: 2, HASH: "", PROBLEM: "failed"}),
     ):
         answer, said, _ = answered(content, b"", b"update", **config)
         assert (said, open_bytes(answer), open_words(answer)) == (None, b"", words)

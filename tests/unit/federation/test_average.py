@@ -40,7 +40,7 @@ def test_the_average_is_scored(cell: MakeCell) -> None:
 
 
 def test_an_exchanged_average_is_over_steps_and_the_server_has_none(cell: MakeCell) -> None:
-    """The server averages nothing more."""
+    """The server keeps no average of its own."""
     made = cell("clients=2", "model.ema_decay=0.75", "model.exchange_ema=true")
     server = open_cell(made.folder).server
     assert server.average == {}

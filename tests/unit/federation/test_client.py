@@ -72,39 +72,39 @@ def test_the_same_broadcast_and_memory_give_the_same_bytes_in_two_fresh_processe
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[2] / "support")]),
     }
-    found = []
+    outputs = []
     for number in range(2):
         files = [str(tmp_path / f"{kind}{number}") for kind in ("update", "kept")]
         command = [sys.executable, "-c", ALONE, str(tmp_path), *files]
         subprocess.run(command, check=True, env=environment, capture_output=True)
-        found.append([Path(file).read_bytes() for file in files])
-    assert found[0] == found[1]
-    update = from_bytes(found[0][0])
+        outputs.append([Path(file).read_bytes() for file in files])
+    assert outputs[0] == outputs[1]
+    update = from_bytes(outputs[0][0])
     assert isinstance(update, Update)
     assert (update.round, update.client, set(update.payloads)) == (2, 0, {"shared"})
-    assert to_bytes(local_update(second, memory, setup)[0]) == found[0][0]
+    assert to_bytes(local_update(second, memory, setup)[0]) == outputs[0][0]
 
 
 def test_private_slices_persist_and_received_slices_are_replaced(tmp_path: Path) -> None:
     """One step of SGD from a known state is computed by hand."""
     setup = toy_setup(PARTIAL, epochs=1)
     first, second = broadcasts_of(setup, 2, tmp_path)
-    own = {"own.weight": torch.full((2, 3), 0.5), "own.bias": torch.tensor([1.0, -1.0])}
+    private = {"own.weight": torch.full((2, 3), 0.5), "own.bias": torch.tensor([1.0, -1.0])}
     received = second.payloads["shared"].tensors
-    update, kept = local_update(second, {"model": own}, setup)
+    update, kept = local_update(second, {"model": private}, setup)
 
     rows = ToyData(0).rows  # two rows, one batch
     x, y = (torch.stack(part) for part in zip(*rows, strict=True))
-    start = {name: tensor.clone().requires_grad_() for name, tensor in {**own, **received}.items()}
+    start = {name: tensor.clone().requires_grad_() for name, tensor in {**private, **received}.items()}
     hidden = x @ start["own.weight"].T + start["own.bias"]
     loss = (hidden @ start["shared.weight"].T + start["shared.bias"] - y).square().mean()
     loss.backward()
     expected = {name: (tensor - 0.05 * tensor.grad).detach() for name, tensor in start.items()}
-    for name in own:
+    for name in private:
         torch.testing.assert_close(kept["model"][name], expected[name])
     for name, tensor in update.payloads["shared"].tensors.items():
         torch.testing.assert_close(tensor, expected[name])
-    assert set(kept["model"]) == set(own)
+    assert set(kept["model"]) == set(private)
     assert update.loss == pytest.approx(loss.item())
     assert update.num_examples == 2
     assert set(first.payloads) == {"own", "shared"}
@@ -280,15 +280,15 @@ def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -
     server.theta = {name: tensor + 1 for name, tensor in server.theta.items()}
     memory: Memory = {"model": {"own.weight": torch.full((2, 3), 2.0), "own.bias": torch.zeros(2)}}
     first, second = server.evaluations([0, 1], draw=True)
-    own, other = evaluate(first, memory, setup), evaluate(second, {}, setup)
-    assert (own.client, other.client) == (0, 1)
-    assert own.metrics["norm"] == pytest.approx((6 * 4) ** 0.5)
-    assert other.metrics["norm"] != own.metrics["norm"]
-    assert (other.sha256, own.sha256) == (
+    first_scores, second_scores = evaluate(first, memory, setup), evaluate(second, {}, setup)
+    assert (first_scores.client, second_scores.client) == (0, 1)
+    assert first_scores.metrics["norm"] == pytest.approx((6 * 4) ** 0.5)
+    assert second_scores.metrics["norm"] != first_scores.metrics["norm"]
+    assert (second_scores.sha256, first_scores.sha256) == (
         state_sha256(server.theta),
         state_sha256(server.theta | memory["model"]),
     )
-    shown = from_bytes(to_bytes(own)).payloads["grid"]
+    shown = from_bytes(to_bytes(first_scores)).payloads["grid"]
     assert torch.equal(shown.tensors["pixels"], memory["model"]["own.weight"])
     assert shown.params == 6
     (silent,) = server.evaluations([0], draw=False)
