@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import Field, JsonValue, StringConstraints
 
 from fedlight.runtime.files import atomic
 from fedlight.runtime.process_record import Job, Number, ProcessRecord, Text
+from fedlight.runtime.untrusted import Strict
 
 PLAN = ".plan"
 LISTED = "FEDLIGHT_LISTED_ONLY"
@@ -74,25 +75,21 @@ class Launch:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _PlannedCell(_Strict):
+class _PlannedCell(Strict):
     overrides: Annotated[list[Text], Field(max_length=MOST)]
     rounds: Number
     job: Job | None = None
-    config: dict[Text, JsonValue] = {}
+    config: dict[Text, JsonValue] = Field(default={})
 
 
-class _PlanFile(_Strict):
+class _PlanFile(Strict):
     """Schema of a file of `.plan/`, which is untrusted."""
 
     command: Annotated[list[Text], Field(max_length=MOST)]
     folder: Text
     process: ProcessRecord
-    cells: Annotated[dict[CellId, _PlannedCell], Field(max_length=MOST)] = {}
-    shared: dict[Text, JsonValue] = {}
+    cells: dict[CellId, _PlannedCell] = Field(default={}, max_length=MOST)
+    shared: dict[Text, JsonValue] = Field(default={})
 
 
 def read_launches(sweep: Path) -> list[Launch]:

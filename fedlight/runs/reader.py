@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from fedlight.runs.identity import SCHEMA, read_result
 from fedlight.runtime.lease import HOLDER
-from fedlight.runtime.untrusted import read_yaml
+from fedlight.runtime.untrusted import first_error, read_yaml
 
 CELL_FILES = ("config.yaml", "result.json", "rounds.csv", HOLDER)
 """A folder that has one of these files is the folder of a cell."""
@@ -279,10 +279,7 @@ def _partition_rows(path: Path) -> list[tuple[int, str, int]]:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
-    return " ".join(str(error).split())
+    return first_error(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
 
 
 def read_numbers(folder: Path) -> dict[str, float] | None:

@@ -56,10 +56,11 @@ class ProcessRecord:
 
 def describe_this_process() -> ProcessRecord:
     """The record of the calling process, without a token."""
+    boot, namespace = _read_machine()
     return ProcessRecord(
         host=socket.gethostname(),
-        boot=_read_boot(),
-        namespace=_read_namespace(),
+        boot=boot,
+        namespace=namespace,
         pid=os.getpid(),
         started=_read_start(os.getpid()),
         job=slurm_jobs.this_job(),
@@ -79,11 +80,10 @@ def is_alive(process: ProcessRecord, silence: float, jobs: Mapping[str, str] | N
         silence: seconds since its last heartbeat.
         jobs: states of SLURM jobs by id, if SLURM was queried before; None to query it now.
     """
-    this = describe_this_process()
-    if process.boot and (process.boot, process.namespace) == (this.boot, this.namespace):
+    if process.boot and (process.boot, process.namespace) == _read_machine():
         return _read_start(process.pid) == process.started
     if process.job is not None:
-        if process.job == this.job and process.restart < this.restart:
+        if process.job == slurm_jobs.this_job() and process.restart < slurm_jobs.this_restart():
             return False  # this process is the same job, requeued
         states = slurm_jobs.job_states([process.job]) if jobs is None else jobs
         state = None if states is None else states.get(process.job, "ENDED")
@@ -94,16 +94,12 @@ def is_alive(process: ProcessRecord, silence: float, jobs: Mapping[str, str] | N
     return silence < HEARTBEAT_TIMEOUT
 
 
-def _read_boot() -> str:
+def _read_machine() -> tuple[str, str]:
+    """The kernel's ids of the machine's boot and of this process's namespace; empty without /proc."""
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    return ""
-
-
-def _read_namespace() -> str:
-    with suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
-    return ""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return boot, os.readlink("/proc/self/ns/pid")
+    return "", ""
 
 
 def _read_start(pid: int) -> str:

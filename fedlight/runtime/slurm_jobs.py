@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 
 TIMEOUT = 30  # seconds for an answer
 JOB_ID = r"^[0-9]{1,18}(_[0-9]{1,18})?$"
@@ -25,23 +26,14 @@ def this_restart() -> int:
 
 def is_available() -> bool:
     """Whether SLURM answers; its commands may be installed without a cluster."""
-    try:
-        return not subprocess.run(
-            ["squeue", "--noheader", "--me"], capture_output=True, timeout=TIMEOUT
-        ).returncode
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    done = _run("squeue", "--noheader", "--me")
+    return done is not None and done.returncode == 0
 
 
 def max_array_size() -> int | None:
     """Maximum number of tasks of a job array (MaxArraySize); None if SLURM does not answer."""
-    try:
-        done = subprocess.run(
-            ["scontrol", "show", "config"], capture_output=True, encoding="utf-8", timeout=TIMEOUT
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return parse_max_array_size(done.stdout)
+    done = _run("scontrol", "show", "config")
+    return None if done is None else parse_max_array_size(done.stdout)
 
 
 def parse_max_array_size(config: str) -> int | None:
@@ -63,12 +55,8 @@ def job_states(jobs: Iterable[str]) -> dict[str, str] | None:
     if not wanted:
         return {}
     ids = ",".join(sorted({job.split("_")[0] for job in wanted}))
-    command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--jobs={ids}"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, encoding="utf-8", errors="replace"
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    done = _run("squeue", "--noheader", "--array", "--format=%i %T", f"--jobs={ids}")
+    if done is None:
         return None
     if done.returncode:
         return {} if "Invalid job id" in done.stderr else None
@@ -78,15 +66,14 @@ def job_states(jobs: Iterable[str]) -> dict[str, str] | None:
 
 def cancel(jobs: Iterable[str]) -> str | None:
     """Cancels queued and running jobs; returns SLURM's error message, if any."""
-    try:
-        done = subprocess.run(
-            ["scancel", *jobs],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            encoding="utf-8",
-            errors="replace",
+    done = _run("scancel", *jobs)
+    return "scancel does not answer" if done is None else done.stderr.strip() or None
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """Runs a command of SLURM; returns None if it is not installed or does not answer."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(
+            command, capture_output=True, timeout=TIMEOUT, encoding="utf-8", errors="replace"
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return done.stderr.strip() or None
+    return None
