@@ -3,6 +3,7 @@
 - `dataset`: the types `Dataset` and `Images`.
 - `digits`, `fmnist`, `cifar10`, `celeba`, `image_folder`, `placeholder`: one data set each, by its `load`.
 - `partition`: training images to clients; `client_data`: batches of one client.
-- `folder_files`, `folder_layout`: what is in a folder; `image_file`, `pixel_range`, `image_cache`: its images.
+- `folder_files`, `folder_layout`: the content of a folder; `image_file`, `pixel_range`, `image_cache`: its
+  images.
 - `data_name`, `file_hashes`: the name in a cell's id; `class_names`: classes of published sets; `download`.
 """

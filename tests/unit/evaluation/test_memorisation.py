@@ -53,7 +53,9 @@ def test_duplicates_inside_a_set_are_counted_and_the_test_set_s_left_out() -> No
 
 @pytest.mark.parametrize("test", [(3, 3), (0, 3), (0, 10), (3,)])
 def test_fewer_than_two_unseen_test_images_are_rejected(test: tuple[float, ...]) -> None:
-    with pytest.raises(BadInput, match=r"memorisation needs at least 2 distinct test images .* got [01]: set"):
+    with pytest.raises(
+        BadInput, match=r"memorisation needs at least 2 distinct test images .* got [01]: set"
+    ):
         CopyCheck(train=column(0, 10), test=column(*test))
 
 
