@@ -230,6 +230,10 @@ def test_a_truncated_cifar10_file_is_named(tmp_path: Path, kept: float) -> None:
         {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 10]},
         {b"data": np.zeros((1, 784), np.uint8), b"labels": [0]},
         {b"data": np.zeros((1, 3072), np.float32), b"labels": [0]},
+        {b"data": np.zeros((2, 3072), object), b"labels": [0, 0]},
+        {b"data": np.asfortranarray(np.zeros((2, 3072), np.uint8)), b"labels": [0, 0]},
+        {b"data": np.ndarray, b"labels": []},
+        {b"data": np.dtype("u1"), b"labels": []},
     ],
 )
 def test_a_pickle_of_something_else_than_cifar10_is_named(tmp_path: Path, batch: object) -> None:
