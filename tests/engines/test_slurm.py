@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from cluster import Cluster, missing, until
 from conftest import invoke, workers_of
+from forkserver import warm_python
 
 from fedlight.runtime.lease import read_holder
 
@@ -66,7 +66,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Start]:
         root = str(Path(__file__).parents[2])
         environment = {**os.environ, **cluster.environment, "PYTHONPATH": root}
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [warm_python(), "-m", module, *arguments],
             cwd=tmp_path,
             env=environment,
             text=True,

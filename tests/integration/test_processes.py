@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, Cell, invoke, workers_of
+from forkserver import warm_python
 from hydra import compose, initialize_config_dir
 from loky.process_executor import BrokenProcessPool
 
@@ -37,6 +38,12 @@ def no_worker_is_left() -> Iterator[None]:
     yield
     processes.end_workers()
     assert not workers_of(os.getpid())
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of this process begin with their libraries loaded."""
+    monkeypatch.setattr(sys, "executable", warm_python())
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +257,7 @@ def test_a_client_that_diverges_in_a_worker_ends_the_cell(
 
 def begun(folder: Path) -> subprocess.Popen[str]:
     """A cell in a process and a session of its own that has just started a worker."""
-    command = [sys.executable, "-m", "fedlight.run", *LONG]
+    command = [warm_python(), "-m", "fedlight.run", *LONG]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not workers_of(process.pid):
