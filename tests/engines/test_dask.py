@@ -1,6 +1,7 @@
 """Clients on Dask's workers: the bits of one process, whoever is killed."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from conftest import SMALL, Cell
 from distributed import Client
 from distributed.cfexecutor import ClientExecutor
+from forkserver import warm_python
 from test_processes import end_whole, ended_well, outcome
 
 from fedlight.federation.algorithms.fedavg import FedAvg
@@ -26,6 +28,17 @@ MakeCell = Callable[..., Cell]
 LONG = ["method=UDEC", "clients=4", "epochs=8", "rounds=3"]
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> Iterator[None]:
+    """Workers and nannies of this process begin with their libraries loaded."""
+    before = sys.executable
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm_python())
+        multiprocessing.set_executable(warm_python())
+        yield
+    multiprocessing.set_executable(before)
 
 
 @pytest.fixture(scope="module")

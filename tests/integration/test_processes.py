@@ -81,6 +81,7 @@ def outcome(cell: Cell) -> tuple[Any, ...]:
     return result["cell"], result["state_sha256"], result["client_sha256"], result["fid"], tables
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
@@ -105,6 +106,7 @@ def test_two_processes_give_the_bits_of_one(cell: MakeCell, shares: list[int], a
     assert sum(shares) >= len(shares) > 1
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_any_number_of_workers_trains_a_round(cell: MakeCell, shares: list[int]) -> None:
     cells = [cell("method=USPLIT", "clients=4", f"trainer.workers={n}") for n in (1, 9)]
@@ -220,6 +222,7 @@ def test_a_signal_that_ended_a_worker_ends_the_cell_without_a_word_of_loss(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_the_transport_is_no_part_of_the_cell(cell: MakeCell, shares: list[int]) -> None:
     plain = outcome(cell("method=UDEC", "clients=3"))
@@ -244,6 +247,7 @@ def test_updates_are_received_in_any_sequence(cell: MakeCell, monkeypatch: pytes
     assert outcome(cell(*arguments)) == plain
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_a_client_that_diverges_in_a_worker_ends_the_cell(
     command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -295,6 +299,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     return ended_well(tmp_path_factory.mktemp("quiet"))
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_what_a_killed_worker_was_doing_is_done_again(
     cell: MakeCell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -322,6 +327,7 @@ def test_what_a_killed_worker_was_doing_is_done_again(
     assert len(killed) >= lost
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_workers_stay_for_the_next_cell_of_a_command_and_an_idle_one_that_is_killed_is_replaced(
     command: Callable[..., int], shares: list[int], monkeypatch: pytest.MonkeyPatch

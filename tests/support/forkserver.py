@@ -44,10 +44,11 @@ LIBRARIES = (
     *("torch", "torch._dynamo", "torch.utils.data", "lightning.pytorch", "torchvision", "diffusers"),
     *("diffusers.models.unets.unet_2d", "diffusers.pipelines.ddpm.pipeline_ddpm", "pandas", "sklearn.datasets"),
     *("scipy.linalg", "scipy.stats", "torch_fidelity", "hydra", "submitit", "loky", "distributed", "matplotlib.pyplot"),
-    *("safetensors.torch", "jinja2", "rich.live", "PIL.Image", "filelock", "pydantic"),
+    *("fedlight.experiment.cell", "fedlight.federation.transport.processes", "fedlight.federation.transport.dask"),
+    *("fedlight.evaluation.classifier", "fedlight.loggers.metrics", "fedlight.data.digits"),
 )
-LATE = {f"fedlight.{name}" for name in ("run", "sweeps", "report", "dashboard", "deployment.resident", "__main__")}
-"""Modules that are started with -m, and must not have been imported by then, and the one that loads W&B."""
+LATE = {"fedlight.run", "fedlight.sweeps", "fedlight.report"}
+"""Modules that are started with -m, and must not have been imported by then."""
 
 PROGRAM = """\
 #!{python} -IS
@@ -150,10 +151,6 @@ def main() -> None:
     sys.executable = str(folder / "python")
     for name in LIBRARIES:
         importlib.import_module(name)
-    for path in sorted((Path(__file__).parents[2] / "fedlight").rglob("*.py")):
-        name = ".".join(path.relative_to(Path(__file__).parents[2]).with_suffix("").parts)
-        if name.removesuffix(".__init__") not in LATE:
-            importlib.import_module(name.removesuffix(".__init__"))
     for name in LATE & set(sys.modules):
         del sys.modules[name]
         delattr(sys.modules["fedlight"], name.partition(".")[2])
