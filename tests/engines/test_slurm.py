@@ -119,7 +119,7 @@ def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
     cluster: Cluster, start: Start, tmp_path: Path, quiet: dict[str, Any]
 ) -> None:
     sweep = tmp_path / "runs" / "grid"
-    limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=1"]
+    limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=1"]
     launched = start("fedlight.run", *GRID, *TINY, *SLURM, *limits, "hydra.launcher.cpus_per_task=1")
     until(lambda: len(jobs(sweep)) == 4, seconds=60)
 

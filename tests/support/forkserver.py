@@ -1,15 +1,18 @@
-"""A fork server: processes that begin with the libraries loaded, in a tenth of a second instead of ten seconds.
+"""A fork server: processes begin with the libraries loaded, in a tenth of a second instead of ten seconds.
 
-`warm_python()` is the path of a program that is called like the Python interpreter, by tests and by all that they
-start: `[warm_python(), "-m", "fedlight.run", ...]`. It hands its arguments, environment, working folder and open
-files to a server, which has loaded torch, lightning, diffusers and fedlight and computed nothing; a fork of the
-server becomes the asked program. The caller keeps the process that it started: that one forwards signals to the
-fork, ends as the fork ends, and the fork is killed with it. In the fork
+`warm_python()` is the path of a program that is called like the Python interpreter, by tests and by all that
+they start: `[warm_python(), "-m", "fedlight.run", ...]`. It hands its arguments, environment, working folder
+and open files to a server, which has loaded torch, lightning, diffusers and fedlight and computed nothing; a
+fork of the server becomes the program. The caller keeps the process that it started (`forkclient`): that one
+forwards signals to the fork, ends as the fork ends, and when it is killed the fork is killed. In the fork
 
 - `sys.executable` is that program, so that its workers begin in the same way,
-- `os.getppid()` is the parent of the process that the caller started; `os.getpid()` is the fork's own,
-- everything else is as in a new interpreter, but what is read from the environment as libraries load: where a
-  variable of `READ_AT_START` differs, or for other options than -u and -B, the real interpreter is started.
+- `os.getppid()` is the parent of the process that the caller started; `os.getpid()` is the fork's own, and it
+  leads a session of its own,
+- everything else is as in a new interpreter, but what libraries read from the environment as they load: where
+  a variable of `READ_AT_START` differs, or for other options than -u and -B, the real interpreter is started.
+
+A test of what is loaded, or of how an interpreter begins and ends, starts `sys.executable`.
 """
 
 import atexit
@@ -37,75 +40,47 @@ from pathlib import Path
 from typing import Any
 
 READ_AT_START = (
-    *("OMP_NUM_THREADS", "LC_ALL", "LANG", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONSAFEPATH"),
-    *("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "MPLBACKEND"),
+    *(
+        "OMP_NUM_THREADS",
+        "LC_ALL",
+        "LANG",
+        "PYTHONUTF8",
+        "PYTHONIOENCODING",
+        "PYTHONHASHSEED",
+        "PYTHONWARNINGS",
+    ),
+    *("LD_PRELOAD", "MPLBACKEND"),
 )
 LIBRARIES = (
-    *("torch", "torch._dynamo", "torch.utils.data", "lightning.pytorch", "torchvision", "diffusers"),
-    *("diffusers.models.unets.unet_2d", "diffusers.pipelines.ddpm.pipeline_ddpm", "pandas", "sklearn.datasets"),
-    *("scipy.linalg", "scipy.stats", "torch_fidelity", "hydra", "submitit", "loky", "distributed", "matplotlib.pyplot"),
-    *("fedlight.experiment.cell", "fedlight.federation.transport.processes", "fedlight.federation.transport.dask"),
-    *("fedlight.evaluation.classifier", "fedlight.loggers.metrics", "fedlight.data.digits"),
+    *("torch", "torch._dynamo", "torch.utils.data", "torchvision", "lightning.pytorch", "torch_fidelity"),
+    *(
+        "diffusers.models.unets.unet_2d",
+        "diffusers.pipelines.ddpm.pipeline_ddpm",
+        "sklearn.datasets",
+        "pandas",
+    ),
+    *(
+        "scipy.linalg",
+        "scipy.stats",
+        "matplotlib.pyplot",
+        "hydra",
+        "submitit",
+        "loky",
+        "distributed",
+        "jinja2",
+    ),
+    *("safetensors.torch", "rich.live", "PIL.Image", "filelock", "pydantic"),
+    *("fedlight.experiment.cell", "fedlight.evaluation.classifier", "fedlight.loggers.metrics"),
+    *(
+        "fedlight.federation.transport.processes",
+        "fedlight.federation.transport.dask",
+        "fedlight.data.digits",
+    ),
 )
 LATE = {"fedlight.run", "fedlight.sweeps", "fedlight.report"}
 """Modules that are started with -m, and must not have been imported by then."""
 
-PROGRAM = """\
-#!{python} -IS
-import json, os, signal, socket, sys
-PYTHON, SERVER, AT_START = {python!r}, {server!r}, {at_start!r}
-arguments = sys.argv[1:]
-options = []
-while arguments and arguments[0] in ("-u", "-B"):
-    options.append(arguments.pop(0))
-light = "resource_tracker" in " ".join(arguments[:2])
-if light or arguments[:1] in ([], ["-"]) or (arguments[0][0] == "-" and arguments[0] not in ("-m", "-c")) or any(
-    os.environ.get(name) != value for name, value in AT_START.items()
-) or os.environ.get("MKL_NUM_THREADS", "1") != "1":
-    os.execv(PYTHON, [PYTHON, *sys.argv[1:]])
-files = []
-for name in os.listdir("/proc/self/fd"):
-    try:
-        if os.get_inheritable(int(name)):
-            files.append(int(name))
-    except OSError:
-        pass
-connection = socket.socket(socket.AF_UNIX)
-connection.connect(SERVER)
-ignored = [number for number in (1, 2, 10, 12, 15) if signal.getsignal(number) == signal.SIG_IGN]
-umask = os.umask(0)
-os.umask(umask)
-request = json.dumps({{
-    "process": os.getpid(), "arguments": arguments, "unbuffered": "-u" in options, "files": files,
-    "environment": dict(os.environ), "folder": os.getcwd(), "ignored": ignored, "umask": umask,
-}}).encode()
-waiting, fork = [], 0
-def forward(number, frame):
-    if fork:
-        try:
-            os.kill(fork, number)
-        except ProcessLookupError:
-            pass
-    else:
-        waiting.append(number)
-for number in (1, 2, 10, 12, 15, 18):
-    if number not in ignored:
-        signal.signal(number, forward)
-socket.send_fds(connection, [len(request).to_bytes(8, "little")], files)
-connection.sendall(request)
-for file in files:
-    os.close(file)
-fork = int.from_bytes(connection.recv(8), "little")
-for number in waiting:
-    forward(number, None)
-status = int.from_bytes(connection.recv(8) or bytes(7) + b"\\x80", "little", signed=True)
-if status < 0:
-    ended_by = -status if status > -64 else 9
-    if ended_by != 9:
-        signal.signal(ended_by, signal.SIG_DFL)
-    os.kill(os.getpid(), ended_by)
-os._exit(status)
-"""
+CLIENT = Path(__file__).with_name("forkclient.py")
 
 
 @functools.cache
@@ -115,7 +90,8 @@ def warm_python() -> str:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     program, listening = folder / "python", folder / "socket"
     at_start = {name: os.environ.get(name) for name in READ_AT_START}
-    program.write_text(PROGRAM.format(python=sys.executable, server=str(listening), at_start=at_start))
+    begin = f"main({sys.executable!r}, {str(listening)!r}, {at_start!r})\n"
+    program.write_text(f"#!{sys.executable} -IS\n{CLIENT.read_text()}\n\n{begin}")
     program.chmod(stat.S_IRWXU | stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH)
     folder.chmod(0o755)
     log = (folder / "log").open("w")
@@ -275,12 +251,12 @@ def become(request: Request, files: list[int]) -> None:
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         before = getattr(sys, name)
         with contextlib.suppress(OSError):  # closed by the caller
-            stream = open(number, mode, encoding=before.encoding, errors=before.errors, closefd=False)
+            stream = os.fdopen(number, mode, encoding=before.encoding, errors=before.errors, closefd=False)
             stream.reconfigure(line_buffering=name == "stderr", write_through=unbuffered)
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
     random.seed()
-    sys.modules["numpy"].random.seed()  # noqa: NPY002
+    sys.modules["numpy"].random.seed()
     tempfile.tempdir = None
     os.getppid = functools.partial(parent_of, request.process)
     given = os.environ.get("PYTHONPATH", "")
@@ -292,18 +268,18 @@ def become(request: Request, files: list[int]) -> None:
 def run_program(arguments: list[str]) -> None:
     """Runs it as `__main__`."""
     kind, *more = arguments
+    if not os.environ.get("PYTHONSAFEPATH"):
+        folders = {"-m": os.getcwd(), "-c": ""}
+        sys.path.insert(0, folders[kind] if kind in folders else str(Path(kind).resolve().parent))
     if kind == "-m":
         sys.argv[:] = ["-m", *more[1:]]
-        sys.path.insert(0, os.getcwd())
         sys.orig_argv[:] = [sys.executable, *arguments]
         runpy._run_module_as_main(more[0])  # type: ignore[attr-defined]
     elif kind == "-c":
         sys.argv[:] = ["-c", *more[1:]]
-        sys.path.insert(0, "")
         run_as_main(more[0], "<string>")
     else:
         sys.argv[:] = arguments
-        sys.path.insert(0, str(Path(kind).resolve().parent))
         run_as_main(Path(kind).read_text(encoding="utf-8"), kind)
 
 

@@ -65,7 +65,7 @@ def test_the_digits_classifier_is_right_in_97_of_100_test_images(digits_classifi
 def test_after_an_eighth_of_its_steps_the_fashion_mnist_classifier_is_right_in_85_of_100_test_images(
     fmnist_images: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes minutes to train to the end; docs/performance.md has its accuracy after other numbers of steps."""
+    """To its end it takes minutes; docs/performance.md has the accuracy after other numbers of steps."""
     monkeypatch.setattr(classifier, "MOST_STEPS", classifier.MOST_STEPS // 8)
     made = classifier_of("fmnist", fmnist_images, tmp_path)
     wrong = errors(made, fmnist_images.test)
