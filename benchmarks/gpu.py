@@ -194,7 +194,7 @@ def run_tests(folder: Path) -> Found:
 def _run_pytest(folder: Path) -> None:
     import pytest
 
-    tests = HERE.parent / "tests" / "test_gpu.py"
+    tests = HERE.parent / "tests" / "integration" / "test_gpu.py"
     sys.exit(pytest.main(["-q", "-m", "gpu", str(tests)], [Recorder(folder)]))
 
 

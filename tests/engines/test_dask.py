@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from conftest import SMALL, Cell
 from distributed import Client, LocalCluster, Worker
 from distributed.cfexecutor import ClientExecutor
 from distributed.cli.dask_worker import main as dask_worker
+from forkserver import warm_python
 from test_processes import end_whole, ended_well, outcome
 from toy import PARTIAL, toy_context, toy_setup, toy_site
 
@@ -35,6 +37,17 @@ from fedlight.federation.transport.worker import SIGNALS
 
 MakeCell = Callable[..., Cell]
 LONG = ["method=UDEC", "clients=4", "epochs=8", "rounds=3"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> Iterator[None]:
+    """Workers and nannies of this process begin with their libraries loaded."""
+    before = sys.executable
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", warm_python())
+        multiprocessing.set_executable(warm_python())
+        yield
+    multiprocessing.set_executable(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from cluster import Cluster, missing, until
 from conftest import invoke, workers_of
+from forkserver import warm_python
 
 from fedlight.runtime.lease import read_holder
 
@@ -66,7 +66,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Start]:
         root = str(Path(__file__).parents[2])
         environment = {**os.environ, **cluster.environment, "PYTHONPATH": root}
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [warm_python(), "-m", module, *arguments],
             cwd=tmp_path,
             env=environment,
             text=True,
@@ -119,7 +119,7 @@ def test_preempted_killed_and_timed_out_the_sweep_completes_by_itself(
     cluster: Cluster, start: Start, tmp_path: Path, quiet: dict[str, Any]
 ) -> None:
     sweep = tmp_path / "runs" / "grid"
-    limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=1"]
+    limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=1"]
     launched = start("fedlight.run", *GRID, *TINY, *SLURM, *limits, "hydra.launcher.cpus_per_task=1")
     until(lambda: len(jobs(sweep)) == 4, seconds=60)
 

@@ -27,9 +27,38 @@ def crossed(cell: Cell, direction: str) -> dict[tuple[int, int], dict[str, int]]
     return dict(table)
 
 
+def exchanged(method: str, rounds: int, clients: int, sizes: dict[str, int]) -> int:
+    """Parameters that a method sends both ways, for an even number of clients that all take part, by hand."""
+    model = sum(sizes.values())
+    federated = {"UDEC": ("decoder",), "ULATDEC": ("bottleneck", "decoder")}
+    if method in federated:  # the whole model down once, then and up the federated slices
+        visit = sum(sizes[name] for name in federated[method])
+        return clients * (model + (2 * rounds - 1) * visit)
+    up = {"FULL": clients * model, "USPLIT": clients // 2 * model}  # a pair sends one model
+    return rounds * (clients * model + up[method])
+
+
+PAPER = {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}
+ROUNDS, CLIENTS = 3, 4  # of the cells that train the paper's UNet
+
+
+@pytest.mark.parametrize(
+    ("method", "total", "reduction"),
+    [
+        ("FULL", 898_894_500, 0.0),
+        ("USPLIT", 674_170_875, 0.250),
+        ("UDEC", 237_689_280, 0.736),
+        ("ULATDEC", 527_508_320, 0.413),
+    ],
+)
+def test_the_arithmetic_gives_the_paper_s_totals(method: str, total: int, reduction: float) -> None:
+    assert exchanged(method, 15, 10, PAPER) == total
+    assert 1 - total / exchanged("FULL", 15, 10, PAPER) == pytest.approx(reduction, abs=5e-4)
+
+
 @pytest.fixture(scope="module")
 def paper_cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
-    """The paper's R = 15, K = 10 with its UNet, by method; digits, one a client, since they are small."""
+    """Few rounds and clients with the paper's UNet, by method; digits, one a client, since they are small."""
     folder = tmp_path_factory.mktemp("paper")
     arguments = [
         "-m",
@@ -37,9 +66,10 @@ def paper_cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
         "data=digits",
         "model.unet.dim=28",
         "method=FULL,USPLIT,UDEC,ULATDEC",
-        "clients=10",
+        f"rounds={ROUNDS}",
+        f"clients={CLIENTS}",
         "epochs=1",
-        "data.limit=10",
+        f"data.limit={CLIENTS}",
         "trainer.threads=1",
         "evaluation.grid=0",
         "evaluation.samples=0",
@@ -51,31 +81,28 @@ def paper_cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
     return {cell.result["method"]: cell for cell in cells}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "total", "reduction"),
-    [
-        ("FULL", 898_894_500, 0.0),
-        ("USPLIT", 674_170_875, 0.250),
-        ("UDEC", 237_689_280, 0.736),
-        ("ULATDEC", 527_508_320, 0.413),
-    ],
-)
-def test_the_paper_s_exchange_comes_out(
-    paper_cells: dict[str, Cell], method: str, total: int, reduction: float
-) -> None:
-    cell = paper_cells[method]
+def assert_counts(cell: Cell, total: int, full: int) -> None:
+    """A cell's result, ledger and rounds all come to the same totals."""
     exchange = cell.result["exchange"]
     assert exchange["params_total"] == total
     assert exchange["params_down"] + exchange["params_up"] == total
     assert exchange["bytes_total"] == 4 * total
-    assert exchange["params_full"] == 898_894_500
-    assert exchange["reduction"] == pytest.approx(reduction, abs=5e-4)
+    assert exchange["params_full"] == full
+    assert exchange["reduction"] == pytest.approx(1 - total / full)
     assert sum(int(row["params"]) for row in cell.rows("ledger.csv")) == total
     rounds = cell.rows("rounds.csv")
-    assert len(rounds) == 15
+    assert len(rounds) == cell.result["rounds"]
     assert int(rounds[-1]["params_cumulative"]) == total
     assert sum(int(row["params_down"]) + int(row["params_up"]) for row in rounds) == total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["FULL", "USPLIT", "UDEC", "ULATDEC"])
+def test_the_paper_s_unet_exchanges_what_the_arithmetic_says(
+    paper_cells: dict[str, Cell], method: str
+) -> None:
+    full = exchanged("FULL", ROUNDS, CLIENTS, PAPER)
+    assert_counts(paper_cells[method], exchanged(method, ROUNDS, CLIENTS, PAPER), full)
 
 
 @pytest.mark.slow
@@ -95,7 +122,7 @@ def test_local_exchanges_the_first_model_and_central_nothing(
 def test_the_paper_s_unet_has_the_paper_s_parameters(paper_cells: dict[str, Cell]) -> None:
     result = paper_cells["FULL"].result
     assert result["model_params"] == N
-    assert result["slices"] == {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}
+    assert result["slices"] == PAPER
 
 
 @pytest.mark.slow
@@ -113,11 +140,16 @@ def test_the_paper_s_unet_at_64_pixels_in_colour_has_the_paper_s_parameters(
 
 
 @pytest.mark.slow
-def test_only_the_decoder_comes_down_after_first_contact_in_udec(paper_cells: dict[str, Cell]) -> None:
-    whole, decoder = {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}, {"decoder": DECODER}
+def test_only_the_decoder_comes_down_after_first_contact_in_udec(cell: MakeCell) -> None:
+    """The paper's 15 rounds and 10 clients, with a small network."""
+    made = cell("method=UDEC", "rounds=15", "clients=10", "data.limit=10")
+    sizes = made.result["slices"]
+    full = exchanged("FULL", 15, 10, sizes)
+    assert_counts(made, exchanged("UDEC", 15, 10, sizes), full)
+    decoder = {"decoder": sizes["decoder"]}
     visits = [(round_, client) for round_ in range(1, 16) for client in range(10)]
-    down, up = (crossed(paper_cells["UDEC"], direction) for direction in ("down", "up"))
-    assert down == {(round_, client): whole if round_ == 1 else decoder for round_, client in visits}
+    down, up = (crossed(made, direction) for direction in ("down", "up"))
+    assert down == {(round_, client): sizes if round_ == 1 else decoder for round_, client in visits}
     assert up == dict.fromkeys(visits, decoder)
 
 

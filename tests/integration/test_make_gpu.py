@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import product
@@ -16,6 +15,7 @@ import gpu_tables
 import pytest
 import torch
 from conftest import invoke
+from forkserver import warm_python
 
 BENCHMARKS = Path(gpu.__file__).parent
 METHODS = ("FULL", "UDEC", "ULATDEC", "USPLIT")
@@ -23,7 +23,7 @@ PLACES = (("iid", "2"), ("label_skew", "2"), ("quantity_skew", "2"))
 
 
 def begin(out: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--out", str(out), *arguments]
+    command = [warm_python(), str(BENCHMARKS / "gpu.py"), "--out", str(out), *arguments]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)})
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, Cell, invoke, workers_of
+from forkserver import warm_python
 from hydra import compose, initialize_config_dir
 
 from fedlight.compose import ROOT, register_resolvers
@@ -34,6 +35,12 @@ def no_worker_is_left() -> Iterator[None]:
     yield
     processes.end_workers()
     assert not workers_of(os.getpid())
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of this process begin with their libraries loaded."""
+    monkeypatch.setattr(sys, "executable", warm_python())
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +79,7 @@ def outcome(cell: Cell) -> tuple[Any, ...]:
     return result["cell"], result["state_sha256"], result["client_sha256"], result["fid"], tables
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
@@ -96,6 +104,7 @@ def test_two_processes_give_the_bits_of_one(cell: MakeCell, shares: list[int], a
     assert sum(shares) >= len(shares) > 1
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_any_number_of_workers_trains_a_round(cell: MakeCell, shares: list[int]) -> None:
     cells = [cell("method=USPLIT", "clients=4", f"trainer.workers={n}") for n in (1, 9)]
@@ -119,6 +128,7 @@ def test_the_cores_are_shared_by_workers_and_threads(monkeypatch: pytest.MonkeyP
     assert [room(gpu), room(gpu, "trainer.workers=4"), room(cpu, "trainer.workers=30")] == [1, 4, 30]
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_the_transport_is_no_part_of_the_cell(cell: MakeCell, shares: list[int]) -> None:
     plain = outcome(cell("method=UDEC", "clients=3"))
@@ -143,6 +153,7 @@ def test_updates_are_received_in_any_sequence(cell: MakeCell, monkeypatch: pytes
     assert outcome(cell(*arguments)) == plain
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_a_client_that_diverges_in_a_worker_ends_the_cell(
     command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -156,7 +167,7 @@ def test_a_client_that_diverges_in_a_worker_ends_the_cell(
 
 def begun(folder: Path) -> subprocess.Popen[str]:
     """A cell in a process and a session of its own that has just started a worker."""
-    command = [sys.executable, "-m", "fedlight.run", *LONG]
+    command = [warm_python(), "-m", "fedlight.run", *LONG]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not workers_of(process.pid):
@@ -194,6 +205,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     return ended_well(tmp_path_factory.mktemp("quiet"))
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_what_a_killed_worker_was_doing_is_done_again(
     cell: MakeCell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -221,6 +233,7 @@ def test_what_a_killed_worker_was_doing_is_done_again(
     assert len(killed) >= lost
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_workers_stay_for_the_next_cell_of_a_command_and_an_idle_one_that_is_killed_is_replaced(
     command: Callable[..., int], shares: list[int], monkeypatch: pytest.MonkeyPatch

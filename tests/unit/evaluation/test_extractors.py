@@ -63,12 +63,14 @@ def test_the_digits_classifier_is_right_in_97_of_100_test_images(digits_classifi
 
 
 @pytest.mark.slow
-def test_the_fashion_mnist_classifier_is_right_in_91_of_100_test_images(
-    fmnist_images: Dataset, cache: Path
+def test_after_an_eighth_of_its_steps_the_fashion_mnist_classifier_is_right_in_85_of_100_test_images(
+    fmnist_images: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = classifier_of("fmnist", fmnist_images, cache)
+    """To its end it takes minutes; docs/performance.md has the accuracy after other numbers of steps."""
+    monkeypatch.setattr(classifier, "MOST_STEPS", classifier.MOST_STEPS // 8)
+    made = classifier_of("fmnist", fmnist_images, tmp_path)
     wrong = errors(made, fmnist_images.test)
-    assert wrong <= 0.09 * 10_000
+    assert wrong <= 0.15 * 10_000
     assert made.accuracy == pytest.approx(1 - wrong / 10_000, abs=3e-4)  # batches of other sizes round
 
 

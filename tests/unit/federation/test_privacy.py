@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from conftest import SLICE_PREFIXES, Cell, Wire, slow
+from conftest import SLICE_PREFIXES, Cell, Wire
 
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.federation.messages import Broadcast, Update
@@ -113,18 +114,22 @@ def test_the_loss_of_a_round_is_weighted_by_data_size(cell: MakeCell, wire: Wire
     assert made.result["train_loss"] == pytest.approx((counts * losses).sum() / counts.sum(), rel=1e-12)
 
 
+WIRES = [("UDEC", "none"), ("UDEC", "topk")]
+SLOW_WIRES = [("UDEC", "int4"), *product(("FULL", "USPLIT", "ULATDEC", "LOCAL", "CENTRAL"), ["none"])]
+SLOW_WIRES += [("FULL", "best"), ("USPLIT", "lowrank"), ("ULATDEC", "int4"), ("LOCAL", "best")]
+SLOW_WIRES += [("CENTRAL", "topk")]
+"""Each method uncompressed and compressed, and each transform."""
+
+
 @pytest.mark.parametrize(
-    "transform",
-    [(), ("transform=topk",), *slow(*((f"transform={name}",) for name in ("int4", "lowrank", "best")))],
-    ids=lambda transform: "".join(transform) or "values",
+    ("method", "transform"), [*WIRES, *(pytest.param(*wire, marks=pytest.mark.slow) for wire in SLOW_WIRES)]
 )
-@pytest.mark.parametrize("method", ["UDEC", *slow("FULL", "USPLIT", "ULATDEC", "LOCAL", "CENTRAL")])
 def test_the_ledger_counts_exactly_the_messages(
-    cell: MakeCell, wire: Wire, method: str, transform: tuple[str, ...]
+    cell: MakeCell, wire: Wire, method: str, transform: str
 ) -> None:
     """Every payload is weighed as the bytes of its tensors, at the moment at which its message crosses."""
     dropout = ("federation.dropout=0.3", "fraction=0.7", "clients=4")
-    made = cell(f"method={method}", "rounds=3", *dropout, *transform)
+    made = cell(f"method={method}", "rounds=3", *dropout, f"transform={transform}")
     exchange = made.result["exchange"]
     crossed: list[tuple[str, str, str, str, str, str]] = []
     for direction, messages in (("down", wire.broadcasts), ("up", wire.updates)):
@@ -141,7 +146,7 @@ def test_the_ledger_counts_exactly_the_messages(
     assert exchange["bytes_total"] == sum(int(row[5]) for row in crossed)
     assert exchange["params_total"] == sum(int(row[4]) for row in crossed)
     up = [row for row in crossed if row[2] == "up"]
-    if transform and up:
+    if transform != "none" and up:
         assert sum(int(row[5]) for row in up) < 0.3 * 4 * exchange["params_up"]
-    elif method != "LOCAL" or not transform:
+    elif method != "LOCAL" or transform == "none":
         assert exchange["bytes_total"] == 4 * exchange["params_total"]
