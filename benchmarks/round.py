@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedlight.experiment.clients import SiteMaker, make_site
 from fedlight.experiment.parts import CHECKPOINT, CellParts
-from fedlight.experiment.setup import make_server, set_up
+from fedlight.experiment.setup import make_cell_server, set_up
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.transport.processes import Processes, end_workers
 from fedlight.federation.transport.transport import TransportContext
@@ -74,15 +74,7 @@ def federated(parts: CellParts, folder: Path, first: Mapping[str, Tensor], worke
     with ProgressBars("round", config.rounds) as bars:
         callbacks = [bars, LambdaCallback(on_train_batch_end=lambda *_: None)]
         site = make_site(parts, folder, callbacks)
-        server = make_server(
-            folder.name,
-            config,
-            parts.model,
-            parts.slices,
-            parts.algorithm,
-            parts.codec,
-            parts.noise,
-        )
+        server = make_cell_server(folder.name, parts)
         checkpoint = ServerCheckpoint(folder / CHECKPOINT, folder.name)
         monitor = SimpleNamespace(end_update=bars.end_update, check=lambda: None)
         context = TransportContext(site, SiteMaker(config, folder, parts.noise), workers, server, monitor)

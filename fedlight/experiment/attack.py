@@ -19,7 +19,7 @@ from fedlight.experiment.canaries import canary_scores
 from fedlight.experiment.clients import make_site
 from fedlight.experiment.finished import FinishedCell
 from fedlight.experiment.parts import CHECKPOINT, CellParts
-from fedlight.experiment.setup import assemble, make_server
+from fedlight.experiment.setup import assemble, make_cell_server
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
 from fedlight.federation.messages import Broadcast, State
@@ -100,15 +100,7 @@ class Attacker:
         Makes no attack where clients send no updates, or the checkpoint before the last round is missing.
         """
         parts, folder, rounds = self._parts, self._cell.folder, self._cell.config.rounds
-        server = make_server(
-            folder.name,
-            parts.config,
-            parts.model,
-            parts.slices,
-            parts.algorithm,
-            parts.codec,
-            parts.noise,
-        )
+        server = make_cell_server(folder.name, parts)
         server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False), before=rounds)
         if parts.method.pool or not parts.method.uplink or server.round != rounds - 1:
             return

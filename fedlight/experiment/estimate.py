@@ -9,7 +9,7 @@ import torch
 from fedlight.data.client_data import ClientData
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.scored_models import is_evaluation_round, scored_clients
-from fedlight.experiment.setup import make_server
+from fedlight.experiment.setup import make_cell_server
 from fedlight.federation.cohort import cohort_size
 
 _step_seconds_cache: dict[str, float] = {}  # the settings that decide it -> seconds of one optimizer step
@@ -34,7 +34,7 @@ class Estimate:
 def estimate(parts: CellParts) -> Estimate:
     """Simulates the traffic of a cell and times one optimizer step."""
     config, method = parts.config, parts.method
-    server = make_server("", config, parts.model, parts.slices, parts.algorithm, parts.codec, parts.noise)
+    server = make_cell_server("", parts)
     sizes = [len(indices) for indices in parts.training_indices]
     batches = [-(-images // config.data.batch_size) for images in sizes]
     generator, state = torch.Generator().manual_seed(0), parts.model.state_dict()

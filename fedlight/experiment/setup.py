@@ -136,6 +136,20 @@ def make_server(
     return Server(cell, method, slices, initial, make_participation(config), algorithm, codec, decay, privacy)
 
 
+def make_cell_server(cell: str, parts: CellParts, checkpoint: Path | None = None) -> Server:
+    """The server of an assembled cell, as `make_server` makes it."""
+    return make_server(
+        cell,
+        parts.config,
+        parts.model,
+        parts.slices,
+        parts.algorithm,
+        parts.codec,
+        parts.noise,
+        checkpoint,
+    )
+
+
 def _averages_rounds(config: CellConfig) -> bool:
     """Whether the server keeps a moving average over rounds; otherwise clients keep one over steps."""
     return config.method.evaluate == "global" and not config.model.exchange_ema

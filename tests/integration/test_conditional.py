@@ -198,7 +198,7 @@ def test_the_label_accuracy_of_a_cell_is_that_of_its_images(
 def test_a_conditional_cell_without_guidance_prints_advice(
     command: Callable[..., int], capfd: pytest.CaptureFixture[str], options: list[str], line: str | None
 ) -> None:
-    cell_module._mention_once.cache_clear()
+    cell_module._print_once.cache_clear()
     few = [*SMALL, "-m", "rounds=0", "clients=2", "evaluation.grid=4", CONDITIONAL, *options]
     assert command(*few) == 0
     lines = [text for text in capfd.readouterr().err.splitlines() if "guidance" in text]

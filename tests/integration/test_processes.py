@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 
 from fedlight.compose import ROOT, register_resolvers
 from fedlight.config import validate
-from fedlight.experiment import cell as cell_module
+from fedlight.experiment.round_loop import RoundLoop
 from fedlight.federation import trainer
 from fedlight.federation.messages import Update
 from fedlight.federation.site import Site
@@ -238,16 +238,16 @@ def test_what_a_killed_worker_was_doing_is_done_again(
 def test_workers_stay_for_the_next_cell_of_a_command_and_an_idle_one_that_is_killed_is_replaced(
     command: Callable[..., int], shares: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    federate = cell_module.Run.federate
+    run = RoundLoop.run
     seen: list[list[int]] = []
 
-    def watched(cell: cell_module.Run) -> None:
-        federate(cell)
+    def watched(loop: RoundLoop) -> None:
+        run(loop)
         seen.append(workers_of(os.getpid()))
         if len(seen) == 2:
             os.kill(seen[1][0], signal.SIGKILL)
 
-    monkeypatch.setattr(cell_module.Run, "federate", watched)
+    monkeypatch.setattr(RoundLoop, "run", watched)
     assert command("-m", *SMALL, "clients=4", "trainer.workers=2", "seed=1,2,3") == 0
     first, second, third = seen
     assert len(first) == len(third) == 1

@@ -18,7 +18,7 @@ from conftest import SMALL, Cell, invoke
 from forkserver import warm_python
 from wandb_file import history_of
 
-from fedlight.experiment import cell as cell_module
+from fedlight.experiment import round_loop
 from fedlight.federation import journal
 from fedlight.federation.checkpoint import ClientMemory, ServerCheckpoint
 from fedlight.federation.federator import Federator
@@ -45,7 +45,7 @@ INSTANTS = [
     (Server, "receive"),
     (GaussianMechanism, "finish"),  # draws the noise of a round
     (Server, "finish_round"),  # after it: aggregated, and not yet stored
-    (cell_module, "evaluate_models"),
+    (round_loop, "evaluate_models"),
     (ServerCheckpoint, "write"),
     (record.Record, "note"),
     (record, "write_result"),

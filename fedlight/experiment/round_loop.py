@@ -1,0 +1,197 @@
+"""The rounds of a cell, from the last stored one to the end."""
+
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import LambdaCallback
+
+from fedlight.experiment.clients import make_site, make_transport
+from fedlight.experiment.evaluate import evaluate_models
+from fedlight.experiment.parts import CHECKPOINT, CellParts
+from fedlight.experiment.privacy_account import PrivacyAccount
+from fedlight.experiment.result import round_record
+from fedlight.experiment.sample_grid import grid_path
+from fedlight.experiment.scored_models import is_evaluation_round
+from fedlight.federation.checkpoint import ServerCheckpoint
+from fedlight.federation.ledger import Entry
+from fedlight.federation.server import Outcome, Server
+from fedlight.federation.transport.transport import Deployment
+from fedlight.loggers.bars import ProgressBars
+from fedlight.loggers.metrics import CellLog
+from fedlight.runs.clock import Clock, Spent
+from fedlight.runs.record import Record
+from fedlight.runtime.errors import MemoryLost
+from fedlight.runtime.lease import HEARTBEAT, Lease
+from fedlight.runtime.signals import Stop
+
+
+@dataclass
+class RoundLoop:
+    """The rounds of a cell: each is trained, evaluated where it is due, and stored.
+
+    Attributes:
+        folder: of the cell.
+        parts: of the cell.
+        server: before its first round.
+        record: the tables and the result of the cell.
+        log: of the cell's logger.
+        bars: show the progress.
+        stop: ends the cell after a signal.
+        lease: of the folder.
+        exit_stack: closes at the end of the cell what the transport enters into it.
+        deployment: None in a simulation.
+    """
+
+    folder: Path
+    parts: CellParts
+    server: Server
+    record: Record
+    log: CellLog
+    bars: ProgressBars
+    stop: Stop
+    lease: Lease
+    exit_stack: ExitStack
+    deployment: Deployment | None
+
+    def __post_init__(self) -> None:
+        self.config = self.parts.config
+        self.privacy_account: PrivacyAccount | None = None
+        if self.config.privacy:
+            parts, checkpoint = self.parts, self.folder / CHECKPOINT
+            self.privacy_account = PrivacyAccount(
+                self.config, parts.noise, parts.client_indices, parts.method, checkpoint
+            )
+            self.record.result["privacy"] = self.privacy_account.to_entry(self.privacy_account.epsilons(0))
+        self.checkpoint = ServerCheckpoint(self.folder / CHECKPOINT, self.folder.name)
+        self.clock = Clock(self.folder / ".clock.json")
+        halt = LambdaCallback(on_train_batch_end=lambda *_: self.check())
+        self.site = make_site(self.parts, self.folder, [self.bars, halt], self.check)
+        self.transport = make_transport(
+            self.parts, self.folder, self.site, self.server, self, self.exit_stack, self.deployment
+        )
+
+    def run(self) -> None:
+        """Runs the rounds after the last stored one; goes back a round where a client lost its memory."""
+        before: int | None = None
+        while True:
+            self._resume(before)
+            try:
+                if self.config.rounds == 0:
+                    self.record.result["fid"] = self._evaluate()
+                    self.log.pictures(0, samples=grid_path(self.folder, 0))
+                while self.server.round < self.config.rounds:
+                    begun = time.perf_counter()
+                    broadcasts = self.server.start_round()
+                    for update in self.transport.exchange(broadcasts):
+                        self.server.receive(update)
+                    outcome = self.server.finish_round()
+                    self._end_round(outcome, time.perf_counter() - begun)
+                self._fingerprint_clients()
+                break
+            except MemoryLost as lost:
+                before = self.server.round
+                print(f"fedlight: checkpoint: {lost}; going back a round", file=sys.stderr)
+        self.site.journal.clear()
+        self.clock.clear()
+        self.record.spend(checkpoint=self._checkpoint_seconds())
+
+    def _resume(self, before: int | None) -> None:
+        """Restores the server and the tables after the last stored round, or the last one before `before`."""
+        record, server = self.record, self.server
+        history = server.resume(self.checkpoint, before)
+        if before is None and record.earlier_rounds > server.round:
+            lost = f"{CHECKPOINT}/server-r{record.earlier_rounds:04d}"
+            print(f"fedlight: checkpoint: {lost} is missing or damaged; going back", file=sys.stderr)
+        record.begin()
+        if history:
+            print(f"{self.folder.name}: goes on after round {server.round}", file=sys.stderr)
+            record.result["seconds"] = history["seconds"]
+        for round_entry in history["rounds"] if history else ():
+            round_ = round_entry["row"]["round"]
+            exchange = [entry for entry in server.ledger.entries if entry.round == round_]
+            self._publish(round_entry, exchange)
+        self.bars.go_on_after(server.round)
+        earlier = self.clock.spent_after(server.round) if before is None else Spent()
+        record.spend(total=earlier.total)
+        self._begin_round(earlier)
+
+    def _begin_round(self, earlier: Spent) -> None:
+        """Starts to count the time after a stored round; `earlier` processes have spent some of it."""
+        self._stored, self._earlier = self.server.round, earlier
+        self._begun = time.perf_counter()
+        self._trained: float | None = None
+
+    def _end_round(self, outcome: Outcome, seconds: float) -> None:
+        """Evaluates the models where it is due, stores the round and publishes it.
+
+        Args:
+            outcome: of the round.
+            seconds: that it took in this process.
+        """
+        self._trained = training = seconds - outcome.merging + self._earlier.training
+        fid = self._evaluate() if is_evaluation_round(outcome.round, self.config) else None
+        self.record.spend(training=training, merging=outcome.merging, checkpoint=self._checkpoint_seconds())
+        self.record.tick()
+        round_entry = round_record(outcome, training + outcome.merging, self.server, fid, self.config)
+        if self.privacy_account:
+            round_entry["privacy"] = self.privacy_account.to_entry(
+                self.privacy_account.epsilons(outcome.round)
+            )
+            round_entry["row"]["epsilon"] = round_entry["privacy"]["epsilon"]
+        history = {"rounds": [*self.record.rounds, round_entry], "seconds": self.record.result["seconds"]}
+        self.lease.check()
+        self.server.save(self.checkpoint, history)
+        self._begin_round(Spent())
+        self._publish(round_entry, outcome.exchange)
+        self.bars.end_round(round_entry["row"]["train_loss"])
+
+    def _publish(self, round_entry: dict[str, Any], exchange: list[Entry]) -> None:
+        """Adds a stored round to the tables, the result and the log."""
+        row = round_entry["row"]
+        total = self.server.ledger.totals(self.server.model_params)
+        self.record.note(round_entry, map(asdict, exchange), total)
+        if "privacy" in round_entry:
+            self.record.result["privacy"] = round_entry["privacy"]
+        self.log.round(row, round_entry["client_losses"], round_entry["fid"] or {})
+        self.log.pictures(row["round"], samples=grid_path(self.folder, row["round"]))
+
+    def _evaluate(self) -> dict[str, Any] | None:
+        begun = time.perf_counter()
+        fid = evaluate_models(
+            self.folder, self.server, self.transport, self.parts.model_evaluator, self.bars, self.check
+        )
+        self.record.spend(evaluation=time.perf_counter() - begun)
+        return fid
+
+    def _fingerprint_clients(self) -> None:
+        """Records the hash of each client's own model; None for an institution that does not answer."""
+        if self.server.method.evaluate != "clients":
+            return
+        met, clients = self.server.met, range(self.config.clients)
+        untrained = [client for client in clients if client not in met]  # they all have the same model
+        requests = self.server.evaluations(sorted(met) + untrained[:1], draw=False)
+        hashes = {scores.client: scores.sha256 for scores in self.transport.evaluate(requests)}
+        self.record.result["client_sha256"] = [
+            hashes.get(client if client in met else untrained[0]) for client in clients
+        ]
+
+    def end_update(self) -> None:
+        """Counts a local update that another process did."""
+        self.bars.end_update()
+
+    def check(self) -> None:
+        """Stores the time; raises an exception where a signal or a lost lease ends the cell."""
+        training = self._earlier.training + time.perf_counter() - self._begun
+        spent = Spent(
+            self._earlier.total + self.record.running, training if self._trained is None else self._trained
+        )
+        self.clock.mark(self._stored, spent)
+        self.stop.check()
+        self.lease.check(every=HEARTBEAT)
+
+    def _checkpoint_seconds(self) -> float:
+        return self.checkpoint.watch.take() + self.site.take_seconds()
