@@ -97,7 +97,7 @@ def run_cell(
 
 
 def _label_advice(config: CellConfig) -> str | None:
-    """The settings that make labels visible, where an averaged model is sampled without guidance; else None."""
+    """The settings that make labels visible, where an averaged model is sampled without guidance."""
     evaluation, method = config.evaluation, config.method
     averaged = method.uplink and not method.pool
     drawn = evaluation.samples or evaluation.grid

@@ -139,14 +139,7 @@ def make_server(
 def make_cell_server(cell: str, parts: CellParts, checkpoint: Path | None = None) -> Server:
     """The server of an assembled cell, as `make_server` makes it."""
     return make_server(
-        cell,
-        parts.config,
-        parts.model,
-        parts.slices,
-        parts.algorithm,
-        parts.codec,
-        parts.noise,
-        checkpoint,
+        cell, parts.config, parts.model, parts.slices, parts.algorithm, parts.codec, parts.noise, checkpoint
     )
 
 
