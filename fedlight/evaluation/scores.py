@@ -13,6 +13,8 @@ from fedlight.evaluation.reference import Moments, Reference
 from fedlight.runtime.errors import BadInput
 
 KID_SUBSETS, KID_MAX_SUBSET = 100, 1000  # torch-fidelity's defaults
+METRICS = ("kid", "precision", "recall", "inception_score")
+"""What `score` returns beside `fid`."""
 NEIGHBOURS = 3  # of precision and recall, arXiv 1904.06991
 
 tqdm.set_lock(RLock())  # its default is a semaphore, which a killed worker would leak

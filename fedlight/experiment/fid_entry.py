@@ -8,7 +8,8 @@ import numpy as np
 from fedlight.config import CellConfig
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.memorisation import Memorisation
-from fedlight.experiment.model_evaluation import GROUPS, METRICS, ModelEvaluation
+from fedlight.evaluation.scores import METRICS
+from fedlight.experiment.model_evaluation import GROUPS, ModelEvaluation
 
 
 def fid_entry(

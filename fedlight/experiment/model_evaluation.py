@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fedlight.config import CellConfig
 from fedlight.evaluation.memorisation import Memorisation
+from fedlight.evaluation.scores import METRICS
 from fedlight.experiment.drawing import grid_images
 from fedlight.federation.messages import Scores, State
 from fedlight.runtime.errors import Damaged
 
-METRICS = ("kid", "precision", "recall", "inception_score")  # beside FID, with every extractor
 GROUPS = {"coverage": ("share", "entropy"), "label_accuracy": ("all", "held", "unseen")}
 """Metrics of the classifier extractor: a metric is named `coverage.share`, and so on."""
 
