@@ -16,8 +16,8 @@ import pytest
 from conftest import SMALL, Cell
 from distributed import Client
 from distributed.cfexecutor import ClientExecutor
+from endings import end_whole, ended_well, outcome
 from forkserver import warm_python
-from test_processes import end_whole, ended_well, outcome
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.messages import Broadcast, to_bytes

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, Cell, invoke, workers_of
+from conftest import SMALL, Cell, workers_of
+from endings import LONG, end_whole, ended_well, outcome
 from forkserver import warm_python
 from hydra import compose, initialize_config_dir
 from loky.process_executor import BrokenProcessPool
@@ -30,7 +31,6 @@ from fedlight.federation.transport import processes, tasks
 from fedlight.federation.transport.transport import TransportContext
 
 MakeCell = Callable[..., Cell]
-LONG = [*SMALL, "name=long", "method=UDEC", "clients=4", "rounds=3", "epochs=4", "trainer.workers=2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,12 +73,6 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(processes.Processes, "exchange", counting)
     monkeypatch.setattr(processes.Processes, "_submit", patient)
     return noted
-
-
-def outcome(cell: Cell) -> tuple[Any, ...]:
-    result = cell.result
-    tables = [cell.rows("ledger.csv"), [{**row, "seconds": ""} for row in cell.rows("rounds.csv")]]
-    return result["cell"], result["state_sha256"], result["client_sha256"], result["fid"], tables
 
 
 @pytest.mark.usefixtures("warm")
@@ -285,14 +279,6 @@ def started(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def ended_well(folder: Path, arguments: list[str] = LONG) -> tuple[Any, ...]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert invoke(*arguments) == 0
-    (path,) = folder.glob("runs/long/*/result.json")
-    return outcome(Cell(path.parent))
-
-
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """The outcome of the cell where nothing disturbs it."""
@@ -362,29 +348,6 @@ def test_a_signal_ends_the_cell_and_its_workers(tmp_path: Path, quiet: tuple[Any
     assert json.loads(path.read_text())["status"] == "interrupted"
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert ended_well(tmp_path) == quiet
-
-
-def members(session: int) -> dict[int, str]:
-    """The processes of a session that are no zombies, and their command lines."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            state, *fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == session and state not in "ZX":
-                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return found
-
-
-def end_whole(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
-    """Signals a cell that leads its session, of which nothing may be left five seconds after its end."""
-    process.send_signal(number)
-    process.wait(timeout=60)
-    ended = time.monotonic()
-    while left := members(process.pid):
-        assert time.monotonic() - ended < 5, left
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
