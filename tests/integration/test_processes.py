@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import SMALL, Cell, workers_of
 from endings import LONG, end_whole, ended_well, outcome
-from forkserver import warm_python
+from forkserver import fork_of, warm_python
 from hydra import compose, initialize_config_dir
 from loky.process_executor import BrokenProcessPool
 
@@ -258,7 +258,7 @@ def begun(folder: Path) -> subprocess.Popen[str]:
     command = [warm_python(), "-m", "fedlight.run", *LONG]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not workers_of(process.pid):
+    while not workers_of(fork_of(process.pid)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -273,7 +273,7 @@ def started(folder: Path) -> subprocess.Popen[str]:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    while not workers_of(process.pid):
+    while not workers_of(fork_of(process.pid)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return process
@@ -339,7 +339,7 @@ def test_workers_stay_for_the_next_cell_of_a_command_and_an_idle_one_that_is_kil
 @pytest.mark.slow
 def test_a_signal_ends_the_cell_and_its_workers(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
     process = started(tmp_path)
-    workers = workers_of(process.pid)
+    workers = workers_of(fork_of(process.pid))
     process.terminate()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM

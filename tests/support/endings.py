@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import SMALL, Cell, invoke
+from forkserver import fork_of
 
 LONG = [*SMALL, "name=long", "method=UDEC", "clients=4", "rounds=3", "epochs=4", "trainer.workers=2"]
 
@@ -40,10 +41,15 @@ def members(session: int) -> dict[int, str]:
 
 
 def end_whole(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
-    """Signals a cell that leads its session, of which nothing may be left five seconds after its end."""
+    """Signals a cell that leads its session, of which nothing may be left five seconds after its end.
+
+    Where the fork server started it, its workers are of the session of its fork; what stands for the fork of a
+    worker lives as long as that does.
+    """
+    leader = fork_of(process.pid)
     process.send_signal(number)
     process.wait(timeout=60)
     ended = time.monotonic()
-    while left := members(process.pid):
+    while left := {**members(process.pid), **members(leader)}:
         assert time.monotonic() - ended < 5, left
         time.sleep(0.05)
