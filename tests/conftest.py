@@ -50,12 +50,15 @@ LONGEST = (
     "flower",
     "restart",
     "processes",
+    "hostile_messages",
     "dask",
-    "extractors",
-    "exchange",
-    "make_gpu",
+    "sweeps",
+    "evaluation",
     "audit",
+    "make_gpu",
     "transforms",
+    "exchange",
+    "extractors",
 )
 
 SMALL = ["logger=none", "data.limit=120", "rounds=2", "epochs=1", "evaluation.steps=2", "evaluation.grid=0"]

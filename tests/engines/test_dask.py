@@ -23,8 +23,8 @@ from conftest import SMALL, Cell
 from distributed import Client, LocalCluster, Worker
 from distributed.cfexecutor import ClientExecutor
 from distributed.cli.dask_worker import main as dask_worker
+from endings import end_whole, ended_well, outcome
 from forkserver import warm_python
-from test_processes import end_whole, ended_well, outcome
 from toy import PARTIAL, toy_context, toy_setup, toy_site
 
 from fedlight.federation.algorithms.fedavg import FedAvg

@@ -169,7 +169,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
     """Runs the cell of an agreement over a grid without a network; returns the cell's folder."""
     pytest.importorskip("flwr")
     from flwr.supercore.task_identity import TaskIdentity
-    from test_flower import Grid, Node
+    from grid import Grid, Node
 
     monkeypatch.setattr("fedlight.federation.transport.flower.POLL", 0.0)
     for name in ("_run_id", "_task_id", "_node_id"):

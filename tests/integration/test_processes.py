@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, Cell, invoke, workers_of
-from forkserver import warm_python
+from conftest import SMALL, Cell, workers_of
+from endings import LONG, end_whole, ended_well, outcome
+from forkserver import fork_of, warm_python
 from hydra import compose, initialize_config_dir
 
 from fedlight.compose import ROOT, register_resolvers
@@ -27,7 +28,6 @@ from fedlight.federation.site import Site
 from fedlight.federation.transport import processes
 
 MakeCell = Callable[..., Cell]
-LONG = [*SMALL, "name=long", "method=UDEC", "clients=4", "rounds=3", "epochs=4", "trainer.workers=2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,12 +71,6 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(processes.Processes, "exchange", counting)
     monkeypatch.setattr(processes.LokyPool, "_submit", patient)
     return noted
-
-
-def outcome(cell: Cell) -> tuple[Any, ...]:
-    result = cell.result
-    tables = [cell.rows("ledger.csv"), [{**row, "seconds": ""} for row in cell.rows("rounds.csv")]]
-    return result["cell"], result["state_sha256"], result["client_sha256"], result["fid"], tables
 
 
 @pytest.mark.usefixtures("warm")
@@ -170,7 +164,7 @@ def begun(folder: Path) -> subprocess.Popen[str]:
     command = [warm_python(), "-m", "fedlight.run", *LONG]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not workers_of(process.pid):
+    while not workers_of(fork_of(process.pid)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -185,18 +179,10 @@ def started(folder: Path) -> subprocess.Popen[str]:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    while not workers_of(process.pid):
+    while not workers_of(fork_of(process.pid)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return process
-
-
-def ended_well(folder: Path, arguments: list[str] = LONG) -> tuple[Any, ...]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert invoke(*arguments) == 0
-    (path,) = folder.glob("runs/long/*/result.json")
-    return outcome(Cell(path.parent))
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +245,7 @@ def test_workers_stay_for_the_next_cell_of_a_command_and_an_idle_one_that_is_kil
 @pytest.mark.slow
 def test_a_signal_ends_the_cell_and_its_workers(tmp_path: Path, quiet: tuple[Any, ...]) -> None:
     process = started(tmp_path)
-    workers = workers_of(process.pid)
+    workers = workers_of(fork_of(process.pid))
     process.terminate()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
@@ -268,29 +254,6 @@ def test_a_signal_ends_the_cell_and_its_workers(tmp_path: Path, quiet: tuple[Any
     assert json.loads(path.read_text())["status"] == "interrupted"
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert ended_well(tmp_path) == quiet
-
-
-def members(session: int) -> dict[int, str]:
-    """The processes of a session that are no zombies, and their command lines."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            state, *fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == session and state not in "ZX":
-                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return found
-
-
-def end_whole(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
-    """Signals a cell that leads its session, of which nothing may be left five seconds after its end."""
-    process.send_signal(number)
-    process.wait(timeout=60)
-    ended = time.monotonic()
-    while left := members(process.pid):
-        assert time.monotonic() - ended < 5, left
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import Cell
+from denoisers import SAMPLERS, AffineDenoiser, Oracle, cosine_alpha_bar, drawn, make_model
 from diffusers import DDPMPipeline, DDPMScheduler
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
-from test_ddpm import AffineDenoiser, cosine_alpha_bar, drawn, make_model
-from test_sampling import SAMPLERS, Oracle
 from torch import Tensor
 from toy import federate, inline, toy_server, toy_setup, toy_site
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import pytest
 import yaml
 from conftest import Cell
 from joblib import Parallel, delayed
+from sweep_commands import DEAD, call
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from fedlight import sweeps
 from fedlight.reporting.numbers import data_volume
 from fedlight.runs.plan import Launch, PlannedCell
 from fedlight.runs.reader import read_numbers
@@ -28,18 +28,8 @@ from hydra_plugins.fedlight_sweeps.local import OnOneGPU
 
 ROOT = Path(__file__).parents[2]
 GRIDS = {path.stem: path for path in ROOT.glob("sweeps/*.yaml")}
-DEAD = replace(describe_this_process(), started="1")
 
 Command = Callable[..., int]
-
-
-def call(*arguments: str) -> int:
-    """Runs `python -m fedlight.sweeps ARGUMENTS` in this process; returns its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["fedlight.sweeps", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            sweeps.main()
-    return int(stop.value.code or 0)
 
 
 def write(cell: Path, rounds: int = 0, holder: Any = None, **result: Any) -> None:

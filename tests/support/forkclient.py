@@ -52,6 +52,8 @@ def main(python: str, server: str, at_start: dict) -> None:
     for file in files:
         os.close(file)
     fork = int.from_bytes(connection.recv(8), "little")
+    if not fork:  # the server has ended
+        end(-signal.SIGKILL)
     for number in set(FORWARDED) - set(ignored):
         signal.signal(number, lambda number, _: send(fork, number))
     for number in early:

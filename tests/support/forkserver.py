@@ -97,15 +97,24 @@ def warm_python() -> str:
     log = (folder / "log").open("w")
     server = subprocess.Popen(
         [sys.executable, __file__, str(folder), str(os.getpid())],
-        stdin=subprocess.PIPE,  # at its end the server ends
+        stdin=subprocess.PIPE,  # at whose end the server ends, and kills its forks
         stdout=subprocess.PIPE,
         stderr=log,
         start_new_session=True,
     )
-    atexit.register(server.kill)
+    assert server.stdin is not None
     assert server.stdout is not None
+    atexit.register(server.wait, 60)  # called after the next
+    atexit.register(server.stdin.close)
     assert server.stdout.readline() == b"ready\n", (folder / "log").read_text()
     return str(program)
+
+
+def fork_of(process: int) -> int:
+    """The fork for which a process stands; the process itself where it is a real interpreter."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path(warm_python()).with_name(f"{process}.fork").read_text())
+    return process
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ def main() -> None:
         gc.collect()
         gc.freeze()
         os.write(1, b"ready\n")
-        request, files = serve(listener)
+        request, files = serve(listener, folder)
     become(request, files)
     end_as_the_interpreter_would(functools.partial(run_program, request.arguments))
 
@@ -168,8 +177,8 @@ def end_as_the_interpreter_would(program: Callable[[], None]) -> None:
     os._exit(status & 0xFF)
 
 
-def serve(listener: socket.socket) -> tuple[Request, list[int]]:
-    """Forks for every request; returns in each fork only."""
+def serve(listener: socket.socket, folder: Path) -> tuple[Request, list[int]]:
+    """Forks for every request, and notes which fork it is; returns in each fork only."""
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ, "listener")
     selector.register(0, selectors.EVENT_READ, "end")
@@ -194,6 +203,7 @@ def serve(listener: socket.socket) -> tuple[Request, list[int]]:
                     connection.close()
                     selector.close()
                     return asked
+                (folder / f"{asked[0].process}.fork").write_text(str(process))
                 for file in asked[1]:
                     os.close(file)
                 descriptor = os.pidfd_open(process)

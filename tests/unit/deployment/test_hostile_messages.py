@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from admitted import METRICS, config, drawn, files
 from hostile import Parts, Rich
 from hypothesis import HealthCheck, given, seed, strategies
 from hypothesis import settings as hypothesis_settings
 from hypothesis.strategies import DrawFn
-from test_admission import METRICS, config, drawn, files
 from torch import Tensor
 from toy import FULL, PARTIAL, federate, inline, toy_context, toy_server, toy_setup, toy_site
 

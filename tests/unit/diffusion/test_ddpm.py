@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from denoisers import AffineDenoiser, cosine_alpha_bar, drawn, make_model
 from diffusers import DDPMScheduler
 from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
@@ -17,50 +18,16 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 from fedlight.diffusion.ddpm import DDPM
-from fedlight.diffusion.unet import ConvNextUNet
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput
 
 MODELS = Path(__file__).parents[3] / "configs" / "model"
-SLICES = {"encoder": ["init_conv", "time_mlp", "downs"], "bottleneck": ["mid"], "decoder": ["ups", "head"]}
-
-
-class AffineDenoiser(nn.Module):
-    """Predicts a * x_t + b * t: simple enough to redo by hand."""
-
-    def __init__(self, a: float = 0.7, b: float = 1e-3) -> None:
-        super().__init__()
-        self.a, self.b = nn.Parameter(torch.tensor(a)), nn.Parameter(torch.tensor(b))
-
-    def forward(self, x_t: Tensor, t: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(sample=self.a * x_t + self.b * t[:, None, None, None])
-
-
-def make_model(unet: nn.Module | None = None, **options: Any) -> DDPM:
-    if unet is None:
-        unet = ConvNextUNet(sample_size=8, dim=8, dim_mults=(1, 2), heads=2, head_width=8)
-    arguments: dict[str, Any] = {
-        "schedule": DDPMScheduler(num_train_timesteps=1000),
-        "loss": "huber",
-        "optimizer": partial(Adam, lr=1e-4),
-        "slices": SLICES,
-        **options,
-    }
-    return DDPM(unet=unet, **arguments)
 
 
 def linear_alpha_bar(steps: int = 1000) -> NDArray[np.float64]:
     """beta from 1e-4 to 0.02 in equal steps (DDPM, arXiv 2006.11239, section 4)."""
     beta = 1e-4 + (0.02 - 1e-4) * np.arange(steps) / (steps - 1)
     return np.cumprod(1 - beta)
-
-
-def cosine_alpha_bar(steps: int = 1000, s: float = 0.008) -> NDArray[np.float64]:
-    """f(t) / f(0), f(t) = cos^2((t/T + s)/(1 + s) pi/2), beta at most 0.999 (arXiv 2102.09672, eq. 17)."""
-    f = np.cos((np.arange(steps + 1) / steps + s) / (1 + s) * np.pi / 2) ** 2
-    alpha_bar = f[1:] / f[0]
-    alpha_bar[-1] = alpha_bar[-2] * (1 - 0.999)  # the only beta that the bound cuts: f(T) = 0
-    return alpha_bar
 
 
 @pytest.mark.parametrize(
@@ -71,15 +38,6 @@ def test_the_noise_schedules_follow_their_equations(name: str, alpha_bar: NDArra
     schedule = instantiate(OmegaConf.load(MODELS / f"{name}.yaml").schedule)
     assert schedule.config.num_train_timesteps == len(alpha_bar) == 1000
     np.testing.assert_allclose(schedule.alphas_cumprod.numpy(), alpha_bar, rtol=1e-4, atol=0)
-
-
-def drawn(batch: torch.Tensor, alpha_bar: NDArray[np.float64], seed: int) -> list[NDArray[np.float64]]:
-    """What a training step draws after this seed: t, alpha_bar_t, eps; and x_0 and x_t; float64."""
-    torch.manual_seed(seed)
-    t = torch.randint(0, 1000, (len(batch),)).numpy()
-    eps = torch.randn(batch.shape).numpy().astype(np.float64)
-    x_0, signal = batch.numpy().astype(np.float64), alpha_bar[t][:, None, None, None]
-    return [t[:, None, None, None], signal, eps, x_0, np.sqrt(signal) * x_0 + np.sqrt(1 - signal) * eps]
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from denoisers import SAMPLERS, Oracle
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
@@ -12,7 +13,6 @@ from fedlight.diffusion.sampling import check_sampler, sample, sampling_steps
 from fedlight.diffusion.unet import ConvNextUNet
 from fedlight.runtime.errors import BadInput, Diverged
 
-SAMPLERS = ["ddpm", "ddim", "dpm-solver++", "sde-dpm-solver++"]
 DETERMINISTIC = {"ddim", "dpm-solver++"}
 SCHEDULE = DDPMScheduler(num_train_timesteps=1000)
 
@@ -22,26 +22,6 @@ def tiny_unet(channels: int = 1) -> ConvNextUNet:
     return ConvNextUNet(
         sample_size=8, in_channels=channels, dim=8, dim_mults=(1, 2), heads=2, head_width=8
     ).eval()
-
-
-class Oracle(nn.Module):
-    """Knows the only image of the data set, and so the exact noise in every x_t."""
-
-    def __init__(self, x_0: Tensor, alpha_bar: Tensor) -> None:
-        super().__init__()
-        self.x_0 = nn.Parameter(x_0.double())
-        self.alpha_bar = alpha_bar.double()
-        self.steps: list[int] = []
-        self.modes: list[bool] = []
-
-    def forward(self, x_t: Tensor, t: Tensor) -> SimpleNamespace:
-        if not 0 <= t < len(self.alpha_bar):
-            raise AssertionError(f"the schedule has no time step {int(t)}")
-        self.steps.append(int(t))
-        self.modes.append(self.training)
-        alpha_bar = self.alpha_bar[t]
-        eps = (x_t - alpha_bar.sqrt() * self.x_0) / (1 - alpha_bar).sqrt()
-        return SimpleNamespace(sample=eps.to(x_t.dtype))
 
 
 def oracle(beta_schedule: str = "linear") -> tuple[Oracle, DDPMScheduler, Tensor]:

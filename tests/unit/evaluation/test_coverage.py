@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Cell
+from frechet import frechet
 from plausible import write_cell
-from test_scores import frechet
 
 from fedlight.data import digits
 from fedlight.evaluation.extractor import Extractor

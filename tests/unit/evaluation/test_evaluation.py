@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Cell, slow
-from test_scores import frechet
+from frechet import frechet
 
 from fedlight.data import digits
 from fedlight.evaluation.extractor import Extractor

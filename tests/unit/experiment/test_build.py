@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_secure_noise import config
+from composed import config
 from toy import Quiet, toy_server, toy_setup, toy_site
 
 from fedlight.config import CellConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_secure_noise import config
+from composed import config
 
 from fedlight.experiment.fid_entry import fid_entry
 from fedlight.experiment.model_evaluation import ModelEvaluation

@@ -23,6 +23,7 @@ import yaml
 from conftest import Cell, invoke
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
+from trap import Trap
 
 import fedlight
 from fedlight import audit, deploy, export, sample, sweeps
@@ -39,16 +40,6 @@ from fedlight.runtime.process_record import describe_this_process
 
 MakeCell = Callable[..., Cell]
 ROOT = Path(__file__).parents[3]
-
-
-class Trap:
-    """Leaves a folder behind where a pickle of it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return os.mkdir, (str(self.path),)
 
 
 def plant(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

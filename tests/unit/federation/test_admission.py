@@ -17,14 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from admitted import METRICS, config, drawn, files
 from conftest import Cell
 from hostile import Parts, Rich, assemble
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 from toy import FULL, PARTIAL, federate, toy_setup
 
-from fedlight.compose import register_resolvers
-from fedlight.config import CellConfig, validate
 from fedlight.deployment.relay import LONGEST_SOCKET, socket_path
 from fedlight.experiment.model_evaluation import check_scores
 from fedlight.federation.admission import LARGEST, MOST_EXAMPLES, check_evaluation, check_update
@@ -49,7 +47,7 @@ from fedlight.runtime.printable import printable
 pytest.importorskip("flwr")
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from test_flower import Toys
+from grid import Toys
 
 from fedlight.deployment import relay, resident
 from fedlight.federation.transport.envelope import (
@@ -63,7 +61,6 @@ from fedlight.federation.transport.envelope import (
     wrap,
 )
 
-CONFIGS = Path(__file__).parents[3] / "configs"
 BIAS = "shared.bias"
 
 MakeToys = Callable[..., Toys]
@@ -275,22 +272,11 @@ def test_a_cell_completes_without_the_client_that_does_not_answer(
     assert len(first) == len(last) == 64
 
 
-def config(*arguments: str) -> CellConfig:
-    register_resolvers()
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return validate(compose("config", ["method=UDEC", "evaluation.grid=4", *arguments]))
-
-
-METRICS = {"fid": 1.0, "kid": 0.1, "precision": 0.5, "recall": 0.5, "inception_score": 2.0}
 COPIES = {
     "generated": torch.ones(70, dtype=torch.float64),
     "unseen": torch.ones(9, dtype=torch.float64),
     "duplicates": torch.zeros(3, dtype=torch.int64),
 }
-
-
-def drawn(metrics: dict[str, float], **groups: dict[str, Tensor]) -> Scores:
-    return Scores(1, "0" * 64, metrics, {name: Payload.plain(tensors) for name, tensors in groups.items()})
 
 
 def test_scores_must_have_the_metrics_and_images_of_the_cells_evaluation() -> None:
@@ -381,10 +367,6 @@ EVALUATIONS: dict[str, Callable[[Evaluation], Any]] = {
     "a round to come": lambda e: replace(e, previous=5),
     "scores": lambda e: Scores(1, "0" * 64, {}, {}),
 }
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("change", [*BROADCASTS, *EVALUATIONS])
@@ -579,11 +561,11 @@ def test_an_app_forwards_messages_and_sends_only_what_was_agreed(
     assert open_words(answer) == {CLIENT: 2, HASH: "", PROBLEM: "memory lost"}
 
     unknown = RecordDict({"more": ConfigRecord({})})
-    for content, config, words in (
+    for content, node_config, words in (
         (wrap(b"broadcast", {}), {"agreed": 64 * "0"}, {CLIENT: 2, HASH: 64 * "0"}),
         (unknown, {}, {CLIENT: 2, HASH: "", PROBLEM: "failed"}),
     ):
-        answer, said, _ = answered(content, b"", b"update", **config)
+        answer, said, _ = answered(content, b"", b"update", **node_config)
         assert (said, open_bytes(answer), open_words(answer)) == (None, b"", words)
     error_line = capsys.readouterr()
     assert f"has the SHA-256 {agreed_to}, and {64 * '0'} was agreed: refused" in error_line.out

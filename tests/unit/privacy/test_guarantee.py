@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from composed import config
 from lightning import Trainer
-from test_example_privacy import Line, rows
-from test_secure_noise import config
+from line import Line, rows
 from torch.utils.data import DataLoader
 from toy import federate, inline, toy_server, toy_setup, toy_site
 

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composed import config
+from line import Line, fit
 from scipy.stats import binom, kstest
-from test_example_privacy import Line, fit
 from torch import Tensor
 from toy import toy_setup
 
-from fedlight.compose import ROOT, register_resolvers
-from fedlight.config import CellConfig, validate
 from fedlight.data.client_data import PoissonBatches
 from fedlight.experiment.clients import make_site
 from fedlight.experiment.mechanisms import make_mechanism, make_participation
@@ -119,12 +117,6 @@ def test_secret_batches_have_the_rate_of_the_account() -> None:
 
 
 # --- the configuration ---
-
-
-def config(*arguments: str) -> CellConfig:
-    register_resolvers()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return validate(compose("config", ["data.limit=120", "evaluation.samples=0", *arguments]))
 
 
 @pytest.mark.parametrize("secret", [True, False])

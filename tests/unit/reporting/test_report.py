@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,8 +19,8 @@ import pytest
 import yaml
 from PIL import Image
 from plausible import METHODS, read_result, write_cell, write_grid
+from report_page import Page, run_report
 
-from fedlight import report
 from fedlight.reporting.comparison import make_comparisons
 from fedlight.reporting.exchange_figure import frontier
 from fedlight.reporting.paper import beside_paper
@@ -36,50 +35,9 @@ GROUPS = ("method", "partition", "data")
 LATEX = shutil.which("pdflatex")
 
 
-def run_report(*arguments: str | Path) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["fedlight.report", *map(str, arguments)])
-        try:
-            report.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-    return 0
-
-
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-class Page(HTMLParser):
-    """The tables of a page, by their section's id: lists of rows of text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.text = path.read_text()
-        self.tables: dict[str, list[list[str]]] = {}
-        self._section, self._field = "", False
-        self.feed(self.text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "section":
-            self._section = dict(attrs).get("id") or ""
-        elif tag == "tr":
-            self.tables.setdefault(self._section, []).append([])
-        elif tag in ("th", "td"):
-            self.tables[self._section][-1].append("")
-            self._field = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._field &= tag not in ("th", "td")
-
-    def handle_data(self, data: str) -> None:
-        if self._field:
-            self.tables[self._section][-1][-1] += data.strip()
-
-    def records(self, table: str) -> list[dict[str, str]]:
-        head, *body = self.tables[table]
-        return [dict(zip(head, row, strict=True)) for row in body]
 
 
 def latex_records(path: Path) -> list[dict[str, str]]:

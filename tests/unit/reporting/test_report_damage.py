@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 from plausible import write_cell
-from test_report import Page, run_report
+from report_page import Page, run_report
 
 from fedlight.reporting.comparison import make_comparisons
 from fedlight.reporting.gallery import Grid, build

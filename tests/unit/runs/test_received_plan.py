@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 from conftest import SMALL
-from test_sweeps import DEAD, call
-from test_trust import Trap
+from sweep_commands import DEAD, call
+from trap import Trap
 
 from fedlight.experiment.received_command import check_command
 from fedlight.runs.plan import LARGEST, LISTED, Launch, PlannedCell, read_launches
