@@ -176,7 +176,7 @@ BAD: dict[str, tuple[Callable[[Update], Update], str]] = {
     "loss": (lambda u: replace(u, loss=float("inf")), "JSON holds Infinity"),
     "params": (
         lambda u: replace(u, payloads={"shared": replace(u.payloads["shared"], params=9)}),
-        "states 9",
+        "states 9 parameters in slice shared, which has 3",
     ),
 }
 
