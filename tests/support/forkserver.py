@@ -42,32 +42,14 @@ from typing import Any
 
 READ_AT_START = ("OMP_NUM_THREADS", "LC_ALL", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")
 READ_AT_START += ("PYTHONWARNINGS", "LD_PRELOAD", "MPLBACKEND")
-LIBRARIES = (
-    *("torch", "torch._dynamo", "torch.utils.data", "torchvision", "lightning.pytorch", "torch_fidelity"),
-    *(
-        "diffusers.models.unets.unet_2d",
-        "diffusers.pipelines.ddpm.pipeline_ddpm",
-        "sklearn.datasets",
-        "pandas",
-    ),
-    *(
-        "scipy.linalg",
-        "scipy.stats",
-        "matplotlib.pyplot",
-        "hydra",
-        "submitit",
-        "loky",
-        "distributed",
-        "jinja2",
-    ),
-    *("safetensors.torch", "rich.live", "PIL.Image", "filelock", "pydantic"),
-    *("fedlight.experiment.cell", "fedlight.evaluation.classifier", "fedlight.loggers.metrics"),
-    *(
-        "fedlight.federation.transport.processes",
-        "fedlight.federation.transport.dask",
-        "fedlight.data.digits",
-    ),
-)
+LIBRARIES = """
+torch torch._dynamo torch.utils.data torchvision torch_fidelity lightning.pytorch
+diffusers.models.unets.unet_2d diffusers.pipelines.ddpm.pipeline_ddpm safetensors.torch
+pandas sklearn.datasets scipy.linalg scipy.stats matplotlib.pyplot PIL.Image
+hydra submitit loky distributed jinja2 rich.live filelock pydantic
+fedlight.experiment.cell fedlight.evaluation.classifier fedlight.loggers.metrics fedlight.data.digits
+fedlight.federation.transport.processes fedlight.federation.transport.dask
+""".split()
 LATE = {"fedlight.run", "fedlight.sweeps", "fedlight.report"}
 """Modules that are started with -m, and must not have been imported by then."""
 
