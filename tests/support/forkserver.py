@@ -49,7 +49,7 @@ pandas sklearn.datasets scipy.linalg scipy.stats matplotlib.pyplot PIL.Image
 hydra submitit loky distributed jinja2 rich.live filelock pydantic
 fedlight.experiment.cell fedlight.evaluation.classifier fedlight.loggers.metrics fedlight.data.digits
 fedlight.federation.transport.processes fedlight.federation.transport.dask
-""".split()
+""".split()  # noqa: SIM905
 LATE = {"fedlight.run", "fedlight.sweeps", "fedlight.report"}
 """Modules that are started with -m, and must not have been imported by then."""
 
