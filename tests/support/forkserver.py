@@ -9,6 +9,7 @@ forwards signals to the fork, ends as the fork ends, and when it is killed the f
 - `sys.executable` is that program, so that its workers begin in the same way,
 - `os.getppid()` is the parent of the process that the caller started; `os.getpid()` is the fork's own, and it
   leads a session of its own,
+- texts have the same hashes in all forks, whatever `PYTHONHASHSEED`, which Dask sets for the same end,
 - everything else is as in a new interpreter, but what libraries read from the environment as they load: where
   a variable of `READ_AT_START` differs, or for other options than -u and -B, the real interpreter is started.
 
@@ -39,44 +40,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-READ_AT_START = (
-    *(
-        "OMP_NUM_THREADS",
-        "LC_ALL",
-        "LANG",
-        "PYTHONUTF8",
-        "PYTHONIOENCODING",
-        "PYTHONHASHSEED",
-        "PYTHONWARNINGS",
-    ),
-    *("LD_PRELOAD", "MPLBACKEND"),
-)
-LIBRARIES = (
-    *("torch", "torch._dynamo", "torch.utils.data", "torchvision", "lightning.pytorch", "torch_fidelity"),
-    *(
-        "diffusers.models.unets.unet_2d",
-        "diffusers.pipelines.ddpm.pipeline_ddpm",
-        "sklearn.datasets",
-        "pandas",
-    ),
-    *(
-        "scipy.linalg",
-        "scipy.stats",
-        "matplotlib.pyplot",
-        "hydra",
-        "submitit",
-        "loky",
-        "distributed",
-        "jinja2",
-    ),
-    *("safetensors.torch", "rich.live", "PIL.Image", "filelock", "pydantic"),
-    *("fedlight.experiment.cell", "fedlight.evaluation.classifier", "fedlight.loggers.metrics"),
-    *(
-        "fedlight.federation.transport.processes",
-        "fedlight.federation.transport.dask",
-        "fedlight.data.digits",
-    ),
-)
+READ_AT_START = ("OMP_NUM_THREADS", "LC_ALL", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")
+READ_AT_START += ("PYTHONWARNINGS", "LD_PRELOAD", "MPLBACKEND")
+LIBRARIES = """
+torch torch._dynamo torch.utils.data torchvision torch_fidelity lightning.pytorch
+diffusers.models.unets.unet_2d diffusers.pipelines.ddpm.pipeline_ddpm safetensors.torch
+pandas sklearn.datasets scipy.linalg scipy.stats matplotlib.pyplot PIL.Image
+hydra submitit loky distributed jinja2 rich.live filelock pydantic
+fedlight.experiment.cell fedlight.evaluation.classifier fedlight.loggers.metrics fedlight.data.digits
+fedlight.federation.transport.processes fedlight.federation.transport.dask
+""".split()  # noqa: SIM905
 LATE = {"fedlight.run", "fedlight.sweeps", "fedlight.report"}
 """Modules that are started with -m, and must not have been imported by then."""
 
