@@ -1,7 +1,7 @@
-"""The quick form of every benchmark, against the committed figures: python benchmarks/bench.py [--commit]
+"""Runs all benchmarks in their quick form, against the committed figures: python benchmarks/bench.py [--commit]
 
-Only ratios are compared, greater is better, since machines differ; what fell by more than a quarter has
-regressed, and the exit status is 1. `--commit` writes the figures instead.
+Only ratios are compared, since machines differ; greater is better. A ratio that fell by more than a quarter
+is a regression, and the exit status is 1. `--commit` writes the figures instead.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a restart costs beforehand: seconds and disk that checkpoints take in a cell.
+"""The cost of checkpoints in a cell: seconds and disk.
 
 python benchmarks/checkpoint.py [runs/NAME] [--quick] [--out FILE.json]
 

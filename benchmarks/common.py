@@ -1,4 +1,4 @@
-"""What all benchmarks share: measuring in turns, the table, the JSON file."""
+"""Functions that all benchmarks share: measuring in turns, the table, the JSON file."""
 
 import argparse
 import json
@@ -43,7 +43,7 @@ def composed(*overrides: str) -> tuple[DictConfig, CellConfig]:
 
 
 def typed(*arguments: str, sign: str = "") -> str:
-    """What `python ARGUMENTS` prints, typed in an empty folder; it must hold `sign`."""
+    """The output of `python ARGUMENTS`, run in an empty folder; it must contain `sign`."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "WANDB_MODE": "offline"}
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
@@ -63,7 +63,7 @@ def typed(*arguments: str, sign: str = "") -> str:
 def in_turns(
     variants: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu"
 ) -> dict[str, float]:
-    """Median seconds of each, measured by turns, so that what disturbs the machine disturbs all alike.
+    """Median seconds of each, measured in turns, so that other work on the machine affects all alike.
 
     Each is called once before, unmeasured.
     """
@@ -80,7 +80,7 @@ def in_turns(
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints one table, the first column to the left."""
+    """Prints one table with the first column aligned to the left."""
     table = Table(title=title)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
@@ -90,7 +90,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 
 def write(out: Path | None, ratios: Mapping[str, float], figures: Mapping[str, Any]) -> None:
-    """Writes the figures; `ratios`, greater is better, are what `bench.py` compares between machines."""
+    """Writes the figures; `bench.py` compares the `ratios` between machines, greater is better."""
     if out is None:
         return
     written = {

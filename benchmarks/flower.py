@@ -3,7 +3,7 @@
 pip install -e '.[bench]' && python benchmarks/flower.py [--quick] [--out FILE.json]
 
 Five clients, three rounds of one local epoch on digits, FULL. Both are commands typed into a shell; Flower's
-clients are plain PyTorch loops, one a core.
+clients are plain PyTorch loops, one per core.
 """
 
 import json

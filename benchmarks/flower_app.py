@@ -1,4 +1,4 @@
-"""A cell's work as a Flower app: FedAvg by its strategy, clients as plain PyTorch loops, one a core.
+"""A cell's work as a Flower app: FedAvg by its strategy, clients as plain PyTorch loops, one per core.
 
 The cell's overrides are a JSON list in the environment variable `SETTINGS`, which Flower's processes inherit.
 """

@@ -2,13 +2,13 @@
 
 python benchmarks/gpu.py [--slice SECONDS] [--out runs/gpu]
 
-The work is a list of units. Each leaves a JSON file in OUT/DEVICE/results, and what is there is not done
-again; cells go on from their own checkpoints. So the same command goes on where the one before was stopped,
-by its slice or by a signal. What fails is a row that says so; remove its file to try it again. The tables
-are written anew at each end, those of a GPU to docs/gpu.md, too. Without a GPU everything is small, and only
-shows that it works.
+The work is a list of units. Each writes a JSON file to OUT/DEVICE/results; a unit that has its file is not
+done again, and cells continue from their checkpoints. So the same command continues where the last one was
+stopped, by its slice or by a signal. A unit that failed is a row with the error; remove its file to try it
+again. The tables are rewritten at the end of each slice, those of a GPU to docs/gpu.md, too. Without a GPU
+everything is small, and only shows that the code works.
 
-Exit status: 0 all is done, 1 something failed, 75 there is more to do.
+Exit status: 0 all is done, 1 a unit failed, 75 there is more to do.
 """
 
 import argparse
@@ -52,7 +52,7 @@ Found = dict[str, Any]  # what a unit measured: `rows`, and what else the tables
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything there is to do.
+    """The sizes of the measurements.
 
     Attributes:
         device: cuda or cpu.
@@ -112,14 +112,14 @@ SMALL_SIZE = Size(
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of the work that is done in one go, or, as a part of the grid, goes on by itself."""
+    """A part of the work that is done at once or, as a part of the grid, continues from its checkpoints."""
 
     name: str
     act: Callable[[], Found]
 
 
 def units_of(folder: Path, size: Size) -> list[Unit]:
-    """All there is to do, in sequence."""
+    """All units, in order."""
     mps = [(n, with_mps) for with_mps in (False, True) for n in size.at_once]
     return [
         Unit("tests", partial(run_tests, folder)),
@@ -140,7 +140,7 @@ def result_path(folder: Path, name: str) -> Path:
 
 
 def undone(folder: Path, size: Size) -> list[Unit]:
-    """The units that have left no file yet, in sequence."""
+    """The units without a file, in order."""
     return [unit for unit in units_of(folder, size) if not result_path(folder, unit.name).exists()]
 
 
@@ -163,7 +163,7 @@ def missing(reason: str) -> Found:
 
 
 class Recorder:
-    """A pytest plugin that keeps the outcome of each test, and leaves out those that it has."""
+    """A pytest plugin that stores the outcome of each test, and skips tests with a stored outcome."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -181,7 +181,7 @@ class Recorder:
 
 
 def run_tests(folder: Path) -> Found:
-    """The tests marked `gpu`, on whatever device there is, in a process that hears no signal of this one."""
+    """Runs the tests marked `gpu` on the available device, in a process that receives no signals."""
     tests = multiprocessing.get_context("spawn").Process(target=_run_pytest, args=(folder,))
     tests.start()
     tests.join()
@@ -199,7 +199,7 @@ def _run_pytest(folder: Path) -> None:
 
 
 def measure_limits(size: Size) -> Found:
-    """Speeds of a matrix product and of a copy, and what a step and a forward pass take of both."""
+    """Speeds of a matrix product and of a copy; operations and bytes of a step and of a forward pass."""
     import step as training
     import torch
 
@@ -227,7 +227,7 @@ def measure_limits(size: Size) -> Found:
 
 
 def measure_step(size: Size, name: str) -> Found:
-    """Median seconds of a step, the loss of the first one, and how long that took, compilation included."""
+    """Median seconds of a step; loss of the first step, and its seconds, compilation included."""
     import step as training
     import torch
     from common import in_turns
@@ -250,7 +250,7 @@ def _dtype(name: str) -> Any:
 
 
 def measure_at_once(size: Size, processes: int, with_mps: bool) -> Found:
-    """Images a second of processes that train at once on the device, each a model of its own, in bf16."""
+    """Images a second of processes that train in parallel on the device, each its own model, in bf16."""
     from concurrent.futures import ProcessPoolExecutor, wait
 
     import step as training
@@ -283,7 +283,7 @@ def measure_at_once(size: Size, processes: int, with_mps: bool) -> Found:
 
 @contextmanager
 def mps() -> Iterator[None]:
-    """CUDA's Multi-Process Service, for the processes that are started in the body."""
+    """Provides CUDA's Multi-Process Service to the processes that are started in the body."""
     MPS_FOLDER.mkdir(exist_ok=True)
     names = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
     os.environ.update(dict.fromkeys(names, str(MPS_FOLDER)))
@@ -323,7 +323,7 @@ def quit_mps() -> None:
 
 
 def measure_sampling(size: Size, name: str) -> Found:
-    """Images a second by the cells' own sampler, from an untrained model."""
+    """Images a second of the cells' sampler, from an untrained model."""
     import torch
     from common import composed, in_turns
     from step import compile_unet
@@ -356,7 +356,7 @@ def measure_sampling(size: Size, name: str) -> Found:
 
 
 def run_cells(folder: Path, size: Size, asked: str) -> Found:
-    """A part of the grid, by `fedlight.run -m`; cells that are done are left out, others go on."""
+    """Runs a part of the grid by `fedlight.run -m`; cells that are done are skipped, others continue."""
     from fedlight.hydra_command import run_hydra_command
     from fedlight.run import check_and_run
 
@@ -373,7 +373,7 @@ def run_cells(folder: Path, size: Size, asked: str) -> Found:
 
 
 def chosen(folder: Path) -> list[str]:
-    """What makes the cells fast on this device, by what was measured there."""
+    """The overrides that were measured to be fastest on this device."""
     from gpu_tables import rows
 
     seconds = {row["step"]: row["seconds"] for name in STEPS for row in rows(folder, f"step {name}", "step")}
@@ -388,7 +388,7 @@ def chosen(folder: Path) -> list[str]:
 
 
 def score_by_inception(folder: Path) -> Found:
-    """FID by Inception of every finished cell, of images drawn again by the cell's own seeds."""
+    """FID by Inception of every finished cell, of images sampled again with the cell's seeds."""
     from gpu_tables import done_cells
 
     from fedlight.data.loading import load
@@ -432,7 +432,7 @@ def _inception(folder: Path, extractor: Any, reference: Any) -> dict[str, Any]:
 
 
 def work(folder: Path, size: Size) -> None:
-    """Does what is not done yet, in this process."""
+    """Does the remaining units in this process."""
     for unit in undone(folder, size):
         print(f"\n{unit.name}", flush=True)
         begun = time.perf_counter()
@@ -446,7 +446,7 @@ def work(folder: Path, size: Size) -> None:
 
 
 def work_until(end: float | None, grace: float, folder: Path, size: Size) -> bool:
-    """Lets processes work until all is done, or until the clock says `end`; returns whether all is done.
+    """Runs processes until all units are done or the time `end`; returns whether all are done.
 
     A process is asked to end by SIGTERM, and after `grace` seconds killed, with all that it started.
     """

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
-    """What a unit found; empty where it is not done."""
+    """The result of a unit; empty where it is not done."""
     path = result_path(folder, name)
     return (
         json.loads(path.read_text(encoding="utf-8"))
@@ -40,7 +40,7 @@ def rows(folder: Path, name: str, key: str) -> list[Row]:
 
 
 def cells_of(folder: Path) -> list[SweepCell]:
-    """The cells of the grid, in the sequence of what they teach."""
+    """The cells of the grid, the most informative ones first."""
     found = [cell for sweep in SWEEPS if (folder / sweep).is_dir() for cell in read_sweep(folder / sweep)]
 
     def place(cell: SweepCell) -> tuple[int, bool, int, int]:
@@ -76,7 +76,7 @@ def table(title: str, note: str, columns: Sequence[str], lines: Iterable[Sequenc
 def lines(
     folder: Path, names: Sequence[str], columns: int, text: Callable[[str, Row], list[str]]
 ) -> list[list[str]]:
-    """The lines of some units; one that found nothing says why."""
+    """The lines of some units; a unit without a result gives the reason."""
     made = []
     for name in names:
         for row in read(folder, name)["rows"]:
@@ -86,7 +86,7 @@ def lines(
 
 
 def limit(folder: Path, kind: str, what: str) -> float | None:
-    """Seconds that an image of a step, or of a forward pass, takes at least, by the larger limit."""
+    """Minimum seconds per image of a step, or of a forward pass, by the larger limit."""
     found = read(folder, "limits")
     if "speeds" not in found:
         return None
@@ -97,7 +97,7 @@ def limit(folder: Path, kind: str, what: str) -> float | None:
 
 
 def share(folder: Path, name: str, what: str, images_per_second: float, passes: int = 1) -> str:
-    """How much of the larger limit was reached."""
+    """The share of the larger limit that was reached."""
     least = limit(folder, name.rpartition(" ")[2], what)
     return "" if least is None else f"{least * passes * images_per_second:.0%}"
 
@@ -174,7 +174,7 @@ def sampling_table(folder: Path) -> str:
 
 
 def cell_rows(folder: Path) -> list[Row]:
-    """What must be the same in any two runs: settings, scores and the fingerprint of the models, no times."""
+    """The values that must be equal in any two runs: settings, scores, fingerprints of models; no times."""
     made = []
     for cell in cells_of(folder):
         config, result = cell.files.config, read_result(cell.files.folder) or {}
@@ -230,7 +230,7 @@ def _parts(folder: Path) -> list[str]:
 
 
 def write_tables(folder: Path, device: str | None, names: Sequence[str]) -> int:
-    """Writes `tables.md`, `cells.csv` and the figures; of a GPU docs/gpu.md, too. Returns how much failed."""
+    """Writes `tables.md`, `cells.csv`, the figures and, for a GPU, docs/gpu.md; counts failures."""
     folder.mkdir(parents=True, exist_ok=True)
     machine = next((found["machine"] for name in names if "machine" in (found := read(folder, name))), {})
     kept = {name: value for name, value in machine.items() if value is not None}

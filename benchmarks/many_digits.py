@@ -1,4 +1,4 @@
-"""The digits, again and again until there are enough of them for very many clients."""
+"""The digits, repeated to have enough images for very many clients."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from fedlight.data.dataset import Dataset, Images
 
 
 def load(copies: int) -> Dataset:
-    """Digits whose training images stand there `copies` times, 1,437 of them each time."""
+    """Digits whose 1,437 training images are repeated `copies` times."""
     once = digits.load()
     train = Images(once.train.pixels.repeat(copies, 1, 1, 1), np.tile(once.train.labels, copies))
     return Dataset(train, once.test, once.classes)

@@ -2,8 +2,8 @@
 
 python benchmarks/memory.py [--quick] [--out FILE.json]
 
-Each cell is a process of its own on Fashion-MNIST with the paper's UNet; ten clients take part in each of two
-rounds, whether they are all there are or ten of a thousand.
+Each cell runs in its own process on Fashion-MNIST with the paper's UNet. Ten clients take part in each of two
+rounds, of ten, a hundred or a thousand.
 """
 
 import json
@@ -19,7 +19,7 @@ PARTICIPANTS, ROUNDS = 10, 2
 
 
 def cell(method: str, clients: int, images: int, output: str) -> dict[str, float]:
-    """Peak resident MiB, seconds a local update, kept private states in models, of one cell."""
+    """Peak resident MiB, seconds per local update, and private states on disk in models, of one cell."""
     command = [
         *(sys.executable, "-m", "fedlight.run", "experiment=paper", f"method={method}", f"clients={clients}"),
         *(f"fraction={PARTICIPANTS / clients}", f"data.limit={images * clients}", f"rounds={ROUNDS}"),

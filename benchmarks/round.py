@@ -1,11 +1,11 @@
-"""What a round costs around its steps: fedlight against a bare PyTorch loop of the same work.
+"""The cost of a round beside its steps: fedlight against a bare PyTorch loop of the same work.
 
 python benchmarks/round.py [--quick] [--out FILE.json]
 
-Both train the same model by FULL, with the same draws: their final weights must be equal bit for
-bit, else the benchmark fails. fedlight's time holds all that a round brings: Trainers, callbacks, updates
+Both train the same model by FULL, with the same random numbers: their final weights must be equal bit for
+bit, else the benchmark fails. fedlight's time includes all parts of a round: Trainers, callbacks, updates
 through files, the aggregation, the ledger, the checkpoint. In updates of 5 steps a client has hardly any
-work. The last column is the same by two processes, as a cell does it by default where there are two cores.
+work. The last column is the same with two processes, the default of a cell on two cores.
 """
 
 import shutil

@@ -63,7 +63,7 @@ def check_out(commit: str, folder: Path) -> Path:
 
 
 def outcome(source: Path, arguments: tuple[str, ...], output: Path) -> dict[str, Any]:
-    """Runs a cell by the given version; returns what must be equal."""
+    """Runs a cell by the given version; returns the values that must be equal."""
     environment = {**os.environ, "PYTHONPATH": str(source)}
     command = [sys.executable, "-m", "fedlight.run", *SMALL, *arguments, f"output={output}"]
     done = subprocess.run(

@@ -4,7 +4,7 @@ python benchmarks/sampling.py [runs/NAME/CELL] [--samples N] [--seeds N] [--quic
 
 Images are drawn from a finished cell's model and scored against its training set; without a cell, from the
 default cell's untrained model, for the speed alone. The lost variance is that of normal pixels of deviation
-0.25, whose score is known exactly: what is missing is the sampler's own doing.
+0.25, whose score function is known exactly: the loss is due to the sampler alone.
 """
 
 import time
@@ -37,7 +37,7 @@ STD = 0.25
 
 
 class Gaussian(nn.Module):
-    """Knows the noise to be expected in x_t where pixels are independent and normal, of deviation STD."""
+    """Predicts the expected noise in x_t for independent normal pixels of deviation STD."""
 
     def __init__(self, schedule: DDPMScheduler) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Gaussian(nn.Module):
 
 
 def drawn_std(schedule: DDPMScheduler, sampler: str, steps: int) -> float:
-    """The deviation of pixels drawn by the exact score of normal ones."""
+    """The deviation of pixels that are sampled with the exact score function of normal ones."""
     pixels = sample(Gaussian(schedule), schedule, (256, 1, 16, 16), sampler=sampler, steps=steps, seed=0)
     return (pixels / 127.5 - 1).std().item()
 

@@ -1,4 +1,4 @@
-"""Seconds from a command to its first training step, beside what the libraries alone take to load.
+"""Seconds from a command to its first training step, beside the loading time of the libraries alone.
 
 python benchmarks/startup.py [--quick] [--out FILE.json]
 """

@@ -1,9 +1,9 @@
-"""The training step of the paper's UNet against a plain writing of it, and against the machine's limits.
+"""The training step of the paper's UNet against a plain implementation, and against the machine's limits.
 
 python benchmarks/step.py [--batch 128] [--device cuda] [--quick] [--out FILE.json]
 
-A step is forward, backward and Adam. The plain writing is the same network with the same weights: eager,
-fp32, images as (n, c, h, w) in memory, attention by einsum, torch's own depthwise gradient, unfused Adam. The
+A step is forward, backward and Adam. The plain implementation is the same network with the same weights:
+eager, fp32, images as (n, c, h, w) in memory, attention by einsum, torch's own depthwise gradient, unfused Adam. The
 limits are measured here: the step's floating-point operations over the speed of a large matrix product, and
 its bytes over the speed of a large copy, where every operation reads its inputs and writes its outputs once.
 """
@@ -61,7 +61,7 @@ def plain(unet: ConvNextUNet) -> ConvNextUNet:
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes of the inputs and outputs of every operation that is no view."""
+    """Counts the bytes of the inputs and outputs of every operation that is not a view."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def machine_speed(dtype: torch.dtype, device: str) -> tuple[float, float]:
 
 
 def compile_unet(unet: nn.Module, how: str, device: str) -> None:
-    """By inductor on a GPU; on a CPU, where that takes a minute and is of no use, traced only."""
+    """Compiles by inductor on a GPU; only traces on a CPU, where inductor takes a minute without gain."""
     if device == "cuda":
         unet.compile(mode="reduce-overhead" if how == "graphs" else None)
     else:
@@ -107,7 +107,7 @@ def compile_unet(unet: nn.Module, how: str, device: str) -> None:
 def begin(
     dtype: torch.dtype, how: str, batch: int, device: str, network: Sequence[str] = ("experiment=paper",)
 ) -> None:
-    """Makes the step of a variant in a process of its own, since freed memory is kept a process.
+    """Makes the step of a variant in a separate process, since a process keeps freed memory.
 
     `how` is plain, eager, compiled or graphs (compiled, and replayed as CUDA graphs).
     """
@@ -142,7 +142,7 @@ def begin(
 
 
 def run() -> float:
-    """One step; its loss."""
+    """Runs one step; returns its loss."""
     return step()
 
 

@@ -1,10 +1,10 @@
-"""What an update costs where very many clients take few steps: fedlight's transports, Flower's simulation.
+"""The cost of an update of very many clients with few steps: fedlight's transports and Flower's simulation.
 
 pip install -e '.[bench,cluster]' && python benchmarks/throughput.py [--quick] [--out FILE.json]
 
 100,000 clients of one or two digits, of which 1,000 (with --quick 200) take one local epoch, a single step of
 the tiny UNet, in each of two rounds; two worker processes. The second round is timed, inside each engine; the
-steps by themselves in a bare loop. Written is what a run's processes write to disk; Ray's do it unseen.
+steps by themselves in a bare loop. "Written" counts the writes of a run's processes to disk, without Ray's.
 """
 
 import csv
@@ -28,7 +28,7 @@ SETTINGS += ["data.source._target_=many_digits.load", "+data.source.copies=70"]
 
 
 def measured(*command: str, sign: str) -> tuple[str, float]:
-    """What a command printed, and the MB that its processes wrote to disk."""
+    """The output of a command, and the MB that its processes wrote to disk."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock
     printed = typed(*command, sign=sign)
     return printed, (resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock - before) * 512 / 1e6

@@ -1,10 +1,10 @@
-"""What encoding and decoding the paper's UNet costs beside a local update of 100 steps.
+"""The cost of encoding and decoding the paper's UNet, beside a local update of 100 steps.
 
 python benchmarks/transforms.py [--quick] [--out FILE.json]
 
-The whole UNet crosses (method FULL), a delta of random numbers. In a round a client decodes what comes down
-and encodes what it reports, and the server decodes that; once a round, whatever the number of clients, the
-server encodes what goes down. A step is forward, backward and Adam of 128 images of 28x28, fp32.
+The whole UNet is exchanged (method FULL), a delta of random numbers. In a round a client decodes its
+broadcast and encodes its update, and the server decodes the update; once per round, for any number of clients, the
+server encodes the broadcasts. A step is forward, backward and Adam of 128 images of 28x28, fp32.
 One thread for all.
 """
 

@@ -1,10 +1,9 @@
-"""What a small local update costs beside its steps, and its checkpoint, before and now.
+"""The cost of a small local update beside its steps, and of its checkpoint, in an earlier version and now.
 
 python benchmarks/update.py [--base COMMIT] [--quick] [--out FILE.json]
 
 100 clients of 14 digits, three rounds of one local epoch: 300 updates of a single step, in one process. The
-earlier version and this one run the cell in turns, each in processes of their own; so does a bare PyTorch
-loop of the same steps.
+earlier version, this one and a bare PyTorch loop of the same steps run in turns, each in its own process.
 """
 
 import json
