@@ -1,4 +1,4 @@
-"""Runs all benchmarks in their quick form, against the committed figures: python benchmarks/bench.py [--commit]
+"""Runs the quick benchmarks, against the committed figures: python benchmarks/bench.py [--commit]
 
 Only ratios are compared, since machines differ; greater is better. A ratio that fell by more than a quarter
 is a regression, and the exit status is 1. `--commit` writes the figures instead.

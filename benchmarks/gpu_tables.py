@@ -174,7 +174,7 @@ def sampling_table(folder: Path) -> str:
 
 
 def cell_rows(folder: Path) -> list[Row]:
-    """The values that must be equal in any two runs: settings, scores, fingerprints of models; no times."""
+    """The values that must be equal in all runs: settings, scores, fingerprints of models."""
     made = []
     for cell in cells_of(folder):
         config, result = cell.files.config, read_result(cell.files.folder) or {}

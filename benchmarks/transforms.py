@@ -3,8 +3,8 @@
 python benchmarks/transforms.py [--quick] [--out FILE.json]
 
 The whole UNet is exchanged (method FULL), a delta of random numbers. In a round a client decodes its
-broadcast and encodes its update, and the server decodes the update; once per round, for any number of clients, the
-server encodes the broadcasts. A step is forward, backward and Adam of 128 images of 28x28, fp32.
+broadcast and encodes its update, and the server decodes the update; once per round, for any number of
+clients, the server encodes the broadcasts. A step is forward, backward and Adam of 128 images of 28x28, fp32.
 One thread for all.
 """
 
