@@ -4,8 +4,9 @@ python benchmarks/step.py [--batch 128] [--device cuda] [--quick] [--out FILE.js
 
 A step is forward, backward and Adam. The plain implementation is the same network with the same weights:
 eager, fp32, images as (n, c, h, w) in memory, attention by einsum, torch's own depthwise gradient, unfused
-Adam. The limits are measured here: the step's floating-point operations over the speed of a large matrix product, and
-its bytes over the speed of a large copy, where every operation reads its inputs and writes its outputs once.
+Adam. The limits are measured here: the step's floating-point operations over the speed of a large matrix
+product, and its bytes over the speed of a large copy, where every operation reads its inputs and writes its
+outputs once.
 """
 
 import multiprocessing
