@@ -73,7 +73,7 @@ class SweepCell:
             with os.scandir(self.files.folder) as entries:
                 seen = max((entry.stat(follow_symlinks=False).st_mtime for entry in entries), default=0.0)
             when = datetime.fromtimestamp(seen).astimezone().strftime("%Y-%m-%d %H:%M %Z")
-            progress = f"{self.round} of {self.rounds or '?'} rounds done, last sign of life {when}"
+            progress = f"{self.round} of {self.rounds or '?'} rounds done, last heartbeat {when}"
         notes = dict.fromkeys([self.error or "", progress, *self.files.check()])
         return "; ".join(note for note in notes if note)
 

@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 READ_AT_START = ("OMP_NUM_THREADS", "LC_ALL", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")
-READ_AT_START += ("PYTHONWARNINGS", "LD_PRELOAD", "MPLBACKEND")
+READ_AT_START += ("PYTHONWARNINGS", "LD_PRELOAD", "MPLBACKEND", "DASK_INTERNAL_INHERIT_CONFIG")
 LIBRARIES = """
 torch torch._dynamo torch.utils.data torchvision torch_fidelity lightning.pytorch
 diffusers.models.unets.unet_2d diffusers.pipelines.ddpm.pipeline_ddpm safetensors.torch
