@@ -1,4 +1,4 @@
-"""An algorithm as a user would add one: clients and server both remember, and auxiliary state is sent both ways."""
+"""An algorithm as a user would add one: clients and server keep memory, and auxiliary state is sent both ways."""
 
 from typing import Any
 
