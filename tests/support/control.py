@@ -1,4 +1,4 @@
-"""An algorithm as a user would add one: clients and server keep memory, and auxiliary state is sent both ways."""
+"""An algorithm as a user would add one, with memory at clients and server, and auxiliary state in both ways."""
 
 from typing import Any
 
