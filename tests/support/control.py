@@ -1,4 +1,4 @@
-"""An algorithm as a user would add one, with memory at clients and server, and auxiliary state in both ways."""
+"""An algorithm as a user would add one, with memory on both sides and auxiliary state in both directions."""
 
 from typing import Any
 
