@@ -61,7 +61,7 @@ class CellParts:
 
     @property
     def training_indices(self) -> list[Indices]:
-        """The images of each client that trains: one client has them all where the method pools them."""
+        """The images of each client that trains; where the method pools images, one client has them all."""
         return [pool(self.client_indices)] if self.method.pool else self.client_indices
 
     @property

@@ -42,7 +42,7 @@ class RoundLoop:
         bars: show the progress.
         stop: ends the cell after a signal.
         lease: of the folder.
-        exit_stack: closes at the end of the cell what the transport enters into it.
+        exit_stack: closes the transport's resources when the cell ends.
         deployment: None in a simulation.
     """
 
@@ -75,10 +75,10 @@ class RoundLoop:
         )
 
     def run(self) -> None:
-        """Runs the rounds after the last stored one; goes back a round where a client lost its memory."""
-        before: int | None = None
+        """Runs the rounds after the last stored one; goes back a round if a client's stored state is gone."""
+        before_round: int | None = None
         while True:
-            self._resume(before)
+            self._resume(before_round)
             try:
                 if self.config.rounds == 0:
                     self.record.result["fid"] = self._evaluate()
@@ -93,17 +93,17 @@ class RoundLoop:
                 self._fingerprint_clients()
                 break
             except MemoryLost as lost:
-                before = self.server.round
+                before_round = self.server.round
                 print(f"fedlight: checkpoint: {lost}; going back a round", file=sys.stderr)
         self.site.journal.clear()
         self.clock.clear()
         self.record.spend(checkpoint=self._checkpoint_seconds())
 
-    def _resume(self, before: int | None) -> None:
-        """Restores the server and the tables after the last stored round, or the last one before `before`."""
+    def _resume(self, before_round: int | None) -> None:
+        """Restores server and tables after the last stored round, or the last one before `before_round`."""
         record, server = self.record, self.server
-        history = server.resume(self.checkpoint, before)
-        if before is None and record.earlier_rounds > server.round:
+        history = server.resume(self.checkpoint, before_round)
+        if before_round is None and record.earlier_rounds > server.round:
             lost = f"{CHECKPOINT}/server-r{record.earlier_rounds:04d}"
             print(f"fedlight: checkpoint: {lost} is missing or damaged; going back", file=sys.stderr)
         record.begin()
@@ -115,15 +115,15 @@ class RoundLoop:
             exchange = [entry for entry in server.ledger.entries if entry.round == round_]
             self._publish(round_entry, exchange)
         self.bars.go_on_after(server.round)
-        earlier = self.clock.spent_after(server.round) if before is None else Spent()
+        earlier = self.clock.spent_after(server.round) if before_round is None else Spent()
         record.spend(total=earlier.total)
         self._begin_round(earlier)
 
     def _begin_round(self, earlier: Spent) -> None:
         """Starts to count the time after a stored round; `earlier` processes have spent some of it."""
-        self._stored, self._earlier = self.server.round, earlier
-        self._begun = time.perf_counter()
-        self._trained: float | None = None
+        self._stored_round, self._earlier = self.server.round, earlier
+        self._started_at = time.perf_counter()
+        self._training_seconds: float | None = None
 
     def _end_round(self, outcome: Outcome, seconds: float) -> None:
         """Evaluates the models where it is due, stores the round and publishes it.
@@ -132,7 +132,8 @@ class RoundLoop:
             outcome: of the round.
             seconds: that it took in this process.
         """
-        self._trained = training = seconds - outcome.merging + self._earlier.training
+        training = self._earlier.training + seconds - outcome.merging
+        self._training_seconds = training
         fid = self._evaluate() if is_evaluation_round(outcome.round, self.config) else None
         self.record.spend(training=training, merging=outcome.merging, checkpoint=self._checkpoint_seconds())
         self.record.tick()
@@ -185,11 +186,12 @@ class RoundLoop:
 
     def check(self) -> None:
         """Stores the time; raises an exception where a signal or a lost lease ends the cell."""
-        training = self._earlier.training + time.perf_counter() - self._begun
+        training = self._earlier.training + time.perf_counter() - self._started_at
         spent = Spent(
-            self._earlier.total + self.record.running, training if self._trained is None else self._trained
+            self._earlier.total + self.record.running,
+            training if self._training_seconds is None else self._training_seconds,
         )
-        self.clock.mark(self._stored, spent)
+        self.clock.mark(self._stored_round, spent)
         self.stop.check()
         self.lease.check(every=HEARTBEAT)
 

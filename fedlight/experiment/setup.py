@@ -114,7 +114,7 @@ def make_client_model(config: CellConfig, classes: int) -> tuple[DDPM, SliceMap]
         config: of the cell.
         classes: of the data.
     """
-    model = make_model(config.model, config.optimizer, classes, config.seed, _averages_rounds(config))
+    model = make_model(config.model, config.optimizer, classes, config.seed, _server_averages(config))
     check_sampling(config, model.schedule)
     return model, SliceMap.build(model.slices, model.state_dict(), model.private, buffer_names(model))
 
@@ -129,20 +129,20 @@ def make_server(
     noise: float,
     checkpoint: Path | None = None,
 ) -> Server:
-    """The server of a cell before its first round; it counts its releases in the folder `checkpoint`."""
+    """The server of a cell before its first round; the folder `checkpoint` counts its noisy releases."""
     method, initial = config.method.resolve(slices.names), on_cpu(model.state_dict())
-    decay = config.model.ema_decay if _averages_rounds(config) else None
+    decay = config.model.ema_decay if _server_averages(config) else None
     privacy = make_mechanism(config, noise, checkpoint)
     return Server(cell, method, slices, initial, make_participation(config), algorithm, codec, decay, privacy)
 
 
 def make_cell_server(cell: str, parts: CellParts, checkpoint: Path | None = None) -> Server:
-    """The server of an assembled cell, as `make_server` makes it."""
+    """The server of an assembled cell; `make_server` serves where there are no data to assemble one."""
     return make_server(
         cell, parts.config, parts.model, parts.slices, parts.algorithm, parts.codec, parts.noise, checkpoint
     )
 
 
-def _averages_rounds(config: CellConfig) -> bool:
+def _server_averages(config: CellConfig) -> bool:
     """Whether the server keeps a moving average over rounds; otherwise clients keep one over steps."""
     return config.method.evaluate == "global" and not config.model.exchange_ema

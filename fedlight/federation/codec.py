@@ -15,7 +15,10 @@ DELTA = "delta/"  # prefix of the name of an encoded delta in a payload; the res
 
 
 class Transform(Protocol):
-    """One stage of a chain; it encodes the floating-point tensors of one slice, and no integers."""
+    """One stage of a chain; it encodes the floating-point tensors of one slice, and no integers.
+
+    On the uplink the client keeps what a chain loses and adds it to its next delta (error feedback, `Codec`).
+    """
 
     def encode(self, delta: State, rng: np.random.Generator) -> State:
         """The tensors that are sent instead of `delta`; all randomness comes from `rng`."""
@@ -24,11 +27,12 @@ class Transform(Protocol):
         """The decoded delta.
 
         Args:
-            sent: untrusted values, with the names, shapes and dtypes of `sent_like`.
+            sent: untrusted values, with the names, shapes and dtypes of `sent_like`; a later stage of the
+                chain may have changed them, as rounding does.
             like: tensors with the names, shapes and dtypes of the delta.
 
         Raises:
-            Damaged: `encode` cannot return such values.
+            Damaged: neither `encode` nor a later stage gives such values, for example NaN.
         """
 
     def sent_like(self, like: State) -> State:

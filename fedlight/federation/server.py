@@ -30,7 +30,7 @@ class Server:
 
     Args:
         cell: id of the federation.
-        method: resolved over the slices.
+        method: with the names of its slices checked against the slice map.
         slices: the slice map of the model.
         initial: the first state_dict, on the CPU.
         participation: decides the cohort and the tasks of each round.
@@ -133,7 +133,7 @@ class Server:
     def finish_round(self) -> Outcome:
         """Ends the round with the updates that were received: aggregates, and lets the algorithm step.
 
-        A client that was awaited and did not report last took part in an earlier round.
+        For a client that was awaited and did not report, `met` is set back to its earlier round.
         """
         with self._watch:
             current = self._open
@@ -337,7 +337,7 @@ class Server:
         return self.slices.select(self._method_now().uplink, self.theta)
 
     def _stepped(self) -> State:
-        """The parameters among them, without buffers: what the algorithm steps."""
+        """The parameters of the reported slices, without buffers: what the algorithm steps."""
         return self.slices.parameters(self._federated())
 
     def _aux_like(self) -> State:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedlight.compose import register_resolvers
 from fedlight.config import CellConfig, validate
+from fedlight.evaluation import scores
 from fedlight.federation.messages import (
     Payload,
     Scores,
@@ -21,7 +22,7 @@ def config(*arguments: str) -> CellConfig:
         return validate(compose("config", ["method=UDEC", "evaluation.grid=4", *arguments]))
 
 
-METRICS = {"fid": 1.0, "kid": 0.1, "precision": 0.5, "recall": 0.5, "inception_score": 2.0}
+METRICS = {"fid": 1.0, **dict.fromkeys(scores.METRICS, 0.5)}
 
 
 def drawn(metrics: dict[str, float], **groups: dict[str, Tensor]) -> Scores:

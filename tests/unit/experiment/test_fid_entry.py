@@ -7,6 +7,7 @@ import pytest
 import torch
 from composed import config
 
+from fedlight.evaluation.scores import METRICS
 from fedlight.experiment.fid_entry import fid_entry
 from fedlight.experiment.model_evaluation import ModelEvaluation
 
@@ -14,7 +15,7 @@ EXTRACTOR: Any = SimpleNamespace(name="classifier", accuracy=0.9, sha256="0" * 6
 
 
 def evaluation(fid: float, **others: float) -> ModelEvaluation:
-    metrics = {"fid": fid, "kid": 0.1, "precision": 0.5, "recall": 0.25, "inception_score": 2 * fid}
+    metrics = {"fid": fid, **dict.fromkeys(METRICS, 0.1), "inception_score": 2 * fid}
     return ModelEvaluation(torch.empty(0), metrics | others, None)
 
 
