@@ -241,7 +241,8 @@ def make_site(folder: Path) -> Site:
 
 def test_one_task_a_worker_is_submitted_at_once(tmp_path: Path) -> None:
     make = partial(make_site, tmp_path)
-    local = {"threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    local: dict[str, Any] = {"threads_per_worker": 1, "processes": False}
+    local |= {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
     with LocalCluster(n_workers=2, **local) as cluster, ExitStack() as exit_stack:
         transport = Dask(
             toy_context(make(), make_site=make, exit_stack=exit_stack), address=cluster.scheduler_address

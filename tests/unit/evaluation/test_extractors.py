@@ -67,7 +67,7 @@ def test_after_an_eighth_of_its_steps_the_fashion_mnist_classifier_is_right_in_8
     fmnist_images: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To its end it takes minutes; docs/performance.md has the accuracy after other numbers of steps."""
-    monkeypatch.setattr(classifier, "MAX_STEPS", classifier.MOST_STEPS // 8)
+    monkeypatch.setattr(classifier, "MAX_STEPS", classifier.MAX_STEPS // 8)
     made = classifier_of("fmnist", fmnist_images, tmp_path)
     wrong = errors(made, fmnist_images.test)
     assert wrong <= 0.15 * 10_000
