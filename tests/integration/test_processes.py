@@ -301,6 +301,20 @@ def test_a_worker_whose_work_is_done_ends_by_itself() -> None:
     assert subprocess.run([sys.executable, "-c", worker], timeout=60).returncode == 0
 
 
+def test_a_worker_ends_with_the_process_that_started_it() -> None:
+    worker = (
+        "import os, time; from fedlight.federation.transport.worker import begin; "
+        "begin(os.getppid()); print('begun', flush=True); time.sleep(10); print('left behind')"
+    )
+    starter = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    command = [sys.executable, "-c", starter, worker]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.kill()
+        assert process.stdout.read() == ""  # the worker has the other end of the pipe
+
+
 def test_an_idle_worker_obeys_a_signal_that_ends_it_even_where_its_parent_does_not() -> None:
     processes.end_workers()
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a new process inherits

@@ -131,6 +131,16 @@ def test_the_reported_loss_is_the_mean_over_images_for_any_accumulation_of_batch
     assert update.loss == pytest.approx((toy.shared(toy.own(x)) - y).square().mean().item())
 
 
+def test_the_reported_loss_is_of_the_last_epoch_alone(tmp_path: Path) -> None:
+    """At a vanishing rate every epoch has the loss of the first weights."""
+    setup = toy_setup(FULL, epochs=3, optimizer=partial(torch.optim.SGD, lr=1e-12))
+    update, _ = local_update(broadcasts_of(setup, 1, tmp_path)[0], {}, setup)
+    x, y = (torch.stack(part) for part in zip(*ToyData(0).rows, strict=True))
+    toy = Toy()
+    assert update is not None
+    assert update.loss == pytest.approx((toy.shared(toy.own(x)) - y).square().mean().item())
+
+
 def test_slices_are_frozen_with_their_received_values_after_the_warm_start(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL.model_copy(update={"warm_start": 1, "freeze": ("own",)}))
     memory: Memory = {}

@@ -16,7 +16,7 @@ from fedlight.federation.open_round import OpenRound
 from fedlight.federation.server import Server
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.step import step_model
-from fedlight.runtime.errors import BadInput
+from fedlight.runtime.errors import BadInput, Damaged
 
 
 def snapshot(server: Server) -> Any:
@@ -65,6 +65,14 @@ def test_broadcasts_to_clients_of_the_same_last_round_share_their_payloads(tmp_p
     assert len({id(broadcast.payloads) for broadcast in second}) == 2
     assert second[48].payloads.keys() == {"shared"}
     assert second[49].payloads.keys() == {"own", "shared"}  # its first contact never ended
+
+
+def test_before_a_round_is_started_every_update_is_refused() -> None:
+    server = toy_server(toy_setup())
+    with pytest.raises(Damaged, match="is of no client of round 1"):
+        server.admit(update(0, 2, 1.0), ("own", "shared"))
+    server.start_round()
+    server.admit(update(0, 2, 1.0), ("own", "shared"))
 
 
 def test_a_round_that_is_started_again_counts_once() -> None:
