@@ -37,7 +37,7 @@ check: lint  ## lint, types and the fast tests: about 3 minutes
 
 test:  ## lint, types and all tests
 	$(MAKE) --jobs=2 lint $(DEBIAN)   # Debian's packages are installed while Python's are
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder   # SLURM and Flower mostly wait
 
 lint: install
 	$(BIN)/ruff check
