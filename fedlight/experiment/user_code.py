@@ -23,8 +23,10 @@ def user_code_error(error: Exception, config: CellConfig) -> str | None:
 def _targets(node: Any, key: str = "") -> list[tuple[str, str]]:
     """The dotted key and the `_target_` of each node of a configuration that has one, outermost first."""
     if isinstance(node, list):
-        return [found for item in node for found in _targets(item, key)]
+        return [target for item in node for target in _targets(item, key)]
     if not isinstance(node, dict):
         return []
-    inner = [found for name, value in node.items() for found in _targets(value, f"{key}.{name}".lstrip("."))]
+    inner = [
+        target for name, value in node.items() for target in _targets(value, f"{key}.{name}".lstrip("."))
+    ]
     return [(key, str(node["_target_"])), *inner] if "_target_" in node else inner

@@ -105,4 +105,4 @@ def last_versions(folder: Path) -> list[Path]:
     """The latest file of the server, and of each client whose memory is below a checkpoint's folder."""
     folders = sorted(Path(parent) for parent, _, _ in os.walk(folder))
     states = [Versions(parent, "", prefix) for parent in folders for prefix in (SERVER, "")]
-    return [max(found.items())[1] for state in states if (found := state.find())]
+    return [max(versions.items())[1] for state in states if (versions := state.find())]

@@ -291,9 +291,9 @@ def test_workers_on_nodes_have_all_memory_and_their_end_ends_the_cell(
     words = typed.read_text().splitlines()
     program, *options = words[words.index("-m") + 1 :]
     assert program == "distributed.cli.dask_worker"
-    told = dask_worker.make_context(program, options).params
+    parsed = dask_worker.make_context(program, options).params
     expected = {"scheduler": address, "memory_limit": "0", "n_workers": "5", "nthreads": 1}
-    assert {name: told[name] for name in expected} == expected
+    assert {name: parsed[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,8 @@ def serve(listener: socket.socket, folder: Path) -> tuple[Request, list[int]]:
                 os._exit(0)
             elif key.data == "listener":
                 connection, _ = listener.accept()
-                asked = receive(connection)
-                if asked is None:
+                request = receive(connection)
+                if request is None:
                     connection.close()
                     continue
                 process = os.fork()
@@ -175,9 +175,9 @@ def serve(listener: socket.socket, folder: Path) -> tuple[Request, list[int]]:
                         other.close()
                     connection.close()
                     selector.close()
-                    return asked
-                (folder / f"{asked[0].process}.fork").write_text(str(process))
-                for file in asked[1]:
+                    return request
+                (folder / f"{request[0].process}.fork").write_text(str(process))
+                for file in request[1]:
                     os.close(file)
                 descriptor = os.pidfd_open(process)
                 children[descriptor] = process, connection
@@ -195,7 +195,7 @@ def serve(listener: socket.socket, folder: Path) -> tuple[Request, list[int]]:
                 with contextlib.suppress(OSError):
                     connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "little", signed=True))
                 connection.close()
-            elif key.data in children:  # who asked was killed
+            elif key.data in children:  # the client was killed
                 selector.unregister(key.fileobj)
                 os.kill(children[key.data][0], signal.SIGKILL)
 
@@ -212,7 +212,7 @@ def receive(connection: socket.socket) -> tuple[Request, list[int]] | None:
 
 
 def become(request: Request, files: list[int]) -> None:
-    """Makes a fork what was asked for."""
+    """Turns a fork into the requested program."""
     os.setsid()
     high = [fcntl.fcntl(file, fcntl.F_DUPFD, 1000) for file in files]
     for file in files:

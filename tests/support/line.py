@@ -28,7 +28,7 @@ class Line(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def fit(module: Line, rows: tuple[Tensor, Tensor], epochs: int = 1, **asked: Any) -> Tensor:
+def fit(module: Line, rows: tuple[Tensor, Tensor], epochs: int = 1, **options: Any) -> Tensor:
     """Trains on one batch of all rows; returns by how much the weight fell, which is the gradient."""
     arguments = {"noise": 0.0, "clip": math.inf, "batch_size": len(rows[0]), "draws": 1, "secret": False}
     trainer = Trainer(
@@ -38,7 +38,7 @@ def fit(module: Line, rows: tuple[Tensor, Tensor], epochs: int = 1, **asked: Any
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[PrivateGradients(**{**arguments, **asked})],
+        callbacks=[PrivateGradients(**{**arguments, **options})],
     )
     before = module.weight.detach().clone()
     trainer.fit(module, DataLoader([rows], batch_size=None))

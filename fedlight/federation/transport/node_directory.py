@@ -8,7 +8,7 @@ from fedlight.federation.transport.flower_grid import FlowerGrid
 from fedlight.federation.transport.node_keys import NodeKeys
 
 HELLO = "query"  # type of Flower's message
-AGAIN = 60.0  # seconds after which a node that was refused is asked again
+AGAIN = 60.0  # seconds between two queries to a node that was refused
 
 
 class NodeDirectory:
@@ -28,13 +28,13 @@ class NodeDirectory:
         self._keys = keys
         self._agreed = agreed
         self._nodes: dict[int, int] = {}  # client: node
-        self._asked: dict[int, str] = {}  # node: id of the message that asks it
-        self._refused: dict[int, float] = {}  # node: time at which it is asked again
+        self._queries: dict[int, str] = {}  # node: id of the query that waits for its reply
+        self._refused: dict[int, float] = {}  # node: time of the next query
 
     @property
     def is_asking(self) -> bool:
         """Whether a node has not answered yet."""
-        return bool(self._asked)
+        return bool(self._queries)
 
     def node_of(self, client: int) -> int | None:
         """The node that the client last had; it may be offline."""
@@ -49,16 +49,16 @@ class NodeDirectory:
         from fedlight.federation.transport.envelope import wrap
 
         now = time.monotonic()
-        self._asked = {node: number for node, number in self._asked.items() if node in online}
+        self._queries = {node: query for node, query in self._queries.items() if node in online}
         self._refused = {node: until for node, until in self._refused.items() if now < until}
-        known = {*self._nodes.values(), *self._asked, *self._refused}
+        known = {*self._nodes.values(), *self._queries, *self._refused}
         for node in online.keys() - known:
             if number := self._grid.send(HELLO, node, wrap(b"", {}), "hello"):
-                self._asked[node] = number
-        for reply in self._grid.pull(self._asked.values()):
+                self._queries[node] = number
+        for reply in self._grid.pull(self._queries.values()):
             number = reply.metadata.reply_to_message_id  # an error reply does not name the node as its source
-            node = next(node for node, asked in self._asked.items() if asked == number)
-            del self._asked[node]
+            node = next(node for node, query in self._queries.items() if query == number)
+            del self._queries[node]
             if refusal := self._register(node, reply, online):
                 self._refused[node] = now + AGAIN
                 print(f"fedlight: node {node} {refusal}: refused", file=sys.stderr)

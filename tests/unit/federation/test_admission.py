@@ -521,10 +521,10 @@ def test_an_error_in_a_resident_process_is_told_there_alone_and_it_goes_on(
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-    told = capfd.readouterr().err
-    assert told.count("fedlight: error: Expecting property name enclosed in double quotes") == 2
-    assert told.count("Traceback") == 2
-    assert told.count("json.loads(arguments)") == 2
+    printed = capfd.readouterr().err
+    assert printed.count("fedlight: error: Expecting property name enclosed in double quotes") == 2
+    assert printed.count("Traceback") == 2
+    assert printed.count("json.loads(arguments)") == 2
 
 
 # --- what an institution's app hands on
