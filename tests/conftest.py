@@ -17,6 +17,7 @@ import pytest
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small tensors, busy machines
 os.environ.setdefault("FEDLIGHT_WORKERS", "1")  # the tests of helpers ask for them
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before flwr is loaded, as what it starts has it
 
 import torch
 from diffusers import DDPMPipeline

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import invoke
 from consortium import NO_POWERS, Consortium, consortium_of_three, missing, until, update_in
+from forkserver import warm_python
 from PIL import Image
 
 from fedlight import deploy
@@ -92,10 +93,10 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
         start(2, heartbeat=10)
         consortium.submit(app)
         until(lambda: "3" in reports(), 300)
-        consortium.processes["node1"].send_signal(signal.SIGSTOP)
+        os.kill(consortium.process("node1"), signal.SIGSTOP)
         consortium.kill("node2")
         until(lambda: "1" in reports(), 300)
-        consortium.processes["node1"].send_signal(signal.SIGCONT)
+        os.kill(consortium.process("node1"), signal.SIGCONT)
         until(let_in, 120)
         until(lambda: "3" in reports()[reports().index("1") :], 300)
 
@@ -128,7 +129,7 @@ def test_a_killed_superlink_costs_no_round_that_was_done_and_none_is_done_twice(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to another user")
 def test_the_server_may_not_read_what_an_institution_has(disturbed: Disturbed) -> None:
-    superlink = disturbed.consortium.processes["superlink"].pid
+    superlink = disturbed.consortium.process("superlink")
     assert "CapEff:\t0000000000000000" in Path(f"/proc/{superlink}/status").read_text()  # as NO_POWERS has it
     for home in disturbed.homes:
         kept = {path.relative_to(home).parts[0] for path in home.rglob("*") if path.is_file()}
@@ -137,6 +138,16 @@ def test_the_server_may_not_read_what_an_institution_has(disturbed: Disturbed) -
         assert tried.returncode != 0
         assert tried.stdout == ""
         assert tried.stderr.count("Permission denied") == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has powers to give up")
+def test_what_a_server_starts_has_no_powers_either() -> None:
+    """The SuperLink's processes come from the fork server, which runs as root."""
+    show = "print(*[line for line in open('/proc/self/status') if line.startswith('Cap')])"
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {show!r}], check=True)"
+    done = subprocess.run([*NO_POWERS, warm_python(), "-c", start], capture_output=True, text=True, check=True)
+    powers = dict(line.split() for line in done.stdout.splitlines() if line)
+    assert {name for name, bits in powers.items() if int(bits, 16) == 0} >= {"CapEff:", "CapPrm:", "CapBnd:"}
 
 
 def test_no_image_was_sent(disturbed: Disturbed) -> None:

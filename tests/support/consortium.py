@@ -14,25 +14,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from forkserver import fork_of, members_and_forks, warm_python, write_script
 from torch import Tensor
 
 from fedlight.deployment.agreement import hash_agreement
 from fedlight.federation.messages import Update, from_bytes
 
 ROOT = Path(__file__).parents[2]
-TAP = Path(__file__).parent / "tapped"
+SUPPORT = Path(__file__).parent
+TAP = SUPPORT / "tapped"
 BIN = Path(sys.executable).parent
-PROGRAMS = ("flower-superlink", "flower-supernode", "flwr")
+PROGRAMS = ("flower-superexec", "flwr-serverapp", "flwr-clientapp", "flwr")
 STARTED = "Uvicorn running"
-PATIENT = (  # a process that Flower starts has 30 s to be there, too few on a busy machine
-    "import flwr.common.constant as constant; constant.HEARTBEAT_DEFAULT_INTERVAL = 300; "
-)
-SUPERLINK = [
-    sys.executable,
-    "-c",
-    f"{PATIENT}from flwr.superlink.cli import flower_superlink; flower_superlink()",
-]
-SUPERNODE = [sys.executable, str(Path(__file__).with_name("supernode.py"))]
 REQUEST = b"POST /v1/fleet/"  # what each of a SuperNode's requests begins with
 NO_POWERS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
 """Makes root a user like any other, who cannot read what others keep for themselves."""
@@ -56,11 +49,14 @@ class Consortium:
         self.folder = folder
         self.port = free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        home = folder / "home"
-        home.mkdir(parents=True)
+        home, scripts = folder / "home", folder / "bin"
+        for made in (home, scripts):
+            made.mkdir(parents=True)
+        for program in PROGRAMS:
+            write_script(BIN / program, scripts)
         self.environment = {
             **os.environ,
-            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PATH": f"{scripts}:{BIN}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",
@@ -102,7 +98,8 @@ class Consortium:
             f"{tls} --disable-runtime-dependency-installation"
         )
         begun = self.log("superlink").count(STARTED)
-        self._spawn("superlink", [*NO_POWERS, *SUPERLINK, *options.split()], self.environment)
+        command = [*NO_POWERS, warm_python(), str(SUPPORT / "superlink.py"), *options.split()]
+        self._spawn("superlink", command, self.environment)
         until(lambda: self.log("superlink").count(STARTED) > begun, 300)
 
     def start_node(
@@ -138,7 +135,8 @@ class Consortium:
             "TAPPED": str(self.sent(app, key).folder),
             "FEDLIGHT_CACHE": str(home / "cache"),
         }
-        self._spawn(key, [*SUPERNODE, str(heartbeat), *options.split(), "--node-config", config], environment)
+        command = [warm_python(), str(SUPPORT / "supernode.py"), str(heartbeat), *options.split()]
+        self._spawn(key, [*command, "--node-config", config], environment)
 
     def sent(self, app: Path, key: str) -> "Sent":
         """What the processes of a node sent while they served an app."""
@@ -175,11 +173,16 @@ class Consortium:
             self.processes[name].wait(20)
         self.kill(name)
 
+    def process(self, name: str) -> int:
+        """The process of a SuperNode or of the SuperLink."""
+        return fork_of(self.processes[name].pid)
+
     def kill(self, name: str) -> None:
-        """Ends a SuperNode or the SuperLink, with the processes of its group, as a power cut would."""
-        process = self.processes.pop(name)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        """Ends a SuperNode or the SuperLink, with the processes of its session, as a power cut would."""
+        fork, process = self.process(name), self.processes.pop(name)
+        for member in members_and_forks(process.pid) | members_and_forks(fork):
+            with suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
         process.wait()
 
     def stop(self) -> None:

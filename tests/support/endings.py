@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import SMALL, Cell, invoke
-from forkserver import fork_of, warm_python
+from forkserver import fork_of, members, warm_python
 
 LONG = [*SMALL, "name=long", "method=UDEC", "clients=4", "rounds=3", "epochs=4", "trainer.workers=2"]
 
@@ -27,19 +27,6 @@ def ended_well(folder: Path, arguments: list[str] = LONG) -> tuple[Any, ...]:
         assert invoke(*arguments) == 0
     (path,) = folder.glob("runs/long/*/result.json")
     return outcome(Cell(path.parent))
-
-
-def members(session: int) -> dict[int, str]:
-    """The processes of a session that are no zombies, and their command lines."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            state, *fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == session and state not in "ZX":
-                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return found
 
 
 def end_whole(process: "subprocess.Popen[str]", number: signal.Signals) -> None:

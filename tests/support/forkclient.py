@@ -42,6 +42,7 @@ def main(python: str, server: str, at_start: dict) -> None:
         "folder": os.getcwd(),
         "ignored": ignored,
         "umask": umask,
+        "powers": read_powers(),
     }
     early = []
     for number in set(FORWARDED) - set(ignored):
@@ -82,6 +83,13 @@ def open_files() -> list:
         except OSError:  # that of the listing itself
             continue
     return files
+
+
+def read_powers() -> int:
+    """The capabilities that this process and what it starts may ever have, a bit for each."""
+    with open("/proc/self/status") as file:
+        (line,) = [line for line in file if line.startswith("CapBnd:")]
+    return int(line.split()[1], 16)
 
 
 def send(fork: int, number: int) -> None:

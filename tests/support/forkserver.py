@@ -10,6 +10,7 @@ forwards signals to the fork, ends as the fork ends, and when it is killed the f
 - `os.getppid()` is the parent of the process that the caller started; `os.getpid()` is the fork's own, and it
   leads a session of its own,
 - texts have the same hashes in all forks, whatever `PYTHONHASHSEED`, which Dask sets for the same end,
+- the capabilities that the caller does not have (`setpriv`) are given up,
 - everything else is as in a new interpreter, but what libraries read from the environment as they load: where
   a variable of `READ_AT_START` differs, or for other options than -u and -B, the real interpreter is started.
 
@@ -18,6 +19,7 @@ A test of what is loaded, or of how an interpreter begins and ends, starts `sys.
 
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import functools
 import gc
@@ -40,8 +42,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forkclient import read_powers
+
 READ_AT_START = ("OMP_NUM_THREADS", "LC_ALL", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")
 READ_AT_START += ("PYTHONWARNINGS", "LD_PRELOAD", "MPLBACKEND", "DASK_INTERNAL_INHERIT_CONFIG")
+READ_AT_START += ("FLWR_TELEMETRY_ENABLED", "FLWR_LOG_LEVEL")
 LIBRARIES = """
 torch torch._dynamo torch.utils.data torchvision torch_fidelity lightning.pytorch
 diffusers.models.unets.unet_2d diffusers.pipelines.ddpm.pipeline_ddpm safetensors.torch
@@ -49,10 +54,13 @@ pandas sklearn.datasets scipy.linalg scipy.stats matplotlib.pyplot PIL.Image
 hydra submitit loky distributed jinja2 rich.live filelock pydantic
 fedlight.experiment.cell fedlight.evaluation.classifier fedlight.loggers.metrics fedlight.data.digits
 fedlight.federation.transport.processes fedlight.federation.transport.dask
+flwr.cli.app flwr.superlink.cli flwr.supernode.cli flwr.supercore.cli
+fedlight.deployment.institution fedlight.deployment.relay fedlight.deployment.serving
 """.split()  # noqa: SIM905
 LATE = {"fedlight.run", "fedlight.sweeps", "fedlight.report"}
 """Modules that are started with -m, and must not have been imported by then."""
 
+PR_CAPBSET_DROP, LINUX_CAPABILITY_VERSION_3 = 24, 0x20080522
 CLIENT = Path(__file__).with_name("forkclient.py")
 
 
@@ -90,6 +98,38 @@ def fork_of(process: int) -> int:
     return process
 
 
+def write_script(original: Path, folder: Path) -> Path:
+    """Copies a script of a virtual environment into a folder, to be run by `warm_python()`."""
+    first, _, rest = original.read_text().partition("\n")
+    assert first.startswith("#!"), first
+    script = folder / original.name
+    script.write_text(f"#!{warm_python()}\n{rest}")
+    script.chmod(0o755)
+    return script
+
+
+def members(session: int) -> dict[int, str]:
+    """The processes of a session that are no zombies, and their command lines."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, *fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == session and state not in "ZX":
+                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return found
+
+
+def members_and_forks(session: int) -> set[int]:
+    """The processes of a session, and of the sessions of the forks for which they stand."""
+    found = set(members(session))
+    for process in tuple(found):
+        if (fork := fork_of(process)) != process:
+            found |= members_and_forks(fork)
+    return found
+
+
 @dataclass(frozen=True)
 class Request:
     """What a fork becomes."""
@@ -102,6 +142,7 @@ class Request:
     folder: str
     ignored: list[int]
     umask: int
+    powers: int
 
 
 def main() -> None:
@@ -226,6 +267,7 @@ def become(request: Request, files: list[int]) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     if signal.SIGINT not in request.ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    limit_powers(request.powers)
     os.umask(request.umask)
     os.chdir(request.folder)
     os.environ.clear()
@@ -246,6 +288,21 @@ def become(request: Request, files: list[int]) -> None:
     sys.path[:] = [*(path for path in given.split(os.pathsep) if path), *sys.path[1:]]
     if any(Path(path, "sitecustomize.py").exists() for path in sys.path):
         importlib.import_module("sitecustomize")
+
+
+def limit_powers(powers: int) -> None:
+    """Gives up all capabilities, for ever, that are not among `powers`, a bit for each."""
+    held = read_powers()
+    if not held & ~powers:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for number in range(held.bit_length()):
+        if held & ~powers & 1 << number:
+            assert libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) == 0, os.strerror(ctypes.get_errno())
+    version_and_process = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
+    low, high = powers & held & 0xFFFFFFFF, (powers & held) >> 32
+    sets = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)  # effective, permitted, inheritable
+    assert libc.capset(version_and_process, sets) == 0, os.strerror(ctypes.get_errno())
 
 
 def run_program(arguments: list[str]) -> None:
