@@ -10,7 +10,7 @@ SLURM := /usr/sbin/slurmctld
 DEBIAN := $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test lint bench gpu format clean
+.PHONY: help install demo check fast-tests test all-tests lint bench gpu format clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -32,12 +32,19 @@ demo: install  ## what federating gives, and what each method costs, on digits, 
 	$(BIN)/python -m fedlight.run -m sweeps=demo hydra/launcher=local
 	$(BIN)/python -m fedlight.report runs/demo
 
-check: lint  ## lint, types and the fast tests: about 3 minutes
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
+
+check:  ## lint, types and the fast tests: about 3 minutes
+	$(MAKE) --jobs=2 lint fast-tests
+
+fast-tests: install
+	$(PYTEST) -n 2 -m "not slow"
 
 test:  ## lint, types and all tests
-	$(MAKE) --jobs=2 lint $(DEBIAN)   # Debian's packages are installed while Python's are
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder   # SLURM and Flower mostly wait
+	$(MAKE) --jobs=2 lint all-tests   # Debian's packages are installed while Python's are
+
+all-tests: install $(DEBIAN)
+	$(PYTEST) -n 3   # SLURM and Flower mostly wait
 
 lint: install
 	$(BIN)/ruff check

@@ -1,6 +1,7 @@
 """Fixtures: cells made through the command line, in this process, a cache, extractors, real Fashion-MNIST."""
 
 import csv
+import gc
 import json
 import os
 import signal
@@ -258,6 +259,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Exempts what is loaded from garbage collection, which otherwise visits all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

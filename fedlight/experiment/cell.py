@@ -121,7 +121,7 @@ def _picture_data(folder: Path, parts: CellParts) -> None:
     dataset, config = parts.dataset, parts.config
     counts = count_labels(dataset.train.labels, parts.client_indices, len(dataset.classes))
     write_partition(folder / "partition.csv", counts, dataset.classes)
-    pictures.partition_heatmap(folder / "partition.png", counts, dataset.classes, folder.name)
+    pictures.partition_heatmap(folder / "partition.png", counts, dataset.classes)
     if config.evaluation.grid:
         real = dataset.test.pixels[: config.evaluation.grid]
         title = f"{config.data.name}: real images"

@@ -1,6 +1,8 @@
 """The pictures of a cell: the grid of generated images and the heatmap of the partition."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -112,9 +114,18 @@ def memorisation_histogram(path: Path, generated: NDArray[Any], unseen: NDArray[
     _save(figure, path)
 
 
-@literal_text
-def partition_heatmap(path: Path, counts: NDArray[Any], classes: Sequence[str], title: str) -> None:
+def partition_heatmap(path: Path, counts: NDArray[Any], classes: Sequence[str]) -> None:
     """Draws the number of images of each client and label; `counts` has shape (clients, classes)."""
+    picture = _heatmap_png(tuple(map(tuple, counts.tolist())), tuple(classes))
+    with atomic(path) as temporary:
+        temporary.write_bytes(picture)
+
+
+@lru_cache(maxsize=8)
+@literal_text
+def _heatmap_png(rows: tuple[tuple[int, ...], ...], classes: tuple[str, ...]) -> bytes:
+    """The heatmap as PNG; most cells of a sweep have the partition of another one."""
+    counts = np.array(rows)
     clients, labels = counts.shape
     width, height = min(2 + 0.55 * labels, 16), min(1.6 + 0.32 * clients, 12)
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
@@ -129,8 +140,10 @@ def partition_heatmap(path: Path, counts: NDArray[Any], classes: Sequence[str], 
             shade = "black" if count > 0.6 * counts.max() else "white"
             axis.text(label, client, str(count), ha="center", va="center", fontsize=6, color=shade)
     figure.colorbar(image, label="images")
-    axis.set_title(title, fontsize=9)
-    _save(figure, path)
+    axis.set_title(f"{counts.sum():,} images", fontsize=9)
+    content = BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    return content.getvalue()
 
 
 def _save(figure: Figure, path: Path) -> None:

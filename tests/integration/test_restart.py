@@ -1,5 +1,6 @@
 """A cell that is killed, damaged or starved of disk ends as if nothing had happened."""
 
+import gc
 import json
 import os
 import random
@@ -162,6 +163,15 @@ def outcome(cell: Cell) -> dict[str, Any]:
     }
     pictures = {path.name: path.read_bytes() for path in cell.folder.glob("samples/*.png")}
     return {"result": result, **tables, **pictures}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Runs a cell in this process, so that the forks need not load what is loaded only by a cell."""
+    folder = tmp_path_factory.mktemp("loaded")
+    assert invoke(*CELL, "method=UDEC", "rounds=1", f"output={folder}") == 0
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
