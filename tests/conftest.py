@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small t
 os.environ.setdefault("FEDLIGHT_WORKERS", "1")  # the tests of helpers ask for them
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before flwr is loaded, as what it starts has it
 
+import forkserver
 import torch
 from diffusers import DDPMPipeline
 from hydra._internal.hydra import Hydra
@@ -240,8 +241,13 @@ def fmnist() -> None:
         pytest.skip("Fashion-MNIST is not installed: apt-get install dataset-fashion-mnist")
 
 
-def pytest_configure() -> None:
-    """Lets the suite's processes hear an interrupt, which one of a shell's jobs in the background ignores."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the fork server for all processes of pytest-xdist, where those run.
+
+    Lets the suite's processes hear an interrupt, which one of a shell's jobs in the background ignores.
+    """
+    if config.getoption("numprocesses", default=None) and not hasattr(config, "workerinput"):
+        os.environ[forkserver.SHARED] = str(forkserver.start_server())
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

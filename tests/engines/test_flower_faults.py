@@ -145,7 +145,9 @@ def test_what_a_server_starts_has_no_powers_either() -> None:
     """The SuperLink's processes come from the fork server, which runs as root."""
     show = "print(*[line for line in open('/proc/self/status') if line.startswith('Cap')])"
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {show!r}], check=True)"
-    done = subprocess.run([*NO_POWERS, warm_python(), "-c", start], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*NO_POWERS, warm_python(), "-c", start], capture_output=True, text=True, check=True
+    )
     powers = dict(line.split() for line in done.stdout.splitlines() if line)
     assert {name for name, bits in powers.items() if int(bits, 16) == 0} >= {"CapEff:", "CapPrm:", "CapBnd:"}
 

@@ -4,12 +4,12 @@ import gzip
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forkserver import warm_python
 from PIL import Image
 
 from fedlight.data.fmnist import DEBIAN
@@ -237,7 +237,7 @@ def test_bad_input_is_refused_in_one_line(
 
 
 def test_bad_input_is_refused_as_a_user_types_it(tmp_path: Path) -> None:
-    typed = [sys.executable, "-m", "fedlight.run", "clients=0"]
+    typed = [warm_python(), "-m", "fedlight.run", "clients=0"]
     done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True)
     assert_refused(done.returncode, done.stderr, tmp_path, "clients: .* got 0")
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Cell
+from forkserver import warm_python
 from joblib import Parallel, delayed
 from sweep_commands import DEAD, call
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
@@ -435,7 +436,7 @@ def test_an_agent_of_the_wandb_sweep_runs_a_cell(command: Command, tmp_path: Pat
         for chunk in create_sweep_command(sweep["command"])
         for word in (macros[chunk[2:-1]] if chunk.startswith("${") else [chunk])
     ]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{Path(warm_python()).parent}:{os.environ['PATH']}"  # of the program python
     subprocess.run(line, cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
     (result,) = tmp_path.glob("runs/wandb/*/result.json")
     assert (json.loads(result.read_text())["method"], result.parent.name[:13]) == ("ULATDEC", "ULATDEC-K10-d")

@@ -37,6 +37,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,9 @@ from forkclient import read_powers
 READ_AT_START = ("OMP_NUM_THREADS", "LC_ALL", "LANG", "PYTHONUTF8", "PYTHONIOENCODING")
 READ_AT_START += ("PYTHONWARNINGS", "LD_PRELOAD", "MPLBACKEND", "DASK_INTERNAL_INHERIT_CONFIG")
 READ_AT_START += ("FLWR_TELEMETRY_ENABLED", "FLWR_LOG_LEVEL")
+SHARED = "WARM_PYTHON_FOLDER"
+"""Names the folder of a server that all processes of a test session share."""
+
 LIBRARIES = """
 torch torch._dynamo torch.utils.data torchvision torch_fidelity lightning.pytorch
 diffusers.models.unets.unet_2d diffusers.pipelines.ddpm.pipeline_ddpm safetensors.torch
@@ -66,7 +70,17 @@ CLIENT = Path(__file__).with_name("forkclient.py")
 
 @functools.cache
 def warm_python() -> str:
-    """The path of the program; the first call starts the server, which ends with this process."""
+    """The path of the program; starts a server where the test session has none yet, and waits for it."""
+    folder = Path(os.environ.get(SHARED) or start_server())
+    deadline = time.monotonic() + 300
+    while not (folder / "ready").exists():
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.05)
+    return str(folder / "python")
+
+
+def start_server() -> Path:
+    """Starts a server, which ends with this process; returns its folder, and does not wait for it."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))  # short: a socket's path has 107 characters at most
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     program, listening = folder / "python", folder / "socket"
@@ -75,20 +89,17 @@ def warm_python() -> str:
     program.write_text(f"#!{sys.executable} -IS\n{CLIENT.read_text()}\n\n{begin}")
     program.chmod(stat.S_IRWXU | stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH)
     folder.chmod(0o755)
-    log = (folder / "log").open("w")
     server = subprocess.Popen(
         [sys.executable, __file__, str(folder), str(os.getpid())],
         stdin=subprocess.PIPE,  # at whose end the server ends, and kills its forks
-        stdout=subprocess.PIPE,
-        stderr=log,
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "log").open("w"),
         start_new_session=True,
     )
     assert server.stdin is not None
-    assert server.stdout is not None
     atexit.register(server.wait, 60)  # called after the next
     atexit.register(server.stdin.close)
-    assert server.stdout.readline() == b"ready\n", (folder / "log").read_text()
-    return str(program)
+    return folder
 
 
 def fork_of(process: int) -> int:
@@ -160,7 +171,7 @@ def main() -> None:
         listener.listen(64)
         gc.collect()
         gc.freeze()
-        os.write(1, b"ready\n")
+        (folder / "ready").touch()
         request, files = serve(listener, folder)
     become(request, files)
     end_as_the_interpreter_would(functools.partial(run_program, request.arguments))

@@ -13,6 +13,7 @@ from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
+from random import Random
 from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +23,6 @@ import pytest
 import torch
 from admitted import METRICS, config, drawn, files
 from hostile import Parts, Rich
-from hypothesis import HealthCheck, given, seed, strategies
-from hypothesis import settings as hypothesis_settings
-from hypothesis.strategies import DrawFn
 from torch import Tensor
 from toy import FULL, PARTIAL, federate, inline, toy_context, toy_server, toy_setup, toy_site
 
@@ -86,8 +84,10 @@ class Case:
 
     server: Server
     node: Institution
-    broadcast: Broadcast
-    evaluation: Evaluation
+    sent: Broadcast
+    asked: Evaluation
+    broadcast: bytes
+    evaluation: bytes
     update: bytes
     other: Update
     scores: bytes
@@ -115,7 +115,8 @@ def case(name: str) -> Case:
         setup.method, tuple(setup.slices.names), 10, server.participation, draws_after=lambda round_: True
     )
     node = Institution("toy", 1, site, folder, terms)
-    return Case(server, node, broadcast, evaluation, to_bytes(update), other, scores)
+    sent = to_bytes(broadcast), to_bytes(evaluation)
+    return Case(server, node, broadcast, evaluation, *sent, to_bytes(update), other, scores)
 
 
 @cache
@@ -184,60 +185,58 @@ def drop(root: Any, path: tuple[Any, ...]) -> Any:
     return root
 
 
-def change_json(draw: DrawFn, root: Any, values: list[Any]) -> Any:
+def change_json(random: Random, root: Any, values: list[Any]) -> Any:
     """A value inside is replaced, taken away, added or renamed."""
-    path = draw(strategies.sampled_from(list(paths(root))))
-    how = draw(strategies.sampled_from(["put", "put", "put", "drop", "add", "rename"]))
-    value = copy.deepcopy(draw(strategies.sampled_from(values)))
+    path = random.choice(list(paths(root)))
+    how = random.choice(["put", "put", "put", "drop", "add", "rename"])
+    value = copy.deepcopy(random.choice(values))
     if how == "put":
         return put(root, path, value)
     if how == "drop":
         return drop(root, path)
     if isinstance(root, dict):
-        name = draw(strategies.sampled_from([*TEXTS, *map(str, root)]))
-        old = draw(strategies.sampled_from([*root, ""]))
+        name = random.choice([*TEXTS, *map(str, root)])
+        old = random.choice([*root, ""])
         root[name] = root.pop(old) if how == "rename" and old in root else value
     return root
 
 
-def change_tensor(draw: DrawFn, payloads: dict[str, Payload]) -> None:
+def change_tensor(random: Random, payloads: dict[str, Payload]) -> None:
     """A tensor gets other numbers, another dtype, shape or name, or is taken away."""
     slices = [name for name, payload in payloads.items() if payload.tensors]
     if not slices:
         return
-    slice_ = draw(strategies.sampled_from(slices))
+    slice_ = random.choice(slices)
     tensors = dict(payloads[slice_].tensors)
-    name = draw(strategies.sampled_from(sorted(tensors)))  # which safetensors gives in any order
+    name = random.choice(sorted(tensors))  # which safetensors gives in any order
     tensor = tensors[name].clone()
     flat = tensor.flatten()
-    how = draw(
-        strategies.sampled_from(
-            ["number", "number", "bytes", "bytes", "dtype", "shape", "longer", "rename", "drop", "deflate"]
-        )
+    how = random.choice(
+        ["number", "number", "bytes", "bytes", "dtype", "shape", "longer", "rename", "drop", "deflate"]
     )
     if how == "number" and len(flat):
-        where = draw(strategies.integers(0, len(flat) - 1))
-        value = draw(strategies.sampled_from(NUMBERS if tensor.is_floating_point() else [0, 1, 2, 127, 100]))
+        where = random.randint(0, len(flat) - 1)
+        value = random.choice(NUMBERS if tensor.is_floating_point() else [0, 1, 2, 127, 100])
         flat[where] = value
         tensor = flat.view(tensor.shape)
     elif how == "bytes" and len(flat):
         raw = bytearray(flat.view(torch.uint8).numpy().tobytes())
-        for _ in range(draw(strategies.integers(1, 4))):
-            raw[draw(strategies.integers(0, len(raw) - 1))] = draw(strategies.integers(0, 255))
+        for _ in range(random.randint(1, 4)):
+            raw[random.randint(0, len(raw) - 1)] = random.randint(0, 255)
         if tensor.dtype is not torch.bool:
             tensor = torch.frombuffer(raw, dtype=tensor.dtype).view(tensor.shape)
     elif how == "dtype":
-        tensor = tensor.to(draw(strategies.sampled_from(TENSORS)))
+        tensor = tensor.to(random.choice(TENSORS))
     elif how == "shape":
-        tensor = draw(strategies.sampled_from([flat, flat[:-1], tensor[None], flat[:0]]))
+        tensor = random.choice([flat, flat[:-1], tensor[None], flat[:0]])
     elif how == "longer":
         tensor = torch.cat([flat, flat, flat])
     elif how == "deflate":
-        tensor = torch.tensor(list(draw(strategies.sampled_from(bombs()))), dtype=torch.uint8)
+        tensor = torch.tensor(list(random.choice(bombs())), dtype=torch.uint8)
     tensors[name] = tensor
     if how == "rename":
         names = ["", "own.bias", "shared.bias", "delta/", "delta/000003", "delta/000001", "delta/x", "\n"]
-        tensors[draw(strategies.sampled_from(names))] = tensors.pop(name)
+        tensors[random.choice(names)] = tensors.pop(name)
     elif how == "drop":
         del tensors[name]
     payloads[slice_] = Payload(tensors, payloads[slice_].params)
@@ -257,72 +256,66 @@ def bombs() -> list[bytes]:
     ]
 
 
-def change_payloads(draw: DrawFn, payloads: dict[str, Payload]) -> None:
+def change_payloads(random: Random, payloads: dict[str, Payload]) -> None:
     """A payload is taken away, copied to another name, or counted otherwise."""
-    name = draw(strategies.sampled_from([*payloads, "own"]))
-    how = draw(strategies.sampled_from(["drop", "copy", "count", "empty"]))
+    name = random.choice([*payloads, "own"])
+    how = random.choice(["drop", "copy", "count", "empty"])
     payload = payloads.get(name, Payload({}, 0))
     if how == "drop":
         payloads.pop(name, None)
     elif how == "copy":
-        payloads[draw(strategies.sampled_from(["own", "shared", "algorithm", "x", "a b\n"]))] = payload
+        payloads[random.choice(["own", "shared", "algorithm", "x", "a b\n"])] = payload
     elif how == "count":
-        payloads[name] = Payload(payload.tensors, draw(strategies.sampled_from([0, 1, 5, 2**39])))
+        payloads[name] = Payload(payload.tensors, random.choice([0, 1, 5, 2**39]))
     else:
         payloads[name] = Payload({}, payload.params)
 
 
-def change_bytes(draw: DrawFn, content: bytes) -> bytes:
+def change_bytes(random: Random, content: bytes) -> bytes:
     """Bytes are flipped, cut, doubled or put in, in the header more often than elsewhere."""
     raw = bytearray(content)
-    for _ in range(draw(strategies.integers(1, 4))):
+    for _ in range(random.randint(1, 4)):
         if not raw:
             break
-        end = len(raw) - 1 if draw(strategies.booleans()) else min(len(raw) - 1, 400)
-        where = draw(strategies.integers(0, end))
-        how = draw(strategies.sampled_from(["flip", "set", "cut", "insert", "double", "length"]))
+        end = len(raw) - 1 if random.random() < 0.5 else min(len(raw) - 1, 400)
+        where = random.randint(0, end)
+        how = random.choice(["flip", "set", "cut", "insert", "double", "length"])
         if how == "flip":
-            raw[where] ^= 1 << draw(strategies.integers(0, 7))
+            raw[where] ^= 1 << random.randint(0, 7)
         elif how == "set":
-            raw[where] = draw(strategies.sampled_from([*b'"[]{}:,\\019eE-\n\0', 255]))
+            raw[where] = random.choice([*b'"[]{}:,\\019eE-\n\0', 255])
         elif how == "cut":
-            del raw[where : where + draw(strategies.integers(1, 50))]
+            del raw[where : where + random.randint(1, 50)]
         elif how == "insert":
-            raw[where:where] = draw(
-                strategies.sampled_from([b"[" * 2000, b"{", b"\0" * 9, b'"a":1,', b"\xff"])
-            )
+            raw[where:where] = random.choice([b"[" * 2000, b"{", b"\0" * 9, b'"a":1,', b"\xff"])
         elif how == "double":
             raw += raw[where:]
         else:
-            raw[:8] = struct.pack(
-                "<Q", draw(strategies.sampled_from([0, 1, 2**21, 2**63, len(raw), len(raw) - 8]))
-            )
+            raw[:8] = struct.pack("<Q", random.choice([0, 1, 2**21, 2**63, len(raw), len(raw) - 8]))
     return bytes(raw)
 
 
-def mutate(draw: DrawFn, honest: bytes) -> bytes:
+def mutate(random: Random, honest: bytes) -> bytes:
     message = from_bytes(honest)
     payloads = dict(message.payloads)
-    for _ in range(draw(strategies.sampled_from([0, 1, 1, 2]))):
-        draw(strategies.sampled_from([change_tensor, change_tensor, change_payloads]))(draw, payloads)
+    for _ in range(random.choice([0, 1, 1, 2])):
+        random.choice([change_tensor, change_tensor, change_payloads])(random, payloads)
     content = to_bytes(replace(message, payloads=payloads))
-    how = draw(strategies.sampled_from(["none", "header", "header", "entries", "bytes", "huge"]))
+    how = random.choice(["none", "header", "header", "entries", "bytes", "huge"])
     if how in ("header", "entries", "huge"):
         parts = Parts.of(content)
         if how == "header":
-            parts.header = change_json(draw, parts.header, VALUES)
+            parts.header = change_json(random, parts.header, VALUES)
         elif how == "entries":
-            parts.tensors = change_json(draw, parts.tensors, [*VALUES, *DTYPES])
-        elif draw(strategies.integers(0, 20)) == 0:  # as large as a header may be, and larger
-            size = draw(strategies.sampled_from([100_000, 700_000, 1_300_000]))
-            many = draw(strategies.sampled_from([[[]], ["a"], [0], [{"a": 0}]])) * size
+            parts.tensors = change_json(random, parts.tensors, [*VALUES, *DTYPES])
+        elif random.randint(0, 60) == 0:  # as large as a header may be, and larger
+            size = random.choice([100_000, 700_000, 1_300_000])
+            many = random.choice([[[]], ["a"], [0], [{"a": 0}]]) * size
             params = {str(number): 0 for number in range(size // 10)}
-            parts.header |= draw(
-                strategies.sampled_from([{"more": many}, {"uplink": many}, {"params": params}])
-            )
+            parts.header |= random.choice([{"more": many}, {"uplink": many}, {"params": params}])
         with suppress(TypeError):  # the entries are no object any more
             content = parts.to_bytes()
-    return change_bytes(draw, content) if how == "bytes" else content
+    return change_bytes(random, content) if how == "bytes" else content
 
 
 # --- who reads them
@@ -406,9 +399,9 @@ def server_reads(content: bytes, name: str, kind: str, words: dict[str, Any], ta
     reply = SimpleNamespace(content=wrap(content, words), has_content=lambda: True)
     with redirect_stderr(errors):
         if kind == "update":
-            admitted = tally.time(lambda: transport._read_update(made.broadcast, reply))
+            admitted = tally.time(lambda: transport._read_update(made.sent, reply))
         else:
-            admitted = tally.time(lambda: transport._read_scores(made.evaluation, reply))
+            admitted = tally.time(lambda: transport._read_scores(made.asked, reply))
     assert same(before, state_of(made.server))
     error_line = errors.getvalue()
     if admitted is None:
@@ -433,7 +426,7 @@ def close_with(update: Update, made: Case) -> None:
     server = copy.deepcopy(made.server)
     values, _ = server.decode(update)
     assert reasonable(values, {name: server.theta[name] for name in values})
-    assert {*values} == {name for slice_ in made.broadcast.uplink for name in server.slices.names[slice_]}
+    assert {*values} == {name for slice_ in made.sent.uplink for name in server.slices.names[slice_]}
     for received in (made.other, update):
         server.receive(received)
     outcome = server.finish_round()
@@ -443,7 +436,7 @@ def close_with(update: Update, made: Case) -> None:
         for entry in outcome.exchange
         if (entry.client, entry.direction) == (1, "up")
     }
-    expected = {slice_: server.slice_params()[slice_] for slice_ in made.broadcast.uplink}
+    expected = {slice_: server.slice_params()[slice_] for slice_ in made.sent.uplink}
     assert counted.items() >= expected.items()
     json.dumps([outcome.train_loss, outcome.client_losses, server.ledger.rows()], allow_nan=False)
     assert all(tensor.isfinite().all() for tensor in server.theta.values())
@@ -513,38 +506,28 @@ WORDS: list[dict[str, Any]] = [{CLIENT: 1, HASH: "0" * 64}] * 12 + [
 ]
 
 
-def try_messages(number: int) -> Tally:
+def try_messages(count: int) -> Tally:
+    """Message n is made from the seed n."""
     tally = Tally()
-
-    @seed(1)
-    @hypothesis_settings(
-        max_examples=number,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategies.data())
-    def attempt(data: Any) -> None:
-        name = data.draw(strategies.sampled_from([*CHAINS]))
-        made = case(name)
-        kind = data.draw(
-            strategies.sampled_from(["update", "update", "scores", "broadcast", "broadcast", "evaluation"])
-        )
-        honest = {
-            "update": made.update,
-            "scores": made.scores,
-            "broadcast": to_bytes(made.broadcast),
-            "evaluation": to_bytes(made.evaluation),
-        }[kind]
-        if kind in ("update", "scores"):
-            words = data.draw(strategies.sampled_from(WORDS))
-            server_reads(mutate(data.draw, honest), name, kind, words, tally)
-        else:
-            node_reads(mutate(data.draw, honest), name, kind, tally)
-
-    attempt()
+    for number in range(count):
+        try:
+            try_message(Random(number), tally)
+        except Exception:
+            print(f"seed {number}")
+            raise
     return tally
+
+
+def try_message(random: Random, tally: Tally) -> None:
+    name = random.choice([*CHAINS])
+    made = case(name)
+    kind = random.choice(["update", "update", "scores", "broadcast", "broadcast", "evaluation"])
+    honest = getattr(made, kind)
+    if kind in ("update", "scores"):
+        words = random.choice(WORDS)
+        server_reads(mutate(random, honest), name, kind, words, tally)
+    else:
+        node_reads(mutate(random, honest), name, kind, tally)
 
 
 @pytest.fixture
@@ -555,8 +538,8 @@ def honest_parties() -> Iterator[None]:
         tally = Tally()
         server_reads(made.update, name, "update", {CLIENT: 1}, tally)
         server_reads(made.scores, name, "scores", {CLIENT: 1}, tally)
-        node_reads(to_bytes(made.broadcast), name, "broadcast", tally)
-        node_reads(to_bytes(made.evaluation), name, "evaluation", tally)
+        node_reads(made.broadcast, name, "broadcast", tally)
+        node_reads(made.evaluation, name, "evaluation", tally)
         assert tally.outcomes == {
             "update admitted": 1,
             "scores admitted": 1,

@@ -43,9 +43,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 COUNTS = np.ones((2, len(NAMES)), int)
 IMAGES = torch.zeros(len(NAMES), 1, 4, 4, dtype=torch.uint8)
 PICTURES: dict[str, Callable[[Path], None]] = {
-    "partition": lambda path: pictures.partition_heatmap(
-        path, np.ones((2, len(NAMES)), int), NAMES
-    ),
+    "partition": lambda path: pictures.partition_heatmap(path, np.ones((2, len(NAMES)), int), NAMES),
     "grid": lambda path: pictures.sample_grid(path, [(NAMES[1], IMAGES)], NAMES[0], NAMES),
     "histogram": lambda path: pictures.memorisation_histogram(path, np.ones(9), np.ones(9), NAMES[0]),
 }

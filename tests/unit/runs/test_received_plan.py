@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import SMALL
+from forkserver import warm_python
 from sweep_commands import DEAD, call
 from trap import Trap
 
@@ -172,8 +174,9 @@ def test_cells_of_a_received_plan_must_lie_in_the_folder_of_the_sweep(
 
 @pytest.mark.slow
 def test_retry_runs_a_sweep_and_no_code_injected_into_its_plan(
-    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "executable", warm_python())
     assert command(*GRID) == 0
     for path in tmp_path.glob("runs/grid/FULL*/result.json"):
         path.unlink()
