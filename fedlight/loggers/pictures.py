@@ -116,16 +116,21 @@ def memorisation_histogram(path: Path, generated: NDArray[Any], unseen: NDArray[
 
 def partition_heatmap(path: Path, counts: NDArray[Any], classes: Sequence[str]) -> None:
     """Draws the number of images of each client and label; `counts` has shape (clients, classes)."""
-    picture = _heatmap_png(tuple(map(tuple, counts.tolist())), tuple(classes))
+    picture = _heatmap_png(counts.astype(np.int64).tobytes(), tuple(classes))
     with atomic(path) as temporary:
         temporary.write_bytes(picture)
 
 
 @lru_cache(maxsize=8)
 @literal_text
-def _heatmap_png(rows: tuple[tuple[int, ...], ...], classes: tuple[str, ...]) -> bytes:
-    """The heatmap as PNG; most cells of a sweep have the partition of another one."""
-    counts = np.array(rows)
+def _heatmap_png(content: bytes, classes: tuple[str, ...]) -> bytes:
+    """The heatmap as PNG; most cells of a sweep have the partition of another one.
+
+    Args:
+        content: of the counts, int64, shape (clients, classes).
+        classes: their names.
+    """
+    counts = np.frombuffer(content, np.int64).reshape(-1, len(classes))
     clients, labels = counts.shape
     width, height = min(2 + 0.55 * labels, 16), min(1.6 + 0.32 * clients, 12)
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
@@ -141,9 +146,9 @@ def _heatmap_png(rows: tuple[tuple[int, ...], ...], classes: tuple[str, ...]) ->
             axis.text(label, client, str(count), ha="center", va="center", fontsize=6, color=shade)
     figure.colorbar(image, label="images")
     axis.set_title(f"{counts.sum():,} images", fontsize=9)
-    content = BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
-    return content.getvalue()
+    file = BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,9 +1,7 @@
-"""The guarantee and the estimate of a configuration against numbers computed by hand."""
+"""The guarantee of a configuration against numbers computed by hand."""
 
 import math
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +10,10 @@ from composed import config
 from lightning import Trainer
 from line import Line, rows
 from torch.utils.data import DataLoader
-from toy import federate, inline, toy_server, toy_setup, toy_site
+from toy import toy_setup
 
-from fedlight.diffusion.ddpm import DDPM
-from fedlight.experiment import estimate
 from fedlight.experiment.mechanisms import make_mechanism, make_private_training
 from fedlight.experiment.privacy_account import PrivacyAccount, noise_multiplier
-from fedlight.experiment.result import round_record
 from fedlight.experiment.trial import check
 from fedlight.federation.cohort import Participation
 from fedlight.federation.noise import SeededNoise
@@ -134,77 +129,3 @@ def test_only_an_adaptive_clip_bounds_the_noise() -> None:
     assert check(config(*overrides), elsewhere=False) is not None
     with pytest.raises(BadInput, match=r"needs noise below [\d.]+ for an adaptive clip"):
         check(config(*overrides, "privacy.clip_quantile=0.5"), elsewhere=False)
-
-
-# --- what a cell takes ---
-
-
-@pytest.mark.parametrize("evaluated", ["global", "clients"])
-def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """60 images of three clients in batches of 8: 3 batches each, 2 epochs, 4 rounds; a step takes 2 s."""
-    method = {"global": "FULL", "clients": "UDEC"}[evaluated]
-    arguments = ("clients=3", "data.limit=60", "data.batch_size=8", "epochs=2", "rounds=4", "partition=iid")
-    scored = ("evaluation.samples=100", "evaluation.steps=10", "evaluation.every=2", "trainer.workers=2")
-    cpu = ("trainer.accelerator=cpu", f"method={method}")
-    made = check(config(*arguments, *scored, *cpu), elsewhere=False)
-    assert made is not None
-    monkeypatch.setattr(estimate, "_step_seconds", lambda settings, parts, batch: 2.0 * batch / 8)
-    found = estimate.estimate(made)
-    state, names = made.model.state_dict(), made.slices.names
-    sizes = {slice_: sum(state[name].nbytes for name in names[slice_]) for slice_ in names}
-    whole = sum(sizes.values())
-    down = whole * 4 if evaluated == "global" else whole + 3 * sizes["decoder"]
-    up = 4 * (whole if evaluated == "global" else sizes["decoder"])
-    assert found.steps == 3 * 3 * 2 * 4
-    assert found.bytes == 3 * (down + up)
-    models = 1 if evaluated == "global" else 3
-    image = 2.0 / 8
-    assert found.seconds == pytest.approx((72 * 8 * image + models * 2 * 100 * 10 * image / 3) / 2)
-
-
-def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    arguments = ("clients=3", "data.limit=60", "data.batch_size=50", "partition=quantity_skew")
-    made = check(config(*arguments, "trainer.accelerator=cpu"), elsewhere=False)
-    assert made is not None
-    timed: list[int] = []
-    monkeypatch.setattr(estimate, "_step_seconds", lambda settings, parts, batch: timed.append(batch) or 1.0)
-    estimate.estimate(made)
-    sizes = sorted(map(len, made.client_indices))
-    assert sizes[0] < sizes[-1] < 50
-    assert timed == [sizes[-1]]
-
-
-def test_a_step_is_timed_once_for_cells_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = check(config("clients=2", "data.limit=40", "trainer.accelerator=cpu"), elsewhere=False)
-    assert made is not None
-    monkeypatch.setattr(estimate, "_step_seconds_cache", {})
-    sizes: list[int] = []
-    step = DDPM.training_step
-
-    def noted(module: DDPM, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        sizes.append(len(batch))
-        return step(module, batch, batch_idx)
-
-    monkeypatch.setattr(DDPM, "training_step", noted)
-    before = time.perf_counter()
-    first = estimate._step_seconds("alike", made, 5)
-    assert 0 < first < time.perf_counter() - before
-    assert estimate._step_seconds("alike", made, 5) == first
-    assert sizes == [5, 5], "the first step of two is not timed"
-    estimate._step_seconds("another", made, 3)
-    assert sizes == [5, 5, 3, 3]
-
-
-def test_a_row_of_rounds_counts_both_directions(tmp_path: Path) -> None:
-    setup = toy_setup()
-    server = toy_server(setup)
-    (done,) = federate(server, inline(toy_site(setup, tmp_path)), 1)
-    config = SimpleNamespace(clients=2)
-    row = round_record(done, 2.5, server, {"value": 7.0}, config)["row"]  # type: ignore[arg-type]
-    params = 2 * sum(tensor.numel() for tensor in server.theta.values())
-    known = {"round": 1, "participants": 2, "reports": 2, "fid": 7.0, "seconds": 2.5}
-    sent = {"params_down": params, "params_up": params, "params_cumulative": 2 * params}
-    expected = {**known, **sent, "bytes_cumulative": 8 * params}
-    assert {key: row[key] for key in expected} == expected

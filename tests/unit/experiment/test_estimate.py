@@ -1,0 +1,69 @@
+"""The estimate of a configuration against numbers computed by hand."""
+
+import time
+
+import pytest
+import torch
+from composed import config
+
+from fedlight.diffusion.ddpm import DDPM
+from fedlight.experiment import estimate
+from fedlight.experiment.trial import check
+
+
+@pytest.mark.parametrize("evaluated", ["global", "clients"])
+def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 images of three clients in batches of 8: 3 batches each, 2 epochs, 4 rounds; a step takes 2 s."""
+    method = {"global": "FULL", "clients": "UDEC"}[evaluated]
+    arguments = ("clients=3", "data.limit=60", "data.batch_size=8", "epochs=2", "rounds=4", "partition=iid")
+    scored = ("evaluation.samples=100", "evaluation.steps=10", "evaluation.every=2", "trainer.workers=2")
+    cpu = ("trainer.accelerator=cpu", f"method={method}")
+    made = check(config(*arguments, *scored, *cpu), elsewhere=False)
+    assert made is not None
+    monkeypatch.setattr(estimate, "_step_seconds", lambda settings, parts, batch: 2.0 * batch / 8)
+    found = estimate.estimate(made)
+    state, names = made.model.state_dict(), made.slices.names
+    sizes = {slice_: sum(state[name].nbytes for name in names[slice_]) for slice_ in names}
+    whole = sum(sizes.values())
+    down = whole * 4 if evaluated == "global" else whole + 3 * sizes["decoder"]
+    up = 4 * (whole if evaluated == "global" else sizes["decoder"])
+    assert found.steps == 3 * 3 * 2 * 4
+    assert found.bytes == 3 * (down + up)
+    models = 1 if evaluated == "global" else 3
+    image = 2.0 / 8
+    assert found.seconds == pytest.approx((72 * 8 * image + models * 2 * 100 * 10 * image / 3) / 2)
+
+
+def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ("clients=3", "data.limit=60", "data.batch_size=50", "partition=quantity_skew")
+    made = check(config(*arguments, "trainer.accelerator=cpu"), elsewhere=False)
+    assert made is not None
+    timed: list[int] = []
+    monkeypatch.setattr(estimate, "_step_seconds", lambda settings, parts, batch: timed.append(batch) or 1.0)
+    estimate.estimate(made)
+    sizes = sorted(map(len, made.client_indices))
+    assert sizes[0] < sizes[-1] < 50
+    assert timed == [sizes[-1]]
+
+
+def test_a_step_is_timed_once_for_cells_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = check(config("clients=2", "data.limit=40", "trainer.accelerator=cpu"), elsewhere=False)
+    assert made is not None
+    monkeypatch.setattr(estimate, "_step_seconds_cache", {})
+    sizes: list[int] = []
+    step = DDPM.training_step
+
+    def noted(module: DDPM, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        sizes.append(len(batch))
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(DDPM, "training_step", noted)
+    before = time.perf_counter()
+    first = estimate._step_seconds("alike", made, 5)
+    assert 0 < first < time.perf_counter() - before
+    assert estimate._step_seconds("alike", made, 5) == first
+    assert sizes == [5, 5], "the first step of two is not timed"
+    estimate._step_seconds("another", made, 3)
+    assert sizes == [5, 5, 3, 3]
