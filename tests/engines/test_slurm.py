@@ -18,7 +18,7 @@ from forkserver import warm_python
 
 from fedlight.runtime.lease import read_holder
 
-DEMO = ["-m", "sweeps=demo", "name=grid", "method=USPLIT,UDEC", "clients=2,5,6"]  # six of its cells, of little work each
+DEMO = ["-m", "sweeps=demo", "name=grid", "method=USPLIT,UDEC", "clients=2,5,6"]  # six cells
 GRID = ["-m", "method=FULL,UDEC", "clients=2,3", "name=grid"]
 TINY = ["data.limit=40", "rounds=10", "epochs=1", "evaluation.steps=2"]
 TINY += ["evaluation.grid=0", "evaluation.samples=0", "logger=none"]
