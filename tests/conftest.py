@@ -273,6 +273,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Libraries complain at the end of the process of what was not collected."""
+    gc.unfreeze()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI a test that the whole run skips is a failure: what CI is meant to run must have run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
