@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -204,6 +205,33 @@ def cell(command: Callable[..., int], tmp_path: Path) -> Callable[..., Cell]:
         return Cell(path.parent)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def finished_cells() -> dict[tuple[str, ...], Path]:
+    """The folders of cells that `finished` copies."""
+    return {}
+
+
+@pytest.fixture
+def finished(
+    finished_cells: dict[tuple[str, ...], Path],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Cell]:
+    """A copy of a small cell, for tests of what is done with one; each is run once a session."""
+    monkeypatch.chdir(tmp_path)
+
+    def copy(*arguments: str) -> Cell:
+        if arguments not in finished_cells:
+            folder = tmp_path_factory.mktemp("finished")
+            assert invoke(*SMALL, "name=finished", f"output={folder}", *arguments) == 0
+            (finished_cells[arguments],) = folder.glob("finished/*/")
+        original = finished_cells[arguments]
+        return Cell(shutil.copytree(original, Path("runs", "finished", original.name).absolute()))
+
+    return copy
 
 
 @dataclass

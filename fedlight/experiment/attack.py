@@ -105,12 +105,15 @@ class Attacker:
         if parts.method.pool or not parts.method.uplink or server.round != rounds - 1:
             return
         before = server.global_state()
+        others = self._score(before, self._nonmembers, _losses)
         for client, uplink, reported in self._repeat_round(server):
-            members = self._members(client)
-            for slice_ in uplink:
-                values = parts.slices.select([slice_], reported)
-                yield self._attack_update(client, slice_, before, values, members)
-            yield self._attack_update(client, "all slices", before, reported, members)
+            images = self._members(client), self._nonmembers
+            losses = self._score(before, images[0], _losses), others
+            updates = {slice_: parts.slices.select([slice_], reported) for slice_ in uplink}
+            for observed, values in {**updates, "all slices": reported}.items():
+                after = (self._score({**before, **values}, side, _losses) for side in images)
+                drops = [loss - trained for loss, trained in zip(losses, after, strict=True)]
+                yield Attack(f"update of client {client}: {observed}", "loss drop", *drops)
 
     def _repeat_round(self, server: Server) -> Iterator[tuple[int, tuple[str, ...], State]]:
         """Repeats the server's next round for the first clients; yields client, uplink and decoded update.
@@ -135,15 +138,6 @@ class Attacker:
                 assert update is not None
                 reported, _ = server.decode(update)
                 yield broadcast.client, tuple(broadcast.uplink), reported
-
-    def _attack_update(
-        self, client: int, slice_: str, before: State, values: State, members: LabelledImages
-    ) -> Attack:
-        scores = [
-            self._score(before, images, _losses) - self._score({**before, **values}, images, _losses)
-            for images in (members, self._nonmembers)
-        ]
-        return Attack(f"update of client {client}: {slice_}", "loss drop", *scores)
 
     def _measure_extraction(self, client: int | None) -> dict[str, Any]:
         """The memorisation check of generated images, with distances between pixels in [0, 1]."""

@@ -46,8 +46,8 @@ def test_a_cell_leaves_its_files(cell: MakeCell) -> None:
     assert yaml.safe_load((made.folder / "config.yaml").read_text())["method"]["downlink"] == ["decoder"]
 
 
-def test_the_state_s_hash_is_over_sorted_names_and_raw_bytes(cell: MakeCell) -> None:
-    made = cell("clients=2")
+def test_the_state_s_hash_is_over_sorted_names_and_raw_bytes(finished: MakeCell) -> None:
+    made = finished("clients=2")
     state = made.model
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -55,8 +55,8 @@ def test_the_state_s_hash_is_over_sorted_names_and_raw_bytes(cell: MakeCell) -> 
     assert made.result["state_sha256"] == digest.hexdigest()
 
 
-def test_the_model_generates_by_itself(cell: MakeCell) -> None:
-    pipeline = DDPMPipeline.from_pretrained(cell("clients=2").folder / "model")
+def test_the_model_generates_by_itself(finished: MakeCell) -> None:
+    pipeline = DDPMPipeline.from_pretrained(finished("clients=2").folder / "model")
     pipeline.set_progress_bar_config(disable=True)
     schedule = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
     assert torch.equal(pipeline.scheduler.alphas_cumprod, schedule.alphas_cumprod)

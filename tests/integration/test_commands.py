@@ -79,9 +79,9 @@ def test_help_says_what_every_key_means_and_what_may_be_chosen(capfd: pytest.Cap
 
 
 def test_images_of_the_federated_model_come_as_a_grid_or_each_in_a_file(
-    cell: MakeCell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: MakeCell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = cell("clients=2")
+    made = finished("clients=2")
     folder = str(made.folder)
     assert invoke(folder, "--images", "5", main=sample.main) == 0
     assert invoke(folder, "--images", "5", "--out", "one/by/one", main=sample.main) == 0
@@ -107,8 +107,10 @@ def test_images_of_the_federated_model_come_as_a_grid_or_each_in_a_file(
     assert invoke(folder, "--animate", "--out=film.png", main=sample.main) == 2
 
 
-def test_each_client_draws_from_its_own_model_and_the_seed_decides(cell: MakeCell, tmp_path: Path) -> None:
-    folder = str(cell("method=UDEC", "clients=2").folder)
+def test_each_client_draws_from_its_own_model_and_the_seed_decides(
+    finished: MakeCell, tmp_path: Path
+) -> None:
+    folder = str(finished("method=UDEC", "clients=2").folder)
     asked = {"a": "--client=0", "b": "--client=0", "c": "--client=1", "d": "--client=0 --seed=1"}
     for out, options in asked.items():
         assert invoke(folder, *options.split(), "--images=1", f"--out={out}", main=sample.main) == 0
@@ -129,14 +131,14 @@ def test_each_client_draws_from_its_own_model_and_the_seed_decides(cell: MakeCel
     ],
 )
 def test_a_model_that_is_not_there_is_told_in_one_line(
-    cell: MakeCell,
+    finished: MakeCell,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     method: str,
     options: list[str],
     message: str,
 ) -> None:
-    folder = cell(f"method={method}", "clients=2", "rounds=0").folder
+    folder = finished(f"method={method}", "clients=2", "rounds=0").folder
     (tmp_path / "taken").touch()
     capfd.readouterr()
     assert invoke(str(folder), *options, main=sample.main) == 2
@@ -147,9 +149,9 @@ def test_a_model_that_is_not_there_is_told_in_one_line(
 
 
 def test_a_folder_without_a_completed_cell_is_told(
-    cell: MakeCell, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    finished: MakeCell, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = cell("rounds=0").folder
+    folder = finished("rounds=0").folder
     result = folder / "result.json"
     result.write_text(json.dumps({**json.loads(result.read_text()), "status": "interrupted"}))
     for place, message in (
@@ -177,9 +179,9 @@ assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 8, 
 
 @pytest.mark.slow
 def test_an_exported_model_is_the_client_s_own_and_loads_where_fedlight_is_not(
-    cell: MakeCell, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: MakeCell, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = cell("method=UDEC", "clients=2")
+    made = finished("method=UDEC", "clients=2")
     assert not (made.folder / "model").exists()
     before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
     assert invoke(str(made.folder), "--client=1", "--out=out", main=export.main) == 0

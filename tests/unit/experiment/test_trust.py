@@ -51,9 +51,9 @@ def plant(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def test_no_planted_payload_runs_and_the_message_names_it(
-    cell: MakeCell, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    finished: MakeCell, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder, ran, file = cell("rounds=0").folder, tmp_path / "ran", tmp_path / "payload"
+    folder, ran, file = finished("rounds=0").folder, tmp_path / "ran", tmp_path / "payload"
     quiet = (folder / "config.yaml").read_text()
     system = {"command": f"mkdir {ran}"}
     for key, payload in {
@@ -103,9 +103,9 @@ def test_the_payload_runs_where_a_pickle_is_read(tmp_path: Path) -> None:
 
 
 def test_user_code_runs_only_with_trust(
-    cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    finished: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = cell("rounds=0").folder
+    folder = finished("rounds=0").folder
     (tmp_path / "mine_of_trust.py").write_text(
         "import os\nos.mkdir('imported')\nfrom fedlight.federation.algorithms.fedavg import FedAvg\n"
         "class Mine(FedAvg):\n    pass\n"
@@ -120,9 +120,9 @@ def test_user_code_runs_only_with_trust(
 
 
 def test_an_interpolated_value_is_refused(
-    cell: MakeCell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    finished: MakeCell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = cell("rounds=0").folder
+    folder = finished("rounds=0").folder
     monkeypatch.setenv("PLANTED", "os.system")
     for value in ("${oc.env:PLANTED}", r"\${oc.decode:'{_target_: os.system, command: ls}'}"):
         plant(folder, lambda config, value=value: config["model"]["unet"].update(widths=value))
@@ -131,9 +131,9 @@ def test_an_interpolated_value_is_refused(
 
 
 def test_no_command_runs_a_pickle_in_a_received_folder(
-    cell: MakeCell, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    finished: MakeCell, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder, ran = cell("rounds=0").folder, tmp_path / "ran"
+    folder, ran = finished("rounds=0").folder, tmp_path / "ran"
     payload = pickle.dumps((os.mkdir, str(ran)))
     call = {"_target_": "fedlight.federation.transport.dask_workers.call"}
     quiet = (folder / "config.yaml").read_text()
@@ -168,9 +168,9 @@ def test_no_command_runs_a_pickle_in_a_received_folder(
 
 
 def test_control_characters_in_a_received_text_are_escaped(
-    cell: MakeCell, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    finished: MakeCell, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    folder = cell("rounds=0").folder
+    folder = finished("rounds=0").folder
     plant(folder, lambda config: config["model"]["unet"].update(_target_="x\x1b[2J\ny.z"))
     assert invoke(str(folder), main=sample.main) == 2
     (line,) = capfd.readouterr().err.splitlines()
@@ -186,8 +186,8 @@ def test_control_characters_in_a_received_text_are_escaped(
     assert "\x1b" not in out
 
 
-def test_deeply_nested_json_is_a_damaged_file(cell: MakeCell, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = cell("rounds=0").folder
+def test_deeply_nested_json_is_a_damaged_file(finished: MakeCell, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = finished("rounds=0").folder
     (folder / "audit.json").write_text("[" * 200_000)
     assert CellFiles(folder).audit.attacks == []
     (folder / HOLDER).write_text("[" * 200_000)
