@@ -101,7 +101,6 @@ SMALL_SIZE = Size(
     grid=(
         "sweeps=paper_iid clients=2",
         "sweeps=paper_skew clients=2 partition=label_skew",
-        "sweeps=paper_skew clients=2 partition=quantity_skew",
     ),
     cells=(
         *(*TINY, "data.limit=200", "data.batch_size=32", "rounds=2", "epochs=1", "evaluation.samples=80"),

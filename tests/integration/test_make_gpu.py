@@ -19,7 +19,7 @@ from forkserver import warm_python
 
 BENCHMARKS = Path(gpu.__file__).parent
 METHODS = ("FULL", "UDEC", "ULATDEC", "USPLIT")
-PLACES = (("iid", "2"), ("label_skew", "2"), ("quantity_skew", "2"))
+PLACES = (("iid", "2"), ("label_skew", "2"))
 
 
 def begin(out: Path, *arguments: str) -> subprocess.Popen[bytes]:
