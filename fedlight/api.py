@@ -1,6 +1,7 @@
 """The Python API: run a cell, read a sweep as a table, open a finished cell."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,8 +39,10 @@ def run(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> 
     from fedlight.single_cell import configure, run_or_skip
 
     try:
-        config = configure(overrides, None if config_dir is None else Path(config_dir))
-        return CellResult(run_or_skip(config))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, when diffusers is imported
+            config = configure(overrides, None if config_dir is None else Path(config_dir))
+            return CellResult(run_or_skip(config))
     except BadInput as error:
         if DEBUG in os.environ:
             raise
@@ -57,10 +60,11 @@ def load(folder: str | Path, rounds: bool = False) -> pd.DataFrame:
 
     Returns:
         A row for each cell: `sweep`, `cell`, `status`; the settings `method`, `clients`, `partition`, `data`,
-        `model`, `rounds`, `epochs`, `fraction`, `seed`, and each further key in which the cells differ; `fid`,
-        `fid_std` and the further scores that some cell has, with the names of the report's `cells.csv`;
-        `params` and `bytes` (exchanged, both ways, all rounds), `reduction` (share of the parameters saved
-        against FULL, 0..1), `train_loss`, `seconds`; `note` (why a cell is not completed); `folder`.
+        `model`, `rounds`, `epochs`, `fraction`, `seed`, and each further key in which the cells differ;
+        `fid`, `fid_std` and the further scores that some cell has, with the names of the report's
+        `cells.csv`; `params` and `bytes` (exchanged, both ways, all rounds), `reduction` (share of the
+        parameters saved against FULL, 0..1), `train_loss`, `seconds`; `note` (why a cell is not completed);
+        `folder`.
 
         With `rounds` the same settings and the columns of `rounds.csv`: `round`, `train_loss`, `params_down`,
         `params_up`, `params_cumulative`, `bytes_cumulative`, `participants`, `reports`, `fid` (where it was
@@ -74,5 +78,5 @@ def load(folder: str | Path, rounds: bool = False) -> pd.DataFrame:
 
     cells = find_cells(Path(folder))
     if not cells:
-        raise BadInput(f"{folder} holds no sweep and no cell; a sweep lives in OUTPUT/NAME, such as runs/demo")
+        raise BadInput(f"{folder}: no cell here; a sweep is a folder OUTPUT/NAME, such as runs/demo")
     return rounds_frame(cells) if rounds else cells_frame(cells)

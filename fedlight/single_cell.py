@@ -37,7 +37,7 @@ def configure(overrides: Sequence[str], config_dir: Path | None = None) -> CellC
     check_utf8(overrides)
     for override in overrides:
         if override.startswith("-"):
-            raise BadInput(f"{override} is an option of the command python -m fedlight.run; type KEY=VALUE here")
+            raise BadInput(f"{override} is an option of the command; overrides are KEY=VALUE")
     if config_dir is not None and not config_dir.is_dir():
         raise BadInput(f"config_dir: no folder {config_dir}")
     load_environment()
@@ -46,8 +46,8 @@ def configure(overrides: Sequence[str], config_dir: Path | None = None) -> CellC
         for override in OverridesParser.create().parse_overrides(typed):
             if override.is_sweep_override():
                 raise BadInput(
-                    f"{override.input_line} stands for several cells: run them in a loop, one value at a time, "
-                    "or all by the command python -m fedlight.run -m"
+                    f"{override.input_line} stands for several cells: run them one by one in a loop, or "
+                    "all by the command python -m fedlight.run -m"
                 )
         composed = compose_command(typed, config_dir)
         check_one_cell(composed.hydra)
@@ -100,7 +100,7 @@ def check_one_cell(command: DictConfig) -> None:
     if command.mode != RunMode.MULTIRUN and open_keys:
         grid = f"sweeps={command.runtime.choices.get('sweeps') or '...'}"
         raise BadInput(
-            f"{grid} is a grid of several cells: add -m to the command python -m fedlight.run to run them all, "
+            f"{grid} is a grid of several cells: add -m to python -m fedlight.run to run them all, "
             f"or choose one by {' '.join(f'{key}=...' for key in open_keys)}"
         )
 

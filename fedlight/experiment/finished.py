@@ -68,7 +68,7 @@ class FinishedCell:
         if client is None:
             raise BadInput(
                 f"{name}: method {self.config.method.name} trains a model for each client: choose one by "
-                f"--client (client= in Python), 0 to {clients - 1}"
+                f"--client (client=), 0 to {clients - 1}"
             )
         if not 0 <= client < clients:
             raise BadInput(f"{name}: client must be 0 to {clients - 1}, got {client}")
@@ -168,7 +168,9 @@ def open_cell(folder: str | Path, trust: bool = False) -> FinishedCell:
         try:
             check_targets(plain)
         except BadInput as error:
-            raise BadInput(f"{folder}: {error}; add --trust (trust=True in Python) if you trust the origin of the cell") from error
+            raise BadInput(
+                f"{folder}: {error}; add --trust (trust=True) if you trust the origin of the cell"
+            ) from error
     config = validate(OmegaConf.create(plain))
     num_classes = len({label for _, label, _ in CellFiles(folder).partition})
     module, slices = make_client_model(config, num_classes)

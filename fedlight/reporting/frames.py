@@ -40,8 +40,8 @@ def rounds_frame(cells: Sequence[SweepCell]) -> pd.DataFrame:
         for entry in cell.files.rounds
     ]
     frame = pd.DataFrame(rows, columns=[*named, *ROUND_COLUMNS])
-    whole = ["round", "params_down", "params_up", "params_cumulative", "bytes_cumulative"]
-    return frame.astype(dict.fromkeys(whole, "Int64"))
+    measured = ("train_loss", "fid", "seconds", "epsilon")
+    return frame.astype({key: float if key in measured else "Int64" for key in ROUND_COLUMNS})
 
 
 def read_scores(result: Result) -> dict[str, float]:

@@ -120,7 +120,7 @@ def test_each_client_draws_from_its_own_model_and_the_seed_decides(cell: MakeCel
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("UDEC", [], "method UDEC trains a model for each client: choose one by --client (client= in Python), 0 to 1"),
+        ("UDEC", [], "method UDEC trains a model for each client: choose one by --client (client=), 0 to 1"),
         ("UDEC", ["--client=2"], "client must be 0 to 1, got 2"),
         ("UDEC", ["--client=-1"], "client must be 0 to 1, got -1"),
         ("FULL", ["--client=0"], "method FULL trains one global model: leave out client"),
@@ -243,7 +243,7 @@ def test_only_what_is_trained_is_exported(
 ) -> None:
     made = cell("method=UDEC", "clients=2", "rounds=0")
     assert invoke(str(made.folder), "--out=out", main=export.main) == 2
-    assert "choose one by --client (client= in Python), 0 to 1" in capsys.readouterr().err
+    assert "choose one by --client (client=), 0 to 1" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
