@@ -11,8 +11,10 @@ from fedlight.runs.csv_files import ROUND_COLUMNS
 from fedlight.runs.reader import Result
 from fedlight.runs.status import SweepCell
 
-SETTINGS = ("method.name", "clients", "partition.name", "data.name", "model.name")
-SETTINGS += ("rounds", "epochs", "fraction", "seed")
+SETTINGS = (
+    *("method.name", "clients", "partition.name", "data.name", "model.name"),
+    *("rounds", "epochs", "fraction", "seed"),
+)
 """Keys of the configuration that are columns of every table."""
 
 
@@ -23,7 +25,7 @@ def cells_frame(cells: Sequence[SweepCell]) -> pd.DataFrame:
     rows = []
     for cell, settings in zip(cells, _settings(cells), strict=True):
         result = cell.files.result
-        numbers = read_scores(result) | read_costs(result) if result else {}
+        numbers = {**read_scores(result), **read_costs(result)} if result else {}
         rows.append({**settings, **numbers, "note": cell.note, "folder": str(cell.files.folder)})
     named = dict.fromkeys(key for row in _settings(cells) for key in row)
     columns = [*named, "fid", "fid_std", *scores, *(q.key for q in COSTS), "note", "folder"]

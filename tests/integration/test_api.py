@@ -27,7 +27,7 @@ HEAVY = ("torch", "lightning", "hydra", "pandas", "omegaconf", "pydantic")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two cells, FULL and UDEC, of which UDEC has scores and a grid of images."""
     output = tmp_path_factory.mktemp("sweep")
-    quality = ["evaluation.samples=20", "evaluation.grid=8"]
+    quality = ["evaluation.samples=70", "evaluation.grid=8"]
     for method in ("FULL", "UDEC"):
         fedlight.run([*CELL, *(quality if method == "UDEC" else ()), f"method={method}", f"output={output}"])
     return output / "default"
@@ -169,7 +169,7 @@ def test_a_sweep_is_a_table(sweep: Path, tmp_path: Path) -> None:
         assert row["partition"] == "label_skew"
     assert pd.isna(table.loc["FULL", "fid"])
     assert table.loc["UDEC", "fid"] == fedlight.CellResult(folder_of(sweep, "UDEC")).scores["fid"]
-    assert dict(table["evaluation.samples"]) == {"FULL": 0, "UDEC": 20}, "a key in which the cells differ"
+    assert dict(table["evaluation.samples"]) == {"FULL": 0, "UDEC": 70}, "a key in which the cells differ"
 
     rounds = fedlight.load(sweep, rounds=True)
     assert list(rounds["round"]) == [1, 2, 1, 2]

@@ -13,7 +13,7 @@ from nbformat import NotebookNode
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-SMALL = ["rounds=1", "epochs=1", "data.limit=120", "evaluation.samples=20", "evaluation.steps=2"]
+SMALL = ["rounds=1", "epochs=1", "data.limit=120", "evaluation.samples=70", "evaluation.steps=2"]
 LARGEST = 150_000  # of a stored notebook, in bytes
 
 
