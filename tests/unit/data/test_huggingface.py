@@ -135,6 +135,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "column score must hold whole numbers or text, got float",
     ),
     "missing sites": ({"client_column": "owner"}, "column owner must hold .*, got NoneType, str"),
+    "folder without images": ({"path": str(Path(__file__).parent)}, "data.path=.*: .*Error: "),
     "channels": ({"channels": 2}, "data.channels must be 1"),
 }
 
@@ -180,8 +181,8 @@ def test_natural_clients_are_groups() -> None:
     parts = natural(labels, 4, 0, groups)
     assert [list(part) for part in parts] == [[1, 4], [3, 7], [0, 2, 5, 6], [8]], "in the order of the groups"
 
-    parts = natural(labels, 2, 0, groups)  # of sizes 4, then 2, 2, 1
-    assert [sorted(set(groups[part])) for part in parts] == [[4], [0, 2, 7]]
+    parts = natural(labels, 2, 0, groups)  # of sizes 4, 2, 2, 1: 4 | 2, 2 | then the first again
+    assert [sorted(set(groups[part].tolist())) for part in parts] == [[4, 7], [0, 2]]
     assert sorted(np.concatenate(parts)) == list(range(9))
     with pytest.raises(BadInput, match="of 4 groups, so clients must be at most 4, got 5"):
         natural(labels, 5, 0, groups)
