@@ -43,10 +43,10 @@ def configure(overrides: Sequence[str], config_dir: Path | None = None) -> CellC
     load_environment()
     typed = keep_text(move_to_environment(overrides, os.environ))
     try:
-        for override in OverridesParser.create().parse_overrides(typed):
-            if override.is_sweep_override():
+        for parsed in OverridesParser.create().parse_overrides(typed):
+            if parsed.is_sweep_override():
                 raise BadInput(
-                    f"{override.input_line} stands for several cells: run them one by one in a loop, or "
+                    f"{parsed.input_line} stands for several cells: run them one by one in a loop, or "
                     "all by the command python -m fedlight.run -m"
                 )
         composed = compose_command(typed, config_dir)

@@ -29,7 +29,7 @@ images = pipeline(class_labels=[0, {last}], guidance_scale=3.0).images
 
 def make_pipeline(module: DDPM) -> DDPMPipeline:
     """The model's denoiser and its noise schedule as a pipeline: with class labels if it is conditional."""
-    conditional = module.denoiser.config.get("num_class_embeds")
+    conditional = module.label_dropout is not None
     kind = labelled_pipeline.LabelledDDPMPipeline if conditional else DDPMPipeline
     return kind(module.denoiser.to(memory_format=torch.contiguous_format), module.schedule)
 
