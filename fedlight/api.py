@@ -17,8 +17,8 @@ def run(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> 
     """Runs one cell, as `python -m fedlight.run OVERRIDES` does, or returns it at once where it is done.
 
     A cell that was interrupted continues after its last stored round. Progress is shown in the output of the
-    notebook's cell or in the terminal. The state of the random generators and torch's number of threads are
-    the same afterwards as before.
+    notebook's cell or in the terminal. The CPU's random state and torch's number of threads are the same
+    afterwards as before.
 
     Args:
         overrides: KEY=VALUE, as on the command line, such as `["method=UDEC", "clients=5"]`.

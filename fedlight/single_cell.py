@@ -107,13 +107,13 @@ def check_one_cell(command: DictConfig) -> None:
 
 @contextmanager
 def _restore_torch() -> Iterator[None]:
-    """Restores the random state and the number of threads, which a cell sets for the whole process."""
+    """Restores the CPU's random state and the number of threads, which a cell sets for the whole process."""
     import torch
     from lightning.pytorch.utilities.seed import isolate_rng
 
     threads = torch.get_num_threads()
     try:
-        with isolate_rng():
+        with isolate_rng(include_cuda=False):  # asking for a GPU's state would start CUDA on all of them
             yield
     finally:
         torch.set_num_threads(threads)
