@@ -12,6 +12,7 @@ from fedlight.runtime.files import explain
 from fedlight.runtime.printable import legible, plain_line
 from fedlight.runtime.secret import redacted
 
+DEBUG = "HYDRA_FULL_ERROR"  # the environment variable that shows the tracebacks of errors
 INTERRUPTED = 130  # the exit status after Ctrl-C
 
 

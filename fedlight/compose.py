@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedlight.data.data_name import data_name
 from fedlight.evaluation.weights import weights_name
@@ -20,18 +21,35 @@ ROOT = SETTINGS if SETTINGS.is_dir() else PACKAGE.parent
 """The folder that holds configs and sweeps."""
 
 
-def compose_config(overrides: Sequence[str]) -> DictConfig:
+def compose_config(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """The configuration of one cell, not yet validated.
 
     Args:
         overrides: KEY=VALUE, as on the command line.
+        config_dir: folder of further configuration files; None for none.
 
     Raises:
         HydraException, OmegaConfBaseException: they cannot be applied.
     """
+    config = compose_command(overrides, config_dir)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def compose_command(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """As `compose_config`, with Hydra's own part of the configuration under the key hydra."""
     register_resolvers()
+    keys = keep_text(overrides)
+    if config_dir is not None:
+        folders = [f"file://{folder}" for folder in (ROOT, config_dir.absolute())]
+        keys.append(f"hydra.searchpath=[{','.join(map(_quote, folders))}]")
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("config", overrides=keep_text(overrides))
+        return compose("config", overrides=keys, return_hydra_config=True)
+
+
+def _quote(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def register_resolvers() -> None:

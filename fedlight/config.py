@@ -110,7 +110,7 @@ def _keys_of_type(type_: type) -> frozenset[str]:
     return frozenset(key for key, annotation in _keys(CellConfig) if type_ in _alternatives(annotation))
 
 
-OPTIONAL_PATHS = ("data.root", "evaluation.weights")
+OPTIONAL_PATHS = ("data.root", "data.path", "evaluation.weights")
 PATH_KEYS = ("output", "data.cache", "evaluation.cache", *OPTIONAL_PATHS)
 SCHEMA_KEYS = frozenset(key for key, _ in _keys(CellConfig))
 TEXT_KEYS = _keys_of_type(str) | {"logger.project", "logger.entity"}

@@ -32,14 +32,12 @@ def export(cell: Path, client: int | None, out: Path, trust: bool) -> None:
     """
     from fedlight.experiment.finished import open_cell
 
-    opened = open_cell(cell, trust)
-    state = opened.state(client)
+    pipeline = open_cell(cell, trust).model(client)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out: {out} is there already, and not empty; choose another folder, or empty it")
     from fedlight.experiment.pipeline import add_code, save_pipeline
 
-    opened.module.load_state_dict(state)
-    save_pipeline(out, opened.module)
+    save_pipeline(out, pipeline)
     print(add_code(out))
 
 

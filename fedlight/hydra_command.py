@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.command import print_error
+from fedlight.command import DEBUG, print_error
 from fedlight.compose import ROOT, register_resolvers
 from fedlight.overrides import keep_text
 from fedlight.runtime.environment import load_environment, replace_unencodable
@@ -22,7 +22,6 @@ from fedlight.runtime.printable import legible
 from fedlight.runtime.secret import move_to_environment, redacted
 from fedlight.runtime.signals import EXIT, Interrupted
 
-DEBUG = "HYDRA_FULL_ERROR"
 USER_ERRORS = (*KNOWN, HydraException, OmegaConfBaseException, OSError)
 """Errors that are printed as one line; others are bugs of fedlight and keep their traceback."""
 

@@ -1,16 +1,23 @@
-"""Runs one cell, or with -m a sweep of them: python -m fedlight.run [-m] [KEY=VALUE ...]"""
+"""Runs one cell, or with -m a sweep of them: python -m fedlight.run [-m] [KEY=VALUE ...]
+
+In Python `fedlight.run([...])` runs one cell: the module is called like the function `fedlight.api.run`.
+"""
 
 import sys
+from types import ModuleType
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fedlight.api import run
 from fedlight.hydra_command import run_hydra_command
-from fedlight.runs.identity import cell_folder, is_done, print_done
-from fedlight.runtime.errors import BadInput
-from fedlight.runtime.lease import acquire_lease
-from fedlight.runtime.memory import pause_garbage_collection
+from fedlight.single_cell import check_one_cell, run_or_skip
+
+
+class CallableModule(ModuleType):
+    """A module that is called like a function; as a submodule it hides a function of the same name."""
+
+    __call__ = staticmethod(run)
 
 
 def main() -> None:
@@ -30,32 +37,10 @@ def check_and_run(composed: DictConfig) -> None:
 
         print_plan([config])
         return
-    folder = cell_folder(config)
-    if is_done(folder):
-        print_done(folder)
-        return
-    with acquire_lease(folder) as lease:
-        with pause_garbage_collection():
-            from fedlight.experiment.cell import run_cell
-
-        run_cell(config, lease)
-
-
-def check_one_cell(command: DictConfig) -> None:
-    """Raises BadInput where a single cell is to be run (no -m) and the configuration names a grid of several.
-
-    Args:
-        command: Hydra's own part of the configuration.
-    """
-    chosen = {override.lstrip("+").partition("=")[0] for override in command.overrides.task}
-    open_keys = [key for key in OmegaConf.select(command, "sweeper.params") or () if key not in chosen]
-    if command.mode == RunMode.RUN and open_keys:
-        grid = f"sweeps={command.runtime.choices.get('sweeps') or '...'}"
-        raise BadInput(
-            f"{grid} is a grid of several cells: add -m to run them all, or choose one by "
-            f"{' '.join(f'{key}=...' for key in open_keys)}"
-        )
+    run_or_skip(config)
 
 
 if __name__ == "__main__":
     main()
+else:
+    sys.modules[__name__].__class__ = CallableModule

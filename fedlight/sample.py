@@ -70,7 +70,7 @@ def draw_images(
         raise BadInput(f"--animate takes at most {BATCH} images, got {images}")
     frames: list[Any] = []  # uint8 tensors, one per denoising step
     opened = open_cell(cell, trust)
-    drawn = opened.draw(client, images, seed, label, frames.append if animate else None)
+    drawn = opened.sample(client, images, label, seed, frames.append if animate else None)
     (out.parent if out.suffix else out).mkdir(parents=True, exist_ok=True)
     if animate:
         pictures.animation(out, frames, scale or 1)

@@ -25,6 +25,12 @@ class DataConfig(Section, Sparse):
     skip_unreadable: bool = False
     classes: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
     range: Literal["type", "measured"] | list[float] = "type"
+    path: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    image_column: str = "image"
+    label_column: str | None = "label"
+    client_column: str | None = None
     source: Target
 
     @field_validator("classes", mode="before")

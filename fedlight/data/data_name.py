@@ -9,6 +9,8 @@ from fedlight.data.folder_layout import is_split
 from fedlight.runtime.printable import legible
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+HUB = "huggingface"
+HUB_TIMEOUT = 10.0  # seconds for the Hub to answer
 KNOWN = {
     "fmnist": {
         "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
@@ -41,15 +43,19 @@ def data_name(kind: str, root: str | None, cache: str) -> str:
     """The name of a data set.
 
     Args:
-        kind: fmnist, cifar10, celeba or image_folder.
-        root: `data.root`.
+        kind: fmnist, cifar10, celeba, image_folder or huggingface.
+        root: `data.root`; for huggingface `data.path`, a folder or an id of the Hub.
         cache: fedlight's cache folder, where hashes of unchanged files are kept.
 
     Returns:
         For a published set `kind` where its files are the published ones or some are missing, otherwise
-        `kind` and a hash of the files; for image_folder the folder's name and a hash of its files.
+        `kind` and a hash of the files; for image_folder the folder's name and a hash of its files; for an id
+        of the Hub the id and the start of its commit.
     """
     folder = _folder(kind, root, cache)
+    if kind == HUB and root is not None and folder is not None and not folder.is_dir():
+        revision = hub_revision(root)
+        return "_".join([root.replace("/", "_"), *([revision[:8]] if revision else [])])
     if folder is None or not folder.is_dir():
         return kind
     if kind not in KNOWN:
@@ -63,8 +69,29 @@ def data_name(kind: str, root: str | None, cache: str) -> str:
     return f"{kind}_{folder_digest(folder, files, cache)}"
 
 
+@remembered
+def hub_revision(path: str) -> str | None:
+    """The commit of a data set on the Hugging Face Hub: the newest, or without internet the one in the cache.
+
+    Args:
+        path: id of the data set, such as `ylecun/mnist`.
+
+    Returns:
+        The commit's hash; None where neither the Hub nor the cache knows the data set.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return HfApi().dataset_info(path, timeout=HUB_TIMEOUT).sha
+    except Exception:  # each library below has errors of its own
+        reference = Path(HF_HUB_CACHE, repo_folder_name(repo_id=path, repo_type="dataset"), "refs", "main")
+        return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+
+
 def _folder(kind: str, root: str | None, cache: str) -> Path | None:
-    """The folder of a data set's files; None for image_folder without a root."""
+    """The folder of a data set's files; None for a folder of the user's without a root."""
     if kind == "fmnist":
         default = DEBIAN if DEBIAN.is_dir() else Path(cache, "FashionMNIST", "raw")
         return default if root is None else Path(root).absolute()

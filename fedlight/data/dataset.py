@@ -18,10 +18,13 @@ class Images:
     Attributes:
         pixels: uint8 in 0..255, shape (n, channels, height, width).
         labels: int64 in 0..classes-1, shape (n,).
+        groups: whose image each is (site, patient, writer), int64 from 0, shape (n,); None where the data set
+            does not say.
     """
 
     pixels: Tensor
     labels: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
@@ -45,7 +48,8 @@ class Images:
 
     def first(self, count: int | None) -> "Images":
         """The first `count` images; all for None."""
-        return Images(self.pixels[:count], self.labels[:count])
+        groups = None if self.groups is None else self.groups[:count]
+        return Images(self.pixels[:count], self.labels[:count], groups)
 
 
 @dataclass(frozen=True)
@@ -88,5 +92,5 @@ class Dataset:
                 f"{', '.join(unknown)}; leave it out, or name it in data.classes"
             )
         label = np.array([names.index(name) for name in self.classes], np.int64)
-        train, test = (Images(split.pixels, label[split.labels]) for split in (self.train, self.test))
+        train, test = (replace(split, labels=label[split.labels]) for split in (self.train, self.test))
         return replace(self, train=train, test=test, classes=tuple(names))

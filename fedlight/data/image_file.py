@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,11 +90,11 @@ class StoredImage(NamedTuple):
         return ((scaled * alpha + BACKGROUND * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def read_image(path: Path, channels: int) -> StoredImage:
+def read_image(source: Path | BinaryIO, channels: int) -> StoredImage:
     """Reads the first image of a file.
 
     Args:
-        path: of the file; its content decides the format, not its name.
+        source: path or content of the file; the content decides the format, not the name.
         channels: 1 or 3; an image of 8 bits is converted to grey or RGB, one of more bits stays grey.
 
     Raises:
@@ -102,7 +102,8 @@ def read_image(path: Path, channels: int) -> StoredImage:
         ValueError: a value is not finite.
     """
     # an open file: given a path, Pillow maps TIFF into memory, and scrambles images with an EXIF orientation
-    with path.open("rb") as file, Image.open(file, formats=tuple(FORMATS)) as image:
+    opened = source.open("rb") if isinstance(source, Path) else source
+    with opened as file, Image.open(file, formats=tuple(FORMATS)) as image:
         tags = getattr(image, "tag_v2", {})
         depth = _depth(image, tags)
         negative = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode.startswith(("I", "F"))

@@ -109,7 +109,7 @@ def _list_classes(root: Path) -> Parts:
     by_class = _list_by_class(root, left_out)
     files = [file for members in by_class.values() for file in members]
     labels = np.repeat(np.arange(len(by_class)), [len(members) for members in by_class.values()])
-    train, test = _split(labels)
+    train, test = hold_out(labels)
     if not len(test):
         raise BadInput(
             f"data.root: no class in {root} has two images, so that one can be held out for testing"
@@ -216,8 +216,15 @@ def _pluralise(kind: str) -> str:
     return kind if kind.startswith(".") else re.sub("link|image|file|folder|frame", r"\g<0>s", kind, count=1)
 
 
-def _split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of training and test images, stratified; the only image of a class is for training."""
+def hold_out(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Holds out a fifth of each class for testing; the only image of a class is for training.
+
+    Args:
+        labels: int64, shape (n,).
+
+    Returns:
+        Positions to train on, shuffled, and to test on; without a class of two images there are none to test.
+    """
     is_single = np.bincount(labels)[labels] == 1
     rest, single = np.flatnonzero(~is_single), np.flatnonzero(is_single)
     if not len(rest):

@@ -8,6 +8,8 @@ from fedlight.data.dataset import Dataset
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.extension import make_extension
 
+HUGGING_FACE = ("path", "subset", "split", "image_column", "label_column", "client_column")
+
 
 def load(config: DataConfig) -> Dataset:
     """The complete data set, regardless of `data.limit`, with the class numbers of `data.classes`.
@@ -18,6 +20,8 @@ def load(config: DataConfig) -> Dataset:
     options: dict[str, Any] = {"skip_unreadable": True} if config.skip_unreadable else {}
     if config.range != "type":
         options["range"] = config.range
+    if config.path is not None:
+        options |= {key: getattr(config, key) for key in HUGGING_FACE}
     dataset = make_extension("data", config.source, **options)
     if not isinstance(dataset, Dataset):
         raise BadInput(

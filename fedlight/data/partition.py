@@ -4,6 +4,7 @@ Random numbers come from NumPy's legacy generator `RandomState(seed)`, which rep
 partitions of FedDiffuse (seed 2023, beta 0.5) image by image.
 """
 
+import inspect
 from typing import TypeVar
 
 import numpy as np
@@ -21,13 +22,17 @@ Number = TypeVar("Number", int, float)
 DRAWS = 1_000  # of proportions, until every client has its minimum
 
 
-def assign(config: PartitionConfig, labels: Labels, clients: int) -> list[Indices]:
+def assign(
+    config: PartitionConfig, labels: Labels, clients: int, groups: Labels | None = None
+) -> list[Indices]:
     """The training images of each client, by the partition that the configuration names.
 
     Args:
         config: the section `partition`.
         labels: of the training images, int64, shape (n,).
         clients: K, 1 or more.
+        groups: whose image each is, int64, shape (n,), for a partition with a parameter of that name; None
+            where the data set does not say.
 
     Returns:
         For each client the positions of its images, int64; no position occurs twice.
@@ -36,8 +41,9 @@ def assign(config: PartitionConfig, labels: Labels, clients: int) -> list[Indice
         BadInput: the partition cannot be made of these labels.
     """
     partition = instantiate(config.deal, _partial_=True)
+    by_group = "groups" in inspect.signature(partition.func).parameters
     try:
-        parts: list[Indices] = partition(labels, clients)
+        parts: list[Indices] = partition(labels, clients, **({"groups": groups} if by_group else {}))
     except TypeError as error:
         raise BadInput(f"partition: {error}") from error
     return parts
@@ -150,6 +156,36 @@ def shards(labels: Labels, clients: int, seed: int, classes: int | None) -> list
             f"partition=shards leaves some of {clients} clients without an image: use fewer clients"
         )
     return joined
+
+
+def natural(labels: Labels, clients: int, seed: int, groups: Labels | None) -> list[Indices]:
+    """Assigns each client the images of one group, such as a site; of several where clients are fewer.
+
+    Groups go by their number of images, the largest first, to the client with the fewest images; with as many
+    clients as groups, client k has group k. `seed` has no effect.
+
+    Raises:
+        BadInput: the data set has no groups, or fewer of them than there are clients.
+    """
+    if groups is None:
+        raise BadInput(
+            "partition=natural needs a column that says whose image it is: data=huggingface with "
+            "data.client_column=COLUMN"
+        )
+    present, members = np.unique(groups, return_inverse=True)
+    if clients > len(present):
+        raise BadInput(
+            f"partition=natural: the training images are of {len(present)} groups, so clients must be at "
+            f"most {len(present)}, got {clients}"
+        )
+    sizes = np.bincount(members)
+    owner = np.arange(len(present))
+    if clients < len(present):
+        load = np.zeros(clients, np.int64)
+        for group in np.argsort(-sizes, kind="stable"):
+            owner[group] = load.argmin()
+            load[owner[group]] += sizes[group]
+    return [np.flatnonzero(owner[members] == client) for client in range(clients)]
 
 
 def pool(parts: list[Indices]) -> Indices:

@@ -141,7 +141,7 @@ class Attacker:
 
     def _measure_extraction(self, client: int | None) -> dict[str, Any]:
         """The memorisation check of generated images, with distances between pixels in [0, 1]."""
-        drawn = self._cell.draw(client, GENERATED, self._seed)
+        drawn = self._cell.sample(client, GENERATED, seed=self._seed)
         train, test = self._members(client)[0], self._nonmembers[0]
         flat = [pixels.flatten(1).float() / 255 for pixels in (train, test, drawn)]
         return CopyCheck(flat[0], flat[1])(flat[2]).summary()

@@ -10,7 +10,7 @@ from fedlight.config import CellConfig
 from fedlight.data.loading import print_notes
 from fedlight.data.partition import count_labels
 from fedlight.experiment.parts import CHECKPOINT, CellParts
-from fedlight.experiment.pipeline import save_pipeline
+from fedlight.experiment.pipeline import make_pipeline, save_pipeline
 from fedlight.experiment.result import blank_result
 from fedlight.experiment.round_loop import RoundLoop
 from fedlight.experiment.setup import make_cell_server, set_up
@@ -132,7 +132,7 @@ def _save_models(folder: Path, parts: CellParts, server: Server) -> None:
     """Saves the global model where it is what was trained, and the checksums of all models."""
     if server.method.evaluate == "global":
         parts.model.load_state_dict(server.global_state())
-        save_pipeline(folder / "model", parts.model)
+        save_pipeline(folder / "model", make_pipeline(parts.model))
     files = [path for path in sorted((folder / "model").rglob("*")) if path.is_file()]
     write_checksums(folder, [*files, *last_versions(folder / CHECKPOINT)])
 

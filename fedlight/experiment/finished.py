@@ -1,10 +1,12 @@
 """A finished cell, opened for reading: its configuration and its models after the last round."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import DDPMPipeline
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from fedlight.config import CellConfig, validate
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment.drawing import cycle_labels, draw_images
 from fedlight.experiment.parts import CHECKPOINT
+from fedlight.experiment.pipeline import make_pipeline
 from fedlight.experiment.setup import make_client_model, make_server
 from fedlight.experiment.targets import check_targets
 from fedlight.federation.checkpoint import ServerCheckpoint
@@ -34,7 +37,7 @@ class FinishedCell:
     Attributes:
         folder: of the cell.
         config: its validated configuration.
-        module: the client model; `draw` replaces its weights, and `state` has those after the last round.
+        module: the client model; its weights are those of the model that was last drawn from.
         server: the server after the last round, with the global model, the ledger and the clients it has met.
         num_classes: the number of classes of the data set.
     """
@@ -60,15 +63,15 @@ class FinishedCell:
             if client is None:
                 return self.server.global_state()
             raise BadInput(
-                f"{name}: method {self.config.method.name} trains one global model: leave out --client"
+                f"{name}: method {self.config.method.name} trains one global model: leave out client"
             )
         if client is None:
             raise BadInput(
                 f"{name}: method {self.config.method.name} trains a model for each client: choose one by "
-                f"--client, 0 to {clients - 1}"
+                f"--client (client=), 0 to {clients - 1}"
             )
         if not 0 <= client < clients:
-            raise BadInput(f"{name}: --client must be 0 to {clients - 1}, got {client}")
+            raise BadInput(f"{name}: client must be 0 to {clients - 1}, got {client}")
         round_ = self.server.met.get(client, 0)
         memory = client_memory(self.folder / CHECKPOINT, name, repair=False)
         try:
@@ -77,39 +80,42 @@ class FinishedCell:
             raise BadInput(f"{error}; run the cell again for the model of client {client}") from error
         return {**self.server.global_state(), **kept.get("model", {})}
 
-    def draw(
+    def sample(
         self,
-        client: int | None,
-        images: int,
-        seed: int,
+        client: int | None = None,
+        images: int = 16,
         label: int | None = None,
+        seed: int = 0,
         on_frame: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
-        """Draws images from a model by the cell's own sampler.
+        """Draws images from a model by the sampler of the cell's configuration.
+
+        The same arguments give the same images, which are those of the command `fedlight.sample`.
 
         Args:
-            client: whose own model to draw from; None for the global one.
-            images: the number of images.
-            seed: decides the images.
+            client: whose own model, 0..clients-1, where the method trains a model for each client; None for
+                the global model.
+            images: number of images, 1 or more.
             label: the class, 0..num_classes-1, that all images of a conditional model are conditioned on;
                 None for the classes 0, 1, ... in turn.
+            seed: of the images.
             on_frame: receives the images after each denoising step, uint8, on the CPU.
 
         Returns:
             The images, uint8 in 0..255, shape (images, channels, height, width), on the CPU.
 
         Raises:
-            BadInput: there is no such model, or it has no such label.
+            BadInput: there is no such model, it has no such label, or `images` is below 1.
             Diverged: the model's images are not finite.
         """
+        if images < 1:
+            raise BadInput(f"images must be 1 or more, got {images}")
         labels = cycle_labels(self.config, images, self.num_classes)
         if label is not None:
             if labels is None:
-                raise BadInput(f"{self.folder.name}: the model is not conditional: leave out --label")
+                raise BadInput(f"{self.folder.name}: the model is not conditional: leave out label")
             if not 0 <= label < self.num_classes:
-                raise BadInput(
-                    f"{self.folder.name}: --label must be 0 to {self.num_classes - 1}, got {label}"
-                )
+                raise BadInput(f"{self.folder.name}: label must be 0 to {self.num_classes - 1}, got {label}")
             labels = torch.full_like(labels, label)
         model = "the global model" if client is None else f"the model of client {client}"
         return draw_images(
@@ -124,9 +130,25 @@ class FinishedCell:
             on_frame=on_frame,
         )
 
+    def model(self, client: int | None = None) -> DDPMPipeline:
+        """A trained model as a pipeline of diffusers, on the CPU; it shares no tensor with the cell.
 
-def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
-    """Opens the completed cell in a folder such as `runs/demo/<cell>`.
+        Args:
+            client: whose own model, as in `sample`; None for the global one.
+
+        Returns:
+            A `DDPMPipeline`; for a conditional model a `LabelledDDPMPipeline`, which is called with
+            `class_labels`.
+
+        Raises:
+            BadInput: there is no such model.
+        """
+        self.module.load_state_dict(self.state(client))
+        return make_pipeline(deepcopy(self.module))
+
+
+def open_cell(folder: str | Path, trust: bool = False) -> FinishedCell:
+    """Opens the completed cell in a folder such as `runs/demo/<cell>`; nothing in the folder is changed.
 
     Args:
         folder: of the cell.
@@ -137,6 +159,7 @@ def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
         BadInput: the folder holds no completed cell, its checkpoint is damaged, or its configuration calls
             other code and `trust` is false.
     """
+    folder = Path(folder)
     status = (read_result(folder) or {}).get("status")
     if status != "completed":
         raise BadInput(f"{folder} holds no completed cell" + (f": it is {status}" if status else ""))
@@ -145,7 +168,9 @@ def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
         try:
             check_targets(plain)
         except BadInput as error:
-            raise BadInput(f"{folder}: {error}; add --trust if you trust the origin of the cell") from error
+            raise BadInput(
+                f"{folder}: {error}; add --trust (trust=True) if you trust the origin of the cell"
+            ) from error
     config = validate(OmegaConf.create(plain))
     num_classes = len({label for _, label, _ in CellFiles(folder).partition})
     module, slices = make_client_model(config, num_classes)

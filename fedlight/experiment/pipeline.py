@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from diffusers import DDPMPipeline
 
 from fedlight.diffusion import depthwise, labelled_pipeline, unet
 from fedlight.diffusion.ddpm import DDPM
@@ -26,12 +27,16 @@ images = pipeline(class_labels=[0, {last}], guidance_scale=3.0).images
 """
 
 
-def save_pipeline(folder: Path, module: DDPM) -> None:
-    """Saves the model's denoiser and its noise schedule as a `DDPMPipeline`."""
-    from diffusers import DDPMPipeline  # imports all models of diffusers: a second or two
+def make_pipeline(module: DDPM) -> DDPMPipeline:
+    """The model's denoiser and its noise schedule as a pipeline: with class labels if it is conditional."""
+    conditional = module.label_dropout is not None
+    kind = labelled_pipeline.LabelledDDPMPipeline if conditional else DDPMPipeline
+    return kind(module.denoiser.to(memory_format=torch.contiguous_format), module.schedule)
 
-    denoiser = module.denoiser.to(memory_format=torch.contiguous_format)
-    DDPMPipeline(denoiser, module.schedule).save_pretrained(folder)
+
+def save_pipeline(folder: Path, pipeline: DDPMPipeline) -> None:
+    """Saves a pipeline as a plain `DDPMPipeline`; `add_code` adds what class labels need."""
+    DDPMPipeline(pipeline.unet, pipeline.scheduler).save_pretrained(folder)
     for path in folder.rglob("*.safetensors"):  # written for the user alone; the others follow the umask
         path.chmod((folder / "model_index.json").stat().st_mode)
 

@@ -80,7 +80,8 @@ def assemble(
     """
     dataset = replace(complete, train=complete.train.first(config.data.limit))
     if client_indices is None:
-        client_indices = partition.assign(config.partition, dataset.train.labels, config.clients)
+        train = dataset.train
+        client_indices = partition.assign(config.partition, train.labels, config.clients, train.groups)
     model, slices = make_client_model(config, len(dataset.classes))
     method = config.method.resolve(slices.names)
     algorithm = make_algorithm(config.algorithm)

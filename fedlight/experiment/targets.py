@@ -18,9 +18,19 @@ def _named(prefix: str, names: Iterable[str]) -> frozenset[str]:
 
 TARGETS: Mapping[str, frozenset[str]] = {
     "data.source": _named(
-        "fedlight.data", ("celeba.load", "cifar10.load", "digits.load", "fmnist.load", "image_folder.load")
+        "fedlight.data",
+        (
+            "celeba.load",
+            "cifar10.load",
+            "digits.load",
+            "fmnist.load",
+            "huggingface.load",
+            "image_folder.load",
+        ),
     ),
-    "partition.deal": _named("fedlight.data.partition", ("iid", "label_skew", "quantity_skew", "shards")),
+    "partition.deal": _named(
+        "fedlight.data.partition", ("iid", "label_skew", "natural", "quantity_skew", "shards")
+    ),
     "model.unet": frozenset(
         {"fedlight.diffusion.unet.ConvNextUNet", "diffusers.UNet2DModel", "diffusers.UNet2DConditionModel"}
     ),

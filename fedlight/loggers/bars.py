@@ -1,13 +1,12 @@
-"""Progress of a cell: bars at a terminal, elsewhere a line every minute."""
+"""Progress of a cell: bars at a terminal and in a notebook, elsewhere a line every minute."""
 
 import time
 from collections.abc import Callable
 
 from lightning import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from fedlight.runtime.progress import ProgressLines
+from fedlight.runtime.progress import ProgressLines, make_progress
 from fedlight.runtime.training_loss import batch_loss
 
 REFRESH = 0.5  # seconds between readings of the loss
@@ -20,16 +19,12 @@ class ProgressBars(Callback):
     """
 
     def __init__(self, label: str, rounds: int, cohort: int = 1) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
+        self._progress = make_progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
         )
         self._rounds = self._progress.add_task(label, total=rounds, note="")
         self._clients = self._progress.add_task("clients", total=None, visible=False, note="")

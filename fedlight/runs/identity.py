@@ -18,6 +18,7 @@ SCHEMA = 1
 NEUTRAL_GROUPS = ("name", "output", "logger", "transport")
 PLACES = (
     "data.root",
+    "data.path",
     "data.cache",
     "data.source.root",
     "data.source.cache",

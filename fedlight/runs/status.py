@@ -105,6 +105,13 @@ def read_sweep(sweep: Path) -> list[SweepCell]:
     return [read_cell(sweep / cell, planned.get(cell), queue, launched.get(cell)) for cell in cells]
 
 
+def find_cells(folder: Path) -> list[SweepCell]:
+    """The cells of a sweep, of all sweeps in a folder, or the one cell whose folder it is; none elsewhere."""
+    if any((folder / name).exists() for name in CELL_FILES):
+        return [read_cell(folder, None, {})]
+    return [cell for sweep in find_sweeps(folder) or [folder] for cell in read_sweep(sweep)]
+
+
 def find_sweeps(folder: Path) -> list[Path]:
     """The sweeps in a folder; none if the folder is itself a sweep."""
     if (folder / PLAN).is_dir():

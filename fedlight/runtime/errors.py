@@ -1,15 +1,19 @@
 """The errors of fedlight; the user sees each as one line."""
 
 
-class BadInput(ValueError):
+class FedlightError(Exception):
+    """The base class of all errors that fedlight raises on purpose; the message is one line."""
+
+
+class BadInput(FedlightError, ValueError):
     """The input is invalid; the message names the key, the value and what is allowed."""
 
 
-class Diverged(RuntimeError):
+class Diverged(FedlightError, RuntimeError):
     """Training produced numbers that are not finite; the message names round and client."""
 
 
-class Damaged(RuntimeError):
+class Damaged(FedlightError, RuntimeError):
     """A stored file is missing or damaged, or a message is invalid; the message names it."""
 
 
@@ -17,15 +21,15 @@ class MemoryLost(Damaged):
     """The memory of a client is lost; the server has to go back to an earlier round."""
 
 
-class LeaseTaken(OSError):
+class LeaseTaken(FedlightError, OSError):
     """Another process works on the cell, or has taken its lease over; the message names it."""
 
 
-class ExtensionFailed(RuntimeError):
+class ExtensionFailed(FedlightError, RuntimeError):
     """User code raised in training; the message names the code, the error and where to read more."""
 
 
-class ClientFailed(RuntimeError):
+class ClientFailed(FedlightError, RuntimeError):
     """A client's task failed on a worker; the message names client and round."""
 
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar at a terminal, elsewhere a line on stderr every minute."""
+"""Progress of long work: bars at a terminal and in a notebook, elsewhere a line on stderr every minute."""
 
 import sys
 import time
@@ -9,7 +9,9 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import track as bar
+from rich.progress import Progress, ProgressColumn
+
+from fedlight.runtime.notebook_progress import NotebookProgress
 
 EVERY = 60.0  # seconds between two lines
 
@@ -47,11 +49,25 @@ class ProgressLines:
         print(f"fedlight: {self._what}: {status}", file=sys.stderr)
 
 
+def make_progress(*columns: str | ProgressColumn) -> Progress:
+    """Bars for a terminal or a notebook, which vanish when they are stopped; elsewhere disabled ones.
+
+    Args:
+        columns: of each bar; rich's default ones without any.
+    """
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        return NotebookProgress(*columns)
+    # rich also takes FORCE_COLOR, which a notebook's kernel sets for its processes, for a terminal
+    return Progress(*columns, console=console, disable=not console.file.isatty(), transient=True)
+
+
 def track(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
     """Yields the items and shows their number; `total` is None if it is unknown."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        yield from bar(items, what, total, console=console, transient=True)
+    progress = make_progress()
+    if not progress.disable:
+        with progress:
+            yield from progress.track(items, total, description=what)
         return
     lines = ProgressLines(what)
     for number, item in enumerate(items):

@@ -31,12 +31,12 @@ class CellJob:
     arguments: list[str]
 
     def __call__(self) -> None:
-        from fedlight import run
-        from fedlight.hydra_command import DEBUG
+        from fedlight.command import DEBUG
+        from fedlight.run import main
 
         os.environ.pop(DEBUG, None)  # set by the launching process, for itself
         sys.argv = ["fedlight.run", *self.arguments]
-        run.main()
+        main()
 
     def checkpoint(self) -> Any:
         """Requeues the cell in the same job; submitit calls it at preemption and time-out."""

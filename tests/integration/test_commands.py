@@ -90,7 +90,7 @@ def test_images_of_the_federated_model_come_as_a_grid_or_each_in_a_file(
     files = sorted((tmp_path / "one" / "by" / "one").iterdir())
     assert [file.name for file in files] == [f"{number:05d}.png" for number in range(5)]
     found = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files]))
-    assert torch.equal(found, open_cell(made.folder).draw(None, 5, seed=0)[:, 0])
+    assert torch.equal(found, open_cell(made.folder).sample(images=5)[:, 0])
 
     assert invoke(folder, "--images=5", "--scale=8", "--out=large", main=sample.main) == 0
     assert invoke(folder, "--images=5", "--scale=3", "--animate", main=sample.main) == 0
@@ -122,10 +122,10 @@ def test_each_client_draws_from_its_own_model_and_the_seed_decides(
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("UDEC", [], "method UDEC trains a model for each client: choose one by --client, 0 to 1"),
-        ("UDEC", ["--client=2"], "--client must be 0 to 1, got 2"),
-        ("UDEC", ["--client=-1"], "--client must be 0 to 1, got -1"),
-        ("FULL", ["--client=0"], "method FULL trains one global model: leave out --client"),
+        ("UDEC", [], "method UDEC trains a model for each client: choose one by --client (client=), 0 to 1"),
+        ("UDEC", ["--client=2"], "client must be 0 to 1, got 2"),
+        ("UDEC", ["--client=-1"], "client must be 0 to 1, got -1"),
+        ("FULL", ["--client=0"], "method FULL trains one global model: leave out client"),
         ("FULL", ["--images=0"], "--images must be 1 or more, got 0"),
         ("FULL", ["--out=taken"], "taken"),
     ],
@@ -245,7 +245,7 @@ def test_only_what_is_trained_is_exported(
 ) -> None:
     made = cell("method=UDEC", "clients=2", "rounds=0")
     assert invoke(str(made.folder), "--out=out", main=export.main) == 2
-    assert "choose one by --client, 0 to 1" in capsys.readouterr().err
+    assert "choose one by --client (client=), 0 to 1" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 

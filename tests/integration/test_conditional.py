@@ -169,7 +169,7 @@ def test_the_label_accuracy_of_a_cell_is_that_of_its_images(
     shares: dict[str, list[float]] = {"all": [], "held": [], "unseen": []}
     for client in range(5):
         of = client if method == "UDEC" else None
-        images = finished.draw(of, 80, derive_seed(2023, "sample", 2, of or 0))
+        images = finished.sample(of, 80, seed=derive_seed(2023, "sample", 2, of or 0))
         right = digits_classifier(images).logits.argmax(dim=1).numpy() == np.arange(80) % 10
         is_seen = np.array([method == "CENTRAL" or (client, label % 10) in holds for label in range(80)])
         shares["all"].append(right.mean())
@@ -241,14 +241,14 @@ def test_images_of_one_label_are_drawn_by_command(
 ) -> None:
     made = cell(CONDITIONAL, "model=unet2d", "rounds=1", "clients=2")
     assert draw(capsys, made.folder, "--label", 3, "--images", 3, "--out", tmp_path / "out")[0] == 0
-    expected = open_cell(made.folder).draw(None, 3, 0, label=3)
+    expected = open_cell(made.folder).sample(None, 3, label=3)
     images = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out").iterdir())]
     assert np.array_equal(np.stack(images), expected[:, 0])
-    assert not torch.equal(open_cell(made.folder).draw(None, 3, 0, label=4), expected)
+    assert not torch.equal(open_cell(made.folder).sample(None, 3, label=4), expected)
     status, error = draw(capsys, made.folder, "--label", 10)
-    assert (status, "--label must be 0 to 9, got 10" in error) == (2, True)
+    assert (status, ": label must be 0 to 9, got 10" in error) == (2, True)
     status, error = draw(capsys, cell("rounds=0").folder, "--label", 3)
-    assert (status, "the model is not conditional: leave out --label" in error) == (2, True)
+    assert (status, "the model is not conditional: leave out label" in error) == (2, True)
 
 
 @pytest.mark.slow
