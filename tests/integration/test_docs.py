@@ -4,7 +4,6 @@ import argparse
 import ast
 import re
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from conftest import SMALL, invoke
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
-from shown import ROOT, Block, Command, blocks, checked_commands, commands, pages
+from shown import ERROR, ROOT, Block, Command, blocks, checked_commands, pages
 
 from fedlight.__main__ import VERBS
 from fedlight.__main__ import main as fedlight_main
@@ -23,9 +22,7 @@ from fedlight.overrides import keep_text
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 COMPOSED = ("run", "prepare")
-TROUBLES = list(blocks(ROOT / "docs" / "troubleshooting.md"))
-FAILS = [pair for pair in pairwise(TROUBLES) if pair[0].title.startswith("Fails")]
-"""A command that fails, and the block after it, its error."""
+ERRORS = [block for page in pages() for block in blocks(page) if block.language == ERROR]
 
 
 # ---- the site
@@ -134,7 +131,7 @@ def test_every_command_that_is_shown_can_be_typed(
             raise
 
 
-def test_a_block_is_a_shell_block_of_commands_or_marked() -> None:
+def test_every_block_names_its_language_and_is_valid_in_it() -> None:
     assert {block.language for each in pages() for block in blocks(each)} <= {
         "bibtex",
         "sh",
@@ -150,21 +147,16 @@ def test_a_block_is_a_shell_block_of_commands_or_marked() -> None:
                 yaml.safe_load(block.text)
 
 
-@pytest.mark.parametrize(("block", "expected"), FAILS, ids=[block.place for block, _ in FAILS])
-def test_an_error_in_troubleshooting_is_the_one_that_the_command_gives(
-    block: Block,
-    expected: Block,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("block", ERRORS, ids=lambda block: block.place)
+def test_an_error_that_is_shown_is_the_one_that_its_command_gives(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("train", "val"):
         (tmp_path / "photos" / folder / "a").mkdir(parents=True)
-    (command,) = commands(block)
-    assert expected.language == "text"
-    assert invoke(*command.words[1:], main=fedlight_main) == 2
-    assert expected.text.strip() in capfd.readouterr().err
+    typed, _, error = block.text.partition("\n")
+    assert invoke(*typed.removeprefix("$ fedlight ").split(), main=fedlight_main) == 2
+    assert capfd.readouterr().err == error
 
 
 # ---- what is really run
