@@ -10,6 +10,7 @@ import pytest
 import yaml
 from conftest import SMALL, invoke
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from markdown.extensions.toc import slugify
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from shown import ERROR, ROOT, Block, Command, blocks, checked_commands, pages
@@ -54,6 +55,22 @@ def test_the_site_builds_and_no_page_loads_anything_from_elsewhere(site: Path) -
     index = (site / "search" / "search_index.js").read_text()
     assert index.startswith("var __index = ")
     assert "privacy.target_epsilon" in index
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_a_link_of_a_page_outside_the_site_leads_to_a_file_and_its_heading(name: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text())
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if path.startswith("http"):
+            continue
+        assert (ROOT / path).is_file(), link
+        headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {slugify(heading, "-") for heading in headings}, link
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 6_000
 
 
 # ---- what is shown
