@@ -10,10 +10,10 @@ SLURM := /usr/sbin/slurmctld
 DEBIAN := $(FMNIST) $(CHROMEDRIVER) $(BOOKTABS) $(SLURM)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check fast-tests test all-tests lint bench gpu format clean
+.PHONY: help install demo demo-full docs check fast-tests test all-tests lint bench gpu format clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 install: $(INSTALLED)  ## make .venv with everything in it
 
@@ -26,11 +26,18 @@ $(INSTALLED): pyproject.toml | $(BIN)/pip
 	$(BIN)/uv pip install --python $(BIN)/python -q --compile-bytecode -e '.[dev]'
 	touch $@
 
-demo: install  ## what federating gives, and what each method costs, on digits, with reports: about 12 minutes on two cores
-	$(BIN)/python -m fedlight.run -m sweeps=skew hydra/launcher=local
-	$(BIN)/python -m fedlight.report runs/skew
+OPEN :=
+demo: install  ## what a client gains by federating, on digits, as a page: about two minutes on two cores; OPEN=1 opens it
+	$(BIN)/python -m fedlight.run -m sweeps=quick hydra/launcher=local
+	$(BIN)/python -m fedlight.report runs/quick $(if $(OPEN),--open)
+
+demo-full: install  ## what each method exchanges, at which quality, for 2, 5 and 10 clients: about 7 minutes on two cores
 	$(BIN)/python -m fedlight.run -m sweeps=demo hydra/launcher=local
-	$(BIN)/python -m fedlight.report runs/demo
+	$(BIN)/python -m fedlight.report runs/demo $(if $(OPEN),--open)
+
+docs: install  ## the docs as a site: site/index.html
+	$(BIN)/mkdocs build
+	@echo "site/index.html"
 
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 
@@ -69,4 +76,4 @@ format: install  ## format the code
 	$(BIN)/ruff format
 
 clean:  ## remove .venv and caches, keep runs/
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist site
