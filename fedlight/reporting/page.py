@@ -14,6 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from fedlight.reporting import figures, gallery, leakage, paper
 from fedlight.reporting.comparison import Comparison, make_comparisons
+from fedlight.reporting.difference_table import differences
+from fedlight.reporting.headline import headline
 from fedlight.reporting.plots import Plot
 from fedlight.reporting.provenance import trace
 from fedlight.reporting.summaries import by_cell, summaries
@@ -37,6 +39,7 @@ class Chapter:
     """The part of the page on one comparison."""
 
     comparison: Comparison
+    headline: str
     accuracy: list[float]
     tables: list[ReportTable]
     drawings: list[Drawing]
@@ -113,6 +116,8 @@ def _chapter(
     comparison: Comparison, everywhere: list[SweepCell], folder: Path, prefix: str, tiles: int
 ) -> Chapter:
     tables = summaries(comparison, prefix)
+    if (paired := differences(comparison, prefix)) is not None:
+        tables.insert(1, paired)
     if (published := paper.beside_paper(comparison, prefix)) is not None:
         tables.append(published)
     tables += leakage.tables(comparison, prefix)
@@ -127,7 +132,7 @@ def _chapter(
     results = [cell.files.result for cell in comparison.cells if cell.files.result]
     known = {result.fid.extractor_accuracy for result in results if result.fid}
     accuracy = sorted(value for value in known if value is not None)
-    return Chapter(comparison, accuracy, tables, drawings, rows, left_out, cells)
+    return Chapter(comparison, headline(comparison), accuracy, tables, drawings, rows, left_out, cells)
 
 
 def _draw(folder: Path, plot: Plot) -> list[tuple[str, str]]:
