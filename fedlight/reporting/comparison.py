@@ -60,6 +60,11 @@ class Group:
         return [cell.files.result for cell in self.cells if cell.state == DONE and cell.files.result]
 
     @property
+    def names(self) -> str:
+        """The ids of the cells that are done, separated by spaces."""
+        return " ".join(cell.cell for cell in self.cells if cell.state == DONE)
+
+    @property
     def status(self) -> str:
         """The state of the cells: `done`, `1 failed`, `2 done, 1 interrupted`; `missing` without a cell."""
         states = [cell.state for cell in self.cells] or [MISSING]

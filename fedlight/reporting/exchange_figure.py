@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from fedlight.reporting import numbers
 from fedlight.reporting.byte_axis import scale_bytes
 from fedlight.reporting.comparison import Comparison
+from fedlight.reporting.curves import Curve, Point, name_curve, score_text
 from fedlight.reporting.marks import Marks
 from fedlight.reporting.plots import INK, Plot
 from fedlight.reporting.setting_keys import describe_setting
@@ -28,13 +30,14 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
             "fid": group.fid,
             "fid_std": group.spread[0],
             "fid_std_over": group.spread[1],
+            "cells": group.names,
         }
         for place in comparison.places
         for settings in [comparison.settings[place.setting]]
         for group in comparison.in_place(place)
         if group.fid is not None
     ]
-    columns = ["panel", "method", "transform", "clients", "bytes", "fid", "fid_std", "fid_std_over"]
+    columns = ["panel", "method", "transform", "clients", "bytes", "fid", "fid_std", "fid_std_over", "cells"]
     data = pd.DataFrame(rows, columns=columns)
     key = "transform" if data["transform"].nunique() > 1 else "clients"
     marks = Marks(data[key])
@@ -51,9 +54,12 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
     )
 
 
-def _draw_quality(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], key: str, marks: Marks) -> None:
+def _draw_quality(
+    axis: Axes, rows: pd.DataFrame, palette: dict[str, str], key: str, marks: Marks
+) -> list[Curve]:
     """Draws a curve for each method and transform; a mark stands for each value of `key`."""
-    for (method, _), group in rows.groupby(["method", "transform"], sort=False):
+    curves = []
+    for (method, transform), group in rows.groupby(["method", "transform"], sort=False):
         colour, points = palette[str(method)], group[group["bytes"] > 0].sort_values("clients")
         if points.empty:
             axis.axhline(group["fid"].iloc[0], color=colour, linestyle="--")
@@ -62,6 +68,20 @@ def _draw_quality(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], key: 
         axis.errorbar(points["bytes"], points["fid"], spread, color=colour, elinewidth=1, capsize=2)
         for x, y, value in zip(points["bytes"], points["fid"], points[key], strict=True):
             axis.plot(x, y, color=colour, marker=marks.of[value])
+        curves += [
+            Curve(
+                name_curve(method, line.cells, transform=transform),
+                [
+                    Point(
+                        line.bytes,
+                        line.fid,
+                        f"{line.clients} clients, {numbers.data_volume(line.bytes)}: "
+                        f"{score_text('FID', line.fid, line.fid_std)}",
+                    )
+                ],
+            )
+            for line in points.itertuples()
+        ]
     ends = frontier(rows[rows["bytes"] > 0])
     axis.step(ends["bytes"], ends["fid"], where="post", color=INK, linestyle=":", linewidth=1, marker="")
     scale_bytes(axis)
@@ -69,6 +89,7 @@ def _draw_quality(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], key: 
     axis.set_ylabel("FID")
     axis.set_ylim(bottom=0)
     marks.name(axis)
+    return curves
 
 
 def frontier(rows: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from fedlight.reporting.rounds_figure import (
     epsilon_rounds,
     exchange_rounds,
     fid_rounds,
+    fid_seconds,
     train_loss_rounds,
 )
 from fedlight.reporting.spread_figure import client_spread
@@ -19,6 +20,7 @@ FIGURES = (
     quality_exchange,
     client_spread,
     budget,
+    fid_seconds,
     fid_rounds,
     train_loss_rounds,
     exchange_rounds,

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from fedlight.reporting import figures, gallery, leakage, paper
 from fedlight.reporting.comparison import Comparison, make_comparisons
+from fedlight.reporting.curves import Curve
 from fedlight.reporting.difference_table import differences
 from fedlight.reporting.headline import headline
 from fedlight.reporting.plots import Plot
@@ -28,10 +29,10 @@ from fedlight.runtime.files import atomic
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure on the page; `panels` are title and image, a data URI."""
+    """A figure on the page; `panels` are title, image, a data URI, and curves."""
 
     plot: Plot
-    panels: list[tuple[str, str]]
+    panels: list[tuple[str, str, list[Curve]]]
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,15 @@ def _chapter(
     return Chapter(comparison, headline(comparison), accuracy, tables, drawings, rows, left_out, cells)
 
 
-def _draw(folder: Path, plot: Plot) -> list[tuple[str, str]]:
-    """Writes the files of a figure; returns title and image of its panels."""
+def _draw(folder: Path, plot: Plot) -> list[tuple[str, str, list[Curve]]]:
+    """Writes the files of a figure; returns title, image and curves of its panels."""
     plot.write(folder)
     uri = "data:image/svg+xml;base64,"
-    return [(panel, uri + base64.b64encode(plot.svg(panel).encode()).decode()) for panel in plot.panels]
+    panels = []
+    for panel in plot.panels:
+        svg, curves = plot.view(panel)
+        panels.append((panel, uri + base64.b64encode(svg.encode()).decode(), curves))
+    return panels
 
 
 def _template() -> Template:
