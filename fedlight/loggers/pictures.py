@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from fedlight.runtime.files import atomic
 from fedlight.runtime.literal_text import literal_text
 
 COLUMNS = 16  # of a sample grid
+LETTERS_PER_INCH = 12  # of a title of 9 points
+TITLE_MARGIN = 1.2  # of a heatmap, in inches: its labels and its scale
 FRAME, LAST_FRAME = 150, 1500  # of an animation, in milliseconds
 
 
@@ -129,8 +132,13 @@ def partition_heatmap(path: Path, counts: NDArray[Any], classes: Sequence[str], 
             shade = "black" if count > 0.6 * counts.max() else "white"
             axis.text(label, client, str(count), ha="center", va="center", fontsize=6, color=shade)
     figure.colorbar(image, label="images")
-    axis.set_title(title, fontsize=9)
+    axis.set_title(_wrap(title, width - TITLE_MARGIN), fontsize=9)
     _save(figure, path)
+
+
+def _wrap(title: str, width: float) -> str:
+    """A title in lines that fit into a width in inches, broken after the hyphens of a cell's id."""
+    return fill(title, max(10, int(width * LETTERS_PER_INCH)))
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -207,6 +207,11 @@ class Comparison:
         return [g for g in self.in_place(place) if g.method not in REFERENCES and g.fids]
 
     @property
+    def has_intervals(self) -> bool:
+        """Whether any mean has an interval over seeds."""
+        return any(group.interval for group in self.groups.values())
+
+    @property
     def one_seed(self) -> bool:
         """Whether no federated method has a FID of more than one seed."""
         groups = self.groups.values()

@@ -56,7 +56,9 @@ INTERVAL = "95 % interval"
 ONE_SEED = "One seed: nothing is marked, since methods may differ by chance as much as seeds do."
 MINOR = (
     *("± over", "entropy", "IS", "scored clients", "exchanged", "recall", "precision", "KID", "loss"),
-    *("coverage", "label accuracy", "own FID", "time"),
+    *("density", "coverage (kNN)", "coverage", "of all images", "of own images", "downstream accuracy"),
+    *("label accuracy", "own FID", "time, startup", "time, checkpoint", "time, merging", "time, sampling"),
+    *("time, evaluation", "time, training", "FLOPs", "GPU memory", "memory", "time"),
 )
 """Columns that the page hides where a table is too wide, the first ones first."""
 SCOPES = {"global": "the global model", "clients": "mean over the clients' own models"}
@@ -91,7 +93,14 @@ def by_method(comparison: Comparison, prefix: str) -> ReportTable:
     heads, numeric = place_heads(comparison)
     columns = [*heads, *comparison.methods]
     return ReportTable(
-        f"{prefix}fid", "FID by method", note, columns, {*numeric, *comparison.methods}, rows, data
+        f"{prefix}fid",
+        "FID by method",
+        note,
+        columns,
+        {*numeric, *comparison.methods},
+        rows,
+        data,
+        kept=frozenset(comparison.methods),
     )
 
 
@@ -162,6 +171,7 @@ def by_cell(
     ]
     quantities = _quantities(cells)
     evaluated = any(cell.files.result and cell.files.result.fid for cell in cells)
+    resampled = any(cell.files.result and _bootstrap(cell.files.result, "low") for cell in cells)
     rows, data = [], []
     for cell in sorted(cells, key=lambda cell: _position(cell, keys)):
         result = cell.files.result
@@ -169,11 +179,17 @@ def by_cell(
         settings = {head(key): cell.files.config.get(key) for key in keys}
         values = {q.key: q.read(result) if result else None for q in quantities}
         fid, std = (result.quality("value"), result.quality("std")) if result else (None, None)
+        low, high = (_bootstrap(result, "low"), _bootstrap(result, "high")) if result else (None, None)
+        bounds = numbers.NONE if low is None or high is None else numbers.interval(low, high)
         quality = [number(fid, partial(numbers.score, std=std))] if evaluated else []
+        quality += [Field(bounds, low)] if resampled else []
         named = map(_setting, (*names.values(), *settings.values()))
         rows.append([*named, *quality, *(number(values[q.key], q.text) for q in quantities)])
-        data.append({**names, **settings, **({"fid": fid, "fid_std": std} if evaluated else {}), **values})
-    numbered = [*(["FID"] if evaluated else []), *(q.head for q in quantities)]
+        scores = {"fid": fid, "fid_std": std} if evaluated else {}
+        scores |= {"fid_low": low, "fid_high": high} if resampled else {}
+        data.append({**names, **settings, **scores, **values})
+    fid_heads = [*(["FID"] if evaluated else []), *([INTERVAL] if resampled else [])]
+    numbered = [*fid_heads, *(q.head for q in quantities)]
     heads = [*map(head, keys)]
     columns = ["sweep", "cell", "status", *heads, *numbered]
     few = {"sweep", "data", "partition", "seed"}.intersection(columns)
@@ -183,13 +199,18 @@ def by_cell(
         f"{prefix}cells",
         "Cell by cell",
         "Every cell that was planned or run. ± is the standard deviation over the cell's clients. Sweep, "
-        "data, partition and seed are columns where they differ.",
+        "data, partition and seed are columns where they differ."
+        + (f" {INTERVAL}: of the FID over the images drawn from the cell's models." if resampled else ""),
         [*compress(columns, shown)],
         {*numbered, *(name for name in heads if _numeric(line[name] for line in data))},
         [[*compress(row, shown)] for row in rows],
         data,
         minor=MINOR,
     )
+
+
+def _bootstrap(result: Result, bound: str) -> float | None:
+    return result.quality(f"bootstrap.{bound}")
 
 
 def _quantities(cells: Sequence[SweepCell]) -> list[Quantity]:

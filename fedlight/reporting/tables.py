@@ -50,6 +50,7 @@ class ReportTable:
         rows: the printed fields, one per column.
         data: the rows of the CSV, by column.
         minor: the columns that the page hides first where the table is too wide, in that order.
+        kept: the columns that the page shows even where they are the same in every row.
         is_folded: the page shows the title alone until the reader opens it.
     """
 
@@ -61,15 +62,20 @@ class ReportTable:
     rows: list[list[Field]]
     data: list[dict[str, Any]]
     minor: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
     is_folded: bool = False
 
     @property
     def constant(self) -> dict[str, str]:
-        """The columns whose fields are all alike, with that text: the page names them above the table."""
+        """The columns whose fields are all alike, and their text: the page names them above the table."""
         if len(self.rows) < 2:
             return {}
         columns = zip(self.columns, zip(*self.rows, strict=True), strict=True)
-        return {name: fields[0].text for name, fields in columns if len({f[:3] for f in fields}) == 1}
+        return {
+            name: fields[0].text
+            for name, fields in columns
+            if name not in self.kept and len({field[:3] for field in fields}) == 1
+        }
 
     def write(self, folder: Path) -> None:
         """Writes `name.csv` and `name.tex`."""
