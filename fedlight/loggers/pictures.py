@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from fedlight.runtime.files import atomic
-from fedlight.runtime.literal_text import literal_text
+from fedlight.runtime.literal_text import escape_missing_glyphs, literal_text
 
 COLUMNS = 16  # of a sample grid
 LETTERS_PER_INCH = 12  # of a title of 9 points
@@ -142,5 +142,6 @@ def _wrap(title: str, width: float) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    escape_missing_glyphs(figure)
     with atomic(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)

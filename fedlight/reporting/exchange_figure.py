@@ -80,7 +80,13 @@ def _draw_quality(
         for line in group.drop_duplicates("fid").itertuples():
             axis.axhline(line.fid, color=palette[str(method)], linestyle="--", linewidth=1)
             if several:
-                axis.plot(sides[1], line.fid, color=palette[str(method)], marker=marks.of[getattr(line, key)])
+                axis.plot(
+                    sides[1],
+                    line.fid,
+                    color=palette[str(method)],
+                    marker=marks.of[getattr(line, key)],
+                    clip_on=False,
+                )
             along = np.geomspace(*sides, num=LINE_POINTS)
             curves.append(Curve(name_curve(method, line.cells), [_point(line, x) for x in along]))
     axis.set_xlabel("exchanged, both ways (bytes)")

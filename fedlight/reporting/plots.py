@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from fedlight.reporting.curves import Curve, Point
 from fedlight.runtime.files import atomic
-from fedlight.runtime.literal_text import LITERAL
+from fedlight.runtime.literal_text import LITERAL, escape_missing_glyphs
 
 INK, PALE = "#1B1F24", "#DDE1E6"
 WIDTH, HEIGHT = 3.7, 2.9  # of a panel, in inches: readable on a telephone
@@ -112,6 +112,7 @@ class Plot:
                 handles = [Line2D([], [], color=colour, marker="o") for colour in self.legend.values()]
                 figure.legend(handles, list(self.legend), loc="lower center", ncols=across, frameon=False)
             FigureCanvasAgg(figure)
+            escape_missing_glyphs(figure)
             for ending, metadata in (("png", None), ("pdf", {"CreationDate": None})):
                 with atomic(folder / f"{self.name}.{ending}") as temporary:
                     figure.savefig(temporary, format=ending, metadata=metadata)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 from plausible import write_cell
 
@@ -57,6 +58,34 @@ def test_names_in_the_pictures_of_a_cell_are_drawn_as_written(
 ) -> None:
     PICTURES[kind](tmp_path / "picture.png")
     assert set(NAMES[:1] if kind == "histogram" else NAMES) <= set(drawn)
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_a_character_that_no_font_can_draw_is_its_code(tmp_path: Path, drawn: list[str]) -> None:
+    names = ["\u732b", "cat \U0010fffd", "\u0e41\u0e21\u0e27", "\u00e9"]
+    pictures.partition_heatmap(tmp_path / "picture.png", np.ones((2, 4), int), names, names[0])
+    assert r"cat \U0010fffd" in drawn  # a private character
+    assert "\u00e9" in drawn
+    assert not {"\u732b", r"\u732b"}.isdisjoint(drawn)  # the font of the machine decides
+
+
+def test_the_title_of_a_partition_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long id on the narrowest picture lies inside it."""
+    boxes = []
+
+    def noted(figure: Figure, path: Path) -> None:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        title = figure.axes[0].title.get_window_extent(canvas.get_renderer())
+        boxes.append((title.x0, title.x1, title.y1, *figure.bbox.max))
+
+    monkeypatch.setattr(pictures, "_save", noted)
+    for classes in (2, 10):
+        name = "ULATDEC_WARM-K10-fmnist-quantity_skew-tiny-R128-E1-s2023-183a7a74"
+        pictures.partition_heatmap(tmp_path / "p.png", np.ones((2, classes), int), ["x"] * classes, name)
+    for left, right, top, width, height in boxes:
+        assert 0 <= left < right <= width
+        assert top <= height
 
 
 def test_names_in_the_figures_of_a_report_are_drawn_as_written(tmp_path: Path, drawn: list[str]) -> None:
