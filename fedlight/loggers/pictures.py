@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
-from textwrap import fill
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,8 @@ def partition_heatmap(path: Path, counts: NDArray[Any], classes: Sequence[str], 
 
 def _wrap(title: str, width: float) -> str:
     """A title in lines that fit into a width in inches, broken after the hyphens of a cell's id."""
-    return fill(title, max(10, int(width * LETTERS_PER_INCH)))
+    lines = wrap(title.replace("-", "- "), max(10, int(width * LETTERS_PER_INCH)))
+    return "\n".join(line.replace("- ", "-") for line in lines)
 
 
 def _save(figure: Figure, path: Path) -> None:
