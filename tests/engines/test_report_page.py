@@ -184,7 +184,8 @@ def test_a_point_under_the_pointer_shows_its_cell_and_values(browser: webdriver.
         across, down = (x / 1000 - 0.5) * size["width"] + 3, (y / 1000 - 0.5) * size["height"] - 3
         ActionChains(browser).move_to_element_with_offset(chart, int(across), int(down)).perform()
         assert tip.is_displayed()
-        assert (name in tip.text) and (text in tip.text)
+        assert name in tip.text
+        assert text in tip.text
     ActionChains(browser).move_to_element(browser.find_element(By.ID, "quality_exchange")).perform()
     ActionChains(browser).move_to_element(browser.find_element(By.CSS_SELECTOR, ".legend")).perform()
     assert not tip.is_displayed()
