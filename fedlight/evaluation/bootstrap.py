@@ -18,8 +18,8 @@ def fid_standard_error(values: Tensor, real: Moments, draws: int) -> float:
 
     The mean over the resamples is not used: FID is biased upwards by the finite number of images (arXiv
     1911.07023), and a resample, which repeats images, is biased once more. Its quantiles would therefore miss
-    the FID itself. The deviation is too large rather than too small, by up to about a third where the images
-    outnumber the features eight times.
+    the FID itself. The deviation is rather too large, by up to a factor of two where the images barely
+    outnumber the features or the FID is mostly bias.
 
     Args:
         values: features of the generated images, shape (n, dimension).

@@ -3,11 +3,13 @@
 from collections.abc import Hashable, Mapping, Sequence
 from math import sqrt
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
+
+Seed = TypeVar("Seed", bound=Hashable)
 
 
 class Interval(NamedTuple):
@@ -52,7 +54,7 @@ class Difference(NamedTuple):
 
 
 def paired_difference(
-    a: Mapping[Hashable, float], b: Mapping[Hashable, float], comparisons: int = 1
+    a: Mapping[Seed, float], b: Mapping[Seed, float], comparisons: int = 1
 ) -> Difference | None:
     """The mean of a − b over the seeds that both have; None for fewer than two such seeds.
 

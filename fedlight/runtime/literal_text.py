@@ -27,12 +27,18 @@ literal_text = rc_context(LITERAL)
 
 def escape_missing_glyphs(figure: Figure) -> None:
     """Replaces the characters of a figure's texts that no font can draw by their code points."""
+    for axis in (side for axes in figure.axes for side in (axes.xaxis, axes.yaxis)):
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        if labels != (drawn := [_escape(label) for label in labels]):
+            axis.set_ticks(axis.get_ticklocs(), drawn)  # the text of a label is set anew at every drawing
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
-        written = text.get_text()
-        drawn = "".join(c if c.isspace() or ord(c) in _glyphs() else _code(c) for c in written)
-        if drawn != written:
-            text.set_text(drawn)
+        if text.get_text() != (escaped := _escape(text.get_text())):
+            text.set_text(escaped)
+
+
+def _escape(text: str) -> str:
+    return "".join(c if c.isspace() or ord(c) in _glyphs() else _code(c) for c in text)
 
 
 @cache
