@@ -1,5 +1,6 @@
 """The figure of image quality against what was exchanged."""
 
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -72,23 +73,26 @@ def _draw_quality(
     sides = axis.get_xlim()
     axis.set_xlim(sides)
     curves = [
-        Curve(name_curve(line.method, line.cells, transform=line.transform), [_point(line, line.bytes)])
-        for line in exchanging.itertuples()
+        Curve(
+            name_curve(line["method"], line["cells"], transform=line["transform"]),
+            [_point(line, line["bytes"])],
+        )
+        for line in exchanging.to_dict("records")
     ]
     for method, group in rows[rows["bytes"] == 0].groupby("method", sort=False):
         several = group["fid"].nunique() > 1  # else the number of clients does not matter
-        for line in group.drop_duplicates("fid").itertuples():
-            axis.axhline(line.fid, color=palette[str(method)], linestyle="--", linewidth=1)
+        for line in group.drop_duplicates("fid").to_dict("records"):
+            axis.axhline(line["fid"], color=palette[str(method)], linestyle="--", linewidth=1)
             if several:
                 axis.plot(
                     sides[1],
                     line.fid,
                     color=palette[str(method)],
-                    marker=marks.of[getattr(line, key)],
+                    marker=marks.of[line[key]],
                     clip_on=False,
                 )
             along = np.geomspace(*sides, num=LINE_POINTS)
-            curves.append(Curve(name_curve(method, line.cells), [_point(line, x) for x in along]))
+            curves.append(Curve(name_curve(method, line["cells"]), [_point(line, x) for x in along]))
     axis.set_xlabel("exchanged, both ways (bytes)")
     axis.set_ylabel("FID")
     axis.set_ylim(bottom=0)
@@ -96,12 +100,11 @@ def _draw_quality(
     return curves
 
 
-def _point(line: Any, x: float) -> Point:
+def _point(line: Mapping[Hashable, Any], x: float) -> Point:
     """The point of a row of the figure's data at x."""
-    exchanged = numbers.data_volume(line.bytes) if line.bytes else "nothing exchanged"
-    return Point(
-        x, line.fid, f"{line.clients} clients, {exchanged}: {score_text('FID', line.fid, line.fid_std)}"
-    )
+    exchanged = numbers.data_volume(line["bytes"]) if line["bytes"] else "nothing exchanged"
+    score = score_text("FID", line["fid"], line["fid_std"])
+    return Point(x, line["fid"], f"{line['clients']} clients, {exchanged}: {score}")
 
 
 def frontier(rows: pd.DataFrame) -> pd.DataFrame:

@@ -115,20 +115,10 @@ def _draw_epsilon(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], marks
             elinewidth=1,
             capsize=2,
         )
-        curves += [
-            Curve(
-                name_curve(method, line.cells),
-                [
-                    Point(
-                        line.at,
-                        line.fid,
-                        f"{clients} clients, {_describe_epsilon(line.epsilon)}: "
-                        f"{score_text('FID', line.fid, line.fid_std)}",
-                    )
-                ],
-            )
-            for line in points.itertuples()
-        ]
+        for line in points.to_dict("records"):
+            at_epsilon = f"{clients} clients, {_describe_epsilon(line['epsilon'])}"
+            text = f"{at_epsilon}: {score_text('FID', line['fid'], line['fid_std'])}"
+            curves.append(Curve(name_curve(method, line["cells"]), [Point(line["at"], line["fid"], text)]))
     if not finite.all():
         axis.axvline(high * step**0.5, color=INK, linestyle=":", linewidth=1)
     axis.set_xscale("log")

@@ -55,13 +55,9 @@ def _draw_spread(axis: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> lis
         aside = np.linspace(-0.25, 0.25, len(fids)) if len(fids) > 1 else np.zeros(1)
         axis.scatter(position + aside, fids, color=palette[method], s=14, alpha=0.8, linewidths=0)
         axis.hlines(fids.mean(), position - 0.35, position + 0.35, color=palette[method], linewidth=2)
-        curves += [
-            Curve(
-                f"{method}: {line.cell}",
-                [Point(x, line.fid, score_text(f"client {line.client}: FID", line.fid, None))],
-            )
-            for x, line in zip(position + aside, group.itertuples(), strict=True)
-        ]
+        for x, line in zip(position + aside, group.to_dict("records"), strict=True):
+            text = score_text(f"client {line['client']}: FID", line["fid"], None)
+            curves.append(Curve(f"{method}: {line['cell']}", [Point(x, line["fid"], text)]))
     counts = sorted(set(rows["clients"]))
     axis.set_xticks([len(palette) * (i + 0.5) - 0.5 for i in range(len(counts))], [str(n) for n in counts])
     axis.grid(visible=False, axis="x")
