@@ -86,7 +86,7 @@ def _draw_quality(
             if several:
                 axis.plot(
                     sides[1],
-                    line.fid,
+                    line["fid"],
                     color=palette[str(method)],
                     marker=marks.of[line[key]],
                     clip_on=False,

@@ -58,3 +58,18 @@ def test_a_curve_of_one_cell_has_its_name_alone() -> None:
         name_curve("FULL", "FULL-K2 FULL-K3", transform="int8") == "FULL, transform int8: FULL-K2 and 1 more"
     )
     assert name_curve("FULL", "FULL-K2", transform="none") == "FULL: FULL-K2"
+
+
+def test_a_method_without_exchange_is_a_line_for_each_number_of_clients(tmp_path: Path) -> None:
+    for method, clients in (("FULL", 2), ("LOCAL", 2), ("LOCAL", 5), ("CENTRAL", 2)):
+        write_cell(tmp_path / "made", method, clients, picture=False)
+    (comparison,) = make_comparisons(read_sweep(tmp_path / "made"))
+    plot = next(plot for plot in make_plots(comparison, "") if plot.name == "quality_exchange")
+    _, curves = plot.view("iid")
+    lines = [curve for curve in curves if len(curve.points) > 1]
+    assert [curve.name.partition(":")[0] for curve in lines] == ["LOCAL", "CENTRAL", "LOCAL"]
+    assert all(len({point.y for point in curve.points}) == 1 for curve in lines)
+    texts = [curve.points[0].text for curve in lines if curve.name.startswith("LOCAL")]
+    assert [text.partition(": ")[0] for text in texts] == [
+        f"{clients} clients, nothing exchanged" for clients in (2, 5)
+    ]
