@@ -23,3 +23,4 @@ class EvaluationConfig(Section, Sparse):
     weights_name: str | None
     cache: FilePath
     guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    bootstrap: Annotated[int, Field(ge=2)] | None = None

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlight.evaluation.bootstrap import fid_standard_error
 from fedlight.evaluation.extractor import DIMENSIONS, Extractor
 from fedlight.evaluation.label_metrics import coverage, label_accuracy
 from fedlight.evaluation.memorisation import CopyCheck, Memorisation
@@ -28,6 +29,7 @@ class Evaluator:
         labels: of the reference's images, int64, shape (n,).
         seen: whether a client has training images of a class, bool, shape (clients, classes).
         copies: the check for copies of training images; None where it is not configured.
+        bootstrap: number of resamples for the standard error of FID; None where it is not configured.
     """
 
     extractor: Extractor
@@ -35,6 +37,7 @@ class Evaluator:
     labels: Tensor
     seen: NDArray[np.bool_]
     copies: CopyCheck | None = None
+    bootstrap: int | None = None
 
     def __call__(self, images: Tensor, client: int | None, class_labels: Tensor | None) -> Evaluated:
         """Scores generated images, uint8, shape (n, channels, height, width), and checks them for copies.
@@ -49,7 +52,7 @@ class Evaluator:
             The metrics of `score`; with the classifier as extractor also those of `coverage` and
             `label_accuracy`, named `coverage.NAME` and `label_accuracy.NAME`; for a client's model also
             `own_fid`, the FID to the real images of the client's seen classes, if these outnumber the
-            features. And the memorisation check, or None.
+            features; with a bootstrap `fid_standard_error`. And the memorisation check, or None.
         """
         features = self.extractor(images)
         metrics = score(features, self.reference)
@@ -63,4 +66,8 @@ class Evaluator:
             real = self.reference.features.values[torch.from_numpy(self.seen[client])[self.labels]]
             if len(real) > DIMENSIONS[self.extractor.name]:
                 metrics["own_fid"] = frechet(Moments.of(features.values), Moments.of(real))
+        if self.bootstrap is not None:
+            metrics["fid_standard_error"] = fid_standard_error(
+                features.values, self.reference.moments, self.bootstrap
+            )
         return metrics, self.copies(features.values) if self.copies else None

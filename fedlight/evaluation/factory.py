@@ -66,7 +66,8 @@ def make_evaluator(
     if config.memorisation:
         copies = CopyCheck(references["train"].features.values, references["test"].features.values)
     labels = torch.from_numpy(splits[config.reference].labels)
-    return Evaluator(extractor, references[config.reference], labels, seen_classes, copies)
+    reference = references[config.reference]
+    return Evaluator(extractor, reference, labels, seen_classes, copies, config.bootstrap)
 
 
 def make_extractor(

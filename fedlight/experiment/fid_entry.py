@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedlight.config import CellConfig
+from fedlight.evaluation.bootstrap import bootstrap_entry
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.memorisation import Memorisation
 from fedlight.evaluation.scores import METRICS
@@ -41,6 +42,8 @@ def fid_entry(
         if f"{group}.{names[0]}" in means
     }
     own = {"value": means.get("own_fid"), "per_client": [values.get("own_fid") for values in metrics]}
+    draws = config.evaluation.bootstrap
+    errors = [values["fid_standard_error"] for values in metrics] if draws else []
     return {
         "extractor": extractor.name,
         "scope": "clients" if clients else "global",
@@ -57,6 +60,7 @@ def fid_entry(
         "reference": config.evaluation.reference,
         **{name: means[name] for name in METRICS},
         **grouped,
+        **({"bootstrap": bootstrap_entry(means["fid"], errors, draws)} if draws else {}),
         "own": own if clients else None,
         "memorisation": memorisation.summary() if memorisation else None,
     }

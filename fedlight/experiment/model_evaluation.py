@@ -60,6 +60,8 @@ def check_scores(scores: Scores, config: CellConfig) -> None:
     """
     evaluation = config.evaluation
     required = {"fid", *METRICS} if evaluation.samples else set()
+    if evaluation.samples and evaluation.bootstrap:
+        required |= {"fid_standard_error"}
     optional = {"own_fid", *(f"{group}.{name}" for group, names in GROUPS.items() for name in names)}
     known = required | optional if required else set()
     if missing := required - scores.metrics.keys():

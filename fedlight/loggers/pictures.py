@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from fedlight.runtime.files import atomic
-from fedlight.runtime.literal_text import literal_text
+from fedlight.runtime.literal_text import escape_missing_glyphs, literal_text
 
 COLUMNS = 16  # of a sample grid
 FRAME, LAST_FRAME = 150, 1500  # of an animation, in milliseconds
@@ -146,11 +146,13 @@ def _heatmap_png(content: bytes, classes: tuple[str, ...]) -> bytes:
             axis.text(label, client, str(count), ha="center", va="center", fontsize=6, color=shade)
     figure.colorbar(image, label="images")
     axis.set_title(f"{counts.sum():,} images", fontsize=9)
+    escape_missing_glyphs(figure)
     file = BytesIO()
     FigureCanvasAgg(figure).print_png(file)
     return file.getvalue()
 
 
 def _save(figure: Figure, path: Path) -> None:
+    escape_missing_glyphs(figure)
     with atomic(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)

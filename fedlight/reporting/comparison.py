@@ -1,19 +1,22 @@
 """Cells that may be compared: those of one data set and one extractor, grouped by place and method."""
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
-from statistics import mean, stdev, variance
+from itertools import combinations, product
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from fedlight.reporting import numbers
 from fedlight.reporting.file_name import file_name
+from fedlight.reporting.intervals import Difference, Interval, paired_difference, t_interval
 from fedlight.reporting.setting_keys import AXES, REPEATED, describe_setting, varying_keys
 from fedlight.runs.palette import colours, rank
 from fedlight.runs.reader import ImageQuality, Result
 from fedlight.runs.status import DONE, MISSING, SweepCell
+
+SEEDS = ("seed", "partition.seed")
+"""What two methods have in common where they are compared in pairs."""
 
 REFERENCES = {"LOCAL", "CENTRAL"}
 """Methods that federate nothing: the others are compared with them, and they are never marked as best."""
@@ -57,6 +60,11 @@ class Group:
         return [cell.files.result for cell in self.cells if cell.state == DONE and cell.files.result]
 
     @property
+    def names(self) -> str:
+        """The ids of the cells that are done, separated by spaces."""
+        return " ".join(cell.cell for cell in self.cells if cell.state == DONE)
+
+    @property
     def status(self) -> str:
         """The state of the cells: `done`, `1 failed`, `2 done, 1 interrupted`; `missing` without a cell."""
         states = [cell.state for cell in self.cells] or [MISSING]
@@ -78,6 +86,21 @@ class Group:
     def fids(self) -> list[float]:
         """The FID of each result that has one: of each seed."""
         return [result.fid.value for result in self.results if result.fid]
+
+    @property
+    def fid_by_seed(self) -> dict[tuple[Any, ...], float]:
+        """The FID by the seeds of the cell and of its partition; cells of equal seeds are averaged."""
+        fids: dict[tuple[Any, ...], list[float]] = {}
+        for cell in self.cells:
+            if cell.state == DONE and cell.files.result and cell.files.result.fid:
+                seeds = tuple(cell.files.config.get(key) for key in SEEDS)
+                fids.setdefault(seeds, []).append(cell.files.result.fid.value)
+        return {seeds: mean(values) for seeds, values in fids.items()}
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % interval of the mean FID over seeds; None with one seed."""
+        return t_interval(list(self.fid_by_seed.values()))
 
     @property
     def spread(self) -> tuple[float | None, str]:
@@ -145,34 +168,54 @@ class Comparison:
         """The groups of a place, method after method."""
         return [self.groups[place, m] for m in self.methods if (place, m) in self.groups]
 
-    def best(self, place: Place) -> frozenset[str]:
-        """The federated methods with the lowest FID, as far as the seeds distinguish methods.
+    def differences(self, place: Place) -> dict[tuple[str, str], Difference | None]:
+        """The differences in FID between the federated methods of a place, for all pairs of them.
 
-        These are the methods whose mean lies within one pooled standard deviation (over seeds) of the lowest
-        mean. The set is empty where that is all of them, and where one of them has one seed.
+        The intervals of all pairs hold together with 95 % confidence, so that in a place of equal methods
+        any two are called different in at most one of twenty sweeps. A pair is (lower, higher) by mean FID;
+        the difference is higher − lower, and None where the two have fewer than two seeds in common.
         """
-        rivals = [g for g in self.in_place(place) if g.method not in REFERENCES and g.fids]
-        if len(rivals) < 2 or any(len(group.fids) < 2 for group in rivals):
+        rivals = sorted(self._rivals(place), key=lambda group: mean(group.fids))
+        pairs = list(combinations(rivals, 2))
+        return {
+            (lower.method, higher.method): paired_difference(
+                higher.fid_by_seed, lower.fid_by_seed, comparisons=len(pairs)
+            )
+            for lower, higher in pairs
+        }
+
+    def best(self, place: Place) -> frozenset[str]:
+        """The federated methods that are level with the one of the lowest mean FID, and that one.
+
+        The set is empty where that is all of them, and where one of them has fewer than two seeds in common
+        with the lowest.
+        """
+        rivals = self._rivals(place)
+        if len(rivals) < 2:
             return frozenset()
-        lowest = min(rivals, key=lambda group: mean(group.fids))
-        near = frozenset(
-            group.method
-            for group in rivals
-            if mean(group.fids) - mean(lowest.fids) <= pooled_stdev(group.fids, lowest.fids)
-        )
-        return near if len(near) < len(rivals) else frozenset()
+        lowest = min(rivals, key=lambda group: mean(group.fids)).method
+        against = {
+            pair[1]: difference for pair, difference in self.differences(place).items() if pair[0] == lowest
+        }
+        level = {m for m, difference in against.items() if difference and difference.interval.low <= 0}
+        if None in against.values() or len(level) == len(against):
+            return frozenset()
+        return frozenset({lowest, *level})
+
+    def _rivals(self, place: Place) -> list[Group]:
+        """The federated methods of a place that have a FID."""
+        return [g for g in self.in_place(place) if g.method not in REFERENCES and g.fids]
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether any mean has an interval over seeds."""
+        return any(group.interval for group in self.groups.values())
 
     @property
     def one_seed(self) -> bool:
         """Whether no federated method has a FID of more than one seed."""
         groups = self.groups.values()
         return all(len(group.fids) < 2 for group in groups if group.method not in REFERENCES)
-
-
-def pooled_stdev(a: Sequence[float], b: Sequence[float]) -> float:
-    """The common standard deviation of two samples, of at least two values each, about their own means."""
-    squares = (len(a) - 1) * variance(a) + (len(b) - 1) * variance(b)
-    return math.sqrt(squares / (len(a) + len(b) - 2))
 
 
 def make_comparisons(cells: Iterable[SweepCell]) -> list[Comparison]:

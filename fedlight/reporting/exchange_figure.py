@@ -1,5 +1,6 @@
 """The figure of image quality against what was exchanged."""
 
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -7,12 +8,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from fedlight.reporting import numbers
 from fedlight.reporting.byte_axis import scale_bytes
 from fedlight.reporting.comparison import Comparison
+from fedlight.reporting.curves import Curve, Point, name_curve, score_text
 from fedlight.reporting.marks import Marks
 from fedlight.reporting.plots import INK, Plot
 from fedlight.reporting.setting_keys import describe_setting
 
+LINE_POINTS = 9  # of a dashed line, under the pointer
 TRANSFORM = "transform.name"  # beside methods it is what decides how many bytes are exchanged
 
 
@@ -28,13 +32,14 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
             "fid": group.fid,
             "fid_std": group.spread[0],
             "fid_std_over": group.spread[1],
+            "cells": group.names,
         }
         for place in comparison.places
         for settings in [comparison.settings[place.setting]]
         for group in comparison.in_place(place)
         if group.fid is not None
     ]
-    columns = ["panel", "method", "transform", "clients", "bytes", "fid", "fid_std", "fid_std_over"]
+    columns = ["panel", "method", "transform", "clients", "bytes", "fid", "fid_std", "fid_std_over", "cells"]
     data = pd.DataFrame(rows, columns=columns)
     key = "transform" if data["transform"].nunique() > 1 else "clients"
     marks = Marks(data[key])
@@ -43,7 +48,7 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
         "Quality against exchange",
         "One curve per method and transform, from the fewest clients to the most. Lower left is better: good "
         "images for few bytes; nothing lies below the dotted frontier. Bars: standard deviation over seeds "
-        "or clients. Dashed: nothing is exchanged.",
+        "or clients. Dashed: nothing is exchanged; marked at the right where the number of clients matters.",
         data,
         partial(_draw_quality, palette=comparison.palette, key=key, marks=marks),
         comparison.palette,
@@ -51,24 +56,55 @@ def quality_exchange(comparison: Comparison, prefix: str) -> Plot:
     )
 
 
-def _draw_quality(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], key: str, marks: Marks) -> None:
+def _draw_quality(
+    axis: Axes, rows: pd.DataFrame, palette: dict[str, str], key: str, marks: Marks
+) -> list[Curve]:
     """Draws a curve for each method and transform; a mark stands for each value of `key`."""
-    for (method, _), group in rows.groupby(["method", "transform"], sort=False):
-        colour, points = palette[str(method)], group[group["bytes"] > 0].sort_values("clients")
-        if points.empty:
-            axis.axhline(group["fid"].iloc[0], color=colour, linestyle="--")
-            continue
+    exchanging = rows[rows["bytes"] > 0]
+    for (method, _), group in exchanging.groupby(["method", "transform"], sort=False):
+        colour, points = palette[str(method)], group.sort_values("clients")
         spread = points["fid_std"].astype(float)
         axis.errorbar(points["bytes"], points["fid"], spread, color=colour, elinewidth=1, capsize=2)
         for x, y, value in zip(points["bytes"], points["fid"], points[key], strict=True):
             axis.plot(x, y, color=colour, marker=marks.of[value])
-    ends = frontier(rows[rows["bytes"] > 0])
+    ends = frontier(exchanging)
     axis.step(ends["bytes"], ends["fid"], where="post", color=INK, linestyle=":", linewidth=1, marker="")
     scale_bytes(axis)
+    sides = axis.get_xlim()
+    axis.set_xlim(sides)
+    curves = [
+        Curve(
+            name_curve(line["method"], line["cells"], transform=line["transform"]),
+            [_point(line, line["bytes"])],
+        )
+        for line in exchanging.to_dict("records")
+    ]
+    for method, group in rows[rows["bytes"] == 0].groupby("method", sort=False):
+        several = group["fid"].nunique() > 1  # else the number of clients does not matter
+        for line in group.drop_duplicates("fid").to_dict("records"):
+            axis.axhline(line["fid"], color=palette[str(method)], linestyle="--", linewidth=1)
+            if several:
+                axis.plot(
+                    sides[1],
+                    line["fid"],
+                    color=palette[str(method)],
+                    marker=marks.of[line[key]],
+                    clip_on=False,
+                )
+            along = np.geomspace(*sides, num=LINE_POINTS)
+            curves.append(Curve(name_curve(method, line["cells"]), [_point(line, x) for x in along]))
     axis.set_xlabel("exchanged, both ways (bytes)")
     axis.set_ylabel("FID")
     axis.set_ylim(bottom=0)
     marks.name(axis)
+    return curves
+
+
+def _point(line: Mapping[Hashable, Any], x: float) -> Point:
+    """The point of a row of the figure's data at x."""
+    exchanged = numbers.data_volume(line["bytes"]) if line["bytes"] else "nothing exchanged"
+    score = score_text("FID", line["fid"], line["fid_std"])
+    return Point(x, line["fid"], f"{line['clients']} clients, {exchanged}: {score}")
 
 
 def frontier(rows: pd.DataFrame) -> pd.DataFrame:

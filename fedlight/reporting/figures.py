@@ -1,5 +1,7 @@
 """All figures of a comparison, one message each."""
 
+from dataclasses import replace
+
 from fedlight.reporting.comparison import Comparison
 from fedlight.reporting.exchange_figure import quality_exchange
 from fedlight.reporting.leakage import roc
@@ -11,6 +13,7 @@ from fedlight.reporting.rounds_figure import (
     epsilon_rounds,
     exchange_rounds,
     fid_rounds,
+    fid_seconds,
     train_loss_rounds,
 )
 from fedlight.reporting.spread_figure import client_spread
@@ -19,6 +22,7 @@ FIGURES = (
     quality_exchange,
     client_spread,
     budget,
+    fid_seconds,
     fid_rounds,
     train_loss_rounds,
     exchange_rounds,
@@ -33,4 +37,12 @@ FIGURES = (
 def make_plots(comparison: Comparison, prefix: str) -> list[Plot]:
     """Every figure for which the comparison has numbers; names of files begin with `prefix`."""
     plots = [make(comparison, prefix) for make in FIGURES]
-    return [plot for plot in plots if not plot.data.empty]
+    return [_name_what_is_drawn(plot) for plot in plots if not plot.data.empty]
+
+
+def _name_what_is_drawn(plot: Plot) -> Plot:
+    """A figure whose legend names no method that it does not show."""
+    if "method" not in plot.data:
+        return plot
+    drawn = set(plot.data["method"])
+    return replace(plot, legend={m: colour for m, colour in plot.legend.items() if m in drawn})

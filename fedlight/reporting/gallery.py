@@ -21,7 +21,7 @@ from fedlight.reporting.file_name import file_name
 from fedlight.runs.reader import Result
 from fedlight.runs.status import SweepCell
 from fedlight.runtime.files import atomic
-from fedlight.runtime.literal_text import literal_text
+from fedlight.runtime.literal_text import escape_missing_glyphs, literal_text
 
 GRID = re.compile(r"round_([0-9]{1,9})\.png")
 BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -91,6 +91,7 @@ def write_sheet(comparison: Comparison, place: Place, path: Path) -> None:
     for axis, (group, picture) in zip(axes, shown, strict=False):
         axis.imshow(picture)
         axis.set_title(_caption(group), fontsize=10, parse_math=False)
+    escape_missing_glyphs(figure)
     with atomic(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
 

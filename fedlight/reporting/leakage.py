@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from fedlight.reporting import numbers
 from fedlight.reporting.comparison import Comparison, Group, Place
+from fedlight.reporting.curves import Curve, Point
 from fedlight.reporting.plots import INK, Plot
 from fedlight.reporting.tables import Field, ReportTable, number
 from fedlight.runs.status import SweepCell
@@ -112,11 +113,15 @@ def roc(comparison: Comparison, prefix: str) -> Plot:
     )
 
 
-def _draw_roc(axis: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> None:
+def _draw_roc(axis: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> list[Curve]:
     axis.plot([LEAST, 1], [LEAST, 1], color=INK, linestyle=":", linewidth=1)
+    curves = []
     for name, colour in palette.items():
         curve = rows[rows["attack"] == name]
         axis.step(curve["fpr"].clip(LEAST), curve["tpr"].clip(LEAST), where="post", color=colour)
+        corners = zip(curve["fpr"].clip(LEAST), curve["tpr"].clip(LEAST), strict=True)
+        rates = [Point(x, y, f"{y:.3g} of the members at {x:.3g} of the others") for x, y in corners]
+        curves.append(Curve(name, rates))
     axis.set_xscale("log")
     axis.set_yscale("log")
     for side in (axis.xaxis, axis.yaxis):
@@ -125,3 +130,4 @@ def _draw_roc(axis: Axes, rows: pd.DataFrame, palette: dict[str, str]) -> None:
     axis.set_ylim(LEAST, 1)
     axis.set_xlabel("false positive rate")
     axis.set_ylabel("true positive rate")
+    return curves

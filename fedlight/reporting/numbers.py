@@ -7,9 +7,29 @@ NONE = "–"
 
 def score(value: float, std: float | None = None) -> str:
     """A score with one, two or four decimals by its size, such as `3.42`, or `47.90 ± 1.20`."""
-    digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 4
+    digits = _digits(value)
     spread = "" if std is None else f" ± {std:.{digits}f}"
     return f"{value:.{digits}f}{spread}"
+
+
+def interval(low: float, high: float) -> str:
+    """The bounds of an interval of a score, with the decimals of its middle, such as `[46.70, 49.10]`."""
+    digits = _digits((low + high) / 2)
+    return f"[{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
+
+
+def _digits(score: float) -> int:
+    return 1 if abs(score) >= 100 else 2 if abs(score) >= 1 else 4
+
+
+def change(value: float) -> str:
+    """A score's change, with its sign, such as `+1.35`."""
+    return f"{value:+.{_digits(value)}f}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    """A relative change, such as `+9 %`, with a decimal below 10 %."""
+    return f"{100 * value:+.{0 if abs(value) >= 0.0995 else 1}f} %".replace("-", "−")
 
 
 def share(value: float) -> str:

@@ -14,6 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from fedlight.reporting import figures, gallery, leakage, paper
 from fedlight.reporting.comparison import Comparison, make_comparisons
+from fedlight.reporting.curves import Curve
+from fedlight.reporting.difference_table import differences
+from fedlight.reporting.headline import headline
 from fedlight.reporting.plots import Plot
 from fedlight.reporting.provenance import trace
 from fedlight.reporting.summaries import by_cell, summaries
@@ -26,10 +29,10 @@ from fedlight.runtime.files import atomic
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure on the page; `panels` are title and image, a data URI."""
+    """A figure on the page; `panels` are title, image, a data URI, and curves."""
 
     plot: Plot
-    panels: list[tuple[str, str]]
+    panels: list[tuple[str, str, list[Curve]]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Chapter:
     """The part of the page on one comparison."""
 
     comparison: Comparison
+    headline: str
     accuracy: list[float]
     tables: list[ReportTable]
     drawings: list[Drawing]
@@ -113,6 +117,8 @@ def _chapter(
     comparison: Comparison, everywhere: list[SweepCell], folder: Path, prefix: str, tiles: int
 ) -> Chapter:
     tables = summaries(comparison, prefix)
+    if (paired := differences(comparison, prefix)) is not None:
+        tables.insert(1, paired)
     if (published := paper.beside_paper(comparison, prefix)) is not None:
         tables.append(published)
     tables += leakage.tables(comparison, prefix)
@@ -127,14 +133,18 @@ def _chapter(
     results = [cell.files.result for cell in comparison.cells if cell.files.result]
     known = {result.fid.extractor_accuracy for result in results if result.fid}
     accuracy = sorted(value for value in known if value is not None)
-    return Chapter(comparison, accuracy, tables, drawings, rows, left_out, cells)
+    return Chapter(comparison, headline(comparison), accuracy, tables, drawings, rows, left_out, cells)
 
 
-def _draw(folder: Path, plot: Plot) -> list[tuple[str, str]]:
-    """Writes the files of a figure; returns title and image of its panels."""
+def _draw(folder: Path, plot: Plot) -> list[tuple[str, str, list[Curve]]]:
+    """Writes the files of a figure; returns title, image and curves of its panels."""
     plot.write(folder)
     uri = "data:image/svg+xml;base64,"
-    return [(panel, uri + base64.b64encode(plot.svg(panel).encode()).decode()) for panel in plot.panels]
+    panels = []
+    for panel in plot.panels:
+        svg, curves = plot.view(panel)
+        panels.append((panel, uri + base64.b64encode(svg.encode()).decode(), curves))
+    return panels
 
 
 def _template() -> Template:

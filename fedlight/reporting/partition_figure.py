@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedlight.reporting.comparison import Comparison
+from fedlight.reporting.curves import Curve, Point
 from fedlight.reporting.plots import Plot
 
 WIDE = 40  # labels; more are not named at the axis
@@ -31,7 +32,7 @@ def partitions(comparison: Comparison, prefix: str) -> Plot:
     )
 
 
-def _draw_partition(axis: Axes, rows: pd.DataFrame) -> None:
+def _draw_partition(axis: Axes, rows: pd.DataFrame) -> list[Curve]:
     labels = list(dict.fromkeys(rows["label"]))
     counts = rows.pivot(index="client", columns="label", values="count")[labels].fillna(0)
     image = axis.imshow(counts.to_numpy(), cmap="cividis", aspect="auto", vmin=0)
@@ -48,3 +49,10 @@ def _draw_partition(axis: Axes, rows: pd.DataFrame) -> None:
     figure = axis.get_figure(root=True)
     assert figure is not None
     figure.colorbar(image, ax=axis, label="images", ticks=MaxNLocator(5, integer=True))
+    return [
+        Curve(
+            f"client {client}",
+            [Point(x, y, f"label {label}: {row[label]:,.0f} images") for x, label in enumerate(labels)],
+        )
+        for y, (client, row) in enumerate(counts.iterrows())
+    ]

@@ -16,8 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fedlight.reporting.curves import Curve, Point
 from fedlight.runtime.files import atomic
-from fedlight.runtime.literal_text import LITERAL
+from fedlight.runtime.literal_text import LITERAL, escape_missing_glyphs
 
 INK, PALE = "#1B1F24", "#DDE1E6"
 WIDTH, HEIGHT = 3.7, 2.9  # of a panel, in inches: readable on a telephone
@@ -68,7 +69,7 @@ class Plot:
     Attributes:
         name: of its files, without ending.
         data: what is drawn, and the CSV behind the figure; its column `panel` names the panel.
-        draw: draws the rows of one panel, labels and units of its axes included.
+        draw: draws the rows of one panel, labels and units of its axes included, and returns its curves.
         legend: colour of each method, empty for a figure without.
         below: height of what stands below the axes, in inches.
     """
@@ -77,7 +78,7 @@ class Plot:
     title: str
     note: str
     data: pd.DataFrame
-    draw: Callable[[Axes, pd.DataFrame], None]
+    draw: Callable[[Axes, pd.DataFrame], list[Curve]]
     legend: Mapping[str, str]
     below: float = 0.5
 
@@ -106,28 +107,36 @@ class Plot:
             for position, panel in enumerate(panels):
                 line, column = divmod(position, columns)
                 corner = (WIDTH * column, legend + height * (lines - 1 - line))
-                self._draw_panel(figure, corner, panel).set_title(titles[panel])
+                self._draw_panel(figure, corner, panel)[0].set_title(titles[panel])
             if self.legend:
                 handles = [Line2D([], [], color=colour, marker="o") for colour in self.legend.values()]
                 figure.legend(handles, list(self.legend), loc="lower center", ncols=across, frameon=False)
             FigureCanvasAgg(figure)
+            escape_missing_glyphs(figure)
             for ending, metadata in (("png", None), ("pdf", {"CreationDate": None})):
                 with atomic(folder / f"{self.name}.{ending}") as temporary:
                     figure.savefig(temporary, format=ending, metadata=metadata)
 
     def svg(self, panel: str) -> str:
         """One panel for the page, in the colours of the reader's scheme, light or dark."""
+        return self.view(panel)[0]
+
+    def view(self, panel: str) -> tuple[str, list[Curve]]:
+        """The SVG of one panel, and its curves with points in thousandths of its width and height."""
         with rc_context(STYLE):
             figure = Figure((WIDTH, HEIGHT))
-            self._draw_panel(figure, (0, 0), panel)
+            axis, curves = self._draw_panel(figure, (0, 0), panel)
             content = io.StringIO()
             figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+            placed = [Curve(curve.name, _place_points(axis, curve.points)) for curve in curves]
         text = re.sub(r"^.*?(?=<svg)", "", content.getvalue(), flags=re.DOTALL)
         text = re.sub(INK, "var(--ink)", re.sub(PALE, "var(--pale)", text, flags=re.I), flags=re.I)
         text = text.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
-        return text.replace("<defs>", f"{THEME}<defs>", 1)
+        return text.replace("<defs>", f"{THEME}<defs>", 1), placed
 
-    def _draw_panel(self, figure: Figure, corner: tuple[float, float], panel: str) -> Axes:
+    def _draw_panel(
+        self, figure: Figure, corner: tuple[float, float], panel: str
+    ) -> tuple[Axes, list[Curve]]:
         """Draws one panel, whose lower left corner is given in inches."""
         width, height = figure.get_size_inches()
         axis = figure.add_axes(
@@ -138,5 +147,17 @@ class Plot:
                 (HEIGHT - self.below - MARGIN) / height,
             )
         )
-        self.draw(axis, self.data[self.data["panel"] == panel])
-        return axis
+        return axis, self.draw(axis, self.data[self.data["panel"] == panel])
+
+
+def _place_points(axis: Axes, points: list[Point]) -> list[Point]:
+    """Points of the axes in thousandths of the figure, from its upper left corner."""
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    to_figure = axis.transData + figure.transFigure.inverted()
+    placed = [(*to_figure.transform((x, y)), text) for x, y, text in points]
+    return [
+        Point(round(1000 * x), round(1000 * (1 - y)), text)
+        for x, y, text in placed
+        if 0 <= x <= 1 and 0 <= y <= 1
+    ]

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from fedlight.reporting.comparison import Comparison, Group
+from fedlight.reporting.curves import Curve, Point, name_curve, score_text
 from fedlight.reporting.marks import Marks
 from fedlight.reporting.plots import INK, Plot
 from fedlight.reporting.setting_keys import AXES, REPEATED, describe_setting, varying_keys
@@ -37,12 +38,13 @@ def quality_epsilon(comparison: Comparison, prefix: str) -> Plot:
             "fid": group.fid,
             "fid_std": group.spread[0],
             "fid_std_over": group.spread[1],
+            "cells": group.names,
         }
         for panel, groups in panels.items()
         for group in scored
         if group in groups or any(_is_unprotected(group, other) for other in groups)
     ]
-    columns = ["panel", "method", "clients", "epsilon", "fid", "fid_std", "fid_std_over"]
+    columns = ["panel", "method", "clients", "epsilon", "fid", "fid_std", "fid_std_over", "cells"]
     data = pd.DataFrame(rows, columns=columns).astype({"epsilon": float, "fid_std": float})
     lines = data.groupby(["panel", "method", "clients"])["epsilon"].nunique()
     data = data[data["panel"].isin(lines[lines > 1].index.get_level_values("panel"))]
@@ -80,7 +82,11 @@ def _is_unprotected(group: Group, other: Group) -> bool:
     )
 
 
-def _draw_epsilon(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], marks: Marks) -> None:
+def _describe_epsilon(epsilon: float) -> str:
+    return "no guarantee" if math.isnan(epsilon) else f"epsilon {epsilon:.3g}"
+
+
+def _draw_epsilon(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], marks: Marks) -> list[Curve]:
     """Draws FID over epsilon in log scale; cells without a guarantee stand apart at the right."""
     epsilon = rows["epsilon"]
     finite = np.isfinite(epsilon)
@@ -97,6 +103,7 @@ def _draw_epsilon(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], marks
             labels[value] = f"{value:.2g}"
             free = value * (edge / low) ** ROOM
     rows = rows.assign(at=at, finite=finite).sort_values("at")
+    curves = []
     for (method, clients, joined), points in rows.groupby(["method", "clients", "finite"]):
         axis.errorbar(
             points["at"],
@@ -108,6 +115,10 @@ def _draw_epsilon(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], marks
             elinewidth=1,
             capsize=2,
         )
+        for line in points.to_dict("records"):
+            at_epsilon = f"{clients} clients, {_describe_epsilon(line['epsilon'])}"
+            text = f"{at_epsilon}: {score_text('FID', line['fid'], line['fid_std'])}"
+            curves.append(Curve(name_curve(method, line["cells"]), [Point(line["at"], line["fid"], text)]))
     if not finite.all():
         axis.axvline(high * step**0.5, color=INK, linestyle=":", linewidth=1)
     axis.set_xscale("log")
@@ -117,3 +128,4 @@ def _draw_epsilon(axis: Axes, rows: pd.DataFrame, palette: dict[str, str], marks
     axis.set_ylabel("FID")
     axis.set_ylim(bottom=0)
     marks.name(axis)
+    return curves

@@ -1,18 +1,23 @@
-"""Figures over rounds, one curve per method: FID, training loss, exchange, epsilon; and FID over bytes."""
+"""Figures over rounds, one curve per method: FID, loss, exchange, epsilon; and FID over bytes and seconds."""
 
+from collections.abc import Hashable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from fedlight.reporting import numbers
 from fedlight.reporting.byte_axis import scale_bytes
 from fedlight.reporting.comparison import Comparison
+from fedlight.reporting.curves import Curve, Point, name_curve, score_text
 from fedlight.reporting.plots import Plot
 
 ALIKE = 0.03  # of their mean, by which curves differ that a reader cannot tell apart
+AXES = ["bytes_cumulative", "seconds_cumulative"]
 BAND = "Mean over seeds; the band is their standard deviation."
 
 
@@ -81,6 +86,26 @@ def budget(comparison: Comparison, prefix: str) -> Plot:
     return _evaluated_more_than_once(plot)
 
 
+def fid_seconds(comparison: Comparison, prefix: str) -> Plot:
+    """FID over the seconds of training so far."""
+    rows = _history(comparison, "fid")
+    plot = Plot(
+        f"{prefix}fid_seconds",
+        "Quality over time",
+        "FID after each evaluated round over the seconds that training and merging took so far, without "
+        "evaluation. Compare cells of one machine and of as many workers only.",
+        rows[rows["seconds_cumulative"] > 0],
+        partial(
+            _draw_curves,
+            palette=comparison.palette,
+            x=("seconds_cumulative", "trained so far (seconds)"),
+            y=("fid", "FID"),
+        ),
+        comparison.palette,
+    )
+    return _evaluated_more_than_once(plot)
+
+
 def _rounds_curve(comparison: Comparison, name: str, title: str, note: str, key: str, label: str) -> Plot:
     """A column of `rounds.csv` over rounds, one curve per method."""
     draw = partial(_draw_curves, palette=comparison.palette, x=("round", "round"), y=(key, label))
@@ -89,28 +114,30 @@ def _rounds_curve(comparison: Comparison, name: str, title: str, note: str, key:
 
 def _history(comparison: Comparison, key: str) -> pd.DataFrame:
     """A row for each place, method and round that has a value: mean and deviation over the seeds."""
-    columns = list(dict.fromkeys((key, "bytes_cumulative")))
+    columns = list(dict.fromkeys((key, "bytes_cumulative", "seconds")))
     frames = [
-        pd.DataFrame(cell.files.rounds, columns=["round", *columns], dtype=float).assign(
-            panel=place.label, method=group.method
-        )
+        pd.DataFrame(cell.files.rounds, columns=["round", *columns], dtype=float)
+        .assign(panel=place.label, method=group.method, cells=cell.cell)
+        .assign(seconds_cumulative=lambda rounds: rounds["seconds"].cumsum())
         for place in comparison.places
         for group in comparison.in_place(place)
         for cell in group.cells
         if cell.files.rounds
     ]
     if not frames:
-        return pd.DataFrame(columns=["panel", "method", "round", key, f"{key}_std", "bytes_cumulative"])
+        return pd.DataFrame(columns=["panel", "method", "round", key, f"{key}_std", *AXES, "cells"])
     grouped = pd.concat(frames).groupby(["panel", "method", "round"], sort=False)
-    rows = grouped[columns].mean()
+    rows = grouped[list(dict.fromkeys((key, *AXES)))].mean()
     rows.insert(1, f"{key}_std", grouped[key].std())
+    rows["cells"] = grouped["cells"].agg(" ".join)
     return rows[rows[key].notna()].reset_index()
 
 
 def _draw_curves(
     axis: Axes, rows: pd.DataFrame, palette: dict[str, str], x: tuple[str, str], y: tuple[str, str]
-) -> None:
+) -> list[Curve]:
     (across, x_label), (key, y_label) = x, y
+    curves = []
     for method, group in rows.groupby("method", sort=False):
         colour = palette[str(method)]
         marker = "o" if len(group) <= 20 else None
@@ -119,15 +146,36 @@ def _draw_curves(
         if spread.any():
             low, high = group[key] - spread, group[key] + spread
             axis.fill_between(group[across], low, high, color=colour, alpha=0.2, linewidth=0)
+        points = [
+            Point(line[across], line[key], _describe(line, across, key, y_label))
+            for line in group.to_dict("records")
+        ]
+        curves.append(Curve(name_curve(method, group["cells"].iloc[0]), points))
     if across == "round":
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    else:
+    elif across == "bytes_cumulative":
         scale_bytes(axis)
+    else:
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
     if key == "params_cumulative":
         axis.yaxis.set_major_formatter(EngFormatter())
     axis.set_ylim(bottom=0)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
+    return curves
+
+
+def _describe(line: dict[Hashable, Any], across: str, key: str, label: str) -> str:
+    """A point in words."""
+    at = f"round {line['round']:.0f}"
+    if across == "bytes_cumulative":
+        at += f", {numbers.data_volume(line[across])}"
+    elif across == "seconds_cumulative":
+        at += f", {numbers.seconds(line[across])}"
+    if key == "params_cumulative":
+        return f"{at}: {numbers.count(line[key])} parameters"
+    return f"{at}: {score_text(label, line[key], line[f'{key}_std'])}"
 
 
 def _evaluated_more_than_once(plot: Plot) -> Plot:

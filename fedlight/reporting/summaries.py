@@ -48,10 +48,19 @@ COSTS = (
     Quantity("time", "seconds", lambda result: result.seconds.get("total"), numbers.seconds),
 )
 MARKED = (
-    "Marked: the federated methods of a row whose mean lies within one pooled standard deviation, over "
-    "seeds, of the lowest; none where that is all of them, or where one of them has one seed."
+    "Marked: the federated method with the lowest mean of a row and those level with it, whose paired "
+    "difference to it has a 95 % interval that holds zero; none where all are level, or where one of them "
+    "has one seed. In brackets: the 95 % interval of the mean over seeds (t)."
 )
+INTERVAL = "95 % interval"
 ONE_SEED = "One seed: nothing is marked, since methods may differ by chance as much as seeds do."
+MINOR = (
+    *("± over", "entropy", "IS", "scored clients", "exchanged", "recall", "precision", "KID", "loss"),
+    *("density", "coverage (kNN)", "coverage", "of all images", "of own images", "downstream accuracy"),
+    *("label accuracy", "own FID", "time, startup", "time, checkpoint", "time, merging", "time, sampling"),
+    *("time, evaluation", "time, training", "FLOPs", "GPU memory", "memory", "time"),
+)
+"""Columns that the page hides where a table is too wide, the first ones first."""
 SCOPES = {"global": "the global model", "clients": "mean over the clients' own models"}
 
 
@@ -68,8 +77,9 @@ def by_method(comparison: Comparison, prefix: str) -> ReportTable:
         best, groups = comparison.best(place), comparison.in_place(place)
         fields = {group.method: _fid(group, group.method in best) for group in groups}
         blank = Field(numbers.NONE, None)
-        rows.append([*_place(comparison, place), *(fields.get(m, blank) for m in comparison.methods)])
-        data.append(_place_data(comparison, place) | {group.method: group.fid for group in groups})
+        rows.append([*place_fields(comparison, place), *(fields.get(m, blank) for m in comparison.methods)])
+        fids = {group.method: group.fid for group in groups}
+        data.append(place_data(comparison, place) | fids | _bounds(groups))
     evaluated = [
         f"{', '.join(methods)}: {models}"
         for scope, models in SCOPES.items()
@@ -80,10 +90,17 @@ def by_method(comparison: Comparison, prefix: str) -> ReportTable:
         f"Evaluated models: {'; '.join(evaluated)}. "
         "± is the standard deviation over seeds or, where there is one seed, over clients."
     )
-    heads, numeric = _place_heads(comparison)
+    heads, numeric = place_heads(comparison)
     columns = [*heads, *comparison.methods]
     return ReportTable(
-        f"{prefix}fid", "FID by method", note, columns, {*numeric, *comparison.methods}, rows, data
+        f"{prefix}fid",
+        "FID by method",
+        note,
+        columns,
+        {*numeric, *comparison.methods},
+        rows,
+        data,
+        kept=frozenset(comparison.methods),
     )
 
 
@@ -100,18 +117,24 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
             spread, over = group.spread
             marked = group.method in best
             fields = [number(means[q.key], q.text) for q in quantities]
-            quality = [_fid(group, marked), Field(over, over)] if comparison.evaluated else []
-            named = [*_place(comparison, place), Field(group.method, group.method)]
+            interval = group.interval
+            bounds = numbers.interval(interval.low, interval.high) if interval else numbers.NONE
+            quality = [_fid(group, marked)._replace(detail=""), Field(over, over)]
+            quality.append(Field(bounds, interval and interval.high - interval.low))
+            named = [*place_fields(comparison, place), Field(group.method, group.method)]
+            quality = quality if comparison.evaluated else []
             rows.append([*named, *quality, *fields, Field(group.status, group.status)])
             fid = {"fid": group.fid, "fid_std": spread, "fid_std_over": over, "best": marked}
+            fid |= {"fid_low": interval and interval.low, "fid_high": interval and interval.high}
+            fid |= {"seeds": len(group.fid_by_seed)}
             data.append(
                 {"data": comparison.data, "extractor": comparison.extractor}
-                | _place_data(comparison, place)
+                | place_data(comparison, place)
                 | {"method": group.method, **(fid if comparison.evaluated else {}), **means}
                 | {"status": group.status}
             )
-    heads, numeric = _place_heads(comparison)
-    fid_heads = ["FID", "± over"] if comparison.evaluated else []
+    heads, numeric = place_heads(comparison)
+    fid_heads = ["FID", "± over", INTERVAL] if comparison.evaluated else []
     return ReportTable(
         f"{prefix}table",
         "Methods in full",
@@ -120,11 +143,12 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
         "distribution, in nats. label accuracy: share of the images that show the class that they are "
         "conditioned on; for all classes, the client's seen and its unseen ones. "
         "Exchange counts both ways, all rounds and clients; vs FULL: what FULL "
-        "exchanges with the same participants and reports.",
+        "exchanges with the same participants and reports. 95 % interval: of the mean FID over seeds (t).",
         [*heads, "method", *fid_heads, *(q.head for q in quantities), "status"],
-        {*numeric, "FID", *(q.head for q in quantities)},
+        {*numeric, "FID", INTERVAL, *(q.head for q in quantities)},
         rows,
         data,
+        minor=MINOR,
     )
 
 
@@ -147,6 +171,7 @@ def by_cell(
     ]
     quantities = _quantities(cells)
     evaluated = any(cell.files.result and cell.files.result.fid for cell in cells)
+    resampled = any(cell.files.result and _bootstrap(cell.files.result, "low") for cell in cells)
     rows, data = [], []
     for cell in sorted(cells, key=lambda cell: _position(cell, keys)):
         result = cell.files.result
@@ -154,11 +179,17 @@ def by_cell(
         settings = {head(key): cell.files.config.get(key) for key in keys}
         values = {q.key: q.read(result) if result else None for q in quantities}
         fid, std = (result.quality("value"), result.quality("std")) if result else (None, None)
+        low, high = (_bootstrap(result, "low"), _bootstrap(result, "high")) if result else (None, None)
+        bounds = numbers.NONE if low is None or high is None else numbers.interval(low, high)
         quality = [number(fid, partial(numbers.score, std=std))] if evaluated else []
+        quality += [Field(bounds, low)] if resampled else []
         named = map(_setting, (*names.values(), *settings.values()))
         rows.append([*named, *quality, *(number(values[q.key], q.text) for q in quantities)])
-        data.append({**names, **settings, **({"fid": fid, "fid_std": std} if evaluated else {}), **values})
-    numbered = [*(["FID"] if evaluated else []), *(q.head for q in quantities)]
+        scores = {"fid": fid, "fid_std": std} if evaluated else {}
+        scores |= {"fid_low": low, "fid_high": high} if resampled else {}
+        data.append({**names, **settings, **scores, **values})
+    fid_heads = [*(["FID"] if evaluated else []), *([INTERVAL] if resampled else [])]
+    numbered = [*fid_heads, *(q.head for q in quantities)]
     heads = [*map(head, keys)]
     columns = ["sweep", "cell", "status", *heads, *numbered]
     few = {"sweep", "data", "partition", "seed"}.intersection(columns)
@@ -168,12 +199,18 @@ def by_cell(
         f"{prefix}cells",
         "Cell by cell",
         "Every cell that was planned or run. ± is the standard deviation over the cell's clients. Sweep, "
-        "data, partition and seed are columns where they differ.",
+        "data, partition and seed are columns where they differ."
+        + (f" {INTERVAL}: of the FID over the images drawn from the cell's models." if resampled else ""),
         [*compress(columns, shown)],
         {*numbered, *(name for name in heads if _numeric(line[name] for line in data))},
         [[*compress(row, shown)] for row in rows],
         data,
+        minor=MINOR,
     )
+
+
+def _bootstrap(result: Result, bound: str) -> float | None:
+    return result.quality(f"bootstrap.{bound}")
 
 
 def _quantities(cells: Sequence[SweepCell]) -> list[Quantity]:
@@ -192,21 +229,34 @@ def _fid(group: Group, best: bool) -> Field:
     """The FID, or why there is none."""
     if group.fid is None:
         return Field(numbers.NONE if group.status == DONE else group.status, None)
-    return Field(numbers.score(group.fid, group.spread[0]), group.fid, best)
+    interval = group.interval
+    bounds = numbers.interval(interval.low, interval.high) if interval else ""
+    return Field(numbers.score(group.fid, group.spread[0]), group.fid, best, bounds)
 
 
-def _place(comparison: Comparison, place: Place) -> list[Field]:
+def _bounds(groups: Iterable[Group]) -> dict[str, float | None]:
+    """The bounds of the intervals of each method's FID, for the CSV."""
+    intervals = {group.method: group.interval for group in groups}
+    if not any(intervals.values()):
+        return {}
+    lows = {f"{method}_low": interval and interval.low for method, interval in intervals.items()}
+    return lows | {f"{method}_high": interval and interval.high for method, interval in intervals.items()}
+
+
+def place_fields(comparison: Comparison, place: Place) -> list[Field]:
+    """The fields that name a place."""
     values = comparison.settings[place.setting].values()
     return [_setting(value) for value in (*values, place.partition, place.clients)]
 
 
-def _place_data(comparison: Comparison, place: Place) -> dict[str, Any]:
+def place_data(comparison: Comparison, place: Place) -> dict[str, Any]:
+    """The columns of a CSV that name a place."""
     values = {head(key): value for key, value in comparison.settings[place.setting].items()}
     return place._asdict() | values
 
 
-def _place_heads(comparison: Comparison) -> tuple[list[str], set[str]]:
-    """The columns that name a place, and those among them that hold numbers."""
+def place_heads(comparison: Comparison) -> tuple[list[str], set[str]]:
+    """The heads of the columns that name a place, and those among them that hold numbers."""
     settings = comparison.settings.values()
     numeric = {head(key) for key in comparison.varying if _numeric(values[key] for values in settings)}
     return [*map(head, comparison.varying), "partition", "clients"], {*numeric, "clients"}

@@ -22,11 +22,17 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 
 class Field(NamedTuple):
-    """The printed text of a field; a reader who sorts the table sorts by `value`."""
+    """The printed text of a field; a reader who sorts the table sorts by `value`.
+
+    Attributes:
+        best: the field is marked.
+        detail: stands behind the text, smaller.
+    """
 
     text: str
     value: float | int | str | None
     best: bool = False
+    detail: str = ""
 
 
 def number(value: float | None, text: Callable[[float], str]) -> Field:
@@ -43,6 +49,9 @@ class ReportTable:
         numeric: the columns that are set flush right.
         rows: the printed fields, one per column.
         data: the rows of the CSV, by column.
+        minor: the columns that the page hides first where the table is too wide, in that order.
+        kept: the columns that the page shows even where they are the same in every row.
+        is_folded: the page shows the title alone until the reader opens it.
     """
 
     name: str
@@ -52,6 +61,21 @@ class ReportTable:
     numeric: set[str]
     rows: list[list[Field]]
     data: list[dict[str, Any]]
+    minor: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
+    is_folded: bool = False
+
+    @property
+    def constant(self) -> dict[str, str]:
+        """The columns whose fields are all alike, and their text: the page names them above the table."""
+        if len(self.rows) < 2:
+            return {}
+        columns = zip(self.columns, zip(*self.rows, strict=True), strict=True)
+        return {
+            name: fields[0].text
+            for name, fields in columns
+            if name not in self.kept and len({field[:3] for field in fields}) == 1
+        }
 
     def write(self, folder: Path) -> None:
         """Writes `name.csv` and `name.tex`."""
@@ -66,14 +90,17 @@ class ReportTable:
 
     def latex(self) -> str:
         """A tabular with the rules of the package booktabs; the best of each row in bold."""
-        body = [
-            [rf"\textbf{{{escape(f.text)}}}" if f.best else escape(f.text) for f in row] for row in self.rows
-        ]
+        body = [[_latex(field) for field in row] for row in self.rows]
         head, *lines = (rf"{' & '.join(row)} \\" for row in [[*map(escape, self.columns)], *body])
         alignment = "".join("r" if column in self.numeric else "l" for column in self.columns)
         ruled = (r"\toprule", head, r"\midrule", *lines, r"\bottomrule")
         tabular = [rf"\begin{{tabular}}{{{alignment}}}", *ruled, r"\end{tabular}"]
         return "\n".join([f"% {self.title}. {self.note}", *tabular, ""])
+
+
+def _latex(field: Field) -> str:
+    text = rf"\textbf{{{escape(field.text)}}}" if field.best else escape(field.text)
+    return f"{text} {escape(field.detail)}" if field.detail else text
 
 
 def escape(text: str) -> str:

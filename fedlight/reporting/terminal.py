@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedlight.reporting.tables import ReportTable
 from fedlight.runs.plan import PLAN
 
 SETTINGS = ("data.name", "partition.name", "model.name", "rounds", "epochs", "fraction", "seed")
@@ -46,9 +47,14 @@ def summarise_at_end(sweep: Path) -> Iterator[None]:
 
 
 def print_summary(sweep: Path) -> None:
-    """Prints a row for each cell that has a result; settings that all of them share stand in the title."""
+    """Prints a row for each cell that has a result; settings that all of them share stand in the title.
+
+    Where there are several seeds, the means over them with their 95 % intervals follow.
+    """
     from fedlight.reporting import numbers
-    from fedlight.reporting.summaries import by_cell, head
+    from fedlight.reporting.comparison import make_comparisons
+    from fedlight.reporting.headline import headline
+    from fedlight.reporting.summaries import by_cell, by_method, head
     from fedlight.runs.status import read_sweep
 
     cells = [cell for cell in read_sweep(sweep) if cell.files.result]
@@ -61,16 +67,14 @@ def print_summary(sweep: Path) -> None:
         if len(values) == 1:
             shared[head(key)] = values.pop()
     title = ", ".join(f"{name} {value}" for name, value in shared.items())
-    printed = Table(title=Text(f"{sweep}: {len(cells)} cells, {title}"), title_justify="left")
-    shown = [i for i, column in enumerate(table.columns) if column not in HIDDEN | shared.keys()]
-    shown.append(table.columns.index("status"))
-    for column in (table.columns[i] for i in shown):
-        justify: Literal["left", "right"] = "right" if column in table.numeric else "left"
-        printed.add_column(column, justify=justify, overflow="fold")
-    for row in table.rows:
-        printed.add_row(*(Text(row[i].text) for i in shown))
+    columns = [column for column in table.columns if column not in HIDDEN | shared.keys()]
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(printed)
+    console.print(_render(table, f"{sweep}: {len(cells)} cells, {title}", [*columns, "status"]))
+    for comparison in make_comparisons(cells):
+        if comparison.evaluated and comparison.has_intervals:
+            means = by_method(comparison, "")
+            console.print(_render(means, f"{means.title}, {comparison.key}: mean over seeds", means.columns))
+            console.print(headline(comparison), soft_wrap=True)
     seeds = {cell.files.config.get("seed") for cell in cells}
     if (
         len(cells) > 1
@@ -79,3 +83,18 @@ def print_summary(sweep: Path) -> None:
     ):
         console.print("one seed: cells may differ by chance as much as seeds do", soft_wrap=True)
     console.print(f"tables, figures and samples: python -m fedlight.report {sweep}", soft_wrap=True)
+
+
+def _render(table: ReportTable, title: str, columns: list[str]) -> Table:
+    """The given columns of a table; marked fields are bold."""
+    printed = Table(title=Text(title), title_justify="left")
+    shown = [table.columns.index(column) for column in columns]
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in table.numeric else "left"
+        printed.add_column(column, justify=justify, overflow="fold")
+    for row in table.rows:
+        fields = [row[i] for i in shown]
+        printed.add_row(
+            *(Text(f"{f.text} {f.detail}".strip(), style="bold" if f.best else "") for f in fields)
+        )
+    return printed

@@ -56,6 +56,13 @@ class OwnQuality(BaseModel):
     per_client: list[Number | None]
 
 
+class BootstrapInterval(BaseModel):
+    """The 95 % interval of a cell's FID over the images that are drawn from its models."""
+
+    low: Number
+    high: Number
+
+
 class ImageQuality(BaseModel):
     """Image quality with one feature extractor; lower `value` (FID) and `kid` are better."""
 
@@ -74,6 +81,7 @@ class ImageQuality(BaseModel):
     coverage: Coverage | None = None
     own: OwnQuality | None = None
     label_accuracy: LabelAccuracy | None = None
+    bootstrap: BootstrapInterval | None = None
 
     @model_validator(mode="after")
     def _check_clients(self) -> "ImageQuality":

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from plausible import METHODS, read_result, write_cell, write_grid
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
 from fedlight.reporting.page import write_report
@@ -144,12 +145,50 @@ def test_the_page_is_whole_and_readable(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_marked_value_is_readable(browser: webdriver.Chrome, tmp_path: Path, scheme: str) -> None:
     sweep = tmp_path / "runs" / "seeds"
-    list(write_grid(sweep, method=METHODS, clients=[2], seed=[1, 2]))  # of which seeds tell FULL apart
+    for method, fids in {"FULL": (10, 11, 12), "UDEC": (20, 21, 23)}.items():
+        for seed, fid in enumerate(fids):
+            path = write_cell(sweep, method, 2, seed=seed) / "result.json"
+            result = json.loads(path.read_text())
+            path.write_text(json.dumps(result | {"fid": result["fid"] | {"value": fid}}))
     write_report([sweep], sweep / "report")
     open_page(browser, sweep / "report" / "index.html", 1300, scheme)
     readable = browser.execute_script(READABLE, "td.best")
     assert len(readable) == 2  # in the table by method and in the one in full
+    readable += browser.execute_script(READABLE, ".headline, td:not(.best) small, .constant")
+    assert len(readable) > 4
     assert all(contrast > 4.5 and size >= 12 for _, contrast, size in readable)
+
+
+def test_columns_that_do_not_fit_are_shown_on_demand(browser: webdriver.Chrome, page: Path) -> None:
+    open_page(browser, page, 400, "light")
+    section = browser.find_element(By.ID, "digits_classifier_table")
+    shown = "return [...arguments[0].querySelectorAll('thead th')].filter(h => h.checkVisibility()).length"
+    few, button = browser.execute_script(shown, section), section.find_element(By.CLASS_NAME, "unfold")
+    hidden = int(button.text.split(" ")[0])
+    assert hidden > 4
+    assert "IS 4.98" in section.find_element(By.CLASS_NAME, "constant").text
+    button.click()
+    assert browser.execute_script(shown, section) == few + hidden
+    assert button.text == "Fewer columns"
+    button.click()
+    assert browser.execute_script(shown, section) == few
+
+
+def test_a_point_under_the_pointer_shows_its_cell_and_values(browser: webdriver.Chrome, demo: Path) -> None:
+    open_page(browser, demo, 1300, "light")
+    chart = browser.find_element(By.CSS_SELECTOR, "#quality_exchange .chart")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    curves = json.loads(str(chart.get_attribute("data-curves")))
+    size, tip = chart.size, browser.find_element(By.CLASS_NAME, "tip")
+    for name, [[x, y, text]] in curves[::3]:
+        across, down = (x / 1000 - 0.5) * size["width"] + 3, (y / 1000 - 0.5) * size["height"] - 3
+        ActionChains(browser).move_to_element_with_offset(chart, int(across), int(down)).perform()
+        assert tip.is_displayed()
+        assert name in tip.text
+        assert text in tip.text
+    ActionChains(browser).move_to_element(browser.find_element(By.ID, "quality_exchange")).perform()
+    ActionChains(browser).move_to_element(browser.find_element(By.CSS_SELECTOR, ".legend")).perform()
+    assert not tip.is_displayed()
 
 
 def test_no_table_is_cut_on_a_screen(browser: webdriver.Chrome, page: Path, demo: Path) -> None:

@@ -136,6 +136,10 @@ CASES = {
         ["evaluation.guidance=-1"],
         "evaluation.guidance: .* greater than or equal to 0, got -1",
     ),
+    "a bootstrap of one draw": (
+        ["evaluation.bootstrap=1"],
+        "evaluation.bootstrap: .* greater than or equal to 2, got 1",
+    ),
     "guidance without labels": (
         ["evaluation.guidance=2"],
         "evaluation.guidance=2.0 needs model.conditional=true",

@@ -13,6 +13,7 @@ from PIL import Image
 
 METHODS = ("FULL", "USPLIT", "UDEC", "ULATDEC", "LOCAL", "CENTRAL")
 CLIENT_LEVEL = {"UDEC", "ULATDEC", "LOCAL"}
+SECONDS = 2.5  # of a client's round
 PER_ROUND = {"FULL": 2000, "USPLIT": 1500, "UDEC": 500, "ULATDEC": 1100, "LOCAL": 0, "CENTRAL": 0}
 
 
@@ -59,11 +60,11 @@ def write_cell(
     params = PER_ROUND.get(method, 1000) * clients
     with (folder / "rounds.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(("round", "train_loss", "params_cumulative", "bytes_cumulative", "fid"))
+        table.writerow(("round", "train_loss", "params_cumulative", "bytes_cumulative", "seconds", "fid"))
         for round_ in range(1, rounds + 1):
             scored = fid * (1 + 0.3 * (rounds - round_)) if extractor and round_ % 2 == 0 else ""
             crossed = params * round_
-            table.writerow((round_, 0.4 / round_, crossed, 4 * crossed, scored))
+            table.writerow((round_, 0.4 / round_, crossed, 4 * crossed, SECONDS * clients, scored))
     with (folder / "partition.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("client", "label", "count"))

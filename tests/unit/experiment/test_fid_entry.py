@@ -39,3 +39,15 @@ def test_the_global_model_has_no_entries_of_clients() -> None:
     entry = fid_entry({None: evaluation(1.5)}, None, EXTRACTOR, config("method=FULL"), trained=2)
     assert (entry["scope"], entry["value"], entry["std"]) == ("global", 1.5, None)
     assert {entry[key] for key in ("per_client", "clients", "trained_clients", "own")} == {None}
+
+
+def test_the_bootstrap_has_an_entry_where_it_is_configured() -> None:
+    models: dict[int | None, ModelEvaluation] = {
+        0: evaluation(1.0, fid_standard_error=0.3),
+        1: evaluation(3.0, fid_standard_error=0.4),
+    }
+    entry = fid_entry(models, None, EXTRACTOR, config("method=UDEC", "evaluation.bootstrap=20"), trained=2)
+    assert entry["bootstrap"] == pytest.approx(
+        {"draws": 20, "standard_error": 0.25, "low": 2 - 0.49, "high": 2 + 0.49}, abs=1e-3
+    )
+    assert "bootstrap" not in fid_entry(models, None, EXTRACTOR, config("method=UDEC"), trained=2)

@@ -299,6 +299,10 @@ def test_scores_must_have_the_metrics_and_images_of_the_cells_evaluation() -> No
     for metrics, groups in wrong:
         with pytest.raises(Damaged):
             check_scores(drawn(metrics, **groups), chosen)
+    resampled = config("evaluation.samples=70", "evaluation.bootstrap=20")
+    check_scores(drawn({**METRICS, "fid_standard_error": 0.1}, grid=grid), resampled)
+    with pytest.raises(Damaged, match="lacks the metric fid_standard_error"):
+        check_scores(drawn(METRICS, grid=grid), resampled)
     unscored = config("evaluation.samples=0")
     check_scores(drawn({}, grid=grid), unscored)
     with pytest.raises(Damaged, match="has the metric fid, which this cell does not compute"):

@@ -57,6 +57,15 @@ def test_names_in_the_pictures_of_a_cell_are_drawn_as_written(
     assert set(NAMES[:1] if kind == "histogram" else NAMES) <= set(drawn)
 
 
+@pytest.mark.filterwarnings("error:Glyph")
+def test_a_character_that_no_font_can_draw_is_its_code(tmp_path: Path, drawn: list[str]) -> None:
+    names = ["\u732b", "cat \U0010fffd", "\u0e41\u0e21\u0e27", "\u00e9"]
+    pictures.partition_heatmap(tmp_path / "picture.png", np.ones((2, 4), int), names)
+    assert r"cat \U0010fffd" in drawn  # a private character
+    assert "\u00e9" in drawn
+    assert not {"\u732b", r"\u732b"}.isdisjoint(drawn)  # the font of the machine decides
+
+
 def test_names_in_the_figures_of_a_report_are_drawn_as_written(tmp_path: Path, drawn: list[str]) -> None:
     sweep = tmp_path / "runs" / "made"
     for method, clients in ((r"M$_1$", 2), (r"$\x", 2)):

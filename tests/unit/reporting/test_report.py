@@ -107,6 +107,14 @@ def test_with_one_seed_the_spread_is_over_clients(sweep: Path) -> None:
     assert line["± over"] == "5 clients"
 
 
+def write_scored(sweep: Path, method: str, fids: list[float]) -> None:
+    """Writes a cell for each FID, of seeds 0, 1 and so on."""
+    for seed, value in enumerate(fids):
+        path = write_cell(sweep, method, 2, seed=seed, picture=False) / "result.json"
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"fid": result["fid"] | {"value": value}}))
+
+
 def marked(sweep: Path) -> tuple[set[str], set[str], str]:
     """The marked methods of the only place: in the table by method, in the one in full; and the note."""
     (comparison,) = make_comparisons(read_sweep(sweep))
@@ -119,28 +127,54 @@ def marked(sweep: Path) -> tuple[set[str], set[str], str]:
 @pytest.mark.parametrize(
     ("fids", "expected"),
     [
-        ({"FULL": [10, 12], "UDEC": [20, 22]}, {"FULL"}),  # 10 apart; each has a standard deviation of 1.41
-        ({"FULL": [10, 12], "UDEC": [11, 13], "USPLIT": [20, 22]}, {"FULL", "UDEC"}),  # 1 apart: both
-        ({"FULL": [10, 12], "UDEC": [11, 13]}, set()),  # nothing is told apart
-        ({"FULL": [10, 10.2, 10.4], "UDEC": [10.5, 10.7, 10.9]}, {"FULL"}),  # 0.5 apart, of 0.2
-        ({"FULL": [10, 30], "UDEC": [40, 40]}, {"FULL"}),  # 20 apart, of sqrt((200 + 0) / 2) = 10
-        ({"FULL": [10, 30], "UDEC": [29, 29]}, set()),  # 9 apart, of 10
-        ({"FULL": [10, 12], "UDEC": [20]}, set()),  # of one seed the spread is not known
+        ({"FULL": [10, 12, 11], "UDEC": [20, 22, 22]}, {"FULL"}),
+        ({"FULL": [10, 12], "UDEC": [20, 22.1]}, {"FULL"}),  # seeds that move both alike are paired
+        ({"FULL": [10, 12], "UDEC": [22, 20]}, set()),  # 10 ± 2.8 apart, of two seeds
+        ({"FULL": [10, 12, 11], "UDEC": [12, 11, 11], "USPLIT": [30, 32, 31.1]}, {"FULL", "UDEC"}),
+        ({"FULL": [10, 12, 11], "UDEC": [12, 11, 11]}, set()),  # all are level
+        ({"FULL": [10, 12, 11], "UDEC": [20]}, set()),  # of one seed the spread is not known
         ({"FULL": [10, 12], "CENTRAL": [20, 22], "LOCAL": [30, 32]}, set()),  # references do not compete
-        ({"FULL": [20, 22], "UDEC": [40, 42], "CENTRAL": [1, 2]}, {"FULL"}),
+        ({"FULL": [20, 22], "UDEC": [40, 42.1], "CENTRAL": [1, 2]}, {"FULL"}),
     ],
 )
-def test_the_best_methods_are_marked_within_the_spread_of_seeds(
+def test_the_best_method_and_those_level_with_it_are_marked(
     sweep: Path, fids: dict[str, list[float]], expected: set[str]
 ) -> None:
     for method, values in fids.items():
-        for seed, value in enumerate(values):
-            path = write_cell(sweep, method, 2, seed=seed, picture=False) / "result.json"
-            result = json.loads(path.read_text())
-            path.write_text(json.dumps(result | {"fid": result["fid"] | {"value": value}}))
+        write_scored(sweep, method, values)
     by_method, full, note = marked(sweep)
     assert by_method == full == expected
-    assert "within one pooled standard deviation" in note
+    assert "level with it, whose paired difference" in note
+
+
+def test_intervals_are_in_csv_latex_and_terminal(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for method, fids in {"FULL": [10, 12, 11], "UDEC": [20, 22, 22]}.items():
+        write_scored(sweep, method, fids)
+    (comparison,) = make_comparisons(read_sweep(sweep))
+    by_method, full = summaries(comparison, "")
+    low, high = 11 - 2.484, 11 + 2.484  # t = 4.303, standard deviation 1, three seeds
+    for line in (by_method.data[0]["FULL_low"], full.data[0]["fid_low"]):
+        assert line == pytest.approx(low, abs=1e-3)
+    for line in (by_method.data[0]["FULL_high"], full.data[0]["fid_high"]):
+        assert line == pytest.approx(high, abs=1e-3)
+    assert r"\textbf{11.00 $\pm$ 1.00} [8.52, 13.48]" in by_method.latex()
+    assert r"\textbf{11.00 $\pm$ 1.00} & 3 seeds & [8.52, 13.48]" in full.latex()
+    print_summary(sweep)
+    printed = capsys.readouterr().out
+    assert "11.00 ± 1.00 [8.52, 13.48]" in printed
+    assert "FULL is best" in printed
+
+
+def test_columns_that_are_the_same_in_every_row_are_named(sweep: Path) -> None:
+    for method in ("FULL", "UDEC", "CENTRAL"):
+        for clients in (2, 5):
+            write_cell(sweep, method, clients, picture=False)
+    (comparison,) = make_comparisons(read_sweep(sweep))
+    by_method, full = summaries(comparison, "")
+    assert by_method.constant == {"partition": "iid"}  # and not CENTRAL, a method
+    assert full.constant.keys() >= {"partition", "IS", "status"}
+    assert full.constant.keys().isdisjoint({"clients", "method", "FID", "parameters"})
+    assert replace(full, rows=full.rows[:1]).constant == {}
 
 
 def test_with_one_seed_nothing_is_marked_and_the_note_says_so(
@@ -392,7 +426,7 @@ def test_every_figure_is_written_as_png_pdf_and_csv(sweep: Path) -> None:
     out = sweep / "report"
     figures = {path.stem for path in out.glob("*.png") if not path.stem.startswith("samples_")}
     assert figures == {
-        *("quality_exchange", "budget", "fid_rounds", "client_spread", "train_loss_rounds"),
+        *("quality_exchange", "budget", "fid_seconds", "fid_rounds", "client_spread", "train_loss_rounds"),
         *("exchange_rounds", "partitions"),
     }
     for figure in figures:
