@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from fedlight.data.data_name import data_name
-from fedlight.evaluation.weights import weights_name
+from fedlight.evaluation.weights import given_weights, weights_name
 from fedlight.manual import format_manual
 from fedlight.overrides import keep_text
 from fedlight.runtime.secret import NESTED
@@ -44,6 +44,7 @@ def register_resolvers() -> None:
         "fedlight.data_name": lambda kind, root, cache: data_name(
             kind, _expand_home(root), _expand_home(cache)
         ),
+        "fedlight.weights": lambda extractor: given_weights(str(extractor)),
         "fedlight.weights_name": lambda extractor, path: weights_name(extractor, _expand_home(path)),
         NESTED: _decode_variable,
     }

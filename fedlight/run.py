@@ -1,6 +1,7 @@
 """Runs one cell, or with -m a sweep of them: python -m fedlight.run [-m] [KEY=VALUE ...]"""
 
 import sys
+import time
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -20,6 +21,7 @@ def main() -> None:
 
 def check_and_run(composed: DictConfig) -> None:
     """Runs the cell; the configuration is validated before the heavy libraries are loaded."""
+    begun = time.perf_counter()
     from fedlight.config import validate
 
     command = DictConfig(HydraConfig.get())
@@ -38,7 +40,7 @@ def check_and_run(composed: DictConfig) -> None:
         with pause_garbage_collection():
             from fedlight.experiment.cell import run_cell
 
-        run_cell(config, lease)
+        run_cell(config, lease, begun=begun)
 
 
 def check_one_cell(command: DictConfig) -> None:

@@ -16,10 +16,12 @@ class EvaluationConfig(Section, Sparse):
     steps: PositiveInt
     grid: Annotated[int, Field(ge=0)]
     clients: Literal["all"] | PositiveInt
-    extractor: Literal["classifier", "inception"]
+    extractor: Literal["classifier", "inception", "dinov2", "clip"]
     reference: Literal["test", "train"]
     memorisation: bool
     weights: str | None
     weights_name: str | None
     cache: FilePath
     guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    downstream: bool = False
+    background: bool = False
