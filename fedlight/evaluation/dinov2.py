@@ -1,4 +1,4 @@
-"""The DINOv2 extractor: torch-fidelity's, around a network that is made here instead of by downloaded code."""
+"""The DINOv2 extractor: torch-fidelity's, with a network that is made here, not by downloaded code."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Downstream accuracy: what a classifier learns from generated images, beside what it learns from real ones."""
+"""Downstream accuracy: of classifiers that are trained on generated images, and on real ones."""
 
 import json
 from collections.abc import Sequence

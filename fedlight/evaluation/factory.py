@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fedlight.data.dataset import Dataset, Images
 from fedlight.data.partition import Indices, count_labels
+from fedlight.evaluation.downstream import check_downstream
 from fedlight.evaluation.evaluation_config import EvaluationConfig
 from fedlight.evaluation.evaluator import Evaluator
-from fedlight.evaluation.downstream import check_downstream
 from fedlight.evaluation.extractor import (
     DIMENSIONS,
     Extractor,

@@ -1,4 +1,4 @@
-"""The metrics of a model's images: torch-fidelity's, computed from features in memory, and density and coverage."""
+"""The metrics of a model's images: those of torch-fidelity, density and coverage."""
 
 from threading import RLock
 
@@ -60,8 +60,8 @@ def score(generated: Features, reference: Reference) -> dict[str, float]:
         `precision`, `recall`: share of generated images inside the manifold of the real ones, and of real
         images inside that of the generated ones (arXiv 1904.06991), in 0..1.
         `density`, `coverage_knn`: as `density_coverage` returns them (arXiv 2002.09797, 5 neighbours).
-        `inception_score`: from the extractor's logits, if it has any (arXiv 1606.03498), 1..classes, higher is
-        better.
+        `inception_score`: from the extractor's logits, if it has any (arXiv 1606.03498), 1..classes, higher
+        is better.
     """
     real = reference.features
     subset = min(KID_MAX_SUBSET, len(generated.values) // 2, len(real.values) // 2)

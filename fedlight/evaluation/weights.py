@@ -67,8 +67,9 @@ def find_weights(extractor: str, path: str | None, cache: str) -> Path:
 
     Args:
         extractor: a key of PUBLISHED.
-        path: of the user's own file, or None: the published file in fedlight's cache, in torch.hub's cache, or
-            a download into fedlight's cache. A cached file is used only if its SHA-256 is the published one.
+        path: of the user's own file, or None: the published file in fedlight's cache, in torch.hub's cache,
+            or a download into fedlight's cache. A cached file is used only if it has the published
+            SHA-256.
         cache: fedlight's cache folder.
 
     Raises:

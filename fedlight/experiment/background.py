@@ -180,7 +180,8 @@ class BackgroundEvaluation:
         Raises:
             Damaged, MemoryLost, Diverged: as the task does.
         """
-        assert self._future is not None and self.round is not None
+        assert self._future is not None
+        assert self.round is not None
         while True:
             while not self._future.done():
                 wait([self._future], LOOK)

@@ -253,7 +253,7 @@ class RoundLoop:
         self.log.pictures(round_, samples=grid_path(self.folder, round_))
 
     def _no_flops(self) -> dict[str, int] | None:
-        """The entry `flops` of `result.json` at the start; None in a deployment, which does not count them."""
+        """The entry `flops` of `result.json` at the start; None in a deployment, where none are counted."""
         return None if self.deployment else dict.fromkeys(("training", "sampling", "total"), 0)
 
     def _count_training(self, outcome: Outcome) -> None:

@@ -50,7 +50,7 @@ class LabelAccuracy(BaseModel):
 
 
 class DownstreamAccuracy(BaseModel):
-    """Test accuracies, 0..1, of classifiers trained on generated, on a client's own and on all real images."""
+    """Test accuracies, 0..1, of classifiers trained on generated, on a client's own, on all real images."""
 
     generated: Number
     own: Number | None = None
