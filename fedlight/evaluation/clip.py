@@ -1,5 +1,6 @@
 """The CLIP extractor: torch-fidelity's, which here runs no code that a file of weights may hold."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -31,10 +32,12 @@ class Clip(FeatureExtractorCLIP):
     ) -> None:
         FeatureExtractorBase.__init__(self, name, features_list)
         self.feature_extractor_internal_dtype = torch.float32
-        if file_sha256(feature_extractor_weights_path) in SCRIPTS:
-            state = torch.jit.load(feature_extractor_weights_path, map_location="cpu").state_dict()
-        else:
-            state = torch.load(feature_extractor_weights_path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that TorchScript is deprecated, or read by torch.load
+            if file_sha256(feature_extractor_weights_path) in SCRIPTS:
+                state = torch.jit.load(feature_extractor_weights_path, map_location="cpu").state_dict()
+            else:
+                state = torch.load(feature_extractor_weights_path, map_location="cpu", weights_only=True)
         self.dimension = int(state["text_projection"].shape[1])
         self.model = build_model(dict(state), torch.float32)
         self.resolution = self.model.visual.input_resolution

@@ -86,8 +86,8 @@ def make_transport(
     server: Server,
     monitor: Monitor,
     exit_stack: ExitStack,
-    usage: UsageLog,
     deployment: Deployment | None = None,
+    usage: UsageLog | None = None,
 ) -> Transport:
     """The transport of the cell; CENTRAL trains in the process of the server."""
     config = parts.config
@@ -100,7 +100,7 @@ def make_transport(
         exit_stack,
         check_scores=partial(check_scores, config=config),
         deployment=deployment,
-        usage=usage,
+        usage=usage or UsageLog(),
     )
     if parts.method.pool or config.rounds == 0:
         return Inline(context)

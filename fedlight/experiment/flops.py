@@ -1,11 +1,13 @@
 """Floating-point operations of a cell: those of one image, counted once, times the images."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from fedlight.config import CellConfig
 from fedlight.diffusion.model import make_model
@@ -53,12 +55,36 @@ def _count(model: str, optimizer: str, shape: tuple[int, int, int], classes: int
     with torch.random.fork_rng(devices=[]):
         module = make_model(section, OptimizerConfig.model_validate_json(optimizer), classes, 0, True)
         images, labels = torch.zeros(IMAGES, *shape), torch.zeros(IMAGES, dtype=torch.int64)
-        with FlopCounterMode(display=False) as training:
+        counted = {torch.ops.aten.convolution_backward: _convolution_backward}
+        with FlopCounterMode(display=False, custom_mapping=counted) as training:
             module.training_step((images, labels) if section.conditional else images, 0).backward()
         condition = {"class_labels": labels} if section.conditional else {}
         with FlopCounterMode(display=False) as denoising, torch.no_grad():
             module.unet.eval()(images, 0, **condition)
     return ImageFlops(training.get_total_flops() / IMAGES, denoising.get_total_flops() / IMAGES)
+
+
+def _convolution_backward(
+    gradient: Sequence[int],
+    images: Sequence[int],
+    weight: Sequence[int],
+    bias: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    transposed: bool,
+    output_padding: object,
+    groups: int,
+    wanted: Sequence[bool],
+    **others: Any,
+) -> int:
+    """The operations of a convolution's backward pass, from the shapes of its arguments.
+
+    The gradients with respect to input and weight cost as much as the forward pass each. torch's own formula
+    counts every group of a depthwise convolution as a whole one.
+    """
+    once = conv_flop_count(list(images), list(weight), list(gradient), transposed)
+    return once * (int(wanted[0]) + int(wanted[1]))
 
 
 def trained_images(config: CellConfig, images: int) -> int:

@@ -99,8 +99,8 @@ class RoundLoop:
             self.server,
             self,
             self.exit_stack,
-            self.usage,
             self.deployment,
+            self.usage,
         )
 
     def run(self) -> None:

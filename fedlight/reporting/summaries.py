@@ -31,6 +31,18 @@ def _seconds(part: str, result: Result) -> float | None:
     return result.seconds.get(part)
 
 
+def _peak_mb(result: Result) -> float | None:
+    return result.memory.peak_mb if result.memory else None
+
+
+def _gpu_peak_mb(result: Result) -> float | None:
+    return result.memory.gpu_peak_mb if result.memory else None
+
+
+def _total_flops(result: Result) -> float | None:
+    return result.flops.total if result.flops else None
+
+
 def _megabytes(value: float) -> str:
     return numbers.data_volume(1e6 * value)
 
@@ -54,8 +66,8 @@ SCORES = (
     _score("label accuracy, seen classes", "label_accuracy_held", "label_accuracy.held", numbers.share),
     _score("label accuracy, unseen classes", "label_accuracy_unseen", "label_accuracy.unseen", numbers.share),
     _score("downstream accuracy", "downstream_accuracy", "downstream_accuracy.generated", numbers.share),
-    _score("of own images", "downstream_accuracy_own", "downstream_accuracy.own", numbers.share),
-    _score("of all images", "downstream_accuracy_all", "downstream_accuracy.all", numbers.share),
+    _score("downstream, own images", "downstream_accuracy_own", "downstream_accuracy.own", numbers.share),
+    _score("downstream, all images", "downstream_accuracy_all", "downstream_accuracy.all", numbers.share),
 )
 COSTS = (
     Quantity("parameters", "params", lambda result: result.exchange.params_total, numbers.count),
@@ -69,11 +81,9 @@ MEASURED_COSTS = (
         Quantity(f"time, {part}", f"seconds_{part}", partial(_seconds, part), numbers.seconds)
         for part in ("training", "merging", "evaluation", "sampling", "checkpoint", "startup")
     ),
-    Quantity("memory", "peak_mb", lambda result: result.memory and result.memory.peak_mb, _megabytes),
-    Quantity(
-        "GPU memory", "gpu_peak_mb", lambda result: result.memory and result.memory.gpu_peak_mb, _megabytes
-    ),
-    Quantity("FLOPs", "flops", lambda result: result.flops and result.flops.total, _flops),
+    Quantity("memory", "peak_mb", _peak_mb, _megabytes),
+    Quantity("GPU memory", "gpu_peak_mb", _gpu_peak_mb, _megabytes),
+    Quantity("FLOPs", "flops", _total_flops, _flops),
 )
 """Columns of the cell-by-cell table, where some cell has them."""
 MARKED = (

@@ -17,7 +17,7 @@ IMAGES, CHANCE = 256, 0.1
 @pytest.fixture
 def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Downstream:
     """Client 0 has three quarters of the digits, client 1 all images of the digit 3 in the rest."""
-    monkeypatch.setattr(downstream, "MIN_STEPS", 60)
+    monkeypatch.setattr(downstream, "MIN_STEPS", 40)
     complete = digits.load()
     data = Dataset(complete.train.first(IMAGES), complete.test, complete.classes)
     rest = np.arange(3 * IMAGES // 4, IMAGES)
@@ -32,7 +32,6 @@ def test_a_generator_of_the_real_images_gives_the_accuracy_of_real_images_and_no
     labels = torch.from_numpy(train.labels)
     real = known.all()
     assert known.generated(train.pixels, labels) == real > 0.8
-    assert known.generated(train.pixels[: 3 * IMAGES // 4], labels[: 3 * IMAGES // 4]) == known.own(0)
     noise = torch.randint(256, train.pixels.shape, generator=torch.Generator().manual_seed(0)).byte()
     deviation = (CHANCE * (1 - CHANCE) / len(test)) ** 0.5
     assert known.generated(noise, labels) < CHANCE + 0.1 + 3 * deviation  # a digit may look like some noise
@@ -53,5 +52,5 @@ def test_accuracies_on_real_images_are_cached_by_the_content_of_the_images(
     (file,) = Path(known.cache).glob("downstream/*.json")
     monkeypatch.undo()
     file.write_text("{")  # damaged
-    monkeypatch.setattr(downstream, "MIN_STEPS", 60)
+    monkeypatch.setattr(downstream, "MIN_STEPS", 40)
     assert known.own(1) == first

@@ -1,6 +1,7 @@
 """DINOv2 and CLIP with random weights: DINOv2 computed by hand, CLIP by torch-fidelity itself."""
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def random_dinov2() -> dict[str, Tensor]:
 def features_by_hand(state: dict[str, Tensor], pixels: Tensor) -> Tensor:
     """DINOv2 as its paper has it: pre-norm blocks with layer scales; the class token after the last norm."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    images = interpolate_bilinear_2d_like_tensorflow1x(pixels.float().expand(-1, 3, -1, -1), size=(224, 224))
+    images = interpolate_bilinear_2d_like_tensorflow1x(
+        pixels.float().expand(-1, 3, -1, -1), size=(224, 224), align_corners=False
+    )
     images = (images / 255 - mean[:, None, None]) / std[:, None, None]
     patches = F.conv2d(images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14)
     tokens = torch.cat(
@@ -156,10 +159,13 @@ class Published(nn.Module):
 def clip_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("clip") / "random.pt"
-    torch.jit.trace(Published().eval(), torch.randn(1, 3, 64, 64)).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated
+        torch.jit.trace(Published().eval(), torch.randn(1, 3, 64, 64)).save(path)
     return path
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_clip_sees_as_torch_fidelity_does_from_a_script_and_from_a_state_dict(
     clip_script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

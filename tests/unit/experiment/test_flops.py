@@ -38,7 +38,7 @@ def test_a_call_of_the_unet_costs_what_its_layers_cost_and_a_step_about_three_ca
     settings = config(*options)
     measured, layers = image_flops(settings, 10), layer_flops(settings, 10)
     assert layers <= measured.denoising <= 1.3 * layers  # attention multiplies without a layer
-    assert 2.5 * measured.denoising <= measured.training <= 3.1 * measured.denoising
+    assert 2.7 * measured.denoising <= measured.training <= 3.05 * measured.denoising
 
 
 def test_counting_draws_no_random_number_of_the_cell() -> None:
