@@ -391,7 +391,7 @@ def score_by_inception(folder: Path) -> Found:
     from gpu_tables import done_cells
 
     from fedlight.data.loading import load
-    from fedlight.evaluation.extractor import make_inception
+    from fedlight.evaluation.extractor import make_pretrained
     from fedlight.evaluation.reference import make_reference
     from fedlight.evaluation.weights import present_weights
     from fedlight.experiment.finished import DEVICE, open_cell
@@ -400,10 +400,10 @@ def score_by_inception(folder: Path) -> Found:
     if not cells:
         return missing("no cell is done")
     config = open_cell(cells[0]).config  # data and cache are the same in all cells
-    weights = present_weights(config.evaluation.weights, config.evaluation.cache)
+    weights = present_weights("inception", config.evaluation.weights, config.evaluation.cache)
     if weights is None:
         return missing("no weights are here: python -m fedlight.prepare evaluation.extractor=inception")
-    extractor = make_inception(weights, DEVICE)
+    extractor = make_pretrained("inception", weights, DEVICE)
     reference = make_reference(load(config.data).test.pixels, extractor, config.evaluation.cache)
     for cell in cells:
         if not result_path(folder, f"inception {cell.name}").exists():

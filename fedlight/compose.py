@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedlight.data.data_name import data_name
-from fedlight.evaluation.weights import weights_name
+from fedlight.evaluation.weights import given_weights, weights_name
 from fedlight.manual import format_manual
 from fedlight.overrides import keep_text
 from fedlight.runtime.secret import NESTED
@@ -62,6 +62,7 @@ def register_resolvers() -> None:
         "fedlight.data_name": lambda kind, root, cache: data_name(
             kind, _expand_home(root), _expand_home(cache)
         ),
+        "fedlight.weights": lambda extractor: given_weights(str(extractor)),
         "fedlight.weights_name": lambda extractor, path: weights_name(extractor, _expand_home(path)),
         NESTED: _decode_variable,
     }

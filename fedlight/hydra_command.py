@@ -105,6 +105,8 @@ def _run(work: Callable[[DictConfig], None], typed: Sequence[str], debug: bool) 
 
 
 def _end_workers() -> None:
-    """Ends the processes that trained clients, if there are any; imports nothing."""
+    """Ends the processes that trained clients or evaluated models, if there are any; imports nothing."""
+    if background := sys.modules.get("fedlight.experiment.background"):
+        background.PROCESS_CACHE.end()
     if processes := sys.modules.get("fedlight.federation.transport.processes"):
         processes.end_workers()

@@ -1,6 +1,7 @@
 """One cell, for the command `fedlight.run` and for Python: checked, skipped where it is done, else run."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,7 @@ def run_or_skip(config: CellConfig) -> Path:
         Diverged: a client's loss left the finite numbers.
         LeaseTaken: another process works on the cell.
     """
+    begun = time.perf_counter()
     folder = cell_folder(config)
     if is_done(folder):
         print_done(folder)
@@ -85,7 +87,7 @@ def run_or_skip(config: CellConfig) -> Path:
             from fedlight.experiment.cell import run_cell
 
         with _restore_torch():
-            run_cell(config, lease)
+            run_cell(config, lease, begun=begun)
     return folder
 
 

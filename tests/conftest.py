@@ -167,7 +167,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDLIGHT_CACHE", str(folder))
         patch.setenv("TORCH_HOME", str(folder / "torch"))
-        patch.delenv("FEDLIGHT_INCEPTION", raising=False)
+        for extractor in ("INCEPTION", "DINOV2", "CLIP"):
+            patch.delenv(f"FEDLIGHT_{extractor}", raising=False)
         yield folder
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fedlight.evaluation.weights import given_weights
 from fedlight.runs.identity import PLACES, read_config, write_config
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.secret import masked
@@ -38,10 +39,13 @@ def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
         BadInput: the file is missing, or is no configuration.
     """
     cache = os.environ.get("FEDLIGHT_CACHE") or str(Path.home() / ".cache" / "fedlight")
-    weights = os.environ.get("FEDLIGHT_INCEPTION")
+    agreed = read_config(path)
+    section = agreed.get("evaluation")
+    extractor = section.get("extractor") if isinstance(section, dict) else None
+    weights = given_weights(str(extractor))
     local = {"root": root and os.path.expanduser(root), "cache": cache, "weights": weights}
     paths = {key: local[key.rpartition(".")[2]] for key in PLACES}
-    config: dict[str, Any] = _with_paths(read_config(path), paths)
+    config: dict[str, Any] = _with_paths(agreed, paths)
     return config
 
 

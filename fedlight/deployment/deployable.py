@@ -56,6 +56,16 @@ def check_deployable(config: CellConfig) -> None:
             f"federation.dropout={config.federation.dropout:g} simulates failing clients, which a deployment "
             "has by itself: leave it at 0"
         )
+    if config.evaluation.downstream:
+        raise BadInput(
+            "evaluation.downstream=true compares with a classifier that is trained on all images, and a "
+            "deployment has no place where these are: set it to false"
+        )
+    if config.evaluation.background:
+        raise BadInput(
+            "evaluation.background=true scores models where all of them are, and in a deployment each "
+            "institution scores its own: set it to false"
+        )
     if config.privacy and config.privacy.name == "example":
         raise BadInput(
             "privacy=example accounts for the size of each client's data, which a server does not know: "

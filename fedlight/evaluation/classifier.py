@@ -70,16 +70,60 @@ def train(
 ) -> None:
     """Trains the network, and writes it with its test accuracy as safetensors.
 
-    It uses one CPU thread and its own random seed, so that the same data give the same file.
-
     Args:
         path: of the file.
         train_set: pixels, uint8, shape (n, channels, size, size), and labels, int64 in 0..classes-1.
         test_set: pixels and labels that are not trained on.
         classes: number of labels.
     """
-    pixels, labels = train_set
-    shape = {"channels": pixels.shape[1], "image_size": pixels.shape[2], "classes": classes}
+    shape = _shape(train_set, classes)
+    steps = count_steps(len(train_set[1]))
+    body, head, accuracy = _trained(
+        shape, train_set, test_set, steps, "training the classifier of the scores"
+    )
+    state = {f"body.{name}": tensor.contiguous() for name, tensor in body.state_dict().items()}
+    state |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    save_file(state, path, {"facts": json.dumps({"network": shape, "accuracy": accuracy})})
+
+
+def measure_accuracy(
+    train_set: tuple[Tensor, Tensor],
+    test_set: tuple[Tensor, Tensor],
+    classes: int,
+    steps: int,
+    what: str,
+) -> float:
+    """Trains the network on other images than those of the data set; returns its test accuracy, 0..1.
+
+    Args:
+        train_set, test_set, classes: as `train` takes them.
+        steps: of the optimizer.
+        what: names the training for its progress.
+    """
+    return _trained(_shape(train_set, classes), train_set, test_set, steps, what)[2]
+
+
+def count_steps(images: int) -> int:
+    """The number of optimizer steps for so many training images."""
+    return min(MAX_STEPS, EPOCHS * -(-images // BATCH))
+
+
+def _shape(train_set: tuple[Tensor, Tensor], classes: int) -> dict[str, int]:
+    pixels = train_set[0]
+    return {"channels": pixels.shape[1], "image_size": pixels.shape[2], "classes": classes}
+
+
+def _trained(
+    shape: dict[str, int],
+    train_set: tuple[Tensor, Tensor],
+    test_set: tuple[Tensor, Tensor],
+    steps: int,
+    what: str,
+) -> tuple[nn.Sequential, nn.Linear, float]:
+    """The trained body and head, and their test accuracy.
+
+    It uses one CPU thread and its own random seed, so that the same data give the same bits.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -87,13 +131,10 @@ def train(
             torch.manual_seed(0)
             body, head = _network(**shape)
             network = nn.Sequential(body, head).to(memory_format=torch.channels_last)
-            _fit(network, pixels, labels)
-            accuracy = _accuracy(network, *test_set)
+            _fit(network, *train_set, steps, what)
+            return body, head, _accuracy(network, *test_set)
     finally:
         torch.set_num_threads(threads)
-    state = {f"body.{name}": tensor.contiguous() for name, tensor in body.state_dict().items()}
-    state |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
-    save_file(state, path, {"facts": json.dumps({"network": shape, "accuracy": accuracy})})
 
 
 def _network(channels: int, image_size: int, classes: int) -> tuple[nn.Sequential, nn.Linear]:
@@ -112,12 +153,11 @@ def _convolution(d_in: int, d_out: int, kernel: int = 3, stride: int = 1) -> lis
     return [convolution, nn.BatchNorm2d(d_out), nn.ReLU()]
 
 
-def _fit(network: nn.Module, pixels: Tensor, labels: Tensor) -> None:
-    steps = min(MAX_STEPS, EPOCHS * -(-len(pixels) // BATCH))
+def _fit(network: nn.Module, pixels: Tensor, labels: Tensor, steps: int, what: str) -> None:
     optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     positions = torch.empty(0, dtype=torch.int64)
-    for _ in track(range(steps), "training the classifier of the scores", steps):
+    for _ in track(range(steps), what, steps):
         while len(positions) < BATCH:
             positions = torch.cat([positions, torch.randperm(len(pixels))])
         batch, positions = positions[:BATCH], positions[BATCH:]

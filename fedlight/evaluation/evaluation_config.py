@@ -16,7 +16,7 @@ class EvaluationConfig(Section, Sparse):
     steps: PositiveInt
     grid: Annotated[int, Field(ge=0)]
     clients: Literal["all"] | PositiveInt
-    extractor: Literal["classifier", "inception"]
+    extractor: Literal["classifier", "inception", "dinov2", "clip"]
     reference: Literal["test", "train"]
     memorisation: bool
     weights: str | None
@@ -24,3 +24,5 @@ class EvaluationConfig(Section, Sparse):
     cache: FilePath
     guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     bootstrap: Annotated[int, Field(ge=2)] | None = None
+    downstream: bool = False
+    background: bool = False

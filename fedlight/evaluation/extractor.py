@@ -1,6 +1,7 @@
 """Feature extractors: networks that turn images into the features that every metric compares."""
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,17 +11,33 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.utils import create_feature_extractor
 
-from fedlight.evaluation import classifier
+from fedlight.evaluation import classifier, clip, dinov2
 from fedlight.runtime.cache import load_or_make
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.files import file_sha256
 from fedlight.runtime.hashing import tensors_sha256
 from fedlight.runtime.progress import track
 
-INCEPTION = "inception-v3-compat"
-INCEPTION_LAYERS = ["2048", "logits_unbiased"]
-DIMENSIONS = {"classifier": classifier.DIMENSION, "inception": 2048}  # of the features
+DIMENSIONS = {"classifier": classifier.DIMENSION, "inception": 2048, "dinov2": 1024, "clip": 512}
+"""Extractor -> number of its features; of dinov2 and clip with the published weights, see PUBLISHED."""
 BATCH = 128
+
+
+class Network(NamedTuple):
+    """A pretrained network of torch-fidelity: its registered name and the layers that are used.
+
+    The first layer has the features, the second, if there is one, the logits of the inception score.
+    """
+
+    name: str
+    layers: list[str]
+
+
+NETWORKS = {
+    "inception": Network("inception-v3-compat", ["2048", "logits_unbiased"]),
+    "dinov2": Network(dinov2.NAME, [dinov2.FEATURES]),
+    "clip": Network(clip.NAME, [clip.FEATURES]),
+}
 
 
 class Features(NamedTuple):
@@ -28,11 +45,11 @@ class Features(NamedTuple):
 
     Attributes:
         values: float32, shape (n, dimension), on the CPU.
-        logits: float32, shape (n, classes), on the CPU.
+        logits: float32, shape (n, classes), on the CPU; None where the extractor has none.
     """
 
     values: Tensor
-    logits: Tensor
+    logits: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -40,30 +57,36 @@ class Extractor:
     """One of torch-fidelity's feature extractors with its weights.
 
     Attributes:
-        name: classifier or inception.
-        network: uint8 images -> (features, logits).
+        name: classifier, inception, dinov2 or clip.
+        network: uint8 images -> (features, logits), or (features,).
+        dimension: number of the features.
         channels: number of channels that the network takes.
-        accuracy: share of test images that the classifier labels correctly, 0..1; None for inception.
+        accuracy: share of test images that the classifier labels correctly, 0..1; None for the others.
         sha256: of the weights' file.
     """
 
     name: str
     network: FeatureExtractorBase
+    dimension: int
     channels: int
     accuracy: float | None
     sha256: str
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(chain(self.network.parameters(), self.network.buffers())).device
+
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Features:
         """The features of uint8 images, shape (n, channels, height, width); grey ones are expanded to RGB."""
-        device = next(self.network.buffers()).device
         outputs: list[tuple[Tensor, ...]] = []
         batches = pixels.split(BATCH)
         for batch in track(batches, f"features of {len(pixels):,} images", len(batches)):
-            expanded = batch.expand(-1, self.channels, -1, -1).to(device)
+            expanded = batch.expand(-1, self.channels, -1, -1).to(self.device)
             outputs.append(tuple(layer.cpu() for layer in self.network(expanded)))
-        values, logits = (torch.cat(layer) for layer in zip(*outputs, strict=True))
-        return Features(values, logits)
+        values, *logits = (torch.cat(layer) for layer in zip(*outputs, strict=True))
+        return Features(values, logits[0] if logits else None)
 
 
 def check_classifier(classes: int, side: int) -> None:
@@ -109,29 +132,40 @@ def make_classifier(
         return file
 
     load_or_make(path, check, lambda temporary: classifier.train(temporary, train_set, test_set, classes))
-    network = _create(classifier.NAME, [classifier.FEATURES, classifier.LOGITS], path).to(device)
-    return Extractor("classifier", network, train_set[0].shape[1], network.accuracy, file_sha256(path))
+    layers = [classifier.FEATURES, classifier.LOGITS]
+    network = _create(Network(classifier.NAME, layers), path).to(device)
+    channels = train_set[0].shape[1]
+    return Extractor(
+        "classifier", network, classifier.DIMENSION, channels, network.accuracy, file_sha256(path)
+    )
 
 
-def make_inception(weights: Path, device: torch.device) -> Extractor:
-    """torch-fidelity's `inception-v3-compat` with the given weights.
+def make_pretrained(name: str, weights: Path, device: torch.device) -> Extractor:
+    """A pretrained extractor of torch-fidelity with the given weights.
+
+    Args:
+        name: a key of NETWORKS.
+        weights: the file of its weights.
+        device: of the extraction.
 
     Raises:
         BadInput: the file contains anything else, or would run code.
     """
     try:
-        torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity unpickles the file
-        network = _create(INCEPTION, INCEPTION_LAYERS, weights).to(device)
+        if name == "inception":
+            torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity unpickles the file
+        network = _create(NETWORKS[name], weights).to(device)
     except Exception as error:  # torch's readers have errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
-            f"evaluation.weights: {weights} does not hold the weights of {INCEPTION} ({reason})"
+            f"evaluation.weights: {weights} does not hold the weights of {NETWORKS[name].name} ({reason})"
         ) from error
-    return Extractor("inception", network, 3, None, file_sha256(weights))
+    dimension = getattr(network, "dimension", DIMENSIONS[name])
+    return Extractor(name, network, dimension, 3, None, file_sha256(weights))
 
 
-def _create(name: str, layers: list[str], weights: Path) -> FeatureExtractorBase:
+def _create(network: Network, weights: Path) -> FeatureExtractorBase:
     with torch.random.fork_rng(devices=[]):  # the network is initialised at random before it is loaded
         return create_feature_extractor(
-            name, layers, cuda=False, feature_extractor_weights_path=weights, verbose=False
+            network.name, network.layers, cuda=False, feature_extractor_weights_path=weights, verbose=False
         )

@@ -7,13 +7,23 @@ from torch import Tensor
 
 from fedlight.data.dataset import Dataset, Images
 from fedlight.data.partition import Indices, count_labels
+from fedlight.evaluation.downstream import check_downstream
 from fedlight.evaluation.evaluation_config import EvaluationConfig
 from fedlight.evaluation.evaluator import Evaluator
-from fedlight.evaluation.extractor import Extractor, check_classifier, make_classifier, make_inception
+from fedlight.evaluation.extractor import (
+    DIMENSIONS,
+    Extractor,
+    check_classifier,
+    make_classifier,
+    make_pretrained,
+)
 from fedlight.evaluation.memorisation import CopyCheck
 from fedlight.evaluation.reference import make_reference
 from fedlight.evaluation.scores import check_budget
 from fedlight.evaluation.weights import find_weights
+
+SIZED_BY_WEIGHTS = ("dinov2", "clip")
+"""Extractors whose number of features the weights decide."""
 
 
 def check_evaluation(config: EvaluationConfig, dataset: Dataset) -> None:
@@ -26,10 +36,18 @@ def check_evaluation(config: EvaluationConfig, dataset: Dataset) -> None:
     Raises:
         BadInput: the extractor does not fit the data, or there are too few images.
     """
-    reference = dataset.train if config.reference == "train" else dataset.test
-    check_budget(config.samples, len(reference), config.reference, config.extractor)
+    side = dataset.train.pixels.shape[-1]
+    if config.weights is None or config.extractor not in SIZED_BY_WEIGHTS:
+        _check_budget(config, dataset, DIMENSIONS[config.extractor])
     if config.extractor == "classifier":
-        check_classifier(len(dataset.classes), dataset.train.pixels.shape[-1])
+        check_classifier(len(dataset.classes), side)
+    if config.downstream:
+        check_downstream(side)
+
+
+def _check_budget(config: EvaluationConfig, dataset: Dataset, dimension: int) -> None:
+    reference = dataset.train if config.reference == "train" else dataset.test
+    check_budget(config.samples, len(reference), config.reference, config.extractor, dimension)
 
 
 def make_evaluator(
@@ -56,6 +74,7 @@ def make_evaluator(
     check_evaluation(config, dataset)
     splits = {"train": dataset.train, "test": dataset.test}
     extractor = make_extractor(config, data_name, complete, device)
+    _check_budget(config, dataset, extractor.dimension)
     seen_classes = count_labels(dataset.train.labels, list(client_indices), len(dataset.classes)) > 0
     references = {
         split: make_reference(images.pixels, extractor, config.cache)
@@ -74,8 +93,9 @@ def make_extractor(
     config: EvaluationConfig, data_name: str, complete: Dataset, device: torch.device
 ) -> Extractor:
     """The feature extractor that `evaluation.extractor` names."""
-    if config.extractor == "inception":
-        return make_inception(find_weights(config.weights, config.cache), device)
+    if config.extractor != "classifier":
+        weights = find_weights(config.extractor, config.weights, config.cache)
+        return make_pretrained(config.extractor, weights, device)
     train, test = _labelled(complete.train), _labelled(complete.test)
     return make_classifier(data_name, train, test, len(complete.classes), config.cache, device)
 

@@ -1,12 +1,14 @@
 """The reference of the scores: features of real images, extracted once and cached."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedlight.evaluation.density import neighbour_radii
 from fedlight.evaluation.extractor import Extractor, Features
 from fedlight.runtime.cache import load_or_make
 from fedlight.runtime.hashing import tensors_sha256
@@ -38,6 +40,11 @@ class Reference:
     features: Features
     moments: Moments
 
+    @cached_property
+    def radii(self) -> Tensor:
+        """The distance of each image to its neighbours, for density and coverage."""
+        return neighbour_radii(self.features.values)
+
 
 def make_reference(pixels: Tensor, extractor: Extractor, cache: str) -> Reference:
     """The reference of uint8 images, shape (n, channels, height, width), from the cache or computed now.
@@ -45,7 +52,7 @@ def make_reference(pixels: Tensor, extractor: Extractor, cache: str) -> Referenc
     The cached file is named by hashes of the images and of the weights, and by the kind of device, since
     rounding differs between devices.
     """
-    device = next(extractor.network.buffers()).device.type
+    device = extractor.device.type
     hardware = device if device != "cpu" else f"cpu{torch.get_num_threads()}"
     key = f"{tensors_sha256([pixels])[:16]}-{extractor.sha256[:16]}-{hardware}"
     path = Path(cache) / "reference" / f"{extractor.name}-{key}.safetensors"
@@ -53,16 +60,11 @@ def make_reference(pixels: Tensor, extractor: Extractor, cache: str) -> Referenc
     def make(temporary: Path) -> None:
         features = extractor(pixels)
         moments = Moments.of(features.values)
-        save_file(
-            {
-                "values": features.values,
-                "logits": features.logits,
-                "mean": moments.mean,
-                "covariance": moments.covariance,
-            },
-            temporary,
-        )
+        tensors = {"values": features.values, "mean": moments.mean, "covariance": moments.covariance}
+        if features.logits is not None:
+            tensors["logits"] = features.logits
+        save_file(tensors, temporary)
 
     stored = load_or_make(path, load_file, make)
-    features = Features(stored["values"], stored["logits"])
+    features = Features(stored["values"], stored.get("logits"))
     return Reference(features, Moments(stored["mean"], stored["covariance"]))

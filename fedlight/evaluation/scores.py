@@ -1,4 +1,4 @@
-"""FID, KID, precision, recall and inception score, computed by torch-fidelity from features in memory."""
+"""The metrics of a model's images: those of torch-fidelity, density and coverage."""
 
 from threading import RLock
 
@@ -8,28 +8,36 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 from tqdm import tqdm
 
-from fedlight.evaluation.extractor import DIMENSIONS, Features
+from fedlight.evaluation.density import density_coverage
+from fedlight.evaluation.extractor import Features
 from fedlight.evaluation.reference import Moments, Reference
 from fedlight.runtime.errors import BadInput
 
 KID_SUBSETS, KID_MAX_SUBSET = 100, 1000  # torch-fidelity's defaults
-METRICS = ("kid", "precision", "recall", "inception_score")
+METRICS = ("kid", "precision", "recall", "density", "coverage_knn")
 """What `score` returns beside `fid`."""
+LOGIT_METRICS = ("inception_score",)
+"""What it also returns where the extractor has logits: classifier and inception."""
 NEIGHBOURS = 3  # of precision and recall, arXiv 1904.06991
 
 tqdm.set_lock(RLock())  # its default is a semaphore, which a killed worker would leak
 
 
-def check_budget(samples: int, reference: int, source: str, extractor: str) -> None:
+def metric_names(extractor: str) -> tuple[str, ...]:
+    """The metrics beside `fid` that every model has with an extractor."""
+    return (*METRICS, *LOGIT_METRICS) if extractor in ("classifier", "inception") else METRICS
+
+
+def check_budget(samples: int, reference: int, source: str, extractor: str, dimension: int) -> None:
     """Raises BadInput for too few samples or reference images: the covariance must have full rank.
 
     Args:
         samples: number of images to generate.
         reference: number of real images.
         source: of the real images, test or train.
-        extractor: classifier or inception.
+        extractor: its name.
+        dimension: number of its features.
     """
-    dimension = DIMENSIONS[extractor]
     features = f"the number of features of the {extractor} extractor"
     if samples <= dimension:
         raise BadInput(
@@ -51,7 +59,9 @@ def score(generated: Features, reference: Reference) -> dict[str, float]:
         `kid`: kernel distance (arXiv 1801.01401), unbiased, with mean 0 for equal distributions.
         `precision`, `recall`: share of generated images inside the manifold of the real ones, and of real
         images inside that of the generated ones (arXiv 1904.06991), in 0..1.
-        `inception_score`: from the extractor's logits (arXiv 1606.03498), 1..classes, higher is better.
+        `density`, `coverage_knn`: as `density_coverage` returns them (arXiv 2002.09797, 5 neighbours).
+        `inception_score`: from the extractor's logits, if it has any (arXiv 1606.03498), 1..classes, higher
+        is better.
     """
     real = reference.features
     subset = min(KID_MAX_SUBSET, len(generated.values) // 2, len(real.values) // 2)
@@ -65,13 +75,16 @@ def score(generated: Features, reference: Reference) -> dict[str, float]:
     manifolds = prc_features_to_metric(
         generated.values, real.values, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
     )
-    return {
+    metrics = {
         "fid": frechet(Moments.of(generated.values), reference.moments),
         "kid": kid[KEY_METRIC_KID_MEAN],
         "precision": manifolds[KEY_METRIC_PRECISION],
         "recall": manifolds[KEY_METRIC_RECALL],
-        "inception_score": isc_features_to_metric(generated.logits)[KEY_METRIC_ISC_MEAN],
+        **density_coverage(generated.values, real.values, reference.radii),
     }
+    if generated.logits is not None:
+        metrics["inception_score"] = isc_features_to_metric(generated.logits)[KEY_METRIC_ISC_MEAN]
+    return metrics
 
 
 def frechet(generated: Moments, real: Moments) -> float:

@@ -1,6 +1,7 @@
 """One cell, from its configuration to its result."""
 
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
@@ -31,6 +32,7 @@ from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.lease import Lease
 from fedlight.runtime.memory import pause_garbage_collection
+from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
 from fedlight.runtime.secret import masked
 from fedlight.runtime.signals import stoppable
 
@@ -40,6 +42,7 @@ def run_cell(
     lease: Lease,
     make: Callable[[CellConfig], CellParts] = set_up,
     deployment: Deployment | None = None,
+    begun: float | None = None,
 ) -> None:
     """Runs the cell that the configuration describes, or skips it where it is done.
 
@@ -48,17 +51,21 @@ def run_cell(
         lease: of its folder.
         make: makes its parts; a server without images of its own makes other ones.
         deployment: None in a simulation.
+        begun: `time.perf_counter` when the command began with the cell, before it loaded any library; None
+            for now.
 
     Raises:
         BadInput: the cell cannot be run as configured; nothing was written.
         Diverged: a client's loss left the finite numbers; `result.json` says so.
         LeaseTaken: another process took the lease over.
     """
+    begun = time.perf_counter() if begun is None else begun
     folder = cell_folder(config)
     cell = folder.name
     if is_done(folder):
         print_done(folder)
         return
+    memory, gpu_memory = PeakMemory(), PeakGpuMemory()
     plain = masked(config.plain())
     parts = make(config)
     print_notes(parts.dataset)
@@ -77,7 +84,21 @@ def run_cell(
         with pause_garbage_collection():
             log = CellLog(config.logger, folder, config.name, cell, plain)
         record.on_close = log.finish
-        loop = RoundLoop(folder, parts, server, record, log, bars, stop, lease, exit_stack, deployment)
+        loop = RoundLoop(
+            folder,
+            parts,
+            server,
+            record,
+            log,
+            bars,
+            stop,
+            lease,
+            exit_stack,
+            deployment,
+            memory,
+            gpu_memory,
+            startup=time.perf_counter() - begun,
+        )
         try:
             loop.run()
         except (BadInput, Damaged, Diverged, OSError):

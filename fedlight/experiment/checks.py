@@ -18,10 +18,20 @@ from fedlight.runtime.machine import FULL
 
 
 def check_sampling(config: CellConfig, schedule: SchedulerMixin) -> None:
-    """Sections `evaluation` and `model`: sampler against noise schedule, guidance against conditioning."""
+    """Sections `evaluation` and `model`: sampler, guidance and labelled images."""
     check_sampler(config.evaluation.sampler, config.evaluation.steps, schedule)
     if config.evaluation.guidance != 1 and not config.model.conditional:
         raise BadInput(f"evaluation.guidance={config.evaluation.guidance} needs model.conditional=true")
+    if config.evaluation.downstream and not config.model.conditional:
+        raise BadInput(
+            "evaluation.downstream=true trains a classifier on labelled images: it needs "
+            "model.conditional=true"
+        )
+    if config.evaluation.downstream and not config.evaluation.samples:
+        raise BadInput(
+            "evaluation.downstream=true trains on the images that are scored, and evaluation.samples=0 "
+            "scores none: set evaluation.samples, or evaluation.downstream=false"
+        )
 
 
 def check_fused_optimizer(config: CellConfig, accelerator: str | None = None) -> None:

@@ -22,6 +22,7 @@ from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.processes import Processes
 from fedlight.federation.transport.transport import Deployment, Monitor, Transport, TransportContext
 from fedlight.runtime.extension import make_extension
+from fedlight.runtime.usage import UsageLog
 
 
 def make_site(
@@ -61,6 +62,7 @@ def make_site(
         rate=partial(rate, rounds=config.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"),
         privacy=make_mechanism(config, parts.noise),
         private_training=private_training,
+        drawing=parts.drawing,
     )
     return Site(folder.name, setup, folder / CHECKPOINT)
 
@@ -85,6 +87,7 @@ def make_transport(
     monitor: Monitor,
     exit_stack: ExitStack,
     deployment: Deployment | None = None,
+    usage: UsageLog | None = None,
 ) -> Transport:
     """The transport of the cell; CENTRAL trains in the process of the server."""
     config = parts.config
@@ -97,6 +100,7 @@ def make_transport(
         exit_stack,
         check_scores=partial(check_scores, config=config),
         deployment=deployment,
+        usage=usage or UsageLog(),
     )
     if parts.method.pool or config.rounds == 0:
         return Inline(context)

@@ -1,10 +1,11 @@
 """The evaluation of a cell after a round: its models are sampled, pictured and scored."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from fedlight.config import CellConfig
 from fedlight.diffusion.sampling import sampling_steps
 from fedlight.evaluation.memorisation import Memorisation
 from fedlight.experiment.drawing import images_per_model
@@ -13,16 +14,27 @@ from fedlight.experiment.model_evaluation import ModelEvaluation
 from fedlight.experiment.model_evaluator import ModelEvaluator
 from fedlight.experiment.sample_grid import MAX_CLIENTS, draw_sample_grid
 from fedlight.experiment.scored_models import scored_clients
+from fedlight.federation.messages import Evaluation, Scores
 from fedlight.federation.server import Server
-from fedlight.federation.transport.transport import Transport
 from fedlight.loggers import pictures
 from fedlight.loggers.bars import ProgressBars
+
+AskClients: TypeAlias = Callable[[Iterable[Evaluation]], Iterable[Scores]]
+"""Sends requests to clients; yields their answers in any order, without those that do not answer."""
+
+
+def count_models(config: CellConfig, server: Server) -> int:
+    """How many models an evaluation draws images from, where every client answers."""
+    if server.method.evaluate == "global":
+        return 1
+    clients = len(scored_clients(config, server.trained))
+    return clients if config.evaluation.samples else min(clients, MAX_CLIENTS)
 
 
 def evaluate_models(
     folder: Path,
     server: Server,
-    transport: Transport,
+    ask_clients: AskClients,
     model_evaluator: ModelEvaluator,
     bars: ProgressBars,
     on_step: Callable[[], None],
@@ -32,7 +44,7 @@ def evaluate_models(
     Args:
         folder: of the cell.
         server: after a round.
-        transport: to the clients, whose own models never reach the server.
+        ask_clients: has clients evaluate their own models, which never reach the server.
         model_evaluator: of the cell.
         bars: show the progress.
         on_step: called after every denoising step of this process; it may end the cell by an error.
@@ -55,7 +67,7 @@ def evaluate_models(
         clients = scored_clients(config, server.trained)
         if evaluator is None:
             clients = clients[:MAX_CLIENTS]
-        evaluations = _evaluate_clients(clients, server, transport, steps, bars)
+        evaluations = _evaluate_clients(clients, server, ask_clients, steps, bars)
         if not evaluations:
             print(f"fedlight: no client scored its model after round {server.round}", file=sys.stderr)
             return None
@@ -78,11 +90,13 @@ def evaluate_models(
 
     if evaluator is None:
         return None
-    return fid_entry(evaluations, memorisation, evaluator.extractor, config, len(server.trained))
+    downstream_all = evaluator.downstream.all() if evaluator.downstream else None
+    trained = len(server.trained)
+    return fid_entry(evaluations, memorisation, evaluator.extractor, config, trained, downstream_all)
 
 
 def _evaluate_clients(
-    clients: list[int], server: Server, transport: Transport, steps: int, bars: ProgressBars
+    clients: list[int], server: Server, ask_clients: AskClients, steps: int, bars: ProgressBars
 ) -> dict[int | None, ModelEvaluation]:
     """Asks clients to evaluate their own models; returns the answers in the order of `clients`.
 
@@ -90,7 +104,7 @@ def _evaluate_clients(
     """
     advance = bars.sampling(len(clients) * steps)
     answers: dict[int, ModelEvaluation] = {}
-    for scores in transport.evaluate(server.evaluations(clients, draw=True)):
+    for scores in ask_clients(server.evaluations(clients, draw=True)):
         answers[scores.client] = ModelEvaluation.from_scores(scores)
         advance(steps)
     return {client: answers[client] for client in clients if client in answers}

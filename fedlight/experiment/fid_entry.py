@@ -1,6 +1,6 @@
 """The `fid` entry of `result.json`: the scores of all evaluated models and their means."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from fedlight.config import CellConfig
 from fedlight.evaluation.bootstrap import bootstrap_entry
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.memorisation import Memorisation
-from fedlight.evaluation.scores import METRICS
+from fedlight.evaluation.scores import LOGIT_METRICS, METRICS
 from fedlight.experiment.model_evaluation import GROUPS, ModelEvaluation
 
 
@@ -19,6 +19,7 @@ def fid_entry(
     extractor: Extractor,
     config: CellConfig,
     trained: int,
+    downstream_all: float | None = None,
 ) -> dict[str, Any]:
     """The entry; a mean is taken over the models that have the metric, and is None where none has it.
 
@@ -28,6 +29,7 @@ def fid_entry(
         extractor: of the scores.
         config: of the cell.
         trained: the number of clients that have trained.
+        downstream_all: accuracy of a classifier that is trained on all real images; None where none is.
     """
     metrics = [evaluation.metrics for evaluation in evaluations.values()]
     clients = [client for client in evaluations if client is not None]
@@ -36,14 +38,20 @@ def fid_entry(
         name: float(np.mean([values[name] for values in metrics if name in values]))
         for name in dict.fromkeys(name for values in metrics for name in values)
     }
-    grouped = {
+    grouped: dict[str, dict[str, Any]] = {
         group: {name: means.get(f"{group}.{name}") for name in names}
         for group, names in GROUPS.items()
         if f"{group}.{names[0]}" in means
     }
-    own = {"value": means.get("own_fid"), "per_client": [values.get("own_fid") for values in metrics]}
+    own = {"value": means.get("own_fid"), "per_client": _listed(metrics, "own_fid")}
     draws = config.evaluation.bootstrap
     errors = [values["fid_standard_error"] for values in metrics] if draws else []
+    if "downstream_accuracy" in grouped:
+        grouped["downstream_accuracy"] |= {
+            "all": downstream_all,
+            "per_client": _listed(metrics, "downstream_accuracy.generated") if clients else None,
+            "own_per_client": _listed(metrics, "downstream_accuracy.own") if clients else None,
+        }
     return {
         "extractor": extractor.name,
         "scope": "clients" if clients else "global",
@@ -58,9 +66,14 @@ def fid_entry(
         "sampler": config.evaluation.sampler,
         "steps": config.evaluation.steps,
         "reference": config.evaluation.reference,
-        **{name: means[name] for name in METRICS},
+        **{name: means.get(name) for name in (*METRICS, *LOGIT_METRICS)},
         **grouped,
         **({"bootstrap": bootstrap_entry(means["fid"], errors, draws)} if draws else {}),
         "own": own if clients else None,
         "memorisation": memorisation.summary() if memorisation else None,
     }
+
+
+def _listed(metrics: Iterable[Mapping[str, float]], name: str) -> list[float | None]:
+    """A metric of each model; None for those that lack it."""
+    return [values.get(name) for values in metrics]

@@ -8,13 +8,18 @@ from torch import Tensor
 
 from fedlight.config import CellConfig
 from fedlight.evaluation.memorisation import Memorisation
-from fedlight.evaluation.scores import METRICS
+from fedlight.evaluation.scores import metric_names
 from fedlight.experiment.drawing import grid_images
 from fedlight.federation.messages import Scores, State
 from fedlight.runtime.errors import Damaged
 
-GROUPS = {"coverage": ("share", "entropy"), "label_accuracy": ("all", "held", "unseen")}
-"""Metrics of the classifier extractor: a metric is named `coverage.share`, and so on."""
+DOWNSTREAM = "downstream_accuracy"
+GROUPS = {
+    "coverage": ("share", "entropy"),
+    "label_accuracy": ("all", "held", "unseen"),
+    DOWNSTREAM: ("generated", "own"),
+}
+"""Metrics that a model may have: one is named `coverage.share`, and so on."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,11 @@ def check_scores(scores: Scores, config: CellConfig) -> None:
             shape or dtype than the cell's evaluation makes.
     """
     evaluation = config.evaluation
-    required = {"fid", *METRICS} if evaluation.samples else set()
+    required = {"fid", *metric_names(evaluation.extractor)} if evaluation.samples else set()
     if evaluation.samples and evaluation.bootstrap:
         required |= {"fid_standard_error"}
-    optional = {"own_fid", *(f"{group}.{name}" for group, names in GROUPS.items() for name in names)}
+    groups = {group: names for group, names in GROUPS.items() if group != DOWNSTREAM or evaluation.downstream}
+    optional = {"own_fid", *(f"{group}.{name}" for group, names in groups.items() for name in names)}
     known = required | optional if required else set()
     if missing := required - scores.metrics.keys():
         raise Damaged(f"lacks the metric {min(missing)}")

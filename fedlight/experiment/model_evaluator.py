@@ -12,6 +12,7 @@ from fedlight.experiment.drawing import cycle_labels, draw_images, grid_images, 
 from fedlight.experiment.model_evaluation import ModelEvaluation
 from fedlight.federation.messages import State
 from fedlight.runtime.seeds import derive_seed
+from fedlight.runtime.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ModelEvaluator:
         evaluator: scores images; None where `evaluation.samples` is 0.
         classes: the class names of the data set.
         max_workers: batches of the global model that are denoised at once.
+        drawing: measures the time in which images are drawn.
     """
 
     config: CellConfig
@@ -33,6 +35,7 @@ class ModelEvaluator:
     evaluator: Evaluator | None
     classes: Sequence[str]
     max_workers: int
+    drawing: Stopwatch
 
     def evaluate(
         self, state: State, round_: int, client: int | None, on_step: Callable[[], None]
@@ -53,18 +56,19 @@ class ModelEvaluator:
         model = "the global model" if client is None else f"the model of client {client}"
         # Clients are evaluated side by side in processes already; a compiled UNet runs in one thread.
         workers = 1 if config.trainer.compile or client is not None else self.max_workers
-        drawn = draw_images(
-            self.module,
-            self.device,
-            state,
-            config,
-            images,
-            derive_seed(config.seed, "sample", round_, client or 0),
-            labels,
-            f"{model} after round {round_}",
-            workers,
-            on_step,
-        )
+        with self.drawing:
+            drawn = draw_images(
+                self.module,
+                self.device,
+                state,
+                config,
+                images,
+                derive_seed(config.seed, "sample", round_, client or 0),
+                labels,
+                f"{model} after round {round_}",
+                workers,
+                on_step,
+            )
         grid = drawn[: grid_images(config)].clone()
         if self.evaluator is None:
             return ModelEvaluation(grid, {}, None)

@@ -1,7 +1,7 @@
 """The parts of a cell, as `setup` puts them together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from lightning import Trainer
@@ -18,6 +18,7 @@ from fedlight.federation.codec import Codec
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.trainer import max_workers
+from fedlight.runtime.stopwatch import Stopwatch
 
 CHECKPOINT = "checkpoint"  # in a cell's folder
 
@@ -39,6 +40,7 @@ class CellParts:
         make_trainer: makes a fresh Trainer from its `callbacks`.
         device: that clients train on.
         evaluator: None where no image is scored.
+        drawing: measures the time in which images are drawn from models.
     """
 
     config: CellConfig
@@ -53,6 +55,7 @@ class CellParts:
     make_trainer: Callable[..., Trainer]
     device: torch.device
     evaluator: Evaluator | None = None
+    drawing: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def max_workers(self) -> int:
@@ -68,7 +71,13 @@ class CellParts:
     def model_evaluator(self) -> ModelEvaluator:
         """What draws images from the models of the cell and scores them."""
         return ModelEvaluator(
-            self.config, self.model, self.device, self.evaluator, self.dataset.classes, self.max_workers
+            self.config,
+            self.model,
+            self.device,
+            self.evaluator,
+            self.dataset.classes,
+            self.max_workers,
+            self.drawing,
         )
 
     def training_data(self) -> tuple[Tensor, Tensor | None]:

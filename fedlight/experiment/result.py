@@ -10,6 +10,8 @@ from fedlight.runs.identity import SCHEMA
 from fedlight.runtime.machine import describe_machine
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")
+SECONDS = ("total", "training", "merging", "evaluation", "checkpoint", "startup", "sampling")
+"""Where the time of a cell goes; see docs/evaluation.md."""
 FEW_CLIENTS = 20  # whose losses are logged one by one
 
 
@@ -36,10 +38,24 @@ def blank_result(cell: str, config: CellConfig, server: Server, precision: str) 
         "fid": None,
         "state_sha256": None,
         "client_sha256": [],
-        "seconds": dict.fromkeys(("total", "training", "merging", "evaluation", "checkpoint"), 0.0),
+        "seconds": dict.fromkeys(SECONDS, 0.0),
+        "memory": None,
+        "flops": None,
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "machine": describe_machine() | {"precision": precision},
         "error": None,
+    }
+
+
+def score_columns(fid: dict[str, Any] | None) -> dict[str, float | None]:
+    """The scores in a row of `rounds.csv`; None where nothing was scored."""
+    entry = fid or {}
+    downstream = entry.get("downstream_accuracy") or {}
+    return {
+        "fid": entry.get("value"),
+        "density": entry.get("density"),
+        "coverage_knn": entry.get("coverage_knn"),
+        "downstream_accuracy": downstream.get("generated"),
     }
 
 
@@ -65,7 +81,7 @@ def round_record(
         "bytes_cumulative": totals["bytes_total"],
         "participants": outcome.cohort,
         "reports": outcome.reports,
-        "fid": fid and fid["value"],
+        **score_columns(fid),
         "seconds": round(seconds, 3),
     }
     losses = {str(client): loss for client, loss in outcome.client_losses.items()}

@@ -4,16 +4,19 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import LambdaCallback
 
+from fedlight.experiment.background import BackgroundEvaluation, EvaluationTask
 from fedlight.experiment.clients import make_site, make_transport
-from fedlight.experiment.evaluate import evaluate_models
+from fedlight.experiment.evaluate import count_models, evaluate_models
+from fedlight.experiment.flops import ImageFlops, denoised_images, image_flops, trained_images
 from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.privacy_account import PrivacyAccount
-from fedlight.experiment.result import round_record
+from fedlight.experiment.result import round_record, score_columns
 from fedlight.experiment.sample_grid import grid_path
 from fedlight.experiment.scored_models import is_evaluation_round
 from fedlight.federation.checkpoint import ServerCheckpoint
@@ -26,7 +29,12 @@ from fedlight.runs.clock import Clock, Spent
 from fedlight.runs.record import Record
 from fedlight.runtime.errors import MemoryLost
 from fedlight.runtime.lease import HEARTBEAT, Lease
+from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
 from fedlight.runtime.signals import Stop
+from fedlight.runtime.usage import UsageLog
+
+PENDING = "pending"
+"""Key of a stored round whose models are being evaluated in the background."""
 
 
 @dataclass
@@ -44,6 +52,9 @@ class RoundLoop:
         lease: of the folder.
         exit_stack: closes the transport's resources when the cell ends.
         deployment: None in a simulation.
+        memory: measures this process since the start of the cell.
+        gpu_memory: measures its memory on a GPU.
+        startup: seconds from the start of the cell until now.
     """
 
     folder: Path
@@ -56,9 +67,20 @@ class RoundLoop:
     lease: Lease
     exit_stack: ExitStack
     deployment: Deployment | None
+    memory: PeakMemory
+    gpu_memory: PeakGpuMemory
+    startup: float
 
     def __post_init__(self) -> None:
         self.config = self.parts.config
+        self.usage = UsageLog()
+        self._earlier_memory: dict[str, Any] | None = None
+        self.background: BackgroundEvaluation | None = None
+        every = self.config.evaluation.every
+        if self.config.evaluation.background and every is not None and every < self.config.rounds:
+            task = EvaluationTask(self.config, self.folder.absolute(), self.parts.noise)
+            self.background = BackgroundEvaluation(task, self.check)
+            self.exit_stack.callback(self.background.forget)
         self.privacy_account: PrivacyAccount | None = None
         if self.config.privacy:
             parts, checkpoint = self.parts, self.folder / CHECKPOINT
@@ -71,17 +93,25 @@ class RoundLoop:
         halt = LambdaCallback(on_train_batch_end=lambda *_: self.check())
         self.site = make_site(self.parts, self.folder, [self.bars, halt], self.check)
         self.transport = make_transport(
-            self.parts, self.folder, self.site, self.server, self, self.exit_stack, self.deployment
+            self.parts,
+            self.folder,
+            self.site,
+            self.server,
+            self,
+            self.exit_stack,
+            self.deployment,
+            self.usage,
         )
 
     def run(self) -> None:
         """Runs the rounds after the last stored one; goes back a round if a client's stored state is gone."""
         before_round: int | None = None
         while True:
-            self._resume(before_round)
             try:
+                self._resume(before_round)
                 if self.config.rounds == 0:
                     self.record.result["fid"] = self._evaluate()
+                    self._count_sampling(count_models(self.config, self.server))
                     self.log.pictures(0, samples=grid_path(self.folder, 0))
                 while self.server.round < self.config.rounds:
                     begun = time.perf_counter()
@@ -94,10 +124,14 @@ class RoundLoop:
                 break
             except MemoryLost as lost:
                 before_round = self.server.round
+                if self.background and self.background.round is not None:
+                    before_round = min(before_round, self.background.round)
+                    self.background.forget()
                 print(f"fedlight: checkpoint: {lost}; going back a round", file=sys.stderr)
         self.site.journal.clear()
         self.clock.clear()
         self.record.spend(checkpoint=self._checkpoint_seconds())
+        self._note_usage()
 
     def _resume(self, before_round: int | None) -> None:
         """Restores server and tables after the last stored round, or the last one before `before_round`."""
@@ -109,7 +143,10 @@ class RoundLoop:
         record.begin()
         if history:
             print(f"{self.folder.name}: goes on after round {server.round}", file=sys.stderr)
-            record.result["seconds"] = history["seconds"]
+            record.result["seconds"] |= history["seconds"]
+        record.result["flops"] = history.get("flops") if history else self._no_flops()
+        self._earlier_memory = history.get("memory") if history else None
+        record.spend(startup=self.startup if before_round is None else 0.0)
         for round_entry in history["rounds"] if history else ():
             round_ = round_entry["row"]["round"]
             exchange = [entry for entry in server.ledger.entries if entry.round == round_]
@@ -118,6 +155,8 @@ class RoundLoop:
         earlier = self.clock.spent_after(server.round) if before_round is None else Spent()
         record.spend(total=earlier.total)
         self._begin_round(earlier)
+        if record.rounds and record.rounds[-1].get(PENDING):
+            self._resume_evaluation()
 
     def _begin_round(self, earlier: Spent) -> None:
         """Starts to count the time after a stored round; `earlier` processes have spent some of it."""
@@ -134,7 +173,13 @@ class RoundLoop:
         """
         training = self._earlier.training + seconds - outcome.merging
         self._training_seconds = training
-        fid = self._evaluate() if is_evaluation_round(outcome.round, self.config) else None
+        self._collect_scores()
+        self._count_training(outcome)
+        is_due = is_evaluation_round(outcome.round, self.config)
+        is_pending = is_due and self.background is not None and outcome.round < self.config.rounds
+        fid = self._evaluate() if is_due and not is_pending else None
+        if is_due:
+            self._count_sampling(count_models(self.config, self.server))
         self.record.spend(training=training, merging=outcome.merging, checkpoint=self._checkpoint_seconds())
         self.record.tick()
         round_entry = round_record(outcome, training + outcome.merging, self.server, fid, self.config)
@@ -143,9 +188,16 @@ class RoundLoop:
                 self.privacy_account.epsilons(outcome.round)
             )
             round_entry["row"]["epsilon"] = round_entry["privacy"]["epsilon"]
-        history = {"rounds": [*self.record.rounds, round_entry], "seconds": self.record.result["seconds"]}
+        if is_pending:
+            round_entry[PENDING] = True
+        self._note_usage()
+        result = self.record.result
+        history = {"rounds": [*self.record.rounds, round_entry]}
+        history |= {key: result[key] for key in ("seconds", "memory", "flops")}
         self.lease.check()
         self.server.save(self.checkpoint, history)
+        if is_pending and self.background:
+            self.background.start(outcome.round)
         self._begin_round(Spent())
         self._publish(round_entry, outcome.exchange)
         self.bars.end_round(round_entry["row"]["train_loss"])
@@ -163,10 +215,69 @@ class RoundLoop:
     def _evaluate(self) -> dict[str, Any] | None:
         begun = time.perf_counter()
         fid = evaluate_models(
-            self.folder, self.server, self.transport, self.parts.model_evaluator, self.bars, self.check
+            self.folder,
+            self.server,
+            self.transport.evaluate,
+            self.parts.model_evaluator,
+            self.bars,
+            self.check,
         )
-        self.record.spend(evaluation=time.perf_counter() - begun)
+        sampling = self.parts.drawing.take() + self.usage.take_sampling()
+        self.record.spend(evaluation=time.perf_counter() - begun, sampling=sampling)
         return fid
+
+    def _resume_evaluation(self) -> None:
+        """Evaluates the last stored round, whose evaluation an earlier process began and did not end."""
+        if self.background:
+            self.background.start(self.server.round)
+        else:
+            self._add_scores(self._evaluate())
+
+    def _collect_scores(self) -> None:
+        """Waits for the evaluation in the background, if there is one, and adds its scores to its round."""
+        if self.background is None or self.background.round is None:
+            return
+        scored = self.background.collect()
+        self.background.forget()
+        self.usage.note(scored.usage)
+        self.record.spend(evaluation=scored.seconds, sampling=self.usage.take_sampling())
+        self._add_scores(scored.fid)
+
+    def _add_scores(self, fid: dict[str, Any] | None) -> None:
+        """Adds the scores of the last stored round to the tables, the result and the log."""
+        entry, columns = self.record.rounds[-1], score_columns(fid)
+        del entry[PENDING]
+        self.record.amend(fid, columns)
+        round_ = entry["row"]["round"]
+        self.log.scores(round_, columns, fid or {})
+        self.log.pictures(round_, samples=grid_path(self.folder, round_))
+
+    def _no_flops(self) -> dict[str, int] | None:
+        """The entry `flops` of `result.json` at the start; None in a deployment, where none are counted."""
+        return None if self.deployment else dict.fromkeys(("training", "sampling", "total"), 0)
+
+    def _count_training(self, outcome: Outcome) -> None:
+        """Adds the floating-point operations of the local updates of a round."""
+        sizes = self.parts.training_indices
+        images = sum(trained_images(self.config, len(sizes[client])) for client in outcome.num_examples)
+        self._count_flops("training", images * self._image_flops.training)
+
+    def _count_sampling(self, models: int) -> None:
+        """Adds the floating-point operations of an evaluation of so many models."""
+        self._count_flops("sampling", denoised_images(self.config, models) * self._image_flops.denoising)
+
+    def _count_flops(self, kind: str, number: float) -> None:
+        if flops := self.record.result["flops"]:
+            flops |= {name: flops[name] + round(number) for name in (kind, "total")}
+
+    @cached_property
+    def _image_flops(self) -> ImageFlops:
+        return image_flops(self.config, len(self.parts.dataset.classes))
+
+    def _note_usage(self) -> None:
+        """Records the peak memory of the cell's processes so far."""
+        peaks = self.memory.megabytes, self.gpu_memory.megabytes
+        self.record.result["memory"] = self.usage.memory(*peaks, self._earlier_memory)
 
     def _fingerprint_clients(self) -> None:
         """Records the hash of each client's own model; None for an institution that does not answer."""

@@ -13,11 +13,13 @@ from fedlight.data.partition import Indices
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.depthwise import use_plain_layers
 from fedlight.diffusion.model import check_unet, make_model
+from fedlight.evaluation.downstream import Downstream
 from fedlight.evaluation.factory import make_evaluator
 from fedlight.experiment.checks import check_fused_optimizer, check_privacy, check_sampling
 from fedlight.experiment.mechanisms import EXAMPLE, make_mechanism, make_participation
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.privacy_account import noise_multiplier
+from fedlight.experiment.scored_models import scored_clients
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import Codec
 from fedlight.federation.factories import make_algorithm, make_codec
@@ -59,6 +61,10 @@ def set_up(
     evaluator = make_evaluator(
         config.evaluation, config.data.name, complete, parts.dataset, parts.training_indices, parts.device
     )
+    if config.evaluation.downstream:
+        compared = scored_clients(config, frozenset())
+        downstream = Downstream(parts.dataset, parts.client_indices, compared, config.evaluation.cache)
+        evaluator = replace(evaluator, downstream=downstream)
     return replace(parts, evaluator=evaluator)
 
 

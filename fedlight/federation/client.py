@@ -16,6 +16,7 @@ from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed, stream
+from fedlight.runtime.stopwatch import Stopwatch
 
 Memory: TypeAlias = dict[str, State]
 """The state of a client between rounds: `model` (private tensors), `optimizer`, `algorithm`, `errors` (of
@@ -59,6 +60,7 @@ class ClientSetup:
     rate: Callable[[int], float] = lambda round_: 1.0
     privacy: GaussianMechanism | None = None
     private_training: Callable[[int], Callback] | None = None
+    drawing: Stopwatch = field(default_factory=Stopwatch)
     first: State = field(init=False)
 
     def __post_init__(self) -> None:

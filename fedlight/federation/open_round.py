@@ -19,6 +19,7 @@ class Outcome:
         client_losses: client: its mean training loss of an image over its last local epoch.
         cohort: number of clients that took part.
         reports: number of updates that count.
+        num_examples: client: the number of training images that it reported with an update that counts.
         exchange: the ledger's entries of the round.
         merging: seconds that the server spent in aggregation and step.
     """
@@ -28,6 +29,7 @@ class Outcome:
     client_losses: dict[int, float]
     cohort: int
     reports: int
+    num_examples: dict[int, int]
     exchange: list[Entry]
     merging: float
 

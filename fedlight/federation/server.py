@@ -167,6 +167,7 @@ class Server:
             client_losses=current.client_losses,
             cohort=len(current.cohort),
             reports=len(current.reports),
+            num_examples={client: images for client, (images, _) in current.reports.items()},
             exchange=exchange,
             merging=self._watch.take(),
         )

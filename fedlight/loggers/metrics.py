@@ -17,6 +17,7 @@ from fedlight.loggers.wandb_mode import GROUP, RUN, SWEEP, wandb_mode
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.secret import redacted
 
+GROUPS = ("coverage", "label_accuracy", "downstream_accuracy")  # entries of `fid` that hold several numbers
 LONGEST_TAG = 64  # maximum number of characters of a tag of W&B
 PATIENCE = {"init_timeout": 30.0, "finish_timeout": 60.0}  # seconds for W&B to start and to end a run
 
@@ -51,13 +52,21 @@ class CellLog:
         """Logs a row of `rounds.csv`, the given clients' losses and the metrics of a `fid` entry."""
         metrics = {key: value for key, value in row.items() if value is not None}
         metrics["round_seconds"] = metrics.pop("seconds")  # `seconds` are those of the result, by kind
-        metrics |= {f"scores/{name}": value for name, value in fid.items() if isinstance(value, float)}
-        metrics |= {
-            f"client_fid/{client}": value
-            for client, value in zip(fid.get("clients") or (), fid.get("per_client") or (), strict=True)
-        }
+        metrics |= _score_metrics(fid)
         metrics |= {f"client_loss/{client}": loss for client, loss in client_losses.items()}
         self._try(lambda logger: logger.log_metrics(metrics, step=row["round"]))
+
+    def scores(self, round_: int, columns: dict[str, float | None], fid: dict[str, Any]) -> None:
+        """Logs the scores of the last round, which came after its other numbers.
+
+        Args:
+            round_: its number.
+            columns: of the round's row of `rounds.csv`.
+            fid: the `fid` entry of `result.json`.
+        """
+        metrics: dict[str, Any] = {key: value for key, value in columns.items() if value is not None}
+        metrics |= {"round": round_, **_score_metrics(fid)}
+        self._try(lambda logger: logger.log_metrics(metrics, step=round_))
 
     def pictures(self, round_: int, **pictures: Path) -> None:
         """Logs existing PNG files under their names, if the logger shows images."""
@@ -94,17 +103,37 @@ class CellLog:
             _mention(f"the logger failed ({error}); the cell goes on without it")
 
 
+def _score_metrics(fid: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a `fid` entry, those of groups such as `downstream_accuracy` included."""
+    metrics = {f"scores/{name}": value for name, value in fid.items() if isinstance(value, float)}
+    for group in GROUPS:
+        metrics |= {
+            f"scores/{group}.{name}": value
+            for name, value in (fid.get(group) or {}).items()
+            if isinstance(value, float)
+        }
+    return metrics | {
+        f"client_fid/{client}": value
+        for client, value in zip(fid.get("clients") or (), fid.get("per_client") or (), strict=True)
+    }
+
+
 def cell_row(result: dict[str, Any]) -> dict[str, Any]:
     """A cell in one row: its configuration, traffic and image quality."""
     keys = ("cell", "status", "data", "partition", "clients", "method", "seed", "train_loss")
     fid, exchange = result["fid"] or {}, result["exchange"]
+    downstream, memory, flops = fid.get("downstream_accuracy"), result["memory"], result["flops"]
     return {
         **{key: result[key] for key in keys},
         "extractor": fid.get("extractor"),
         "fid": fid.get("value"),
         "fid_std": fid.get("std"),
         **{key: exchange[key] for key in ("params_total", "bytes_total", "reduction")},
+        **{key: fid.get(key) for key in ("density", "coverage_knn")},
+        "downstream_accuracy": downstream and downstream["generated"],
         "seconds": result["seconds"]["total"],
+        "peak_mb": memory and memory["peak_mb"],
+        "flops": flops and flops["total"],
     }
 
 

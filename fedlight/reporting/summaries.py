@@ -27,11 +27,37 @@ def _score(head: str, key: str, name: str, text: Callable[[float], str]) -> Quan
     return Quantity(head, key, lambda result: result.quality(name), text)
 
 
+def _seconds(part: str, result: Result) -> float | None:
+    return result.seconds.get(part)
+
+
+def _peak_mb(result: Result) -> float | None:
+    return result.memory.peak_mb if result.memory else None
+
+
+def _gpu_peak_mb(result: Result) -> float | None:
+    return result.memory.gpu_peak_mb if result.memory else None
+
+
+def _total_flops(result: Result) -> float | None:
+    return result.flops.total if result.flops else None
+
+
+def _megabytes(value: float) -> str:
+    return numbers.data_volume(1e6 * value)
+
+
+def _flops(value: float) -> str:
+    return f"{value:.2e}"
+
+
 SCORES = (
     _score("own FID", "own_fid", "own.value", numbers.score),
     _score("KID", "kid", "kid", numbers.score),
     _score("precision", "precision", "precision", numbers.share),
     _score("recall", "recall", "recall", numbers.share),
+    _score("density", "density", "density", numbers.share),
+    _score("coverage (kNN)", "coverage_knn", "coverage_knn", numbers.share),
     Quantity("scored clients", "scored_clients", lambda result: result.scored_clients, numbers.count),
     _score("IS", "inception_score", "inception_score", numbers.score),
     _score("coverage", "coverage", "coverage.share", numbers.share),
@@ -39,6 +65,9 @@ SCORES = (
     _score("label accuracy", "label_accuracy", "label_accuracy.all", numbers.share),
     _score("label accuracy, seen classes", "label_accuracy_held", "label_accuracy.held", numbers.share),
     _score("label accuracy, unseen classes", "label_accuracy_unseen", "label_accuracy.unseen", numbers.share),
+    _score("downstream accuracy", "downstream_accuracy", "downstream_accuracy.generated", numbers.share),
+    _score("downstream, own images", "downstream_accuracy_own", "downstream_accuracy.own", numbers.share),
+    _score("downstream, all images", "downstream_accuracy_all", "downstream_accuracy.all", numbers.share),
 )
 COSTS = (
     Quantity("parameters", "params", lambda result: result.exchange.params_total, numbers.count),
@@ -47,6 +76,16 @@ COSTS = (
     Quantity("loss", "train_loss", lambda result: result.train_loss, numbers.loss),
     Quantity("time", "seconds", lambda result: result.seconds.get("total"), numbers.seconds),
 )
+MEASURED_COSTS = (
+    *(
+        Quantity(f"time, {part}", f"seconds_{part}", partial(_seconds, part), numbers.seconds)
+        for part in ("training", "merging", "evaluation", "sampling", "checkpoint", "startup")
+    ),
+    Quantity("memory", "peak_mb", _peak_mb, _megabytes),
+    Quantity("GPU memory", "gpu_peak_mb", _gpu_peak_mb, _megabytes),
+    Quantity("FLOPs", "flops", _total_flops, _flops),
+)
+"""Columns of the cell-by-cell table, where some cell has them."""
 MARKED = (
     "Marked: the federated method with the lowest mean of a row and those level with it, whose paired "
     "difference to it has a 95 % interval that holds zero; none where all are level, or where one of them "
@@ -141,7 +180,9 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
         "Means over seeds. own FID: against real images of the client's seen classes, those in its data. "
         "coverage: share of the classes that occur among the generated images; entropy of their "
         "distribution, in nats. label accuracy: share of the images that show the class that they are "
-        "conditioned on; for all classes, the client's seen and its unseen ones. "
+        "conditioned on; for all classes, the client's seen and its unseen ones. downstream accuracy: of a "
+        "classifier trained on the generated images, beside those trained on a client's own images and on "
+        "all; on real test images. "
         "Exchange counts both ways, all rounds and clients; vs FULL: what FULL "
         "exchanges with the same participants and reports. 95 % interval: of the mean FID over seeds (t).",
         [*heads, "method", *fid_heads, *(q.head for q in quantities), "status"],
@@ -169,7 +210,7 @@ def by_cell(
         "method.name",
         "seed",
     ]
-    quantities = _quantities(cells)
+    quantities = [*_quantities(cells), *_known(MEASURED_COSTS, cells)]
     evaluated = any(cell.files.result and cell.files.result.fid for cell in cells)
     resampled = any(cell.files.result and _bootstrap(cell.files.result, "low") for cell in cells)
     rows, data = [], []
@@ -215,8 +256,13 @@ def _bootstrap(result: Result, bound: str) -> float | None:
 
 def _quantities(cells: Sequence[SweepCell]) -> list[Quantity]:
     """The scores that some cell has, and the costs."""
+    return [*_known(SCORES, cells), *COSTS]
+
+
+def _known(quantities: Iterable[Quantity], cells: Sequence[SweepCell]) -> list[Quantity]:
+    """The quantities that some cell has."""
     results = [cell.files.result for cell in cells if cell.files.result]
-    return [*(q for q in SCORES if any(q.read(result) is not None for result in results)), *COSTS]
+    return [q for q in quantities if any(q.read(result) is not None for result in results)]
 
 
 def _position(cell: SweepCell, keys: list[str]) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedlight.runtime.files import no_follow
+from fedlight.runtime.files import atomic, no_follow
 
 ROUND_COLUMNS = (
     "round",
@@ -21,6 +21,9 @@ ROUND_COLUMNS = (
     "fid",
     "seconds",
     "epsilon",
+    "density",
+    "coverage_knn",
+    "downstream_accuracy",
 )
 LEDGER_COLUMNS = ("round", "client", "direction", "slice", "params", "bytes")
 
@@ -37,6 +40,16 @@ class CsvFile:
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         with open(self.path, "a", newline="", encoding="utf-8", opener=no_follow) as file:
             csv.DictWriter(file, self.columns).writerows(rows)
+
+    def rewrite(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Replaces all rows; a reader sees the file before or after."""
+        with (
+            atomic(self.path, durable=False) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def write_partition(path: Path, counts: NDArray[Any], classes: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ PLACES = (
     "evaluation.cache",
 )
 """Keys whose values are paths on one machine."""
-NEUTRAL = frozenset({*PLACES, "trainer.workers"})
+NEUTRAL = frozenset({*PLACES, "trainer.workers", "evaluation.background"})
 """Dotted keys that change no result; other keys that end in the same word count in the id."""
 
 

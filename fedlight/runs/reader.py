@@ -49,6 +49,14 @@ class LabelAccuracy(BaseModel):
     unseen: Number | None = None
 
 
+class DownstreamAccuracy(BaseModel):
+    """Test accuracies, 0..1, of classifiers trained on generated, on a client's own, on all real images."""
+
+    generated: Number
+    own: Number | None = None
+    all: Number | None = None
+
+
 class OwnQuality(BaseModel):
     """FID of clients' models against real images of each client's seen classes; lower is better."""
 
@@ -82,6 +90,9 @@ class ImageQuality(BaseModel):
     own: OwnQuality | None = None
     label_accuracy: LabelAccuracy | None = None
     bootstrap: BootstrapInterval | None = None
+    density: Number | None = None
+    coverage_knn: Number | None = None
+    downstream_accuracy: DownstreamAccuracy | None = None
 
     @model_validator(mode="after")
     def _check_clients(self) -> "ImageQuality":
@@ -100,6 +111,21 @@ class PrivacyEntry(BaseModel):
     clip: PrivacyBound
 
 
+class MemoryEntry(BaseModel):
+    """Sums of the peaks of all processes of a cell, in MB: resident memory, and memory on GPUs."""
+
+    peak_mb: Number | None = None
+    gpu_peak_mb: Number | None = None
+
+
+class FlopsEntry(BaseModel):
+    """Floating-point operations of a cell."""
+
+    training: Number
+    sampling: Number
+    total: Number
+
+
 class Result(BaseModel):
     """The part of `result.json` that status and report use."""
 
@@ -114,6 +140,8 @@ class Result(BaseModel):
     fid: ImageQuality | None
     privacy: PrivacyEntry | None = None
     seconds: dict[str, Number]
+    memory: MemoryEntry | None = None
+    flops: FlopsEntry | None = None
     versions: dict[str, str]
     machine: dict[str, Any] = {}
     error: str | None = None

@@ -62,6 +62,19 @@ class Record:
         self._rounds_csv.append([row])
         self._ledger_csv.append(exchange)
 
+    def amend(self, fid: dict[str, Any] | None, columns: dict[str, float | None]) -> None:
+        """Adds the scores of the last finished round, which came after its other numbers.
+
+        Args:
+            fid: the `fid` entry of `result.json`.
+            columns: of the round's row of `rounds.csv`.
+        """
+        last = self.rounds[-1]
+        last["fid"] = fid
+        last["row"] |= columns
+        self.result["fid"] = fid or self.result["fid"]
+        self._rounds_csv.rewrite(entry["row"] for entry in self.rounds)
+
     def spend(self, **seconds: float) -> None:
         """Adds seconds to the entries of `result["seconds"]`."""
         for name, value in seconds.items():

@@ -10,7 +10,9 @@ from dotenv import load_dotenv
 
 CHECKOUT = Path(__file__).parents[2]
 OURS = re.compile(r"(FEDLIGHT|WANDB)_\w+")
-PATHS = re.compile(r"FEDLIGHT_(CACHE|FMNIST|CIFAR10|CELEBA|INCEPTION)|WANDB_(\w+_)?DIR|TORCH_HOME|HF_HOME")
+PATHS = re.compile(
+    r"FEDLIGHT_(CACHE|FMNIST|CIFAR10|CELEBA|INCEPTION|DINOV2|CLIP)|WANDB_(\w+_)?DIR|TORCH_HOME|HF_HOME"
+)
 
 
 def load_environment() -> None:

@@ -192,7 +192,7 @@ CASES = {
     "more steps than the schedule": (["evaluation.steps=1001"], "must be at most 1000"),
     "unknown extractor": (
         ["evaluation.extractor=vgg16"],
-        "evaluation.extractor: .* 'classifier' or 'inception', got 'vgg16'",
+        "evaluation.extractor: .* 'classifier', 'inception', 'dinov2' or 'clip', got 'vgg16'",
     ),
     "unknown reference": (["evaluation.reference=all"], "evaluation.reference: .* 'test' or 'train'"),
     "no client judged": (["evaluation.clients=0"], "evaluation.clients.*greater than or equal to 1, got 0"),
@@ -205,6 +205,27 @@ CASES = {
         ["evaluation.extractor=inception"],
         "evaluation.samples must be more than 2048, the number of features of the inception .* got 500",
     ),
+    "fewer images than features of dinov2": (
+        ["evaluation.extractor=dinov2"],
+        "evaluation.samples must be more than 1024, the number of features of the dinov2 .* got 500",
+    ),
+    "fewer images than features of clip": (
+        ["evaluation.extractor=clip"],
+        "evaluation.samples must be more than 512, the number of features of the clip .* got 500",
+    ),
+    "downstream accuracy without labels": (
+        ["evaluation.downstream=true"],
+        "evaluation.downstream=true .* needs model.conditional=true",
+    ),
+    "downstream accuracy without images": (
+        ["evaluation.downstream=true", "model.conditional=true", "evaluation.samples=0"],
+        "evaluation.downstream=true .* evaluation.samples=0 scores none: set evaluation.samples",
+    ),
+    "downstream accuracy as a word": (
+        ["evaluation.downstream=often"],
+        "evaluation.downstream: .* boolean.*got 'often'",
+    ),
+    "evaluation in a corner": (["evaluation.background=2"], "evaluation.background: .* boolean.*got 2"),
     "fewer real images than features": (
         ["data.limit=64", "evaluation.reference=train"],
         "evaluation.reference=train: 64 images are too few, it takes more than 64",

@@ -19,7 +19,7 @@ from conftest import SMALL, Cell, invoke
 from forkserver import warm_python
 from wandb_file import history_of
 
-from fedlight.experiment import round_loop
+from fedlight.experiment import background, round_loop
 from fedlight.federation import journal
 from fedlight.federation.checkpoint import ClientMemory, ServerCheckpoint
 from fedlight.federation.federator import Federator
@@ -53,6 +53,12 @@ INSTANTS = [
     (os, "fsync"),  # inside a file that is written whole
 ]
 """Before and after each call of these a cell may be killed."""
+BACKGROUND_INSTANTS = [
+    (background.BackgroundEvaluation, "start"),  # before it: the round is stored, without its scores
+    (background.BackgroundEvaluation, "collect"),  # after it: the scores are there, and not yet stored
+    (record.Record, "amend"),
+]
+"""Likewise, where rounds are evaluated in the background."""
 
 
 class Runner:
@@ -148,14 +154,14 @@ def watch_instants(log: Path, kill_at: int | None) -> None:
 
         return call
 
-    for owner, name in INSTANTS:
+    for owner, name in [*INSTANTS, *BACKGROUND_INSTANTS]:
         setattr(owner, name, watched(f"{owner.__name__}.{name}", getattr(owner, name)))
 
 
 def outcome(cell: Cell) -> dict[str, Any]:
     """All that must not differ between two runs of a cell."""
     result = cell.result
-    for key in ("seconds", "error"):
+    for key in ("seconds", "memory", "error"):
         del result[key]
     tables = {
         name: [{key: row[key] for key in row if key not in TIMES} for row in cell.rows(name)]
@@ -218,6 +224,31 @@ def test_a_cell_killed_at_any_instant_ends_the_same(
         assert outcome(runner.cell) == expected["outcome"]
         repeated = sum(runner.updates.values()) - expected["updates"]
         assert 0 <= repeated <= 1, runner.updates
+        shutil.rmtree(runner.folder)
+
+
+@pytest.mark.slow
+def test_a_cell_evaluated_in_the_background_ends_as_one_in_the_foreground_whenever_it_is_killed(
+    tmp_path: Path, quiet: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between two stored rounds leaves an evaluation undone; it is done again, here or beside."""
+    monkeypatch.setattr(sys, "executable", warm_python())  # of the process that evaluates
+    arguments = ["method=UDEC", "clients=2", "evaluation.samples=65", "epochs=1"]
+    expected, beside = quiet(*arguments)["outcome"], "evaluation.background=true"
+    whole = Runner(tmp_path / "whole", *arguments, beside)
+    assert whole.run() == 0, whole.err
+    assert outcome(whole.cell) == expected
+    instants = whole.instants
+    assert Counter(instants)["after BackgroundEvaluation.collect"] == 2  # of three rounds
+    for number, (owner, name) in enumerate([*BACKGROUND_INSTANTS, (ServerCheckpoint, "write")]):
+        kind = f"{random.Random(number).choice(('before', 'after'))} {owner.__name__}.{name}"
+        runner = Runner(tmp_path / f"kill{number}", *arguments, beside)
+        point = random.Random(SEED).choice([i for i, passed in enumerate(instants) if passed == kind])
+        assert runner.run(kill_at=point) == -signal.SIGKILL
+        if number % 2:
+            runner.arguments.remove(beside)
+        assert runner.run() == 0, runner.err
+        assert outcome(runner.cell) == expected, kind
         shutil.rmtree(runner.folder)
 
 

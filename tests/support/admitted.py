@@ -22,7 +22,7 @@ def config(*arguments: str) -> CellConfig:
         return validate(compose("config", ["method=UDEC", "evaluation.grid=4", *arguments]))
 
 
-METRICS = {"fid": 1.0, **dict.fromkeys(scores.METRICS, 0.5)}
+METRICS = {"fid": 1.0, **dict.fromkeys(scores.metric_names("classifier"), 0.5)}
 
 
 def drawn(metrics: dict[str, float], **groups: dict[str, Tensor]) -> Scores:

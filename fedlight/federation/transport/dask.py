@@ -16,6 +16,7 @@ from fedlight.federation.transport.tasks import answer
 from fedlight.federation.transport.transport import TransportContext
 from fedlight.federation.transport.worker import LOOK
 from fedlight.runtime.errors import BadInput, ClientFailed, Damaged, Diverged, format_error
+from fedlight.runtime.usage import UsageLog
 
 try:
     from distributed import Client, KilledWorker
@@ -50,7 +51,7 @@ class Dask:
         cluster = connected(address) if address else started(limit, gpus)
         client, check = context.exit_stack.enter_context(cluster)
         self._context = context
-        self._pool = DaskPool(client, check, context.make_site)
+        self._pool = DaskPool(client, check, context.make_site, context.usage)
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
         tasks = sorted(enumerate(broadcasts), key=lambda task: self._count_images(task[1]), reverse=True)
@@ -73,12 +74,16 @@ class DaskPool:
         client: of the scheduler.
         check: raises ConnectionError where our own workers have ended before the cell.
         make_site: makes the site of the cell in a worker.
+        usage: takes the workers' reports on their memory and time.
     """
 
-    def __init__(self, client: Client, check: Callable[[], None], make_site: Callable[[], Site]) -> None:
+    def __init__(
+        self, client: Client, check: Callable[[], None], make_site: Callable[[], Site], usage: UsageLog
+    ) -> None:
         self._client = client
         self._check_workers = check
         self._make_site = make_site
+        self._usage = usage
         self._executor = client.get_executor(pure=False)
         self._looked, self._count = 0.0, 0
 
@@ -106,7 +111,9 @@ class DaskPool:
         """
         who = f"client {message.client} failed in round {message.round}"
         try:
-            return future.result()
+            answered, usage = future.result()
+            self._usage.note(usage)
+            return answered
         except CancelledError:
             raise ConnectionError(GONE) from None
         except KilledWorker as error:

@@ -18,6 +18,7 @@ from fedlight.federation.transport.scheduler import Request, WorkersLost, answer
 from fedlight.federation.transport.tasks import answer, prepare
 from fedlight.federation.transport.transport import Monitor, TransportContext
 from fedlight.federation.transport.worker import begin
+from fedlight.runtime.usage import UsageLog
 
 AHEAD = 2  # tasks that a worker has at once: one under way, and the next, so that it need not wait
 IDLE = 600  # seconds without work after which loky ends a worker
@@ -36,7 +37,7 @@ class Processes:
     def __init__(self, context: TransportContext, workers: int | None = None) -> None:
         total = min(workers or context.max_workers, context.server.participation.cohort_size)
         self._context = context
-        self._pool = LokyPool(max(1, total) - 1, context.make_site, context.monitor)
+        self._pool = LokyPool(max(1, total) - 1, context.make_site, context.monitor, context.usage)
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
         yield from (from_bytes(receipt.read()) for receipt in self._answers(broadcasts) if receipt)
@@ -56,12 +57,16 @@ class LokyPool:
         workers: number of worker processes.
         make_site: makes the site of the cell in a worker.
         monitor: of the cell; a signal to the whole process group ends workers, too.
+        usage: takes the workers' reports on their memory and time.
     """
 
-    def __init__(self, workers: int, make_site: Callable[[], Site], monitor: Monitor) -> None:
+    def __init__(
+        self, workers: int, make_site: Callable[[], Site], monitor: Monitor, usage: UsageLog
+    ) -> None:
         self.workers = workers
         self._make_site = make_site
         self._monitor = monitor
+        self._usage = usage
         self._losses = 0
         for _ in range(workers):  # they load the libraries while this process already works
             self._submit(prepare, make_site)
@@ -81,7 +86,9 @@ class LokyPool:
             if self._losses == LOSSES:
                 self.workers = 0
             raise WorkersLost
-        return future.result()
+        answered, usage = future.result()
+        self._usage.note(usage)
+        return answered
 
     def check(self) -> None:
         """`result` notices lost workers."""

@@ -4,10 +4,13 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
+from uuid import uuid4
 
 from fedlight.federation.journal import Receipt
 from fedlight.federation.messages import Scores, from_bytes
 from fedlight.federation.site import Site
+from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
+from fedlight.runtime.usage import Usage
 
 
 class SiteCache:
@@ -16,6 +19,7 @@ class SiteCache:
     def __init__(self) -> None:
         self._lock = Lock()  # a local update seeds the whole process, so that threads of a worker take turns
         self._made: tuple[Callable[[], Site], Site] | None = None
+        self._process = uuid4().hex
 
     @contextmanager
     def opened(self, make_site: Callable[[], Site]) -> Iterator[Site]:
@@ -23,9 +27,15 @@ class SiteCache:
         with self._lock:
             if self._made is None or self._made[0] != make_site:
                 self._made = None  # frees the memory of the other model first
+                self._memory, self._gpu_memory = PeakMemory(), PeakGpuMemory()
                 self._made = make_site, make_site()
                 gc.enable()
             yield self._made[1]
+
+    def usage(self, site: Site) -> Usage:
+        """What this process has used for the cell of the site that it has made."""
+        peaks = self._memory.megabytes, self._gpu_memory.megabytes
+        return Usage(self._process, *peaks, site.setup.drawing.take())
 
 
 SITE_CACHE = SiteCache()
@@ -37,7 +47,8 @@ def prepare(make_site: Callable[[], Site]) -> None:
         pass
 
 
-def answer(make_site: Callable[[], Site], content: bytes) -> Receipt | Scores | None:
-    """Answers the bytes of a broadcast or of an evaluation."""
+def answer(make_site: Callable[[], Site], content: bytes) -> tuple[Receipt | Scores | None, Usage]:
+    """Answers the bytes of a broadcast or of an evaluation; says what this process has used."""
     with SITE_CACHE.opened(make_site) as site:
-        return site.answer(from_bytes(content))
+        answered = site.answer(from_bytes(content))
+        return answered, SITE_CACHE.usage(site)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
+from fedlight.runtime.usage import UsageLog
 
 
 class Transport(Protocol):
@@ -59,6 +60,7 @@ class TransportContext:
         exit_stack: closes at the end of the cell what a transport enters into it.
         check_scores: raises Damaged for untrusted scores that do not fit the evaluator of the cell.
         deployment: None in a simulation.
+        usage: takes the reports of workers on their memory and time.
     """
 
     site: Site
@@ -69,3 +71,4 @@ class TransportContext:
     exit_stack: ExitStack = field(default_factory=ExitStack)
     check_scores: Callable[[Scores], None] = lambda scores: None
     deployment: Deployment | None = None
+    usage: UsageLog = field(default_factory=UsageLog)

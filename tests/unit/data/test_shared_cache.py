@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedlight.data.data_name import data_name
 from fedlight.data.image_cache import decode
-from fedlight.evaluation.weights import FILE, find_weights
+from fedlight.evaluation.weights import PUBLISHED, find_weights
 from fedlight.runtime.cache import load_or_make
 from fedlight.runtime.files import atomic
 
@@ -140,10 +140,11 @@ def test_decoded_images_and_hashes_of_a_shared_cache_serve_both(shared: Path) ->
 
 
 def test_weights_that_may_not_be_read_are_not_downloaded_again(shared: Path) -> None:
-    (shared / FILE).write_bytes(b"weights")
-    (shared / FILE).chmod(0o600)
-    message = work_as(SECOND, 0o022, lambda: find_weights(None, str(shared)))
-    assert f"{shared / FILE}: Permission denied" in message
+    file = shared / PUBLISHED["inception"].file
+    file.write_bytes(b"weights")
+    file.chmod(0o600)
+    message = work_as(SECOND, 0o022, lambda: find_weights("inception", None, str(shared)))
+    assert f"{file}: Permission denied" in message
 
 
 def test_a_file_without_a_library_has_the_mode_of_any_other(shared: Path) -> None:

@@ -13,7 +13,7 @@ from frechet import frechet
 from fedlight.data import digits
 from fedlight.evaluation.extractor import Extractor
 from fedlight.evaluation.reference import make_reference
-from fedlight.evaluation.scores import METRICS, score
+from fedlight.evaluation.scores import metric_names, score
 from fedlight.experiment.finished import open_cell
 from fedlight.experiment.scored_models import scored_clients
 from fedlight.reporting.summaries import by_cell
@@ -77,7 +77,7 @@ def test_the_fid_entry_records_the_settings_of_the_evaluation(
     expected = score(digits_classifier(images), real)  # compared with torch-fidelity in test_scores
     assert fid["value"] == pytest.approx(expected.pop("fid"), rel=1e-9)
     assert {key: fid[key] for key in expected} == pytest.approx(expected, rel=1e-9)
-    assert expected.keys() == set(METRICS)
+    assert expected.keys() == set(metric_names("classifier"))
 
 
 @pytest.mark.slow

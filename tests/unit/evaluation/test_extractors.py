@@ -28,13 +28,15 @@ from fedlight.data import digits
 from fedlight.data.dataset import Dataset, Images
 from fedlight.data.fmnist import load as load_fmnist
 from fedlight.evaluation import classifier, extractor, reference, weights
-from fedlight.evaluation.extractor import Extractor, make_inception
+from fedlight.evaluation.extractor import Extractor, Network, make_pretrained
 from fedlight.evaluation.reference import Moments, Reference, make_reference
 from fedlight.evaluation.scores import score
+from fedlight.evaluation.weights import Published
 from fedlight.runtime import progress
 from fedlight.runtime.errors import BadInput
 
 CPU = torch.device("cpu")
+FILE = "weights.pth"
 
 
 @pytest.fixture
@@ -208,7 +210,10 @@ def test_inception_sees_grey_fashion_as_torch_fidelity_does(
     inception_weights: Path, fmnist_images: Dataset
 ) -> None:
     pixels = fmnist_images.test.pixels[:6]
-    seen, theirs = make_inception(inception_weights, CPU)(pixels), direct(inception_weights, pixels)
+    seen, theirs = (
+        make_pretrained("inception", inception_weights, CPU)(pixels),
+        direct(inception_weights, pixels),
+    )
     assert torch.equal(seen.values, theirs[0])
     assert torch.equal(seen.logits, theirs[1])
     assert seen.values.std(dim=0).mean() > 0.01  # images differ
@@ -218,7 +223,7 @@ def test_inception_sees_grey_fashion_as_torch_fidelity_does(
 def test_inception_sees_colour_as_torch_fidelity_does_and_scores_come_out(inception_weights: Path) -> None:
     pixels = torch.randint(256, (24, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
     pixels[12:] //= 2
-    made = make_inception(inception_weights, CPU)
+    made = make_pretrained("inception", inception_weights, CPU)
     bright, dark = made(pixels[:12]), made(pixels[12:])
     assert torch.equal(bright.values, direct(inception_weights, pixels[:12])[0])
     assert (made.name, made.accuracy, bright.values.shape) == ("inception", None, (12, 2048))
@@ -247,7 +252,8 @@ def test_a_cell_is_scored_by_inception_with_weights_given_by_path(
     cell: Callable[..., Cell], inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)  # 16 times as fast
-    monkeypatch.setattr(extractor, "INCEPTION_LAYERS", ["64", "logits_unbiased"])
+    layers = ["64", "logits_unbiased"]
+    monkeypatch.setitem(extractor.NETWORKS, "inception", Network("inception-v3-compat", layers))
     monkeypatch.setitem(extractor.DIMENSIONS, "inception", 64)
     overrides = ["rounds=0", "evaluation.extractor=inception", "evaluation.samples=65"]
     moved = tmp_path / "moved.pth"
@@ -278,7 +284,7 @@ def test_weights_that_would_run_code_are_refused_and_run_none(tmp_path: Path, le
     file = tmp_path / "weights.pth"
     torch.save({"fc.bias": Trap(tmp_path / "ran")}, file, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(BadInput, match=r"^evaluation\.weights: .*weights\.pth does not hold .*[^\n]+$"):
-        make_inception(file, CPU)
+        make_pretrained("inception", file, CPU)
     assert not (tmp_path / "ran").exists()
     torch.load(file, weights_only=False)
     assert (tmp_path / "ran").exists()  # it was a trap
@@ -294,7 +300,7 @@ def test_weights_of_another_kind_are_rejected_in_one_line(tmp_path: Path, conten
     with pytest.raises(
         BadInput, match=r"weights\.pth does not hold the weights of .*inception-v3"
     ) as message:
-        make_inception(file, CPU)
+        make_pretrained("inception", file, CPU)
     assert "\n" not in str(message.value)
 
 
@@ -302,22 +308,22 @@ def test_weights_are_found_by_path_then_in_the_cache_then_in_torch_hub_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    empty = f"weights-{hashlib.sha256(b'').hexdigest()[:8]}.pth"
+    empty = "weights.pth"
     own, cached, hub = (tmp_path / name for name in ("own.pth", empty, f"torch/hub/checkpoints/{empty}"))
-    monkeypatch.setattr(weights, "FILE", hub.name)
+    publish(monkeypatch, Published(empty, "https://nowhere.invalid", hashlib.sha256(b"").hexdigest()))
     hub.parent.mkdir(parents=True)
     for place, given in ((hub, None), (cached, None), (own, str(own))):
         place.touch()
-        assert weights.find_weights(given, str(tmp_path)) == place
+        assert weights.find_weights("inception", given, str(tmp_path)) == place
 
 
 def test_weights_are_downloaded_to_the_cache_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    serve(b"the weights", tmp_path, monkeypatch, hashlib.sha256(b"the weights").hexdigest()[:8])
+    serve(b"the weights", tmp_path, monkeypatch, hashlib.sha256(b"the weights").hexdigest())
     for _ in range(2):
-        path = weights.find_weights(None, str(tmp_path / "cache"))
+        path = weights.find_weights("inception", None, str(tmp_path / "cache"))
         assert path.read_bytes() == b"the weights"
         assert path.parent == tmp_path / "cache"
-        (tmp_path / "server").joinpath(weights.FILE).unlink(missing_ok=True)
+        (tmp_path / "server").joinpath(FILE).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("where", ["cache", "torch/hub/checkpoints"])
@@ -325,31 +331,31 @@ def test_a_truncated_download_is_removed_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     whole = b"the weights"
-    serve(whole, tmp_path, monkeypatch, hashlib.sha256(whole).hexdigest()[:8])
+    serve(whole, tmp_path, monkeypatch, hashlib.sha256(whole).hexdigest())
     (tmp_path / where).mkdir(parents=True)
-    (tmp_path / where / weights.FILE).write_bytes(whole[:5])
-    assert weights.find_weights(None, str(tmp_path / "cache")).read_bytes() == whole
-    assert (tmp_path / "cache" / weights.FILE).read_bytes() == whole
+    (tmp_path / where / FILE).write_bytes(whole[:5])
+    assert weights.find_weights("inception", None, str(tmp_path / "cache")).read_bytes() == whole
+    assert (tmp_path / "cache" / FILE).read_bytes() == whole
 
 
 def test_a_download_that_breaks_off_is_tried_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, tries = b"the weights", []
-    serve(whole[:5], tmp_path, monkeypatch, hashlib.sha256(whole).hexdigest()[:8])
+    serve(whole[:5], tmp_path, monkeypatch, hashlib.sha256(whole).hexdigest())
 
     def flaky(request: Any) -> Any:
         tries.append(1)
         if len(tries) == 4:
-            (tmp_path / "server" / weights.FILE).write_bytes(whole)
+            (tmp_path / "server" / FILE).write_bytes(whole)
         return urlopen(request)
 
     monkeypatch.setattr("torch.hub.urlopen", flaky)
     with pytest.raises(BadInput, match=r"could not be downloaded \(invalid hash value [^\n]+$"):
-        weights.find_weights(None, str(tmp_path / "cache"))
+        weights.find_weights("inception", None, str(tmp_path / "cache"))
     assert len(tries) == 2
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
-    assert weights.find_weights(None, str(tmp_path / "cache")).read_bytes() == whole
+    assert weights.find_weights("inception", None, str(tmp_path / "cache")).read_bytes() == whole
     assert len(tries) == 4
 
 
@@ -361,7 +367,7 @@ def test_a_download_reports_the_bytes_so_far(
 
     class Watched(io.StringIO):
         def write(self, text: str) -> int:
-            if re.search(r"downloading Inception's weights: [1-9][\d,]+ bytes so far", text):
+            if re.search(r"downloading the weights of inception: [1-9][\d,]+ bytes so far", text):
                 reported.set()
             return super().write(text)
 
@@ -378,30 +384,38 @@ def test_a_download_reports_the_bytes_so_far(
     monkeypatch.setattr(progress, "EVERY", 0.01)
     monkeypatch.setattr(sys, "stderr", Watched())
     content = random.Random(0).randbytes(int(1.5 * 2**20))
-    serve(content, tmp_path, monkeypatch, hashlib.sha256(content).hexdigest()[:8])
+    serve(content, tmp_path, monkeypatch, hashlib.sha256(content).hexdigest())
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "server")) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/{weights.FILE}"
-        monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3", url)
-        assert weights.find_weights(None, str(tmp_path / "cache")).read_bytes() == content
+        url = f"http://127.0.0.1:{server.server_port}/{FILE}"
+        publish(monkeypatch, weights.PUBLISHED["inception"]._replace(url=url))
+        assert weights.find_weights("inception", None, str(tmp_path / "cache")).read_bytes() == content
         server.shutdown()
     assert f"fedlight: downloading {url}\n" in sys.stderr.getvalue()
     assert reported.is_set()
 
 
-def test_the_name_of_the_weights_is_torch_fidelity_s_and_promises_their_hash() -> None:
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+def test_the_published_weights_are_those_that_torch_fidelity_downloads() -> None:
+    from torch_fidelity import feature_extractor_clip, feature_extractor_inceptionv3
 
-    assert URL_INCEPTION_V3.endswith(f"/{weights.FILE}")
-    whole = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # the published SHA-256
-    assert Path(weights.FILE).stem.endswith(f"-{whole[:8]}")
+    inception, clip = weights.PUBLISHED["inception"], weights.PUBLISHED["clip"]
+    assert inception.url == feature_extractor_inceptionv3.URL_INCEPTION_V3
+    assert inception.url.endswith(f"/{inception.file}")
+    assert Path(inception.file).stem.endswith(f"-{inception.sha256[:8]}")
+    assert clip.url == feature_extractor_clip.MODEL_URLS["clip-vit-b-32"]
+    assert clip.sha256 == feature_extractor_clip.MODEL_METADATA["clip-vit-b-32"]["hash"]
+    assert clip.file == f"clip-vit-b-32-{clip.sha256}.pt"
+    for published in weights.PUBLISHED.values():
+        assert re.fullmatch("[0-9a-f]{64}", published.sha256)
 
 
-def serve(content: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch, digest: str) -> None:
-    """Offers a file for download, under a name that promises the given start of its SHA-256."""
+def serve(content: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch, sha256: str) -> None:
+    """Offers a file for download as Inception's weights, with a published SHA-256."""
     monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))
-    monkeypatch.setattr(weights, "FILE", f"weights-{digest}.pth")
     (folder / "server").mkdir()
-    (folder / "server" / weights.FILE).write_bytes(content)
-    url = (folder / "server" / weights.FILE).as_uri()
-    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3", url)
+    (folder / "server" / FILE).write_bytes(content)
+    publish(monkeypatch, Published(FILE, (folder / "server" / FILE).as_uri(), sha256))
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, published: Published) -> None:
+    monkeypatch.setitem(weights.PUBLISHED, "inception", published)

@@ -211,6 +211,7 @@ def test_an_agreement_contains_no_paths_and_each_reader_adds_its_own(
     def config(whose: str) -> dict[str, Any]:
         data = {"root": f"/{whose}/images", "cache": f"/{whose}/cache", "batch_size": 8}
         scores = {"weights": f"/{whose}/weights", "cache": f"/{whose}/cache", "samples": 100}
+        scores["extractor"] = "inception"
         return {"seed": 3, "data": data, "evaluation": scores}
 
     write_agreement(path, config("theirs"))

@@ -16,6 +16,7 @@ from fedlight.federation.transport import processes, tasks
 from fedlight.federation.transport.processes import LOST, LokyPool, Processes
 from fedlight.federation.transport.scheduler import WorkersLost, answer_in_order
 from fedlight.federation.transport.transport import TransportContext
+from fedlight.runtime.stopwatch import Stopwatch
 
 
 def requests(number: int = 6) -> Iterator[Evaluation]:
@@ -138,7 +139,8 @@ class Executor:
 
 
 def place(name: str) -> Any:
-    return SimpleNamespace(answer=lambda request: (name, request.client))
+    setup = SimpleNamespace(drawing=Stopwatch())
+    return SimpleNamespace(answer=lambda request: (name, request.client), setup=setup)
 
 
 def processes_of(

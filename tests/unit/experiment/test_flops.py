@@ -1,0 +1,71 @@
+"""Floating-point operations: counted by hooks on the layers, and the images of an update by its Trainer."""
+
+from typing import Any
+
+import pytest
+import torch
+from composed import config
+from torch import nn
+
+from fedlight.diffusion.model import make_model
+from fedlight.experiment.flops import denoised_images, image_flops, trained_images
+
+
+def layer_flops(settings: Any, classes: int) -> float:
+    """Multiplications and additions of the convolutions and linear layers in one call of the UNet."""
+    module = make_model(settings.model, settings.optimizer, classes, 0, True)
+    total = 0
+
+    def count(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        weight: Any = layer.weight
+        outputs = output.numel() // (1 if isinstance(layer, nn.Conv2d) else output.shape[-1])
+        total += 2 * outputs * (weight[0].numel() if isinstance(layer, nn.Conv2d) else weight.numel())
+
+    for layer in module.unet.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+    labels = {"class_labels": torch.zeros(1, dtype=torch.int64)} if settings.model.conditional else {}
+    with torch.no_grad():
+        module.unet.eval()(torch.zeros(1, *settings.data.shape), torch.zeros(1), **labels)
+    return total
+
+
+@pytest.mark.parametrize("options", [[], ["model.conditional=true"], ["model=unet2d", "data.image_size=8"]])
+def test_a_call_of_the_unet_costs_what_its_layers_cost_and_a_step_about_three_calls(
+    options: list[str],
+) -> None:
+    settings = config(*options)
+    measured, layers = image_flops(settings, 10), layer_flops(settings, 10)
+    assert layers <= measured.denoising <= 1.3 * layers  # attention multiplies without a layer
+    assert 2.7 * measured.denoising <= measured.training <= 3.05 * measured.denoising
+
+
+def test_counting_draws_no_random_number_of_the_cell() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    image_flops(config("model.loss=mse"), 7)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "images"),
+    [
+        ([], 2 * 50),
+        (["+trainer.limit_train_batches=2"], 2 * 32),
+        (["+trainer.limit_train_batches=0.5"], 2 * 32),
+        (["+trainer.max_steps=3"], 3 * 16),
+        (["+trainer.max_steps=3", "+trainer.accumulate_grad_batches=2"], 6 * 16),
+        (["+trainer.max_steps=300"], 2 * 50),
+    ],
+)
+def test_the_images_of_an_update(options: list[str], images: int) -> None:
+    assert trained_images(config("epochs=2", "data.batch_size=16", *options), 50) == images
+
+
+def test_the_images_of_an_evaluation() -> None:
+    scored = ["evaluation.samples=100", "evaluation.steps=5", "evaluation.grid=4"]
+    assert denoised_images(config(*scored), 3) == 3 * 100 * 5
+    guided = config(*scored, "model.conditional=true", "evaluation.guidance=2")
+    assert denoised_images(guided, 3) == 2 * 3 * 100 * 5
