@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -22,6 +22,14 @@ from fedlight.federation.federation_config import (
 from fedlight.federation.method import Method
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.section import FilePath, PositiveInt, Section, Target
+
+
+class EarlyStoppingConfig(Section):
+    """When a cell ends before its last round."""
+
+    monitor: Literal["fid", "train_loss"]
+    patience: PositiveInt
+    min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class CellConfig(Section):
@@ -47,8 +55,9 @@ class CellConfig(Section):
     transform: TransformConfig | None = None
     transport: ExtensionConfig | None = None
     privacy: PrivacyConfig | None = None
+    early_stopping: EarlyStoppingConfig | None = None
 
-    @field_validator("algorithm", "transform", "transport", "privacy", mode="before")
+    @field_validator("algorithm", "transform", "transport", "privacy", "early_stopping", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
         """`GROUP=none` is an empty group: the same cell as without the group."""

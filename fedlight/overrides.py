@@ -10,8 +10,9 @@ from hydra.errors import HydraException
 from fedlight.config import TEXT_KEYS
 
 GROUPS = frozenset(
-    ("algorithm", "data", "evaluation", "experiment", "logger", "method", "model", "optimizer", "partition")
-    + ("privacy", "sweeps", "trainer", "transform", "transport", "hydra/launcher", "hydra/sweeper")
+    ("algorithm", "data", "early_stopping", "evaluation", "experiment", "logger", "method", "model")
+    + ("optimizer", "partition", "privacy", "sweeps", "trainer", "transform", "transport")
+    + ("hydra/launcher", "hydra/sweeper")
 )
 NONE = "none"  # the file that leaves out an optional group
 CHOICE = re.compile(r"(\s*(?:choice|shuffle|sort)\()(.*)(\)\s*)", re.DOTALL)

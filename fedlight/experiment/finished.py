@@ -20,7 +20,7 @@ from fedlight.federation.factories import make_algorithm
 from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
-from fedlight.runs.identity import read_config, read_result
+from fedlight.runs.identity import last_round, read_config, read_result
 from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput, Damaged
 
@@ -137,7 +137,8 @@ def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
         BadInput: the folder holds no completed cell, its checkpoint is damaged, or its configuration calls
             other code and `trust` is false.
     """
-    status = (read_result(folder) or {}).get("status")
+    result = read_result(folder) or {}
+    status = result.get("status")
     if status != "completed":
         raise BadInput(f"{folder} holds no completed cell" + (f": it is {status}" if status else ""))
     plain = read_config(folder / "config.yaml")
@@ -153,6 +154,6 @@ def open_cell(folder: Path, trust: bool = False) -> FinishedCell:
     algorithm = make_algorithm(config.algorithm)
     server = make_server(folder.name, config, module, slices, algorithm, Codec(), noise)
     server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False))
-    if server.round != config.rounds:
+    if server.round != last_round(result, config.rounds):
         raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
     return FinishedCell(folder, config, module, server, num_classes)

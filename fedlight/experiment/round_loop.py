@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.callbacks import LambdaCallback
 
 from fedlight.experiment.clients import make_site, make_transport
+from fedlight.experiment.early_stopping import find_stop
 from fedlight.experiment.evaluate import evaluate_models
 from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.privacy_account import PrivacyAccount
@@ -83,7 +84,7 @@ class RoundLoop:
                 if self.config.rounds == 0:
                     self.record.result["fid"] = self._evaluate()
                     self.log.pictures(0, samples=grid_path(self.folder, 0))
-                while self.server.round < self.config.rounds:
+                while self.server.round < self.config.rounds and not self._find_stop():
                     begun = time.perf_counter()
                     broadcasts = self.server.start_round()
                     for update in self.transport.exchange(broadcasts):
@@ -95,6 +96,7 @@ class RoundLoop:
             except MemoryLost as lost:
                 before_round = self.server.round
                 print(f"fedlight: checkpoint: {lost}; going back a round", file=sys.stderr)
+        self._note_stop()
         self.site.journal.clear()
         self.clock.clear()
         self.record.spend(checkpoint=self._checkpoint_seconds())
@@ -110,6 +112,9 @@ class RoundLoop:
         if history:
             print(f"{self.folder.name}: goes on after round {server.round}", file=sys.stderr)
             record.result["seconds"] = history["seconds"]
+        record.result.pop("parent", None)
+        if history and (parent := history.get("parent")):
+            record.result["parent"] = parent
         for round_entry in history["rounds"] if history else ():
             round_ = round_entry["row"]["round"]
             exchange = [entry for entry in server.ledger.entries if entry.round == round_]
@@ -134,7 +139,9 @@ class RoundLoop:
         """
         training = self._earlier.training + seconds - outcome.merging
         self._training_seconds = training
-        fid = self._evaluate() if is_evaluation_round(outcome.round, self.config) else None
+        due = is_evaluation_round(outcome.round, self.config)
+        ends = self._find_stop({"round": outcome.round, "train_loss": outcome.train_loss, "fid": None})
+        fid = self._evaluate() if due or ends else None
         self.record.spend(training=training, merging=outcome.merging, checkpoint=self._checkpoint_seconds())
         self.record.tick()
         round_entry = round_record(outcome, training + outcome.merging, self.server, fid, self.config)
@@ -144,6 +151,8 @@ class RoundLoop:
             )
             round_entry["row"]["epsilon"] = round_entry["privacy"]["epsilon"]
         history = {"rounds": [*self.record.rounds, round_entry], "seconds": self.record.result["seconds"]}
+        if parent := self.record.result.get("parent"):
+            history["parent"] = parent
         self.lease.check()
         self.server.save(self.checkpoint, history)
         self._begin_round(Spent())
@@ -159,6 +168,25 @@ class RoundLoop:
             self.record.result["privacy"] = round_entry["privacy"]
         self.log.round(row, round_entry["client_losses"], round_entry["fid"] or {})
         self.log.pictures(row["round"], samples=grid_path(self.folder, row["round"]))
+
+    def _find_stop(self, *rows: dict[str, Any]) -> str | None:
+        """Why the cell ends early after its rounds so far and `rows`; None where it goes on."""
+        return find_stop(self.config.early_stopping, [*(entry["row"] for entry in self.record.rounds), *rows])
+
+    def _note_stop(self) -> None:
+        """Records why the cell ends before its last round.
+
+        Under privacy the guarantee stays that of all rounds, since the scores decided when to stop.
+        """
+        rounds = self.config.rounds
+        reason = self._find_stop()
+        if reason is None or self.server.round == rounds:
+            return
+        self.record.result["stopped"] = {"round": self.server.round, "reason": reason}
+        if self.privacy_account:
+            self.record.result["privacy"] = self.privacy_account.to_entry(
+                self.privacy_account.epsilons(rounds)
+            )
 
     def _evaluate(self) -> dict[str, Any] | None:
         begun = time.perf_counter()

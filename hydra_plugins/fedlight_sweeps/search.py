@@ -92,7 +92,7 @@ class OptunaSweeper(PlanningSweeper):
             try:
                 if pending:
                     with runs_of_a_grid():
-                        self.launch(pending, len(cells) - len(new))
+                        self.launch_in_order(cells, pending, len(cells) - len(new))
             except CellFailed as error:
                 failed = error
             self._check_metric(cells)
