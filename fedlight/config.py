@@ -122,7 +122,9 @@ def _keys_of_type(type_: type) -> frozenset[str]:
 OPTIONAL_PATHS = ("data.root", "evaluation.weights")
 PATH_KEYS = ("output", "data.cache", "evaluation.cache", *OPTIONAL_PATHS)
 SCHEMA_KEYS = frozenset(key for key, _ in _keys(CellConfig))
-TEXT_KEYS = _keys_of_type(str) | {"logger.project", "logger.entity"}
+TEXT_KEYS = _keys_of_type(str) | {
+    f"logger.{key}" for key in ("project", "entity", "wandb.project", "wandb.entity")
+}
 """Keys whose values are text, numbers and truth values among them."""
 WHOLE_KEYS = _keys_of_type(int)
 """Keys that take whole numbers."""

@@ -14,7 +14,7 @@ from fedlight.compose import compose_config
 from fedlight.config import CellConfig, validate
 from fedlight.data.data_name import KNOWN, data_name
 from fedlight.evaluation.weights import weights_name
-from fedlight.experiment.targets import check_targets
+from fedlight.experiment.targets import check_targets, check_tracking
 from fedlight.experiment.trial import check
 from fedlight.overrides import keep_text
 from fedlight.runs.beginnings import explain_dependence
@@ -49,7 +49,7 @@ def extended_configs(cells: Sequence[Path], typed: list[str], trust: bool) -> li
             plain = _read(shorter, trust)
             if len(cells) > 1 and isinstance(plain.get("rounds"), int) and plain["rounds"] >= rounds:
                 continue
-            config = _lengthen(shorter, plain, rounds, overrides)
+            config = _lengthen(shorter, plain, rounds, overrides, trust)
             folder = cell_folder(config)
             if plain["rounds"] > length.get(folder, 0):
                 length[folder], extended[folder] = plain["rounds"], (config, shorter)
@@ -106,17 +106,22 @@ def _read(shorter: Path, trust: bool) -> dict[str, Any]:
     return plain
 
 
-def _lengthen(shorter: Path, plain: dict[str, Any], rounds: int, overrides: Sequence[Override]) -> CellConfig:
+def _lengthen(
+    shorter: Path, plain: dict[str, Any], rounds: int, overrides: Sequence[Override], trust: bool
+) -> CellConfig:
     """The configuration of a longer cell in the same sweep.
 
     Raises:
         BadInput: its first rounds would not be those of the shorter one.
     """
     config = OmegaConf.create(plain)
+    assert isinstance(config, DictConfig)
     place = shorter.absolute().parent
     config.output, config.name = str(place.parent), place.name
     _apply(config, overrides)
     before = validate(config)
+    if not trust:
+        check_tracking(before.plain())
     if before.rounds == 0:
         raise BadInput("it has no round to go on from")
     if rounds <= before.rounds:

@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quoted
 from hydra.errors import HydraException
 
 from fedlight.compose import ROOT
+from fedlight.experiment.targets import LOGGER
 from fedlight.runtime.errors import BadInput
 
 FLAGS = {"-m", "--multirun"}
@@ -59,7 +60,7 @@ def check_command(command: Sequence[str]) -> None:
 def _check_override(override: Override, argument: str) -> None:
     key = override.key_or_group
     choices = _choices(key)
-    if override.package is not None:
+    if override.package is not None and not (key == "logger" and LOGGER.fullmatch(override.package)):
         raise BadInput(f"{argument} moves a configuration to another package")
     if choices is not None:
         for value in _values(override):

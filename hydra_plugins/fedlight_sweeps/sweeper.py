@@ -53,10 +53,11 @@ def _check_listed(config: CellConfig) -> None:
     """
     if (sweep := os.environ.get(LISTED)) is None:
         return
-    from fedlight.experiment.targets import check_targets
+    from fedlight.experiment.targets import check_targets, check_tracking
 
     try:
         check_targets(config.plain())
+        check_tracking(config.plain())
         if Path(config.output, config.name).resolve() != Path(sweep):
             raise BadInput(f"output={config.output} name={config.name} is not the folder {sweep}")
     except BadInput as error:
