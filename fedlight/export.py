@@ -1,4 +1,4 @@
-"""A trained model for diffusers: python -m fedlight.export runs/NAME/CELL [--client K] --out FOLDER [--push ...]"""
+"""A trained model for diffusers: python -m fedlight.export runs/NAME/CELL --out FOLDER [--push OWNER/NAME]"""
 
 import sys
 from pathlib import Path
