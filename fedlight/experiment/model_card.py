@@ -155,10 +155,9 @@ def _describe_scores(config: CellConfig, result: Result, client: int | None) -> 
     for name, meaning in SCORES.items():
         if (value := result.quality(name)) is not None:
             lines.append((f"{meaning}{mean}", f"{value:.4g}"))
-    how = (
-        f"Of {evaluation.samples:,} images, drawn in {evaluation.steps} steps by {_code(evaluation.sampler)}"
-    )
-    how += f", against the {evaluation.reference} images, with features of {_code(fid.extractor)}"
+    sampler = f"{evaluation.steps} steps of {_code(evaluation.sampler)}"
+    how = f"Of {evaluation.samples:,} images, drawn in {sampler}, against the {evaluation.reference} images"
+    how += f", with features of {_code(fid.extractor)}"
     caution = ""
     if fid.extractor == "classifier":
         caution = "; such an FID compares with others of the same classifier alone"
