@@ -80,9 +80,10 @@ def take_beginning(
     Raises:
         Damaged: a file of the shorter cell is missing, damaged, or not of the schema.
     """
-    history = server.resume(ServerCheckpoint(shorter / CHECKPOINT, shorter.name, repair=False))
-    if history is None:
-        raise Damaged(f"{shorter / CHECKPOINT} holds no state of the server")
+    stored = ServerCheckpoint(shorter / CHECKPOINT, shorter.name, repair=False)
+    history = server.resume(stored)
+    if stored.damages or history is None:
+        raise Damaged(stored.damages[0] if stored.damages else f"{shorter / CHECKPOINT} holds no server")
     if server.round <= checkpoint.last_round:
         return 0
     _check_history(shorter, history, server.round)

@@ -21,7 +21,7 @@ LAUNCHER = (
     *("max_num_timeout", "mem_gb", "n_jobs", "name", "nodes", "partition", "qos", "signal_delay_s"),
     *("tasks_per_node", "timeout_min"),
 )
-SWEEPER = ("direction", "dry", "max_batch_size", "metric", "n_jobs", "n_trials", "seed")
+SWEEPER = ("direction", "dry", "max_batch_size", "metric", "n_jobs", "n_trials", "seed", "seeds")
 SETTINGS = {*(f"hydra.launcher.{key}" for key in LAUNCHER), *(f"hydra.sweeper.{key}" for key in SWEEPER)}
 """Hydra's keys that may be set; the others can name files, code or shell commands."""
 WORD = re.compile(r"[\w.,:@%+*&|()=-]*")  # a value of SETTINGS: it is written into the script for sbatch
@@ -79,7 +79,8 @@ def _values(override: Override) -> Iterator[str]:
     value: Any = override.value()
     if isinstance(value, Glob) or override.is_delete():
         return
-    for item in value.list if isinstance(value, ChoiceSweep) else [value]:
+    listed = value.list if isinstance(value, ChoiceSweep) else value
+    for item in listed if isinstance(listed, list) else [listed]:
         yield item.text if isinstance(item, QuotedString) else "null" if item is None else str(item)
 
 

@@ -43,11 +43,15 @@ class ServerCheckpoint:
         folder: of the checkpoint.
         cell: id of the federation.
         repair: whether damaged files are reported on stderr and renamed.
+
+    Attributes:
+        damages: messages on the damaged files that were read.
     """
 
     def __init__(self, folder: Path, cell: str, repair: bool = True) -> None:
         self._versions = Versions(folder, cell, SERVER, repair)
         self._repair = repair
+        self.damages: list[str] = []
         self.watch = Stopwatch()
 
     def read(self) -> Iterator[tuple[int, dict[str, Any], dict[str, State]]]:
@@ -58,6 +62,7 @@ class ServerCheckpoint:
                     header, groups = self._versions.read(path)
                     _check_header(path, header)
             except Damaged as error:
+                self.damages.append(str(error))
                 if self._repair:
                     print(f"fedlight: checkpoint: {error}; going back a round", file=sys.stderr)
                 continue
