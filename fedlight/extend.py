@@ -59,6 +59,7 @@ def extend(cell: Path, overrides: list[str], multirun: bool, trust: bool) -> int
     Raises:
         BadInput: a cell cannot be extended; none was.
     """
+    cell = Path(os.path.abspath(cell))  # which has a name, also where `.` was typed
     try:
         if not multirun:
             _extend([cell], overrides, trust)

@@ -136,7 +136,8 @@ def _apply(config: DictConfig, overrides: Sequence[Override]) -> None:
     """Sets keys that change no result in a configuration."""
     typed = [str(override.input_line) for override in overrides]
     groups = [GROUP.match(one) for one in typed]
-    composed = compose_config([one for one, group in zip(typed, groups, strict=True) if group])
+    chosen = [one for one, group in zip(typed, groups, strict=True) if group]
+    composed = compose_config(chosen) if chosen else OmegaConf.create()
     for override, group in zip(overrides, groups, strict=True):
         key = override.get_key_element().lstrip("+")
         if group:
