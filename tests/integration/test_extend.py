@@ -171,6 +171,38 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cell
 
 
+@pytest.mark.slow  # a cell of two rounds, and twice one that is ended and goes on
+def test_after_a_kill_while_the_rounds_are_taken_over_the_same_command_comes_to_the_same_end(
+    parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def extended(name: str) -> Path:
+        cell = tmp_path / name / parent.name
+        shutil.copytree(parent, cell, dirs_exist_ok=True)
+        assert invoke(str(cell), "rounds=2", main=extend.main) == 0
+        (longer,) = cell.parent.glob("*-R2-*")
+        return longer
+
+    quiet = extended("quiet")
+    for owner, name, call in ((ClientMemory, "write", 2), (ServerCheckpoint, "write", 1)):
+        shutil.copytree(parent, tmp_path / name / str(call) / parent.name)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupt_at(getattr(owner, name), call))
+            assert invoke(str(tmp_path / name / str(call) / parent.name), "rounds=2", main=extend.main) == 130
+        assert_same_cell(extended(f"{name}/{call}"), quiet)
+
+
+def interrupt_at(original: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """The function, which Ctrl-C ends at its n-th call."""
+    calls = iter(range(1, number + 1))
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if next(calls, number) == number:
+            raise KeyboardInterrupt
+        return original(*arguments, **named)
+
+    return call
+
+
 def rewrite(cell: Path, change: Callable[[dict[str, Any], dict[str, State]], None]) -> None:
     """Changes the stored state of the server, and names it by its new hash."""
     stored = Versions(cell / "checkpoint", cell.name, SERVER)
