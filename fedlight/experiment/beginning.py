@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from fedlight.config import CellConfig
 from fedlight.experiment.early_stopping import find_stop
 from fedlight.experiment.parts import CHECKPOINT
+from fedlight.experiment.result import SECONDS
 from fedlight.experiment.sample_grid import grid_path
 from fedlight.experiment.scored_models import is_evaluation_round
 from fedlight.federation.checkpoint import ServerCheckpoint
@@ -81,12 +82,14 @@ def take_beginning(
         Damaged: a file of the shorter cell is missing, damaged, or not of the schema.
     """
     stored = ServerCheckpoint(shorter / CHECKPOINT, shorter.name, repair=False)
+    first = dict(server.state)
     history = server.resume(stored)
     if stored.damages or history is None:
         raise Damaged(stored.damages[0] if stored.damages else f"{shorter / CHECKPOINT} holds no server")
     if server.round <= checkpoint.last_round:
         return 0
     _check_history(shorter, history, server.round)
+    _check_server(shorter, server, first, config.clients)
     rounds, seconds = history["rounds"], history["seconds"]
     rows = [entry["row"] for entry in rounds]
     if not _has_scores(config, rows):  # the last one of the shorter cell, and none of the longer one
@@ -116,11 +119,27 @@ def _check_history(shorter: Path, history: dict[str, Any], last: int) -> None:
         columns = {column for entry in history["rounds"] for column in entry["row"]}
         if numbers != list(range(1, last + 1)) or not columns <= set(ROUND_COLUMNS):
             raise ValueError(f"rows that are not those of rounds 1 to {last}")
-        if "total" not in stored.seconds:
-            raise ValueError("seconds without a total")
+        if missing := set(SECONDS) - stored.seconds.keys():
+            raise ValueError(f"no seconds of {', '.join(sorted(missing))}")
     except ValueError as error:
         reason = first_error(error) if isinstance(error, ValidationError) else error
         raise Damaged(f"{shorter / CHECKPOINT} holds no history of rounds: {reason}") from error
+
+
+def _check_server(shorter: Path, server: Server, first: State, clients: int) -> None:
+    """Raises Damaged where a server names clients that it does not have, or its algorithm's state does not fit.
+
+    Args:
+        shorter: folder of its cell.
+        server: as it was stored.
+        first: the state of its algorithm before the first round.
+        clients: K.
+    """
+    if any(client >= clients or round_ > server.round for client, round_ in server.met.items()):
+        raise Damaged(f"{shorter / CHECKPOINT} names clients or rounds that the cell does not have")
+    for name, tensor in first.items():
+        if name not in server.state or server.state[name].shape != tensor.shape:
+            raise Damaged(f"{shorter / CHECKPOINT}: the state {name} of the algorithm does not fit the model")
 
 
 def _has_scores(config: CellConfig, rows: Sequence[dict[str, Any]]) -> bool:

@@ -10,6 +10,7 @@ from fedlight.runs.identity import SCHEMA
 from fedlight.runtime.machine import describe_machine
 
 LIBRARIES = ("fedlight", "torch", "lightning", "diffusers", "torch-fidelity", "hydra-core", "numpy")
+SECONDS = ("total", "training", "merging", "evaluation", "checkpoint")
 FEW_CLIENTS = 20  # whose losses are logged one by one
 
 
@@ -36,7 +37,7 @@ def blank_result(cell: str, config: CellConfig, server: Server, precision: str) 
         "fid": None,
         "state_sha256": None,
         "client_sha256": [],
-        "seconds": dict.fromkeys(("total", "training", "merging", "evaluation", "checkpoint"), 0.0),
+        "seconds": dict.fromkeys(SECONDS, 0.0),
         **describe_here(precision),
         "error": None,
     }

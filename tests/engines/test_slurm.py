@@ -264,7 +264,7 @@ def test_longer_cells_wait_in_the_queue_for_the_shorter_ones_that_they_go_on_fro
     grid = ["-m", "method=UDEC", "clients=2", "rounds=2,1", "name=grid", *few, *SLURM]
     out = end(start("fedlight.run", *grid, "hydra.launcher.detach=true"))
     assert out.count("1 cells submitted") == 2  # an array each, of which the second one depends on the first
-    until(lambda: len(results(tmp_path)) == 2, seconds=180)
+    until(lambda: len(results(tmp_path)) == 2, seconds=400)
     shorter, longer = sorted(results(tmp_path), key=lambda cell: "-R2-" in cell)
     result = json.loads((tmp_path / "runs" / "grid" / longer / "result.json").read_text())
     assert (result["parent"]["cell"], result["parent"]["rounds"]) == (shorter, 1)
