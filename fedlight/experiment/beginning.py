@@ -127,7 +127,7 @@ def _check_history(shorter: Path, history: dict[str, Any], last: int) -> None:
 
 
 def _check_server(shorter: Path, server: Server, first: State, clients: int) -> None:
-    """Raises Damaged where a server names clients that it does not have, or its algorithm's state does not fit.
+    """Raises Damaged where a stored server names clients it does not have, or its algorithm does not fit.
 
     Args:
         shorter: folder of its cell.
