@@ -30,8 +30,14 @@ SETTINGS = [
         ["method=LOCAL", "optimizer.warmup=3"],
         ["method=CENTRAL", "model.ema_decay=0.9"],
         ["method=ULATDEC_WARM", "method.warm_start=2", "transform=int8"],
-        ["method=UDEC", "method.keep_optimizer=true", "fraction=0.7"],
-        ["method=FULL", "privacy=client", "privacy.clip_quantile=0.5", "privacy.noise=0.3"],
+        ["method=UDEC", "+method.keep_optimizer=true", "fraction=0.7"],
+        [
+            "method=FULL",
+            "privacy=client",
+            "privacy.clip_quantile=0.5",
+            "privacy.noise=0.01",
+            "privacy.clip=0.1",
+        ],
     ),
 ]
 
