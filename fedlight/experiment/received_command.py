@@ -21,9 +21,10 @@ LAUNCHER = (
     *("max_num_timeout", "mem_gb", "n_jobs", "name", "nodes", "partition", "qos", "signal_delay_s"),
     *("tasks_per_node", "timeout_min"),
 )
-SWEEPER = ("direction", "dry", "max_batch_size", "metric", "n_jobs", "n_trials", "seed", "seeds")
+SWEEPER = ("direction", "dry", "max_batch_size", "metric", "n_jobs", "n_trials", "seed")
 SETTINGS = {*(f"hydra.launcher.{key}" for key in LAUNCHER), *(f"hydra.sweeper.{key}" for key in SWEEPER)}
 """Hydra's keys that may be set; the others can name files, code or shell commands."""
+SEEDS = "hydra.sweeper.seeds"
 WORD = re.compile(r"[\w.,:@%+*&|()=-]*")  # a value of SETTINGS: it is written into the script for sbatch
 KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
@@ -66,6 +67,10 @@ def _check_override(override: Override, argument: str) -> None:
         for value in _values(override):
             if value not in choices:
                 raise BadInput(f"{argument} chooses {value}; permitted are {', '.join(sorted(choices))}")
+    elif key == SEEDS:
+        value: Any = override.value()
+        if not all(type(seed) is int for seed in (value if isinstance(value, list) else [value])):
+            raise BadInput(f"{argument} must be a list of whole numbers")
     elif key in SETTINGS:
         for value in _values(override):
             if not WORD.fullmatch(value):
@@ -79,8 +84,7 @@ def _values(override: Override) -> Iterator[str]:
     value: Any = override.value()
     if isinstance(value, Glob) or override.is_delete():
         return
-    listed = value.list if isinstance(value, ChoiceSweep) else value
-    for item in listed if isinstance(listed, list) else [listed]:
+    for item in value.list if isinstance(value, ChoiceSweep) else [value]:
         yield item.text if isinstance(item, QuotedString) else "null" if item is None else str(item)
 
 
