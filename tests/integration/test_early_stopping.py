@@ -122,7 +122,7 @@ def test_a_cell_ends_early_and_decides_the_same_after_a_kill(
 @pytest.mark.slow  # trains the classifier that scores
 def test_a_cell_ends_where_its_fid_no_longer_falls(command: Callable[..., int], tmp_path: Path) -> None:
     stopping = ["early_stopping=fid", "early_stopping.patience=1", "early_stopping.min_delta=1e6"]
-    scored = ["evaluation.samples=40", "evaluation.every=2", "rounds=6"]
+    scored = ["evaluation.samples=70", "evaluation.every=2", "rounds=6"]
     assert command(*SMALL, "data.limit=60", "clients=2", *scored, *stopping) == 0
     (folder,) = tmp_path.glob("runs/default/*-R6-*")
     result = Cell(folder).result

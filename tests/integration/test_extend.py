@@ -27,7 +27,7 @@ SETTINGS = [
     ["method=FULL", "algorithm=scaffold", "fraction=0.7", "federation.dropout=0.3"],
     ["method=USPLIT", "transform=stc", "algorithm=fedadam"],
     *slow(
-        ["method=ULATDEC", "evaluation.every=2", "evaluation.samples=40"],
+        ["method=ULATDEC", "evaluation.every=2", "evaluation.samples=70"],
         ["method=LOCAL", "optimizer.warmup=3"],
         ["method=CENTRAL", "model.ema_decay=0.9"],
         ["method=ULATDEC_WARM", "method.warm_start=2", "transform=int8"],
