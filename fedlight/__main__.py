@@ -7,6 +7,7 @@ from fedlight.runtime.environment import replace_unencodable
 
 VERBS = {
     "run": "runs one cell, or with -m a sweep",
+    "extend": "trains a finished cell longer, as a new cell",
     "sweeps": "shows the state of the cells of a sweep; retry, cancel, sync",
     "report": "writes tables, figures and one page on sweeps",
     "sample": "draws images from a finished cell",

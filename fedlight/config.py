@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -22,6 +22,14 @@ from fedlight.federation.federation_config import (
 from fedlight.federation.method import Method
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.section import FilePath, PositiveInt, Section, Target
+
+
+class EarlyStoppingConfig(Section):
+    """When a cell ends before its last round."""
+
+    monitor: Literal["fid", "train_loss"]
+    patience: PositiveInt
+    min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class CellConfig(Section):
@@ -47,8 +55,9 @@ class CellConfig(Section):
     transform: TransformConfig | None = None
     transport: ExtensionConfig | None = None
     privacy: PrivacyConfig | None = None
+    early_stopping: EarlyStoppingConfig | None = None
 
-    @field_validator("algorithm", "transform", "transport", "privacy", mode="before")
+    @field_validator("algorithm", "transform", "transport", "privacy", "early_stopping", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
         """`GROUP=none` is an empty group: the same cell as without the group."""
@@ -113,7 +122,9 @@ def _keys_of_type(type_: type) -> frozenset[str]:
 OPTIONAL_PATHS = ("data.root", "data.path", "evaluation.weights")
 PATH_KEYS = ("output", "data.cache", "evaluation.cache", *OPTIONAL_PATHS)
 SCHEMA_KEYS = frozenset(key for key, _ in _keys(CellConfig))
-TEXT_KEYS = _keys_of_type(str) | {"logger.project", "logger.entity"}
+TEXT_KEYS = _keys_of_type(str) | {
+    f"logger.{key}" for key in ("project", "entity", "wandb.project", "wandb.entity")
+}
 """Keys whose values are text, numbers and truth values among them."""
 WHOLE_KEYS = _keys_of_type(int)
 """Keys that take whole numbers."""

@@ -1,9 +1,11 @@
-"""A trained model for diffusers: python -m fedlight.export runs/NAME/CELL [--client K] --out FOLDER"""
+"""A trained model for diffusers: python -m fedlight.export runs/NAME/CELL --out FOLDER [--push OWNER/NAME]"""
 
 import sys
 from pathlib import Path
 
 from fedlight.command import cell_parser, run_command
+from fedlight.config import CellConfig
+from fedlight.experiment.hub import check_repo, upload
 from fedlight.runtime.errors import BadInput
 
 
@@ -14,31 +16,69 @@ def main() -> None:
         "Writes a model of a finished cell for diffusers, with the code of its UNet beside the weights, so "
         "that it loads where fedlight is not installed.",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write; must be new or empty")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the folder to write; must be new or empty; with --push, without it, NAME in the current folder",
+    )
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload the folder with a model card to this repository of the Hugging Face Hub; a new one is "
+        "private",
+    )
     sys.exit(run_command(parser, export))
 
 
-def export(cell: Path, client: int | None, out: Path, trust: bool) -> None:
+def export(cell: Path, client: int | None, out: Path | None, push: str | None, trust: bool) -> int:
     """Writes a model of a finished cell as a pipeline of diffusers.
 
     Args:
         cell: its folder.
         client: whose own model, or None for the federated one.
-        out: the folder to write; new or empty.
+        out: the folder to write; new or empty; None for the name of the repository.
+        push: the repository of the Hugging Face Hub, OWNER/NAME, or None.
         trust: whether the cell's configuration may run whatever code it names.
 
+    Returns:
+        1 where the folder was written and could not be uploaded, else 0.
+
     Raises:
-        BadInput: no finished cell, no such model, or `out` is not empty.
+        BadInput: no finished cell, no such model, no valid repository, or `out` is not empty.
     """
+    if push is not None:
+        check_repo(push)
+        out = out or Path(push.rpartition("/")[2])
+    if out is None:
+        raise BadInput("--out FOLDER is missing, the folder to write")
     from fedlight.experiment.finished import open_cell
 
-    pipeline = open_cell(cell, trust).model(client)
+    opened = open_cell(cell, trust)
+    pipeline = opened.model(client)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out: {out} is there already, and not empty; choose another folder, or empty it")
     from fedlight.experiment.pipeline import add_code, save_pipeline
 
     save_pipeline(out, pipeline)
-    print(add_code(out))
+    load = add_code(out)
+    print(load)
+    return 0 if push is None else _push(cell, opened.config, client, out, push, load)
+
+
+def _push(cell: Path, config: CellConfig, client: int | None, out: Path, repo: str, load: str) -> int:
+    """Adds the model card and uploads the folder; returns the exit status."""
+    from fedlight.experiment.model_card import write_card
+
+    write_card(out, cell, config, client, repo, load)
+    if reason := upload(out, repo):
+        print(
+            f"fedlight: {out} is written and not uploaded ({reason}); where there is internet, type: "
+            f"hf auth login; hf upload {repo} {out}",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"uploaded to https://huggingface.co/{repo}; the licence is not set: fill it in, in README.md")
+    return 0
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def run_hydra_command(work: Callable[[DictConfig], None]) -> int:
     try:
         return _run(work, typed, debug)
     finally:
-        _end_workers()
+        end_workers()
         if not debug:
             del os.environ[DEBUG]
 
@@ -104,7 +104,7 @@ def _run(work: Callable[[DictConfig], None], typed: Sequence[str], debug: bool) 
     return status
 
 
-def _end_workers() -> None:
+def end_workers() -> None:
     """Ends the processes that trained clients or evaluated models, if there are any; imports nothing."""
     if background := sys.modules.get("fedlight.experiment.background"):
         background.PROCESS_CACHE.end()

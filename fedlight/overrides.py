@@ -10,11 +10,13 @@ from hydra.errors import HydraException
 from fedlight.config import TEXT_KEYS
 
 GROUPS = frozenset(
-    ("algorithm", "data", "evaluation", "experiment", "logger", "method", "model", "optimizer", "partition")
-    + ("privacy", "sweeps", "trainer", "transform", "transport", "hydra/launcher", "hydra/sweeper")
+    ("algorithm", "data", "early_stopping", "evaluation", "experiment", "logger", "method", "model")
+    + ("optimizer", "partition", "privacy", "sweeps", "trainer", "transform", "transport")
+    + ("hydra/launcher", "hydra/sweeper")
 )
 NONE = "none"  # the file that leaves out an optional group
 CHOICE = re.compile(r"(\s*(?:choice|shuffle|sort)\()(.*)(\)\s*)", re.DOTALL)
+LOGGERS = re.compile(r"logger=\[\s*(\w+\s*(?:,\s*\w+\s*)*)\]")
 QUOTING = re.compile(r"['\"\\()\[\]{}$]")  # in a value that is not a plain list of words
 
 
@@ -25,8 +27,18 @@ def keep_text(arguments: Iterable[str]) -> list[str]:
     `name=2024_11_05` stays 2024_11_05. So is a value outside Hydra's grammar, such as `output=~/runs`. The
     names of a group's files are text too, and `null` becomes `none` there, since Hydra has no null for a
     group. Lists (`name=1,2`, `choice(1,2)`) are quoted value by value; what Hydra reads as text is unchanged.
+
+    `logger=[NAME,NAME]` becomes a choice of the group for each, in a section of its own: `logger.NAME`.
     """
-    return [_keep_text(argument) for argument in arguments]
+    return [_keep_text(argument) for typed in arguments for argument in _split_loggers(typed)]
+
+
+def _split_loggers(argument: str) -> list[str]:
+    match = LOGGERS.fullmatch(argument)
+    if match is None:
+        return [argument]
+    names = [name.strip() for name in match[1].split(",")]
+    return ["logger=none", *(f"+logger@logger.{name}={name}" for name in names)]
 
 
 def _keep_text(argument: str) -> str:

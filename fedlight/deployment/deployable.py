@@ -36,9 +36,9 @@ def check_deployable(config: CellConfig) -> None:
     """Rejects configurations that a federation between institutions cannot follow.
 
     Raises:
-        BadInput: one place would have to see all images, clients fail on purpose, the noise is drawn from the
-            public seed, an algorithm does not declare its auxiliary state, or the node keys are not one a
-            client.
+        BadInput: one place would have to see all images, clients fail on purpose, scores decide when to stop,
+            the noise is drawn from the public seed, an algorithm does not declare its auxiliary state, or the
+            node keys are not one a client.
     """
     algorithm = make_algorithm(config.algorithm)
     if type(algorithm).report is not FedAvg.report and not algorithm.aux_like({"": torch.zeros(1)}):
@@ -65,6 +65,11 @@ def check_deployable(config: CellConfig) -> None:
         raise BadInput(
             "evaluation.background=true scores models where all of them are, and in a deployment each "
             "institution scores its own: set it to false"
+        )
+    if config.early_stopping:
+        raise BadInput(
+            "early_stopping would have models evaluated after other rounds than institutions agree on: make "
+            "an agreement without it"
         )
     if config.privacy and config.privacy.name == "example":
         raise BadInput(

@@ -99,7 +99,7 @@ class Attacker:
 
         Makes no attack where clients send no updates, or the checkpoint before the last round is missing.
         """
-        parts, folder, rounds = self._parts, self._cell.folder, self._cell.config.rounds
+        parts, folder, rounds = self._parts, self._cell.folder, self._cell.server.round
         server = make_cell_server(folder.name, parts)
         server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False), before=rounds)
         if parts.method.pool or not parts.method.uplink or server.round != rounds - 1:

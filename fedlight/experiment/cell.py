@@ -6,10 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fedlight.config import CellConfig
 from fedlight.data.loading import print_notes
 from fedlight.data.partition import count_labels
+from fedlight.experiment.beginning import take_beginning
 from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.pipeline import make_pipeline, save_pipeline
 from fedlight.experiment.result import blank_result
@@ -23,9 +25,11 @@ from fedlight.federation.transport.transport import Deployment
 from fedlight.loggers import pictures
 from fedlight.loggers.bars import ProgressBars
 from fedlight.loggers.metrics import CellLog
+from fedlight.runs.beginnings import explain_other_sums, find_beginning
 from fedlight.runs.checksums import CHECKSUMS, find_lost_file, write_checksums
 from fedlight.runs.csv_files import write_partition
 from fedlight.runs.identity import cell_folder, is_done, print_done, write_config
+from fedlight.runs.reader import flatten
 from fedlight.runs.record import Record
 from fedlight.runtime.errors import BadInput, Damaged, Diverged, ExtensionFailed
 from fedlight.runtime.files import remove_temporaries
@@ -43,8 +47,12 @@ def run_cell(
     make: Callable[[CellConfig], CellParts] = set_up,
     deployment: Deployment | None = None,
     begun: float | None = None,
+    shorter: Path | None = None,
 ) -> None:
     """Runs the cell that the configuration describes, or skips it where it is done.
+
+    The rounds of a completed cell in the same sweep whose configuration differs in its rounds alone are taken
+    over instead of being trained again.
 
     Args:
         config: of the cell.
@@ -53,6 +61,7 @@ def run_cell(
         deployment: None in a simulation.
         begun: `time.perf_counter` when the command began with the cell, before it loaded any library; None
             for now.
+        shorter: folder of the finished cell to go on from, in place of one of the sweep.
 
     Raises:
         BadInput: the cell cannot be run as configured; nothing was written.
@@ -100,6 +109,8 @@ def run_cell(
             startup=time.perf_counter() - begun,
         )
         try:
+            if deployment is None and config.rounds:
+                _start_from(shorter, loop, plain)
             loop.run()
         except (BadInput, Damaged, Diverged, OSError):
             raise
@@ -110,11 +121,42 @@ def run_cell(
         lease.check()
         _save_models(folder, parts, server)
         result["state_sha256"] = state_sha256(server.evaluated)
-        log.pictures(config.rounds, partition=folder / "partition.png")
+        log.pictures(server.round, partition=folder / "partition.png")
     figures = [] if result["train_loss"] is None else [f"loss {result['train_loss']:.4f}"]
     figures += [f"FID {result['fid']['value']:.1f}"] if result["fid"] else []
     figures += [f"{result['exchange']['params_total']:,} parameters exchanged"]
     print(f"{cell}: {', '.join(figures)}, {result['seconds']['total']:.0f} s, in {folder}")
+
+
+def _start_from(shorter: Path | None, loop: RoundLoop, plain: dict[str, Any]) -> None:
+    """Takes over the rounds of a shorter cell, where they are more than this cell has stored.
+
+    Args:
+        shorter: folder of the shorter cell; None to look for one in the sweep, left out if damaged.
+        loop: of this cell.
+        plain: configuration of this cell, without secrets.
+
+    Raises:
+        Damaged: the given cell is damaged.
+    """
+    folder, config, result = loop.folder, loop.config, loop.record.result
+    beginning = shorter or find_beginning(folder, plain, result)
+    if beginning is None:
+        return
+    if shorter and (difference := explain_other_sums(shorter, flatten(plain), result)):
+        print(
+            f"fedlight: {shorter.name}: {difference}: the bits may not be those of a cell trained here alone",
+            file=sys.stderr,
+        )
+    try:
+        taken = take_beginning(beginning, folder, config, loop.server, loop.checkpoint, loop.site)
+    except Damaged as error:
+        if shorter is not None:
+            raise
+        print(f"fedlight: {error}; {folder.name} is trained from the start", file=sys.stderr)
+        return
+    if taken:
+        print(f"{folder.name}: goes on from round {taken} of {beginning.name}", file=sys.stderr)
 
 
 def _label_advice(config: CellConfig) -> str | None:

@@ -31,8 +31,13 @@ class Estimate:
     seconds: float
 
 
-def estimate(parts: CellParts) -> Estimate:
-    """Simulates the traffic of a cell and times one optimizer step."""
+def estimate(parts: CellParts, taken: int = 0) -> Estimate:
+    """Simulates the traffic of a cell and times one optimizer step.
+
+    Args:
+        parts: of the cell.
+        taken: number of first rounds that cost nothing, since a shorter cell has them.
+    """
     config, method = parts.config, parts.method
     server = make_cell_server("", parts)
     sizes = [len(indices) for indices in parts.training_indices]
@@ -44,26 +49,29 @@ def estimate(parts: CellParts) -> Estimate:
         values = parts.slices.select([slice_], delta)
         zeros = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
         sent[slice_], _ = parts.codec.encode(values, zeros, {}, np.random.default_rng(0), slice_)
-    steps = 0
-    for _ in range(config.rounds):
+    steps, bytes_taken = 0, 0
+    for round_ in range(1, config.rounds + 1):
         for message in server.start_round():
             if not message.drops_out:
-                steps += config.epochs * batches[message.client]
+                steps += config.epochs * batches[message.client] if round_ > taken else 0
                 if not method.pool:
                     up = {name: sent[name] for name in message.uplink}
                     server.ledger.add(message.round, message.client, "up", up)
         server.ledger.finish_round(0)
         server.round += 1
-    return Estimate(steps, server.ledger.bytes, _seconds(parts, steps, max(sizes)))
+        if round_ == taken:
+            bytes_taken = server.ledger.bytes
+    return Estimate(steps, server.ledger.bytes - bytes_taken, _seconds(parts, steps, max(sizes), taken))
 
 
-def _seconds(parts: CellParts, steps: int, largest: int) -> float:
+def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
     """The time of training and sampling, from that of one step, of which the forward pass is a third.
 
     Args:
         parts: of the cell.
         steps: optimizer steps of all clients.
         largest: images of the largest client.
+        taken: number of first rounds that cost nothing.
     """
     config = parts.config
     batch = min(config.data.batch_size, largest)
@@ -71,7 +79,7 @@ def _seconds(parts: CellParts, steps: int, largest: int) -> float:
     per_image = _step_seconds(settings, parts, batch) / batch
     parallel = min(parts.max_workers, cohort_size(config.clients, config.fraction))
     models = len(scored_clients(config, frozenset())) if parts.method.evaluate == "clients" else 1
-    evaluations = sum(is_evaluation_round(round_, config) for round_ in range(1, config.rounds + 1))
+    evaluations = sum(is_evaluation_round(round_, config) for round_ in range(taken + 1, config.rounds + 1))
     forwards = models * evaluations * config.evaluation.samples * config.evaluation.steps
     return (steps * config.data.batch_size * per_image + forwards * per_image / 3) / parallel
 

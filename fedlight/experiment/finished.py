@@ -23,7 +23,7 @@ from fedlight.federation.factories import make_algorithm
 from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
-from fedlight.runs.identity import read_config, read_result
+from fedlight.runs.identity import last_round, read_config, read_result
 from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput, Damaged
 
@@ -160,7 +160,8 @@ def open_cell(folder: str | Path, trust: bool = False) -> FinishedCell:
             other code and `trust` is false.
     """
     folder = Path(folder)
-    status = (read_result(folder) or {}).get("status")
+    result = read_result(folder) or {}
+    status = result.get("status")
     if status != "completed":
         raise BadInput(f"{folder} holds no completed cell" + (f": it is {status}" if status else ""))
     plain = read_config(folder / "config.yaml")
@@ -178,6 +179,6 @@ def open_cell(folder: str | Path, trust: bool = False) -> FinishedCell:
     algorithm = make_algorithm(config.algorithm)
     server = make_server(folder.name, config, module, slices, algorithm, Codec(), noise)
     server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False))
-    if server.round != config.rounds:
+    if server.round != last_round(result, config.rounds):
         raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
     return FinishedCell(folder, config, module, server, num_classes)

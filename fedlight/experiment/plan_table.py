@@ -3,16 +3,22 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import astuple
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from fedlight.config import CellConfig
 from fedlight.experiment.estimate import Estimate, estimate
+from fedlight.experiment.parts import CellParts
+from fedlight.experiment.result import describe_here
 from fedlight.experiment.trial import check
 from fedlight.reporting import numbers
-from fedlight.runs.identity import cell_folder
+from fedlight.runs.beginnings import find_beginning, find_shorter
+from fedlight.runs.identity import cell_folder, read_config
+from fedlight.runs.reader import flatten
 from fedlight.runs.status import DONE, read_cell
+from fedlight.runtime.secret import masked
 
 WIDTH = 160  # of the table in a file or a pipe, in characters
 
@@ -28,15 +34,22 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
         table.add_column(heading, justify="right")
     remaining: list[Estimate] = []
     notes: dict[str, None] = {}  # a set that keeps its order
-    for config in cells:
-        folder = cell_folder(config)
+    folders = [cell_folder(config) for config in cells]
+    leaves = (flatten(masked(config.plain())) for config in cells)
+    planned = find_shorter(dict(zip(folders, leaves, strict=True)))
+    for folder, config in zip(folders, cells, strict=True):
         cell = read_cell(folder, None, {})
         state = f"{cell.state}, round {cell.round}" if cell.round and cell.state != DONE else cell.state
         parts = check(config, elsewhere=False)
         assert parts is not None
         notes |= dict.fromkeys(parts.dataset.notes)
-        cost = estimate(parts)
-        table.add_row(folder.name, state, *_formatted(cost))
+        taken = 0
+        if cell.state != DONE:
+            taken = max([*planned[folder], _rounds_beside(folder, parts)])
+            state += f", from round {taken}" if taken else ""
+        cost = estimate(parts, taken)
+        most = "at most " if config.early_stopping else ""
+        table.add_row(folder.name, state, *(f"{most}{figure}" for figure in _formatted(cost)))
         if cell.state != DONE:
             remaining.append(cost)
     for note in notes:
@@ -47,11 +60,19 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
     if remaining:
         total = Estimate(*(sum(column) for column in zip(*map(astuple, remaining), strict=True)))
         steps, volume, seconds = _formatted(total)
+        most = "at most " if any(config.early_stopping for config in cells) else ""
         summary += (
-            f"; left: {steps} steps, {volume} exchanged, about {seconds} on this machine, one cell after the "
-            "other"
+            f"; left: {most}{steps} steps, {volume} exchanged, about {seconds} on this machine, one cell "
+            "after the other"
         )
     console.print(summary, soft_wrap=True)
+
+
+def _rounds_beside(folder: Path, parts: CellParts) -> int:
+    """The rounds of the longest completed cell of the sweep that a cell goes on from; 0 without one."""
+    here = describe_here(parts.make_trainer().precision)
+    shorter = find_beginning(folder, masked(parts.config.plain()), here)
+    return 0 if shorter is None else int(read_config(shorter / "config.yaml")["rounds"])
 
 
 def _formatted(cost: Estimate) -> tuple[str, str, str]:

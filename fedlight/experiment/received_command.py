@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quoted
 from hydra.errors import HydraException
 
 from fedlight.compose import ROOT
+from fedlight.experiment.targets import LOGGER
 from fedlight.runtime.errors import BadInput
 
 FLAGS = {"-m", "--multirun"}
@@ -23,6 +24,7 @@ LAUNCHER = (
 SWEEPER = ("direction", "dry", "max_batch_size", "metric", "n_jobs", "n_trials", "seed")
 SETTINGS = {*(f"hydra.launcher.{key}" for key in LAUNCHER), *(f"hydra.sweeper.{key}" for key in SWEEPER)}
 """Hydra's keys that may be set; the others can name files, code or shell commands."""
+SEEDS = "hydra.sweeper.seeds"
 WORD = re.compile(r"[\w.,:@%+*&|()=-]*")  # a value of SETTINGS: it is written into the script for sbatch
 KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
@@ -59,12 +61,16 @@ def check_command(command: Sequence[str]) -> None:
 def _check_override(override: Override, argument: str) -> None:
     key = override.key_or_group
     choices = _choices(key)
-    if override.package is not None:
+    if override.package is not None and not (key == "logger" and LOGGER.fullmatch(override.package)):
         raise BadInput(f"{argument} moves a configuration to another package")
     if choices is not None:
         for value in _values(override):
             if value not in choices:
                 raise BadInput(f"{argument} chooses {value}; permitted are {', '.join(sorted(choices))}")
+    elif key == SEEDS:
+        value: Any = override.value()
+        if not all(type(seed) is int for seed in (value if isinstance(value, list) else [value])):
+            raise BadInput(f"{argument} must be a list of whole numbers")
     elif key in SETTINGS:
         for value in _values(override):
             if not WORD.fullmatch(value):

@@ -41,9 +41,16 @@ def blank_result(cell: str, config: CellConfig, server: Server, precision: str) 
         "seconds": dict.fromkeys(SECONDS, 0.0),
         "memory": None,
         "flops": None,
+        **describe_here(precision),
+        "error": None,
+    }
+
+
+def describe_here(precision: str) -> dict[str, Any]:
+    """The entries `versions` and `machine` of a result; `precision` is that of the clients' Trainers."""
+    return {
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "machine": describe_machine() | {"precision": precision},
-        "error": None,
     }
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from fedlight.experiment.background import BackgroundEvaluation, EvaluationTask
 from fedlight.experiment.clients import make_site, make_transport
+from fedlight.experiment.early_stopping import find_stop
 from fedlight.experiment.evaluate import count_models, evaluate_models
 from fedlight.experiment.flops import ImageFlops, denoised_images, image_flops, trained_images
 from fedlight.experiment.parts import CHECKPOINT, CellParts
@@ -113,7 +114,7 @@ class RoundLoop:
                     self.record.result["fid"] = self._evaluate()
                     self._count_sampling(count_models(self.config, self.server))
                     self.log.pictures(0, samples=grid_path(self.folder, 0))
-                while self.server.round < self.config.rounds:
+                while self.server.round < self.config.rounds and not self._find_stop():
                     begun = time.perf_counter()
                     broadcasts = self.server.start_round()
                     for update in self.transport.exchange(broadcasts):
@@ -128,6 +129,7 @@ class RoundLoop:
                     before_round = min(before_round, self.background.round)
                     self.background.forget()
                 print(f"fedlight: checkpoint: {lost}; going back a round", file=sys.stderr)
+        self._note_stop()
         self.site.journal.clear()
         self.clock.clear()
         self.record.spend(checkpoint=self._checkpoint_seconds())
@@ -147,6 +149,9 @@ class RoundLoop:
         record.result["flops"] = history.get("flops") if history else self._no_flops()
         self._earlier_memory = history.get("memory") if history else None
         record.spend(startup=self.startup if before_round is None else 0.0)
+        record.result.pop("parent", None)
+        if history and (parent := history.get("parent")):
+            record.result["parent"] = parent
         for round_entry in history["rounds"] if history else ():
             round_ = round_entry["row"]["round"]
             exchange = [entry for entry in server.ledger.entries if entry.round == round_]
@@ -175,8 +180,10 @@ class RoundLoop:
         self._training_seconds = training
         self._collect_scores()
         self._count_training(outcome)
-        is_due = is_evaluation_round(outcome.round, self.config)
-        is_pending = is_due and self.background is not None and outcome.round < self.config.rounds
+        ends = self._find_stop({"round": outcome.round, "train_loss": outcome.train_loss, "fid": None})
+        is_due = is_evaluation_round(outcome.round, self.config) or ends is not None
+        is_last = outcome.round == self.config.rounds or ends is not None
+        is_pending = is_due and self.background is not None and not is_last
         fid = self._evaluate() if is_due and not is_pending else None
         if is_due:
             self._count_sampling(count_models(self.config, self.server))
@@ -194,6 +201,8 @@ class RoundLoop:
         result = self.record.result
         history = {"rounds": [*self.record.rounds, round_entry]}
         history |= {key: result[key] for key in ("seconds", "memory", "flops")}
+        if parent := result.get("parent"):
+            history["parent"] = parent
         self.lease.check()
         self.server.save(self.checkpoint, history)
         if is_pending and self.background:
@@ -211,6 +220,25 @@ class RoundLoop:
             self.record.result["privacy"] = round_entry["privacy"]
         self.log.round(row, round_entry["client_losses"], round_entry["fid"] or {})
         self.log.pictures(row["round"], samples=grid_path(self.folder, row["round"]))
+
+    def _find_stop(self, *rows: dict[str, Any]) -> str | None:
+        """Why the cell ends early after its rounds so far and `rows`; None where it goes on."""
+        return find_stop(self.config.early_stopping, [*(entry["row"] for entry in self.record.rounds), *rows])
+
+    def _note_stop(self) -> None:
+        """Records why the cell ends before its last round.
+
+        Under privacy the guarantee stays that of all rounds, since the scores decided when to stop.
+        """
+        rounds = self.config.rounds
+        reason = self._find_stop()
+        if reason is None or self.server.round == rounds:
+            return
+        self.record.result["stopped"] = {"round": self.server.round, "reason": reason}
+        if self.privacy_account:
+            self.record.result["privacy"] = self.privacy_account.to_entry(
+                self.privacy_account.epsilons(rounds)
+            )
 
     def _evaluate(self) -> dict[str, Any] | None:
         begun = time.perf_counter()

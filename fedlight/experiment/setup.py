@@ -16,6 +16,7 @@ from fedlight.diffusion.model import check_unet, make_model
 from fedlight.evaluation.downstream import Downstream
 from fedlight.evaluation.factory import make_evaluator
 from fedlight.experiment.checks import check_fused_optimizer, check_privacy, check_sampling
+from fedlight.experiment.early_stopping import check_early_stopping
 from fedlight.experiment.mechanisms import EXAMPLE, make_mechanism, make_participation
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.privacy_account import noise_multiplier
@@ -105,6 +106,7 @@ def assemble(
     )
     check_steps(config.trainer, config.data.batch_size, [len(indices) for indices in parts.training_indices])
     check_fused_optimizer(config, accelerator)
+    check_early_stopping(config)
     check_unet(model, config.model, config.data.shape)
     check_privacy(config, noise, method, algorithm, slices, model.state_dict())
     if config.privacy and config.privacy.name == EXAMPLE:

@@ -1,6 +1,7 @@
 """The code that an untrusted configuration may call: a list of names for each key."""
 
 import inspect
+import os
 import re
 from collections.abc import Iterable, Mapping
 from types import NoneType
@@ -9,6 +10,7 @@ from typing import Any
 from hydra.utils import get_object
 
 from fedlight.federation.federation_config import TRAINER_ARGUMENTS, TrainerConfig
+from fedlight.loggers.several import split_loggers
 from fedlight.runtime.errors import BadInput
 
 
@@ -81,9 +83,18 @@ TARGETS: Mapping[str, frozenset[str]] = {
         "fedlight.federation.transport",
         ("dask.Dask", "flower.Flower", "inline.Inline", "processes.Processes"),
     ),
-    "logger": _named("fedlight.loggers.metrics", ("csv_logger", "wandb_logger")),
+    "logger": _named(
+        "fedlight.loggers",
+        (
+            "metrics.csv_logger",
+            "metrics.wandb_logger",
+            "mlflow_runs.mlflow_logger",
+            "tensorboard_runs.tensorboard_logger",
+        ),
+    ),
 }
 """Dotted key of the configuration -> the permitted values of `_target_` there."""
+LOGGER = re.compile(r"logger\.\w+")  # one of several loggers
 STAGE = re.compile(r"transform\.(up|down)\.\d+")
 STAGES = _named(
     "fedlight.federation.transforms",
@@ -119,6 +130,21 @@ def check_targets(config: dict[str, Any]) -> None:
             raise BadInput(f"trainer.{name} is not permitted; permitted are {', '.join(sorted(permitted))}")
 
 
+def check_tracking(config: dict[str, Any]) -> None:
+    """Checks where the loggers of a received configuration would send what they log.
+
+    Raises:
+        BadInput: to another tracking server than that of this user.
+    """
+    for key, node in split_loggers(config.get("logger") or {}).items():
+        address = node.get("tracking_uri")
+        if address is not None and address != os.environ.get("MLFLOW_TRACKING_URI"):
+            raise BadInput(
+                f"{key}.tracking_uri={address} would send what is logged there; set MLFLOW_TRACKING_URI to "
+                "it, or logger=none"
+            )
+
+
 def _check_node(node: Any, key: str) -> None:
     if isinstance(node, dict):
         if "_target_" in node:
@@ -144,7 +170,8 @@ def _check_node(node: Any, key: str) -> None:
 
 
 def _check_target(target: Any, key: str) -> None:
-    permitted = STAGES if STAGE.fullmatch(key) else TARGETS.get(key, frozenset())
+    place = "logger" if LOGGER.fullmatch(key) else key
+    permitted = STAGES if STAGE.fullmatch(key) else TARGETS.get(place, frozenset())
     if key == "logger" and target is None:
         return
     if not isinstance(target, str) or target not in permitted:
@@ -162,6 +189,8 @@ def _check_arguments(node: dict[str, Any], key: str) -> None:
     except ImportError:  # not installed, so that it cannot be called either
         return
     arguments = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if key == "logger":
+        node = split_loggers(node)[key]  # the further ones are checked by themselves
     permitted = arguments | NOT_PASSED | (NOT_PASSED_TO_OPTIMIZER if key == "optimizer" else set())
     if unknown := sorted(set(node) - permitted):
         raise BadInput(f"{key}.{unknown[0]} is not an argument of {target}")

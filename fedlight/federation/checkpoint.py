@@ -7,14 +7,33 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from fedlight.federation.ledger import Direction
 from fedlight.federation.messages import State
 from fedlight.federation.store import Versions
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.stopwatch import Stopwatch
+from fedlight.runtime.untrusted import first_error
+
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 SERVER = "server-"  # prefix of the server's files
+
+
+class ServerHeader(BaseModel):
+    """Schema of the header of a server's file: a finished cell may come from an untrusted source."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cell: str
+    met: list[tuple[Count, Count]]
+    trained: list[Count] | None = None
+    ledger: list[tuple[Count, Count, Direction, str, Count, Count]]
+    visits: Count
+    history: dict[str, JsonValue]
 
 
 class ServerCheckpoint:
@@ -24,11 +43,15 @@ class ServerCheckpoint:
         folder: of the checkpoint.
         cell: id of the federation.
         repair: whether damaged files are reported on stderr and renamed.
+
+    Attributes:
+        damages: messages on the damaged files that were read.
     """
 
     def __init__(self, folder: Path, cell: str, repair: bool = True) -> None:
         self._versions = Versions(folder, cell, SERVER, repair)
         self._repair = repair
+        self.damages: list[str] = []
         self.watch = Stopwatch()
 
     def read(self) -> Iterator[tuple[int, dict[str, Any], dict[str, State]]]:
@@ -37,11 +60,18 @@ class ServerCheckpoint:
             try:
                 with self.watch:
                     header, groups = self._versions.read(path)
+                    _check_header(path, header)
             except Damaged as error:
+                self.damages.append(str(error))
                 if self._repair:
                     print(f"fedlight: checkpoint: {error}; going back a round", file=sys.stderr)
                 continue
             yield round_, header, groups
+
+    @property
+    def last_round(self) -> int:
+        """The last round of which there is a file, damaged or not; 0 without one."""
+        return max(self._versions.find(), default=0)
 
     def write(self, round_: int, header: dict[str, Any], groups: dict[str, State]) -> None:
         """Stores the server's state after a round; removes states older than the round before."""
@@ -99,6 +129,14 @@ class ClientMemory:
 
     def _versions(self, client: int) -> Versions:
         return Versions(self._place(client), self._cell, repair=self._repair)
+
+
+def _check_header(path: Path, header: dict[str, Any]) -> None:
+    """Raises Damaged where the header of a server's file is not of the schema."""
+    try:
+        ServerHeader.model_validate(header)
+    except ValidationError as error:
+        raise Damaged(f"{path} holds no state of a server ({first_error(error)})") from error
 
 
 def last_versions(folder: Path) -> list[Path]:

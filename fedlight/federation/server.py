@@ -272,9 +272,13 @@ class Server:
 
         Returns:
             The history that was stored with it, or None.
+
+        Raises:
+            Damaged: the stored model is not one of this architecture.
         """
         for round_, header, groups in checkpoint.read():
             if before is None or round_ < before:
+                self._check_stored(groups)
                 self.round, self.met = round_, dict(header["met"])
                 self.trained = set(header.get("trained", self.met))
                 self.theta, self.average = groups["theta"], groups.get("average", {})
@@ -286,6 +290,20 @@ class Server:
                 return history
         self.reset()
         return None
+
+    def _check_stored(self, groups: dict[str, State]) -> None:
+        """Raises Damaged where stored tensors do not have the names, shapes and dtypes of the model."""
+        like = self.slices.select(self.slices.names, self._initial)
+        for group in ("theta", "average", "reference"):
+            stored = groups.get(group, {})
+            if stored.keys() != like.keys() and (stored or group == "theta"):
+                raise Damaged(f"the stored server has other tensors in {group} than the model of the cell")
+            for name, tensor in stored.items():
+                if (tensor.shape, tensor.dtype) != (like[name].shape, like[name].dtype):
+                    raise Damaged(
+                        f"the stored server has {name} of shape {tuple(tensor.shape)}, {tensor.dtype}, in "
+                        f"{group}; the model of the cell has {tuple(like[name].shape)}, {like[name].dtype}"
+                    )
 
     # --- steps of a round ---
 

@@ -1,6 +1,7 @@
-"""The loggers of a cell: Lightning's loggers for Weights & Biases and CSV."""
+"""The loggers of a cell: Lightning's loggers, of which W&B and CSV are made here."""
 
 import hashlib
+import inspect
 import os
 import shutil
 import sys
@@ -10,25 +11,33 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from fedlight.loggers.run_setting import with_setting
+from fedlight.loggers.several import split_loggers
 from fedlight.loggers.wandb_mode import GROUP, RUN, SWEEP, wandb_mode
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.secret import redacted
 
 GROUPS = ("coverage", "label_accuracy", "downstream_accuracy")  # entries of `fid` that hold several numbers
 LONGEST_TAG = 64  # maximum number of characters of a tag of W&B
+EXTRAS = {
+    "fedlight.loggers.tensorboard_runs.tensorboard_logger": "tensorboard",
+    "fedlight.loggers.mlflow_runs.mlflow_logger": "mlflow",
+}
+"""Shipped loggers and the extras of fedlight with their libraries."""
 PATIENCE = {"init_timeout": 30.0, "finish_timeout": 60.0}  # seconds for W&B to start and to end a run
 
 
 class CellLog:
-    """Passes the metrics of a cell to its logger, if it has one.
+    """Passes the metrics of a cell to its loggers.
 
-    If the logger fails, a message is printed once, and the cell continues without it.
+    If a logger fails, a message is printed once, and the cell continues without it.
 
     Args:
-        node: section `logger` of the configuration.
+        node: section `logger` of the configuration, a logger where it has a `_target_`; each mapping in it
+            that has one is a further logger.
         folder: of the cell.
         sweep: name of the cell's sweep.
         cell: id of the cell.
@@ -41,12 +50,14 @@ class CellLog:
     def __init__(
         self, node: dict[str, Any], folder: Path, sweep: str, cell: str, parameters: dict[str, Any]
     ) -> None:
-        self._logger: Logger | None = None
-        if node.get("_target_") is not None:
+        self._loggers: list[Logger] = []
+        for key, single in split_loggers(node).items():
             try:
-                self._logger = instantiate(node, _partial_=True)(folder, sweep, cell, parameters)
+                self._loggers.append(_make_logger(single, folder, sweep, cell, parameters))
             except Exception as error:  # each logger has its own types of errors
-                raise BadInput(f"logger: {error}; logger=none needs nothing") from error
+                target = str(single["_target_"])
+                reason = explain_missing(error, target) or error
+                raise BadInput(f"{key}: {reason}; logger=none needs nothing") from error
 
     def round(self, row: dict[str, Any], client_losses: dict[str, float], fid: dict[str, Any]) -> None:
         """Logs a row of `rounds.csv`, the given clients' losses and the metrics of a `fid` entry."""
@@ -69,17 +80,23 @@ class CellLog:
         self._try(lambda logger: logger.log_metrics(metrics, step=round_))
 
     def pictures(self, round_: int, **pictures: Path) -> None:
-        """Logs existing PNG files under their names, if the logger shows images."""
-        if isinstance(self._logger, WandbLogger):
-            for key, path in pictures.items():
-                if path.is_file():
-                    self._try(partial(WandbLogger.log_image, key=key, images=[str(path)], step=round_))
+        """Logs existing PNG files under their names, by loggers that show images."""
+
+        def log(logger: Any, key: str, path: Path) -> None:
+            if hasattr(logger, "log_image"):
+                logger.log_image(key=key, images=[str(path)], step=round_)
+
+        for key, path in pictures.items():
+            if path.is_file():
+                self._try(partial(log, key=key, path=path))
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Logs the result as the run's summary and as a row of the table `cells`, and closes the logger."""
+        """Logs the result, on W&B as the run's summary and a row of the table `cells`; closes the loggers."""
         completed = result["status"] == "completed"
 
-        def close(logger: Logger) -> None:
+        def close(logger: Any) -> None:
+            if hasattr(logger, "log_result"):
+                logger.log_result(result)
             if isinstance(logger, WandbLogger):
                 row = cell_row(result)
                 logger.log_table("cells", columns=list(row), data=[list(row.values())], step=result["rounds"])
@@ -90,17 +107,41 @@ class CellLog:
         self._try(close)
 
     def _try(self, action: Callable[[Any], object]) -> None:
-        """Calls `action` with the logger, which is dropped if it fails."""
-        logger = self._logger
-        if logger is None:
-            return
-        try:
-            action(logger)
-        except Exception as error:  # each logger has its own types of errors
-            self._logger = None
-            if isinstance(logger, WandbLogger):
-                _reset()
-            _mention(f"the logger failed ({error}); the cell goes on without it")
+        """Calls `action` with each logger; one that fails is dropped."""
+        for logger in list(self._loggers):
+            try:
+                action(logger)
+            except Exception as error:  # each logger has its own types of errors
+                self._loggers.remove(logger)
+                if isinstance(logger, WandbLogger):
+                    _reset()
+                _mention(f"the logger failed ({error}); the cell goes on without it")
+
+
+def _make_logger(
+    node: dict[str, Any], folder: Path, sweep: str, cell: str, parameters: dict[str, Any]
+) -> Logger:
+    """The logger of a section.
+
+    A function is called with folder, sweep, cell and parameters; a class of Lightning with the keys of the
+    section alone, and with the cell's folder as `save_dir` where it takes that and the section has none.
+    """
+    target = get_object(node["_target_"])
+    if not (isinstance(target, type) and issubclass(target, Logger)):
+        made: Logger = instantiate(node, _partial_=True)(folder, sweep, cell, parameters)
+        return made
+    here = {"save_dir": str(folder)} if "save_dir" in inspect.signature(target).parameters else {}
+    logger: Logger = instantiate({**here, **node})
+    logger.log_hyperparams(with_setting(parameters))
+    return logger
+
+
+def explain_missing(error: Exception, target: str) -> str | None:
+    """What to install where a shipped logger lacks its library; None for another error."""
+    extra = EXTRAS.get(target)
+    if extra is None or not isinstance(error.__cause__ or error, ImportError):
+        return None
+    return f"pip install 'fedlight[{extra}]'"
 
 
 def _score_metrics(fid: dict[str, Any]) -> dict[str, float]:
@@ -151,8 +192,7 @@ def wandb_logger(
     `config.setting` has the names that runs are grouped by, `none` if a group is not chosen. The run is
     online if a key is known or WANDB_MODE says so, else offline in the cell's folder.
     """
-    groups = ("method", "data", "partition", "model", "algorithm", "transform")
-    setting = {key: str(parameters.get(key, {}).get("name", "none")) for key in groups}
+    config = with_setting(parameters)
     default_id = hashlib.blake2b(f"{sweep}/{cell}".encode(), digest_size=8).hexdigest()
     arguments = {
         "project": project,
@@ -162,8 +202,8 @@ def wandb_logger(
         "job_type": "cell",
         "id": os.environ.get(RUN, default_id) if SWEEP in os.environ else default_id,
         "save_dir": folder.absolute(),  # W&B's service has a working folder of its own
-        "config": {**parameters, "setting": setting},
-        "tags": [setting[key][:LONGEST_TAG] for key in ("method", "data", "partition")],
+        "config": config,
+        "tags": [config["setting"][key][:LONGEST_TAG] for key in ("method", "data", "partition")],
     }
     if wandb_mode() == "online":
         try:

@@ -19,6 +19,7 @@ from fedlight.reporting.difference_table import differences
 from fedlight.reporting.headline import headline
 from fedlight.reporting.plots import Plot
 from fedlight.reporting.provenance import trace
+from fedlight.reporting.search_table import search_tables
 from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.reporting.tables import ReportTable
 from fedlight.runs.plan import read_launches
@@ -72,6 +73,9 @@ def write_report(sweeps: list[Path], folder: Path) -> list[SweepCell]:
             chapter = _chapter(comparison, cells, folder, prefix, tiles)
             tiles -= sum(len(row.tiles) for row in chapter.gallery)
             chapters.append(chapter)
+        searches = search_tables(sweeps)
+        for table in searches:
+            table.write(folder)
         html = _template().render(
             title=", ".join(sweep.resolve().name for sweep in sweeps),
             made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -83,6 +87,7 @@ def write_report(sweeps: list[Path], folder: Path) -> list[SweepCell]:
             empty=[sweep for sweep in sweeps if all(cell.files.folder.parent != sweep for cell in cells)],
             commands=[launch.command_line for sweep in sweeps for launch in read_launches(sweep)],
             provenance=trace(cells),
+            searches=searches,
         )
         with atomic(folder / "index.html") as temporary:
             temporary.write_text(html, encoding="utf-8", errors="replace")  # of a file's name that is no text

@@ -121,3 +121,15 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return result if isinstance(result, dict) else None
+
+
+def last_round(result: dict[str, Any], rounds: int) -> int:
+    """The last round of a completed cell: R, or the round after which it was stopped early.
+
+    Args:
+        result: of the cell, untrusted.
+        rounds: R.
+    """
+    stopped = result.get("stopped")
+    round_ = stopped.get("round") if isinstance(stopped, dict) else None
+    return round_ if isinstance(round_, int) else rounds

@@ -126,6 +126,13 @@ class FlopsEntry(BaseModel):
     total: Number
 
 
+class EarlyStop(BaseModel):
+    """The round, before the last one, after which a cell was stopped, and why."""
+
+    round: Count
+    reason: str
+
+
 class Result(BaseModel):
     """The part of `result.json` that status and report use."""
 
@@ -145,6 +152,7 @@ class Result(BaseModel):
     versions: dict[str, str]
     machine: dict[str, Any] = {}
     error: str | None = None
+    stopped: EarlyStop | None = None
 
     def quality(self, name: str) -> float | None:
         """A number of the image quality, such as `kid` or `coverage.share`; None if it is missing."""

@@ -74,7 +74,9 @@ class SweepCell:
                 seen = max((entry.stat(follow_symlinks=False).st_mtime for entry in entries), default=0.0)
             when = datetime.fromtimestamp(seen).astimezone().strftime("%Y-%m-%d %H:%M %Z")
             progress = f"{self.round} of {self.rounds or '?'} rounds done, last heartbeat {when}"
-        notes = dict.fromkeys([self.error or "", progress, *self.files.check()])
+        stopped = self.files.result.stopped if self.files.result else None
+        early = f"stopped early after round {stopped.round}: {stopped.reason}" if stopped else ""
+        notes = dict.fromkeys([self.error or "", early, progress, *self.files.check()])
         return "; ".join(note for note in notes if note)
 
     def as_json(self) -> dict[str, Any]:

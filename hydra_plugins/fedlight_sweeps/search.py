@@ -1,10 +1,12 @@
 """A search for the cell with the best result by Optuna, instead of a grid."""
 
+import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -15,16 +17,30 @@ from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.overrides import keep_text
 from fedlight.runs.reader import Result, read_numbers
 from fedlight.runtime.errors import BadInput, CellFailed
+from fedlight.runtime.files import atomic
 from hydra_plugins.fedlight_sweeps.sweeper import Cells, PlanningSweeper
 
 DIRECTIONS = ("minimize", "maximize")
+SUMMARY = "search.json"  # in the sweep's folder
+
+
+def _importance(study: Any) -> dict[str, float]:
+    """Share of each key in the variance of the metric, 0..1 (fANOVA); empty where it cannot be computed."""
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    try:
+        shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+        return {key: float(share) for key, share in shares.items()}
+    except (ImportError, RuntimeError, ValueError):  # too few trials, or all of them alike
+        return {}
 
 
 class OptunaSweeper(PlanningSweeper):
     """Runs cells in batches, each drawn from the results of the batches before.
 
-    Only the cells are stored: the same command draws the same cells again, reads the results of completed
-    ones and continues from there.
+    The cells decide how a search goes on: the same command draws the same cells again, reads the results of
+    completed ones and continues from there. After each batch `search.json` in the sweep's folder has the
+    trials, the best one, and the importance of each key.
 
     Args:
         params: of the search: key: values, as on the command line, whose values take precedence.
@@ -34,6 +50,7 @@ class OptunaSweeper(PlanningSweeper):
         metric: dotted key of a number in `result.json`.
         direction: minimize or maximize.
         seed: of the sampler.
+        seeds: of the cells of a trial, whose mean metric counts; None for one cell of the configured seed.
     """
 
     def __init__(
@@ -45,6 +62,7 @@ class OptunaSweeper(PlanningSweeper):
         metric: str,
         direction: str,
         seed: int,
+        seeds: Sequence[int] | None = None,
     ) -> None:
         super().__init__(None, params, dry)
         self.n_trials = n_trials
@@ -52,6 +70,7 @@ class OptunaSweeper(PlanningSweeper):
         self.metric = metric
         self.direction = direction
         self.seed = seed
+        self.seeds = seeds
 
     def run_cells(self, arguments: list[str]) -> Any:
         """Runs the search and prints its best cell.
@@ -83,8 +102,8 @@ class OptunaSweeper(PlanningSweeper):
         while (left := self.n_trials - len(study.trials)) > 0:
             trials = [study.ask(space) for _ in range(min(left, self.n_jobs))]
             chosen = [[f"{key}={value}" for key, value in trial.params.items()] for trial in trials]
-            grid = [keep_text([*fixed, *drawn]) for drawn in chosen]
-            valid, bad = self.examine(grid)
+            groups = [self._with_seeds(keep_text([*fixed, *drawn])) for drawn in chosen]
+            valid, bad = self.examine([cell for group in groups for cell in group])
             reasons = {tuple(cell): reason for cell, reason in bad}
             new = {folder: cell for folder, cell in valid.items() if folder not in cells}
             pending = self.plan(new, cells) if new else []
@@ -92,13 +111,13 @@ class OptunaSweeper(PlanningSweeper):
             try:
                 if pending:
                     with runs_of_a_grid():
-                        self.launch(pending, len(cells) - len(new))
+                        self.launch_in_order(cells, pending, len(cells) - len(new))
             except CellFailed as error:
                 failed = error
             self._check_metric(cells)
-            for trial, typed, drawn in zip(trials, grid, chosen, strict=True):
+            for trial, group, drawn in zip(trials, groups, chosen, strict=True):
                 value = None
-                if reason := reasons.get(tuple(typed)):
+                if reason := next((reasons[tuple(cell)] for cell in group if tuple(cell) in reasons), None):
                     name = " ".join(drawn)
                     if refused.setdefault(name, reason) is reason:
                         print(
@@ -106,14 +125,20 @@ class OptunaSweeper(PlanningSweeper):
                             file=sys.stderr,
                         )
                 else:
-                    value = self._value(self.places[tuple(typed)])
+                    folders = [self.places[tuple(cell)] for cell in group]
+                    trial.set_user_attr("cells", [folder.name for folder in folders])
+                    value = self._mean(folders)
                 study.tell(trial, value, optuna.trial.TrialState.FAIL if value is None else None)
+            if cells:
+                self._write_summary(study)
         if not cells:
             named = "; ".join(f"[{name}] {reason}" for name, reason in refused.items())
             raise BadInput(f"none of the {self.n_trials} cells of the search can be run: {named}")
         if any(trial.value is not None for trial in study.trials):
             best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
             print(f"best of {len(study.trials)}: {self.metric} {study.best_value:.4g} with {best}")
+            if importance := _importance(study):
+                print("importance: " + ", ".join(f"{key} {share:.0%}" for key, share in importance.items()))
         if failed or refused:
             raise failed or CellFailed(1)
 
@@ -127,6 +152,14 @@ class OptunaSweeper(PlanningSweeper):
             raise BadInput(f"hydra.sweeper.direction must be {allowed}, got {self.direction!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise BadInput(f"hydra.sweeper.seed must be a whole number from 0 to 2^32 - 1, got {self.seed!r}")
+        seeds = self.seeds
+        if seeds is not None and (
+            not isinstance(seeds, Sequence)
+            or not seeds
+            or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
+            or len(set(seeds)) < len(seeds)
+        ):
+            raise BadInput(f"hydra.sweeper.seeds must be null or a list of different seeds, got {seeds!r}")
         first = str(self.metric).split(".")[0]
         close = get_close_matches(first, Result.model_fields, n=1)
         if close and first != close[0]:
@@ -146,9 +179,41 @@ class OptunaSweeper(PlanningSweeper):
                 f"{', '.join(completed[0])}"
             )
 
-    def _value(self, folder: Path) -> float | None:
-        """The metric of a cell; None if the cell is not completed or lacks it."""
-        return (read_numbers(folder) or {}).get(self.metric)
+    def _with_seeds(self, overrides: list[str]) -> list[list[str]]:
+        """The overrides of each cell of a trial."""
+        if self.seeds is None:
+            return [overrides]
+        return [[*overrides, f"seed={seed}"] for seed in self.seeds]
+
+    def _mean(self, folders: Sequence[Path]) -> float | None:
+        """The mean metric of a trial's cells; None if one of them is not completed or lacks it."""
+        values = [(read_numbers(folder) or {}).get(self.metric) for folder in folders]
+        numbers = [value for value in values if value is not None]
+        return fmean(numbers) if len(numbers) == len(values) else None
+
+    def _write_summary(self, study: Any) -> None:
+        """Writes `search.json` into the sweep's folder."""
+        assert self.config is not None
+        trials = [
+            {
+                "params": trial.params,
+                "cells": trial.user_attrs.get("cells", []),
+                "state": trial.state.name.lower(),
+                "value": trial.value,
+            }
+            for trial in study.trials
+        ]
+        completed = any(trial["value"] is not None for trial in trials)
+        summary = {
+            "metric": self.metric,
+            "direction": self.direction,
+            "seeds": None if self.seeds is None else list(self.seeds),
+            "best": trials[study.best_trial.number] if completed else None,
+            "importance": _importance(study),
+            "trials": trials,
+        }
+        with atomic(Path(self.config.hydra.sweep.dir) / SUMMARY) as temporary:
+            temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
     def _distribution(self, override: Override) -> Any:
         """The distribution of a swept key: an interval, log-uniform with tag(log, ...), or listed values.

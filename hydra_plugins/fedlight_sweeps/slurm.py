@@ -13,6 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import OmegaConf
 
+from fedlight.runs.beginnings import order_by_rounds
 from fedlight.runs.identity import is_done, print_done
 from fedlight.runs.plan import PlannedCell, read_launch
 from fedlight.runs.status import DONE, read_cell
@@ -68,20 +69,26 @@ class SlurmArrayLauncher(SlurmLauncher):
         queue = job_states(job for cell in cells if (job := plan.cells[cell].job))
         if queue is None or not is_available():
             raise BadInput("hydra/launcher=slurm: squeue does not answer; is this a login node of SLURM?")
-        new = []
+        new, queued = [], []
         for cell in cells:
             if plan.cells[cell].job in queue:
                 print(f"{cell}: with SLURM already, as job {plan.cells[cell].job}")
+                queued.append(cell)
             elif is_done(sweep / cell):  # its job has ended since the grid was checked
                 print_done(sweep / cell)
             else:
                 new.append(cell)
-        for array in split_into_arrays(new, max_array_size()):
-            jobs = self._submit([CellJob([*self._flags(), *plan.cells[cell].overrides]) for cell in array])
-            for cell, job in zip(array, jobs, strict=True):
-                plan.cells[cell].job = job
-            plan.write(sweep)  # before the next array, which SLURM may reject
-            print(f"{len(array)} cells submitted as SLURM job {jobs[0].split('_')[0]}")
+        shorter: list[str] = []  # jobs of cells that those of the next group go on from
+        for group in order_by_rounds({cell: plan.cells[cell].config for cell in [*queued, *new]}):
+            for array in split_into_arrays([cell for cell in group if cell in new], max_array_size()):
+                jobs = self._submit(
+                    [CellJob([*self._flags(), *plan.cells[cell].overrides]) for cell in array], shorter
+                )
+                for cell, job in zip(array, jobs, strict=True):
+                    plan.cells[cell].job = job
+                plan.write(sweep)  # before the next array, which SLURM may reject
+                print(f"{len(array)} cells submitted as SLURM job {jobs[0].split('_')[0]}")
+            shorter = [str(plan.cells[cell].job) for cell in group]
         if self.params["detach"]:
             print(f"python -m fedlight.sweeps status {sweep}    # their states")
             return []
@@ -100,7 +107,8 @@ class SlurmArrayLauncher(SlurmLauncher):
         ]
         return [*(flag for folder in folders for flag in ("--config-dir", folder)), *overrides]
 
-    def _submit(self, cells: Sequence[CellJob]) -> list[str]:
+    def _submit(self, cells: Sequence[CellJob], after: Sequence[str]) -> list[str]:
+        """Submits an array of cells, which start when the jobs `after` have ended; returns its jobs."""
         import submitit
 
         options = {key: value for key, value in self.params.items() if key != "detach"}
@@ -111,6 +119,10 @@ class SlurmArrayLauncher(SlurmLauncher):
             options["srun_args"] = ["--nodes=1", "--ntasks=1", *options["srun_args"]]
         extra = options.pop("additional_parameters")
         options["additional_parameters"] = {"requeue": True, **extra}
+        if after:
+            ended = ":".join(dict.fromkeys(job.split("_")[0] for job in after))
+            given = [extra["dependency"]] if "dependency" in extra else []
+            options["additional_parameters"]["dependency"] = ",".join([*given, f"afterany:{ended}"])
         parameters = {key if key in SHARED else f"slurm_{key}": value for key, value in options.items()}
         try:
             executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=timeouts)

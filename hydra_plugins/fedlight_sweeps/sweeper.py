@@ -24,10 +24,11 @@ from fedlight.config import CellConfig, validate
 from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.overrides import keep_text
 from fedlight.reporting.terminal import summarise_at_end
+from fedlight.runs.beginnings import order_by_rounds
 from fedlight.runs.identity import cell_folder, is_done, print_done
 from fedlight.runs.plan import LISTED, Launch, PlannedCell, read_last_jobs
 from fedlight.runs.reader import flatten
-from fedlight.runtime.errors import BadInput, raised_by_hydra
+from fedlight.runtime.errors import BadInput, CellFailed, raised_by_hydra
 from fedlight.runtime.process_record import describe_this_process
 from fedlight.runtime.secret import masked, move_to_environment
 
@@ -52,10 +53,11 @@ def _check_listed(config: CellConfig) -> None:
     """
     if (sweep := os.environ.get(LISTED)) is None:
         return
-    from fedlight.experiment.targets import check_targets
+    from fedlight.experiment.targets import check_targets, check_tracking
 
     try:
         check_targets(config.plain())
+        check_tracking(config.plain())
         if Path(config.output, config.name).resolve() != Path(sweep):
             raise BadInput(f"output={config.output} name={config.name} is not the folder {sweep}")
     except BadInput as error:
@@ -115,10 +117,42 @@ class PlanningSweeper(Sweeper):
             print_plan([cell.config for cell in cells.values()])
             return None
         pending = self.plan(cells)
-        size = self.max_batch_size or max(1, len(pending))
-        batches = [(pending[first : first + size], first) for first in range(0, len(pending), size)]
         with runs_of_a_grid() if len(cells) > 1 else nullcontext():
-            return [self.launch(batch, first) for batch, first in batches]
+            return self.launch_in_order(cells, pending, 0)
+
+    def launch_in_order(
+        self, cells: Cells, pending: list[list[str]], first: int
+    ) -> list[Sequence[JobReturn]]:
+        """Launches cells, those first that longer ones go on from; SLURM is handed them with that order.
+
+        Args:
+            cells: all cells of the grid.
+            pending: the overrides of those to be run.
+            first: number of the first one in this command.
+
+        Raises:
+            CellFailed: some cells failed; all were launched.
+        """
+        assert self.config is not None
+        named = {self.places[tuple(overrides)]: overrides for overrides in pending}
+        groups: list[list[Path]] = [list(named)]
+        if "slurm" not in self.config.hydra.launcher._target_:
+            groups = order_by_rounds(
+                {folder: flatten(masked(cells[folder].config.plain())) for folder in named}
+            )
+        ends, failed = [], None
+        for group in groups:
+            size = self.max_batch_size or max(1, len(group))
+            for start in range(0, len(group), size):
+                batch = [named[folder] for folder in group[start : start + size]]
+                try:
+                    ends.append(self.launch(batch, first))
+                except CellFailed as error:
+                    failed = failed or error
+                first += len(batch)
+        if failed is not None:
+            raise failed
+        return ends
 
     def grid(self, arguments: list[str]) -> list[list[str]]:
         """The overrides of each cell: all combinations of the swept values; the last of equal keys counts.

@@ -567,6 +567,7 @@ def test_an_agreement_runs_no_code_of_others(
     [
         ("method=CENTRAL", "method=CENTRAL trains where all images are"),
         ("federation.dropout=0.1", "federation.dropout=0.1 simulates"),
+        ("early_stopping=train_loss", "early_stopping would have models evaluated"),
         ("algorithm=fednova", "algorithm=fednova does not declare in aux_like"),
         ("privacy=example", "privacy=example accounts for the size"),
         ("privacy=client privacy.secure_noise=false", "privacy.secure_noise=false draws noise from the seed"),

@@ -255,3 +255,16 @@ def rounds_of(cell: Path) -> int:
 def at_work(cell: Path, seconds: float = 120) -> None:
     """Waits until the first round of a cell is done."""
     until(lambda: rounds_of(cell), seconds)
+
+
+def test_longer_cells_wait_in_the_queue_for_the_shorter_ones_that_they_go_on_from(
+    start: Start, tmp_path: Path
+) -> None:
+    few = [argument for argument in TINY if argument != "rounds=10"]
+    grid = ["-m", "method=UDEC", "clients=2", "rounds=2,1", "name=grid", *few, *SLURM]
+    out = end(start("fedlight.run", *grid, "hydra.launcher.detach=true"))
+    assert out.count("1 cells submitted") == 2  # an array each, of which the second one depends on the first
+    until(lambda: len(results(tmp_path)) == 2, seconds=400)
+    shorter, longer = sorted(results(tmp_path), key=lambda cell: "-R2-" in cell)
+    result = json.loads((tmp_path / "runs" / "grid" / longer / "result.json").read_text())
+    assert (result["parent"]["cell"], result["parent"]["rounds"]) == (shorter, 1)

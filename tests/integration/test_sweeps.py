@@ -327,6 +327,20 @@ def search_for(metric: str, *arguments: str, trials: int = 3) -> list[str]:
     return [*SEARCH, f"hydra.sweeper.metric={metric}", f"hydra.sweeper.n_trials={trials}", *arguments]
 
 
+def test_a_trial_over_seeds_counts_by_the_mean_of_its_cells(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["epochs=1,2,3", "seed=1", "rounds=0", "hydra.sweeper.seeds=[4,6,11]"]
+    assert command(*search_for("seed", *asked, trials=4)) == 0
+    summary = json.loads((tmp_path / "runs" / "search" / "search.json").read_text())
+    assert "best of 4: seed 7 with epochs=" in capsys.readouterr().out
+    assert summary["best"]["value"] == 7.0
+    cells = {path.name for path in tmp_path.glob("runs/search/*-E*")}
+    assert {cell for trial in summary["trials"] for cell in trial["cells"]} == cells
+    for trial in summary["trials"]:
+        assert [cell.split("-")[-2] for cell in trial["cells"]] == ["s4", "s6", "s11"]
+
+
 def test_a_search_goes_on_after_cells_that_fail(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,6 +408,8 @@ def test_a_search_draws_whole_numbers_for_a_key_that_takes_them(
             "n_jobs must be a whole number",
         ),
         (search_for("epochs", "epochs=1,2", "hydra.sweeper.direction=up"), "must be minimize or maximize"),
+        (search_for("epochs", "epochs=1,2", "hydra.sweeper.seeds=[1,1]"), "a list of different seeds, got"),
+        (search_for("epochs", "epochs=1,2", "hydra.sweeper.seeds=3"), "a list of different seeds, got 3"),
         (search_for("epochs", "clients=200,300"), "none of the 3 cells of the search can be run: [clients="),
     ],
 )
