@@ -100,7 +100,7 @@ def assemble(
     check_fused_optimizer(config, accelerator)
     check_unet(model, config.model, config.data.shape)
     check_privacy(config, noise, method, algorithm, slices, model.state_dict())
-    if config.privacy and config.privacy.name == EXAMPLE:
+    if (config.privacy and config.privacy.name == EXAMPLE) or config.trainer.fuse:
         use_plain_layers(model)
     if config.trainer.compile:
         model.unet.compile()

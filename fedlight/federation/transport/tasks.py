@@ -1,13 +1,14 @@
 """The tasks of a worker process: answers to messages, at the site of a cell."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
 from fedlight.federation.journal import Receipt
-from fedlight.federation.messages import Scores, from_bytes
+from fedlight.federation.messages import Evaluation, Scores, from_bytes, to_bytes
 from fedlight.federation.site import Site
+from fedlight.federation.transport.scheduler import Request
 
 
 class SiteCache:
@@ -37,7 +38,13 @@ def prepare(make_site: Callable[[], Site]) -> None:
         pass
 
 
-def answer(make_site: Callable[[], Site], content: bytes) -> Receipt | Scores | None:
-    """Answers the bytes of a broadcast or of an evaluation."""
+def write(request: Request) -> list[bytes]:
+    """The bytes of an evaluation, or of the broadcasts of a group."""
+    return [to_bytes(message) for message in ((request,) if isinstance(request, Evaluation) else request)]
+
+
+def answer(make_site: Callable[[], Site], contents: Sequence[bytes]) -> list[Receipt | None] | Scores:
+    """Answers what `write` returned."""
+    messages = [from_bytes(content) for content in contents]
     with SITE_CACHE.opened(make_site) as site:
-        return site.answer(from_bytes(content))
+        return site.answer(messages[0] if isinstance(messages[0], Evaluation) else messages)

@@ -48,7 +48,7 @@ class Manual:
         return 2
 
     def submit(self, message: Any) -> Future[int]:
-        self.started.append(message.client)
+        self.started.append(message.client if isinstance(message, Evaluation) else message[0].client)
         self.futures.append(Future())
         self.futures[-1].set_result(message.client)
         return self.futures[-1]
@@ -81,7 +81,7 @@ def test_tasks_of_lost_workers_are_started_again_and_finished_ones_are_not() -> 
 
 
 def test_the_updates_of_workers_are_counted_and_evaluations_and_updates_of_this_process_are_not() -> None:
-    broadcasts = [Broadcast("cell", 1, client, 0, (), False, {}) for client in range(6)]
+    broadcasts = [(Broadcast("cell", 1, client, 0, (), False, {}),) for client in range(6)]
     monitor = Watch()
     assert len(list(answer_in_order(enumerate(broadcasts), Manual(), monitor, lambda message: 0))) == 6
     assert monitor.updates == 4
