@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
 from fedlight.federation.messages import State
+from fedlight.runtime.errors import BadInput, format_error
 from fedlight.runtime.training_loss import CLIENT_IMAGES, CLIENT_LOSSES
 
 
@@ -84,6 +85,53 @@ class RandomState:
         self._cpu_state = torch.get_rng_state()
         if self._cuda:
             self._cuda_state = torch.cuda.get_rng_state(self._cuda)
+
+
+ELEMENTWISE = {
+    getattr(torch.optim, name)
+    for name in (
+        "ASGD",
+        "Adadelta",
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
+    )
+}
+"""Optimizers that treat each element of a parameter by itself."""
+
+
+def check_stackable(module: Any, batch: Any, optimizer: Optimizer) -> None:
+    """Takes a step of two stacked clients with the same batch, and leaves the module as it is.
+
+    Raises:
+        BadInput: the module, or the optimizer, cannot be stacked; the message says why.
+    """
+    if type(optimizer) not in ELEMENTWISE:
+        names = ", ".join(sorted(kind.__name__ for kind in ELEMENTWISE))
+        raise BadInput(
+            f"trainer.fuse: {type(optimizer).__name__} is not one of {names}: choose trainer.fuse=null"
+        )
+    for name, tensor in module.state_dict().items():
+        is_parameter = name in dict(module.named_parameters())
+        if tensor.dim() == 0 if is_parameter else tensor.dim() > 0:
+            what = "a parameter without a dimension" if is_parameter else "a buffer"
+            raise BadInput(
+                f"trainer.fuse: {name} is {what}, which cannot be stacked: choose trainer.fuse=null"
+            )
+    random = [RandomState(0, module.device) for _ in range(2)]
+    try:
+        Stack(module, random).training_step([batch, batch], 0)["loss"].backward()
+    except RuntimeError as error:
+        raise BadInput(
+            f"trainer.fuse: torch.func.vmap cannot stack the model ({format_error(error)}): choose "
+            "trainer.fuse=null"
+        ) from error
 
 
 class StackedData(LightningDataModule):

@@ -93,7 +93,7 @@ class DaskPool:
         return max(1, self._count)
 
     def submit(self, message: Request) -> Future[Any]:
-        return self._executor.submit(call, pickle.dumps((answer, self._make_site, write(message)))))
+        return self._executor.submit(call, pickle.dumps((answer, self._make_site, write(message))))
 
     def result(self, future: Future[Any], message: Request) -> Any:
         """The answer of a task.

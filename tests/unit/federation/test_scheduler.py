@@ -50,7 +50,7 @@ class Manual:
     def submit(self, message: Any) -> Future[int]:
         self.started.append(message.client if isinstance(message, Evaluation) else message[0].client)
         self.futures.append(Future())
-        self.futures[-1].set_result(message.client)
+        self.futures[-1].set_result(self.started[-1])
         return self.futures[-1]
 
     def result(self, future: Future[int], message: Any) -> int:
