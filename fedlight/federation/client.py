@@ -109,7 +109,7 @@ class Start:
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """Equal where clients can be stacked: names of tensors, and the values of those without a dimension."""
+        """Equal where clients can be stacked: the names of tensors, and values without a dimension."""
         states = {"state": self.state, "algorithm": self.algorithm, "optimizer": self.optimizer or {}}
         return tuple(
             (kind, name, None if tensor.dim() else tensor.item())

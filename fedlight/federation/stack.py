@@ -29,7 +29,7 @@ class Fusible(Protocol):
 
 
 def stack(states: Sequence[State]) -> State:
-    """Stacks the tensors of several clients by name; those without a dimension are equal and stay as they are.
+    """Stacks the tensors of several clients by name; those without a dimension are equal and stay.
 
     The states have the same names. A single state is returned as it is.
     """
@@ -117,10 +117,10 @@ def check_stackable(module: Any, batch: Any, optimizer: Optimizer) -> None:
         raise BadInput(
             f"trainer.fuse: {type(optimizer).__name__} is not one of {names}: choose trainer.fuse=null"
         )
+    parameters = dict(module.named_parameters())
     for name, tensor in module.state_dict().items():
-        is_parameter = name in dict(module.named_parameters())
-        if tensor.dim() == 0 if is_parameter else tensor.dim() > 0:
-            what = "a parameter without a dimension" if is_parameter else "a buffer"
+        if (tensor.dim() == 0) == (name in parameters):
+            what = "a parameter without a dimension" if name in parameters else "a buffer"
             raise BadInput(
                 f"trainer.fuse: {name} is {what}, which cannot be stacked: choose trainer.fuse=null"
             )

@@ -32,10 +32,10 @@ NO_WORKER = "fedlight: transport=dask waits for a worker"
 class Dask:
     """Trains clients on workers; Dask's scheduler is in the process of the server, or at an address.
 
-    The client, or the group of clients, with most images is started first, on any free worker, and a worker has one task at a time.
-    Where a worker is lost, Dask gives its task to another one. The memory of clients and their updates are
-    in the cell's folder, which all workers share, so that another worker, or a restart, finds them; only the
-    path of an update is sent to this process.
+    The client, or the group of clients, with most images is started first, on any free worker, and a worker
+    has one task at a time. Where a worker is lost, Dask gives its task to another one. The memory of clients
+    and their updates are in the cell's folder, which all workers share, so that another worker, or a restart,
+    finds them; only the path of an update is sent to this process.
 
     Args:
         context: of the cell.

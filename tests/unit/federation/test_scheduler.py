@@ -37,6 +37,11 @@ class Watch:
             raise KeyboardInterrupt
 
 
+def client_of(message: Any) -> int:
+    """The client of a request, the first one of a group."""
+    return message.client if isinstance(message, Evaluation) else message[0].client
+
+
 class Manual:
     """A pool of two workers whose tasks end when the test says so; it loses its workers at some messages."""
 
@@ -48,14 +53,14 @@ class Manual:
         return 2
 
     def submit(self, message: Any) -> Future[int]:
-        self.started.append(message.client if isinstance(message, Evaluation) else message[0].client)
+        self.started.append(client_of(message))
         self.futures.append(Future())
         self.futures[-1].set_result(self.started[-1])
         return self.futures[-1]
 
     def result(self, future: Future[int], message: Any) -> int:
-        if message.client in self.lost:
-            self.lost.discard(message.client)
+        if client_of(message) in self.lost:
+            self.lost.discard(client_of(message))
             raise WorkersLost
         return future.result()
 
