@@ -113,7 +113,7 @@ class Institution:
             raise Damaged(f"round {round_} was answered already, and this is another broadcast of it")
         if round_ < answers.last:
             raise Damaged(f"round {answers.last} was answered already, and round {round_} comes before it")
-        update, _ = self.site.train(broadcast)
+        ((update, _),) = self.site.train([broadcast])
         assert update, "the terms admit no client that drops out"
         return answers.add("update", round_, content, to_bytes(update))
 

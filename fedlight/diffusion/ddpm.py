@@ -95,25 +95,46 @@ class DDPM(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the mean loss between target and prediction at uniformly drawn time steps."""
+        return self.loss_of(self.draw(batch))
+
+    def draw(self, batch: Any) -> dict[str, Tensor]:
+        """Draws all random numbers of a training step.
+
+        Returns:
+            The images `x_0`, their time steps `t`, the noise `eps`, and for a conditional model the
+            `class_labels`, some of them dropped; the first dimension is that of the images.
+        """
         if self.label_dropout is None:
             x_0, condition = batch, {}
         else:
             x_0, condition = batch[0], {"class_labels": self._drop_labels(batch[1], self.label_dropout)}
-        t = torch.randint(self.schedule.config.num_train_timesteps, x_0.shape[:1], device=self.device)
-        eps = torch.randn_like(x_0)
+        t = torch.randint(self.schedule.config.num_train_timesteps, x_0.shape[:1], device=x_0.device)
+        return {"x_0": x_0, "t": t, "eps": torch.randn_like(x_0), **condition}
+
+    def loss_of(self, drawn: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """The loss of a training step; it draws no random numbers.
+
+        Args:
+            drawn: by `draw`.
+            weights: of the images' losses in their sum, shape (n,); None for the mean.
+        """
+        x_0, t, eps = drawn["x_0"], drawn["t"], drawn["eps"]
+        condition = {"class_labels": drawn["class_labels"]} if "class_labels" in drawn else {}
         x_t = self.schedule.add_noise(x_0, eps, t)  # sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps
         predicted = self.unet(x_t, t, **condition).sample
         velocity = self.schedule.config.prediction_type == VELOCITY
         target = self.schedule.get_velocity(x_0, eps, t) if velocity else eps
-        if self.snr_gamma is None:
+        if self.snr_gamma is None and weights is None:
             return self.loss(predicted, target)
-        alpha_bar = self.schedule.alphas_cumprod.to(self.device)[t]
-        snr = alpha_bar / (1 - alpha_bar)
-        weight = snr.clamp(max=self.snr_gamma) / (snr + 1 if velocity else snr)
-        return (weight * self.loss(predicted, target, reduction="none").flatten(1).mean(dim=1)).mean()
+        losses = self.loss(predicted, target, reduction="none").flatten(1).mean(dim=1)
+        if self.snr_gamma is not None:
+            alpha_bar = self.schedule.alphas_cumprod.to(x_0.device)[t]
+            snr = alpha_bar / (1 - alpha_bar)
+            losses = snr.clamp(max=self.snr_gamma) / (snr + 1 if velocity else snr) * losses
+        return losses.mean() if weights is None else (weights * losses).sum()
 
     def _drop_labels(self, labels: Tensor, probability: float) -> Tensor:
-        dropped = torch.rand(labels.shape, device=self.device) < probability
+        dropped = torch.rand(labels.shape, device=labels.device) < probability
         return labels.masked_fill(dropped, no_label(self.unet))
 
     def on_train_batch_end(self, outputs: object, batch: Any, batch_idx: int) -> None:

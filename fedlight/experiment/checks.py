@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from diffusers import SchedulerMixin
 
 from fedlight.config import CellConfig
+from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.experiment.mechanisms import EXAMPLE
 from fedlight.federation.algorithms.fedavg import FedAvg
@@ -12,6 +14,7 @@ from fedlight.federation.mechanism import COUNT_NOISE
 from fedlight.federation.messages import State
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
+from fedlight.federation.stack import check_stackable
 from fedlight.federation.trainer import choose_precision
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.machine import FULL
@@ -54,6 +57,41 @@ def check_fused_optimizer(config: CellConfig, accelerator: str | None = None) ->
             "algorithm in 16-mixed precision needs an optimizer that is not fused, which hides the scale of "
             "gradients: add optimizer.fused=false"
         )
+
+
+def check_fuse(config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch.device) -> None:
+    """Section `trainer` and all others: whether clients can be trained in one computation.
+
+    Args:
+        config: of the cell, which sets `trainer.fuse`.
+        model: the client model.
+        algorithm: of the cell.
+        device: that clients train on.
+
+    Raises:
+        BadInput: something cannot be fused.
+    """
+    requirements: dict[str, Any] = {
+        "trainer.compile=false": config.trainer.compile,
+        "privacy=client or none: DP-SGD takes the gradient of each image by itself": (
+            config.privacy and config.privacy.name == EXAMPLE
+        ),
+        "another precision than 16-mixed, which skips the step of all clients where one overflows": (
+            choose_precision(config.trainer, device.type) == "16-mixed"
+        ),
+        f"an algorithm whose callbacks are elementwise: {type(algorithm).__name__} does not declare it": (
+            type(algorithm).callbacks is not FedAvg.callbacks and not algorithm.elementwise
+        ),
+        "transport=inline, processes or dask: an institution trains its one client": (
+            config.transport and config.transport.name == "flower"
+        ),
+    }
+    for requirement, violated in requirements.items():
+        if violated:
+            raise BadInput(f"trainer.fuse={config.trainer.fuse} needs {requirement}")
+    images = torch.zeros(1, *config.data.shape, device=device)
+    batch = (images, torch.zeros(1, dtype=torch.int64, device=device)) if config.model.conditional else images
+    check_stackable(model.to(device), batch, model.configure_optimizers())
 
 
 def check_privacy(

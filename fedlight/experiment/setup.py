@@ -15,7 +15,7 @@ from fedlight.diffusion.depthwise import use_plain_layers
 from fedlight.diffusion.model import check_unet, make_model
 from fedlight.evaluation.downstream import Downstream
 from fedlight.evaluation.factory import make_evaluator
-from fedlight.experiment.checks import check_fused_optimizer, check_privacy, check_sampling
+from fedlight.experiment.checks import check_fuse, check_fused_optimizer, check_privacy, check_sampling
 from fedlight.experiment.early_stopping import check_early_stopping
 from fedlight.experiment.mechanisms import EXAMPLE, make_mechanism, make_participation
 from fedlight.experiment.parts import CellParts
@@ -109,8 +109,10 @@ def assemble(
     check_early_stopping(config)
     check_unet(model, config.model, config.data.shape)
     check_privacy(config, noise, method, algorithm, slices, model.state_dict())
-    if config.privacy and config.privacy.name == EXAMPLE:
+    if (config.privacy and config.privacy.name == EXAMPLE) or config.trainer.fuse:
         use_plain_layers(model)
+    if config.trainer.fuse:
+        check_fuse(config, model, algorithm, device)
     if config.trainer.compile:
         model.unet.compile()
     return parts

@@ -1,6 +1,6 @@
 """A client: its local update is a pure function of the broadcast, the client's memory and its data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -14,6 +14,7 @@ from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, Scores, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
+from fedlight.federation.stack import RandomState, Stack, StackedData, stack, unstack
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed, stream
 from fedlight.runtime.stopwatch import Stopwatch
@@ -41,6 +42,7 @@ class ClientSetup:
         make_trainer: makes the Trainer of one local update from its callbacks.
         evaluate: draws from a model and scores it.
         rate: returns the factor of the optimizer's learning rate in a round.
+        fuse: largest number of clients that train in one computation; with more than 1 the module is Fusible.
         first: the first state_dict; the cell's seed decides it.
         privacy: client-level privacy: clips updates and adds noise; n_k and the loss are not reported. None
             for no such privacy.
@@ -58,6 +60,7 @@ class ClientSetup:
     make_trainer: Callable[[list[Any]], Trainer]
     evaluate: Evaluate
     rate: Callable[[int], float] = lambda round_: 1.0
+    fuse: int = 1
     privacy: GaussianMechanism | None = None
     private_training: Callable[[int], Callback] | None = None
     drawing: Stopwatch = field(default_factory=Stopwatch)
@@ -82,6 +85,62 @@ class ClientSetup:
         return bool(self.private or self.method.keep_optimizer or encodes or self.algorithm.keeps_memory)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a client trains from: its broadcast, merged with its memory.
+
+    Attributes:
+        broadcast: of this round.
+        memory: of the client after its last round; empty at first contact.
+        method: as it is in this round.
+        state: the state_dict: the received slices over the private ones.
+        received: the received slices.
+        aux: the auxiliary state that the algorithm sends.
+        algorithm: the part of the memory that is the algorithm's.
+        optimizer: the state to continue from; None for a new optimizer.
+    """
+
+    broadcast: Broadcast
+    memory: Memory
+    method: Method
+    state: State
+    received: State
+    aux: State
+    algorithm: State
+    optimizer: State | None
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Equal where clients can be stacked: the names of tensors, and values without a dimension."""
+        states = {"state": self.state, "algorithm": self.algorithm, "optimizer": self.optimizer or {}}
+        return tuple(
+            (kind, name, None if tensor.dim() else tensor.item())
+            for kind, state in states.items()
+            for name, tensor in state.items()
+        )
+
+
+@dataclass(frozen=True)
+class End:
+    """What a client has after its local epochs.
+
+    Attributes:
+        trained: the state_dict.
+        optimizer: the state to keep; empty where none is kept.
+        algorithm: the tensors of the algorithm's callbacks.
+        steps: optimizer steps.
+        loss: mean training loss of an image over the last local epoch.
+        images: n_k.
+    """
+
+    trained: State
+    optimizer: State
+    algorithm: State
+    steps: int
+    loss: float
+    images: int
+
+
 def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tuple[Update | None, Memory]:
     """Answers a broadcast: trains E local epochs by a new Trainer with the Federator as its callback.
 
@@ -96,39 +155,102 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
     Raises:
         Diverged: the loss or the weights left the finite numbers.
     """
+    return local_updates([broadcast], [memory], setup)[0]
+
+
+def local_updates(
+    broadcasts: Sequence[Broadcast], memories: Sequence[Memory], setup: ClientSetup
+) -> list[tuple[Update | None, Memory]]:
+    """Answers the broadcasts of a group of clients, which train in one computation where they can be stacked.
+
+    Each client's draws are those that it has alone. Only clients with equally many batches may be a group.
+    """
+    starts = [_start(*pair, setup) for pair in zip(broadcasts, memories, strict=True)]
+    stackable: dict[Any, list[Start]] = {}
+    for start in starts:
+        if not start.broadcast.drops_out:
+            stackable.setdefault(start.signature if len(starts) > 1 else None, []).append(start)
+    ends: dict[int, End] = {}
+    for members in stackable.values():
+        clients = [start.broadcast.client for start in members]
+        ends |= zip(clients, _train(members, setup), strict=True)
+    return [_finish(start, ends.get(start.broadcast.client), setup) for start in starts]
+
+
+def _start(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> Start:
     state = {**setup.first, **memory.get("model", {}), **memory.get("reference", {})}
     for slice_, payload in broadcast.payloads.items():
         if slice_ != AUX:
             state |= setup.codec.down.values(payload, setup.slices.select([slice_], state))
     method = setup.method.in_round(broadcast.round, setup.slices.names)
-    federated = setup.slices.select(method.downlink, state)
-    reference = federated if setup.codec.down else {}
-    if broadcast.drops_out:
+    return Start(
+        broadcast,
+        memory,
+        method,
+        state,
+        received=setup.slices.select(method.downlink, state),
+        aux=broadcast.payloads[AUX].tensors if AUX in broadcast.payloads else {},
+        algorithm=setup.slices.auxiliary(method.downlink, memory.get("algorithm", {})),
+        optimizer=memory.get("optimizer", {}) if setup.method.keep_optimizer else None,
+    )
+
+
+def _train(starts: Sequence[Start], setup: ClientSetup) -> Iterator[End]:
+    """Trains one client, or several that are stacked, by one Trainer."""
+    first = starts[0]
+    clients, round_ = [start.broadcast.client for start in starts], first.broadcast.round
+    seeds = [derive_seed(setup.seed, "client", round_, client) for client in clients]
+    seed_everything(seeds[0], verbose=False)
+    state, received, aux, memory = (
+        stack([getattr(start, name) for start in starts])
+        for name in ("state", "received", "aux", "algorithm")
+    )
+    optimizer = None if first.optimizer is None else stack([start.optimizer or {} for start in starts])
+    frozen = setup.slices.select(first.method.freeze, state)
+    federator = Federator(clients, round_, state, optimizer, setup.rate(round_), frozen)
+    data = [setup.data(client) for client in clients]
+    callbacks = setup.algorithm.callbacks(setup.slices.parameters(received), aux, memory)
+    if setup.private_training:
+        callbacks = [setup.private_training(clients[0]), *callbacks]
+    trainer = setup.make_trainer([federator, *callbacks])
+    if len(starts) == 1:
+        trainer.fit(setup.module, datamodule=data[0])
+    else:
+        random = [RandomState(seed, trainer.strategy.root_device) for seed in seeds]
+        trainer.fit(Stack(setup.module, random), datamodule=StackedData(data, random))
+    noted: State = {}
+    for callback in callbacks:
+        noted |= callback.state_dict()
+    parts = [unstack(part, len(starts)) for part in (federator.trained, federator.kept_optimizer, noted)]
+    for place, client_data in enumerate(data):
+        trained, kept, of_callbacks = (part[place] for part in parts)
+        yield End(
+            trained, kept, of_callbacks, federator.steps, federator.losses[place], client_data.num_examples
+        )
+
+
+def _finish(start: Start, end: End | None, setup: ClientSetup) -> tuple[Update | None, Memory]:
+    """The update of a client, None where it drops out, and its new memory."""
+    broadcast, memory, method, state, aux = (
+        start.broadcast,
+        start.memory,
+        start.method,
+        start.state,
+        start.aux,
+    )
+    round_, client = broadcast.round, broadcast.client
+    reference = start.received if setup.codec.down else {}
+    if end is None:
         model = {name: state[name] for name in setup.private}
         return None, {**memory, "model": model, "reference": reference}
 
-    round_, client = broadcast.round, broadcast.client
-    aux = broadcast.payloads[AUX].tensors if AUX in broadcast.payloads else {}
-    algorithm_memory = setup.slices.auxiliary(method.downlink, memory.get("algorithm", {}))
-    kept_optimizer = memory.get("optimizer", {}) if setup.method.keep_optimizer else None
-
-    seed_everything(derive_seed(setup.seed, "client", round_, client), verbose=False)
-    frozen = setup.slices.select(method.freeze, state)
-    federator = Federator(client, round_, state, kept_optimizer, setup.rate(round_), frozen)
-    data = setup.data(client)
-    callbacks = setup.algorithm.callbacks(setup.slices.parameters(federated), aux, algorithm_memory)
-    if setup.private_training:
-        callbacks = [setup.private_training(client), *callbacks]
-    setup.make_trainer([federator, *callbacks]).fit(setup.module, datamodule=data)
-    trained = federator.trained
-    for callback in callbacks:
-        algorithm_memory = algorithm_memory | callback.state_dict()
-
+    trained = end.trained
     reporting = [slice_ for slice_ in method.downlink if slice_ in broadcast.uplink]
     before, after = (
         setup.slices.parameters(setup.slices.select(reporting, values)) for values in (state, trained)
     )
-    aux_up, algorithm_memory = setup.algorithm.report(before, after, aux, algorithm_memory, federator.steps)
+    algorithm_memory = start.algorithm | end.algorithm
+    aux_up, algorithm_memory = setup.algorithm.report(before, after, aux, algorithm_memory, end.steps)
     aux_up = setup.slices.auxiliary(reporting, aux_up)
     reported = setup.slices.select(broadcast.uplink, trained)
     if setup.privacy and setup.privacy.at_clients:
@@ -146,10 +268,10 @@ def local_update(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> tu
         payloads[AUX] = Payload.plain(aux_up)
 
     model = {name: trained[name] for name in setup.private}
-    new_memory = {"model": model, "reference": reference, "optimizer": federator.kept_optimizer}
+    new_memory = {"model": model, "reference": reference, "optimizer": end.optimizer}
     new_memory |= {"algorithm": algorithm_memory, "errors": errors}
-    images = 0 if setup.privacy else data.num_examples
-    loss = None if setup.privacy or setup.private_training else federator.loss
+    images = 0 if setup.privacy else end.images
+    loss = None if setup.privacy or setup.private_training else end.loss
     update = Update(broadcast.cell, round_, client, images, loss, payloads)
     return update, new_memory
 

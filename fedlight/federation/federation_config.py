@@ -22,14 +22,17 @@ TRAINER_ARGUMENTS = frozenset(
 loggers), and the rest makes a result depend on time, or has no effect on training."""
 
 
-class TrainerConfig(OpenSection):
+class TrainerConfig(OpenSection, Sparse):
     """The client's Lightning Trainer; further keys go to it."""
+
+    always = frozenset({"compile", "workers"})
 
     accelerator: str
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     threads: PositiveInt | None
     compile: bool = False
     workers: PositiveInt | None = None
+    fuse: PositiveInt | None = None
 
 
 class ExtensionConfig(OpenSection):

@@ -1,25 +1,26 @@
 """The callback that turns a Lightning fit into a local update."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from fedlight.federation.messages import State
 from fedlight.runtime.errors import BadInput, Diverged
-from fedlight.runtime.training_loss import batch_loss
+from fedlight.runtime.training_loss import client_images, client_losses
 
 
 class Federator(Callback):
     """Loads the state to train from at fit start, and copies the trained state at fit end.
 
+    Where several clients train in one computation, all tensors are stacked (`fedlight.federation.stack`).
+
     Args:
-        client, round_: for messages.
+        clients, round_: for messages.
         state: the state_dict to train from: the received slices over the private ones.
         optimizer: tensors of the optimizer's state to continue from; None for a new optimizer.
         rate: factor of the optimizer's learning rate.
@@ -28,20 +29,20 @@ class Federator(Callback):
     Attributes:
         trained: the state_dict after the fit, on the CPU.
         kept_optimizer: tensors of the optimizer's state after the fit; empty where `optimizer` was None.
-        loss: mean training loss of an image over the last local epoch.
+        losses: of each client the mean training loss of an image over the last local epoch.
         steps: optimizer steps of the fit.
     """
 
     def __init__(
         self,
-        client: int,
+        clients: Sequence[int],
         round_: int,
         state: State,
         optimizer: State | None,
         rate: float = 1.0,
         frozen: Collection[str] = (),
     ) -> None:
-        self._name = f"client {client}"
+        self._clients = clients
         self._round = round_
         self._state = state
         self._optimizer = optimizer
@@ -59,33 +60,36 @@ class Federator(Callback):
         self._freeze(pl_module, True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._loss = torch.zeros((), device=pl_module.device)
+        self._loss = torch.zeros(len(self._clients), device=pl_module.device)
         self._images = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
-        images = extract_batch_size(batch)
-        self._loss += batch_loss(trainer, outputs).to(self._loss) * images
-        self._images += images
+        images = client_images(outputs, batch)
+        self._loss += client_losses(trainer, outputs).to(self._loss) * images
+        self._images = self._images + images
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loss = self._loss.item()
-        if not math.isfinite(loss):
-            raise Diverged(
-                f"the training loss of {self._name} became {loss} in round {self._round}, "
-                f"local epoch {trainer.current_epoch + 1}"
-            )
+        for client, loss in zip(self._clients, self._loss.tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"the training loss of client {client} became {loss} in round {self._round}, "
+                    f"local epoch {trainer.current_epoch + 1}"
+                )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not (self._images or trainer.global_step):  # a batch of a Poisson sample may be empty
-            raise BadInput(f"{self._name} trained on no image in round {self._round}")
+        images = torch.as_tensor(self._images).expand(len(self._clients)).tolist()
+        if not (any(images) or trainer.global_step):  # a batch of a Poisson sample may be empty
+            raise BadInput(f"client {self._clients[0]} trained on no image in round {self._round}")
         self._freeze(pl_module, False)
         self.trained = on_cpu(pl_module.state_dict())
         floating = [tensor for tensor in self.trained.values() if tensor.is_floating_point()]
         if not get_total_norm(floating, norm_type=math.inf).isfinite():
-            raise Diverged(f"the weights of {self._name} left the finite numbers in round {self._round}")
-        self.loss = self._loss.item() / max(1, self._images)
+            clients = ", ".join(map(str, self._clients))
+            raise Diverged(f"the weights of client {clients} left the finite numbers in round {self._round}")
+        sums = self._loss.tolist()
+        self.losses = [total / max(1, count) for total, count in zip(sums, images, strict=True)]
         self.steps = trainer.global_step
         if self._optimizer is not None:
             self.kept_optimizer = optimizer_state(trainer.optimizers[0])

@@ -1,10 +1,11 @@
 """A site: the clients of one machine, with their setup, their memory and their finished updates."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedlight.federation.checkpoint import ClientMemory
-from fedlight.federation.client import ClientSetup, Memory, evaluate, local_update
+from fedlight.federation.client import ClientSetup, Memory, evaluate, local_updates
 from fedlight.federation.journal import Journal, Receipt
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, to_bytes
 from fedlight.runtime.errors import Damaged, MemoryLost
@@ -33,41 +34,54 @@ class Site:
         self.memory = client_memory(folder, cell)
         self.journal = Journal(folder / "updates")
 
-    def answer(self, message: Broadcast | Evaluation) -> Receipt | Scores | None:
-        """Answers any message of the server."""
-        return self.evaluate(message) if isinstance(message, Evaluation) else self.update(message)
+    def answer(self, request: Sequence[Broadcast] | Evaluation) -> list[Receipt | None] | Scores:
+        """Answers an evaluation, or the broadcasts of a group."""
+        return self.evaluate(request) if isinstance(request, Evaluation) else self.update(request)
 
-    def update(self, broadcast: Broadcast) -> Receipt | None:
-        """Does a local update unless the journal has it; stores the client's memory, then the update.
+    def update(self, group: Sequence[Broadcast]) -> list[Receipt | None]:
+        """Does the local updates of a group of clients, unless the journal has all of them.
 
-        Returns:
-            The receipt of the stored update, or None where the client drops out.
+        Each client's memory is stored, then its update. The clients of a group always train together, so that
+        their updates have the same bits after a restart.
 
-        Raises:
-            MemoryLost: the client's memory is missing or damaged.
-        """
-        round_, client = broadcast.round, broadcast.client
-        self.journal.open_round(round_)
-        if (receipt := self.journal.find(client)) and self._has_memory(receipt, client, round_):
-            return receipt
-        update, hash_ = self.train(broadcast)
-        return None if update is None else self.journal.add(client, to_bytes(update), hash_)
-
-    def train(self, broadcast: Broadcast) -> tuple[Update | None, str | None]:
-        """Does a local update and stores the client's memory.
+        Args:
+            group: broadcasts of one round.
 
         Returns:
-            The update, None where the client drops out; and the hash of the memory, None where there is none.
+            The receipt of each stored update, None where a client drops out.
 
         Raises:
-            MemoryLost: the client's memory is missing or damaged.
+            MemoryLost: a client's memory is missing or damaged.
         """
-        client = broadcast.client
-        memory = self._read_memory(client, broadcast.previous)
-        update, memory = local_update(broadcast, memory, self.setup)
-        if not self.setup.keeps_memory:
-            return update, None
-        return update, self.memory.write(client, broadcast.round, memory, broadcast.previous)
+        self.journal.open_round(group[0].round)
+        receipts = [self._find(broadcast) for broadcast in group]
+        if all(receipts):
+            return receipts
+        return [
+            None if update is None else self.journal.add(broadcast.client, to_bytes(update), hash_)
+            for broadcast, (update, hash_) in zip(group, self.train(group), strict=True)
+        ]
+
+    def train(self, group: Sequence[Broadcast]) -> list[tuple[Update | None, str | None]]:
+        """Does the local updates of a group and stores the clients' memory.
+
+        Returns:
+            For each client the update, None where it drops out; and the hash of its memory, None where there
+            is none.
+
+        Raises:
+            MemoryLost: a client's memory is missing or damaged.
+        """
+        memories = [self._read_memory(broadcast.client, broadcast.previous) for broadcast in group]
+        trained = []
+        for broadcast, (update, memory) in zip(
+            group, local_updates(group, memories, self.setup), strict=True
+        ):
+            hash_ = None
+            if self.setup.keeps_memory:
+                hash_ = self.memory.write(broadcast.client, broadcast.round, memory, broadcast.previous)
+            trained.append((update, hash_))
+        return trained
 
     def evaluate(self, request: Evaluation) -> Scores:
         """Evaluates the model of a client; one that has never taken part holds the global model.
@@ -80,6 +94,13 @@ class Site:
     def take_seconds(self) -> float:
         """Seconds of reading and writing files since the last call."""
         return self.memory.watch.take() + self.journal.watch.take()
+
+    def _find(self, broadcast: Broadcast) -> Receipt | None:
+        """The receipt of an update that is finished, and whose memory is undamaged."""
+        receipt = self.journal.find(broadcast.client)
+        if receipt and self._has_memory(receipt, broadcast.client, broadcast.round):
+            return receipt
+        return None
 
     def _has_memory(self, receipt: Receipt, client: int, round_: int) -> bool:
         """Whether the memory that belongs to a finished update is undamaged."""

@@ -48,7 +48,7 @@ def make_trainer_factory(
         )
     for name in [name for name in os.environ if name.startswith("PL_TRAINER_")]:
         del os.environ[name]  # Lightning's defaults of arguments, such as num_nodes, which no cell's id has
-    arguments = config.model_dump(exclude={"threads", "compile", "workers"})
+    arguments = config.model_dump(exclude={"threads", "compile", "workers", "fuse"})
     arguments["accelerator"] = accelerator or config.accelerator
     arguments["precision"] = choose_precision(config, accelerator)
     fixed: dict[str, Any] = {

@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from fedlight.runtime.progress import ProgressLines, make_progress
-from fedlight.runtime.training_loss import batch_loss
+from fedlight.runtime.training_loss import client_losses
 
 REFRESH = 0.5  # seconds between readings of the loss
 
@@ -31,6 +31,7 @@ class ProgressBars(Callback):
         self._batches = self._progress.add_task("batches", total=None, visible=False, note="")
         self._read_loss_at = 0.0
         self._cohort = cohort
+        self._training = 1
         self._lines = ProgressLines(label) if self._progress.disable else None
 
     def __enter__(self) -> "ProgressBars":
@@ -87,11 +88,14 @@ class ProgressBars(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
+        losses = client_losses(trainer, outputs)
+        self._training = len(losses)
         self._progress.advance(self._batches)
         self._print_line()
         if not self._progress.disable and time.monotonic() - self._read_loss_at > REFRESH:
             self._read_loss_at = time.monotonic()
-            self._progress.update(self._batches, note=f"loss {batch_loss(trainer, outputs):.4f}")
+            self._progress.update(self._batches, note=f"loss {losses.mean():.4f}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.end_update()
+        for _ in range(self._training):
+            self.end_update()

@@ -26,7 +26,7 @@ class Institution:
             os.umask(0o077)
             site = toy_site(toy_setup(PARTIAL), folder / "memory")
             while content := theirs.recv_bytes():
-                receipt = site.update(from_bytes(content))
+                (receipt,) = site.update([from_bytes(content)])
                 theirs.send_bytes(receipt.read() if receipt else b"-")
             os._exit(0)
 

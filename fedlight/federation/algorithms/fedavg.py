@@ -19,9 +19,12 @@ class FedAvg:
         keeps_memory: whether clients keep memory from round to round for this algorithm.
         absent_is_zero: whether a client that does not report an auxiliary tensor counts as 0 in its mean;
             otherwise it does not count.
+        elementwise: whether its callbacks treat each element of a tensor by itself, so that they also serve
+            clients that train in one computation (`trainer.fuse`), whose tensors have a further dimension.
     """
 
     keeps_memory = False
+    elementwise = False
     absent_is_zero = False
 
     def init(self, theta: State) -> State:

@@ -17,6 +17,8 @@ class FedNova(FedAvg):
     FedAvg up to rounding. The number of steps is sent as one scalar for each tensor.
     """
 
+    elementwise = True
+
     def callbacks(self, received: State, aux: State, memory: State) -> list[Callback]:
         return [NormalizedUpdate(received)]
 

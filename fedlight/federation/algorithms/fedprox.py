@@ -20,6 +20,8 @@ class FedProx(FedAvg):
         BadInput: `mu` is negative.
     """
 
+    elementwise = True
+
     def __init__(self, mu: float) -> None:
         if not mu >= 0:
             raise BadInput(f"algorithm.mu must be 0 or more, got {mu}")

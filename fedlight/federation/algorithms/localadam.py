@@ -18,6 +18,8 @@ class LocalAdam(FedAvg):
     state in tensors of each parameter.
     """
 
+    elementwise = True
+
     def broadcast(self, state: State) -> State:
         return state
 

@@ -32,6 +32,7 @@ class Scaffold(FedAvg):
 
     keeps_memory = True
     absent_is_zero = True
+    elementwise = True
 
     def broadcast(self, state: State) -> State:
         return state

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch.cuda import device_count
 
-from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
+from fedlight.federation.grouping import count_images, make_groups
+from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.scheduler import Request, answer_in_order
-from fedlight.federation.transport.tasks import answer
+from fedlight.federation.transport.tasks import answer, write
 from fedlight.federation.transport.transport import TransportContext
 from fedlight.federation.transport.worker import LOOK
 from fedlight.runtime.errors import BadInput, ClientFailed, Damaged, Diverged, format_error
@@ -32,10 +33,10 @@ NO_WORKER = "fedlight: transport=dask waits for a worker"
 class Dask:
     """Trains clients on workers; Dask's scheduler is in the process of the server, or at an address.
 
-    The client with most images is started first, on any free worker, and a worker has one task at a time.
-    Where a worker is lost, Dask gives its task to another one. The memory of clients and their updates are
-    in the cell's folder, which all workers share, so that another worker, or a restart, finds them; only the
-    path of an update is sent to this process.
+    The client, or the group of clients, with most images is started first, on any free worker, and a worker
+    has one task at a time. Where a worker is lost, Dask gives its task to another one. The memory of clients
+    and their updates are in the cell's folder, which all workers share, so that another worker, or a restart,
+    finds them; only the path of an update is sent to this process.
 
     Args:
         context: of the cell.
@@ -54,17 +55,14 @@ class Dask:
         self._pool = DaskPool(client, check, context.make_site, context.usage)
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
-        tasks = sorted(enumerate(broadcasts), key=lambda task: self._count_images(task[1]), reverse=True)
-        receipts = answer_in_order(tasks, self._pool, self._context.monitor)
-        yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
+        setup = self._context.site.setup
+        groups = make_groups(broadcasts, setup)
+        tasks = sorted(enumerate(groups), key=lambda task: count_images(task[1], setup), reverse=True)
+        for receipts in answer_in_order(tasks, self._pool, self._context.monitor):
+            yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
         yield from answer_in_order(enumerate(requests), self._pool, self._context.monitor)
-
-    def _count_images(self, broadcast: Broadcast) -> int:
-        """Images that a client will train on."""
-        data = self._context.site.setup.data
-        return 0 if broadcast.drops_out else data(broadcast.client).num_examples
 
 
 class DaskPool:
@@ -100,7 +98,7 @@ class DaskPool:
         return max(1, self._count)
 
     def submit(self, message: Request) -> Future[Any]:
-        return self._executor.submit(call, pickle.dumps((answer, self._make_site, to_bytes(message))))
+        return self._executor.submit(call, pickle.dumps((answer, self._make_site, write(message))))
 
     def result(self, future: Future[Any], message: Request) -> Any:
         """The answer of a task.
@@ -109,7 +107,10 @@ class DaskPool:
             ClientFailed: an error that does not name its client, or several workers were killed by it.
             ConnectionError: the scheduler was lost.
         """
-        who = f"client {message.client} failed in round {message.round}"
+        first = message if isinstance(message, Evaluation) else message[0]
+        others = 0 if isinstance(message, Evaluation) else len(message) - 1
+        clients = f"client {first.client}" + (f" or one of {others} that train with it" if others else "")
+        who = f"{clients} failed in round {first.round}"
         try:
             answered, usage = future.result()
             self._usage.note(usage)

@@ -2,20 +2,20 @@
 
 from collections.abc import Iterable, Iterator
 
+from fedlight.federation.grouping import make_groups
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes
 from fedlight.federation.transport.transport import TransportContext
 
 
 class Inline:
-    """The simplest transport: every client trains in this process."""
+    """The simplest transport: every client, or group of clients, trains in this process."""
 
     def __init__(self, context: TransportContext) -> None:
         self._site = context.site
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
-        for broadcast in broadcasts:
-            if receipt := self._site.update(broadcast):
-                yield from_bytes(receipt.read())
+        for group in make_groups(broadcasts, self._site.setup):
+            yield from (from_bytes(receipt.read()) for receipt in self._site.update(group) if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
         yield from map(self._site.evaluate, requests)

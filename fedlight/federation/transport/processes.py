@@ -12,10 +12,11 @@ from typing import Any
 from loky import get_reusable_executor
 from loky.process_executor import BrokenProcessPool
 
-from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
+from fedlight.federation.grouping import make_groups
+from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.scheduler import Request, WorkersLost, answer_in_order
-from fedlight.federation.transport.tasks import answer, prepare
+from fedlight.federation.transport.tasks import answer, prepare, write
 from fedlight.federation.transport.transport import Monitor, TransportContext
 from fedlight.federation.transport.worker import begin
 from fedlight.runtime.usage import UsageLog
@@ -40,7 +41,8 @@ class Processes:
         self._pool = LokyPool(max(1, total) - 1, context.make_site, context.monitor, context.usage)
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
-        yield from (from_bytes(receipt.read()) for receipt in self._answers(broadcasts) if receipt)
+        for receipts in self._answers(make_groups(broadcasts, self._context.site.setup)):
+            yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
         yield from self._answers(requests)
@@ -75,7 +77,7 @@ class LokyPool:
         return AHEAD * self.workers
 
     def submit(self, message: Request) -> Future[Any]:
-        return self._submit(answer, self._make_site, to_bytes(message))
+        return self._submit(answer, self._make_site, write(message))
 
     def result(self, future: Future[Any], message: Request) -> Any:
         if isinstance(future.exception(), BrokenProcessPool):

@@ -5,13 +5,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Protocol, TypeAlias
 
-from fedlight.federation.messages import Broadcast, Evaluation
+from fedlight.federation.grouping import Group
+from fedlight.federation.messages import Evaluation
 from fedlight.federation.transport.transport import Monitor
 from fedlight.federation.transport.worker import LOOK
 
-Request: TypeAlias = Broadcast | Evaluation
+Request: TypeAlias = Group | Evaluation
 Task: TypeAlias = tuple[int, Request]
-"""The place of its answer in the results, from 0, and the message."""
+"""The place of its answer in the results, from 0, and the message or the messages of a group."""
 
 
 class WorkersLost(Exception):
@@ -82,7 +83,7 @@ def answer_in_order(
                     queue.extendleft(sorted(lost, key=_number, reverse=True))
                     submitted.clear()
                     break
-                if isinstance(message, Broadcast):
+                for _ in () if isinstance(message, Evaluation) else message:
                     monitor.end_update()
             monitor.check()
             pool.check()

@@ -1,14 +1,15 @@
 """The tasks of a worker process: answers to messages, at the site of a cell."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from uuid import uuid4
 
 from fedlight.federation.journal import Receipt
-from fedlight.federation.messages import Scores, from_bytes
+from fedlight.federation.messages import Evaluation, Scores, from_bytes, to_bytes
 from fedlight.federation.site import Site
+from fedlight.federation.transport.scheduler import Request
 from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
 from fedlight.runtime.usage import Usage
 
@@ -47,8 +48,16 @@ def prepare(make_site: Callable[[], Site]) -> None:
         pass
 
 
-def answer(make_site: Callable[[], Site], content: bytes) -> tuple[Receipt | Scores | None, Usage]:
-    """Answers the bytes of a broadcast or of an evaluation; says what this process has used."""
+def write(request: Request) -> list[bytes]:
+    """The bytes of an evaluation, or of the broadcasts of a group."""
+    return [to_bytes(message) for message in ((request,) if isinstance(request, Evaluation) else request)]
+
+
+def answer(
+    make_site: Callable[[], Site], contents: Sequence[bytes]
+) -> tuple[list[Receipt | None] | Scores, Usage]:
+    """Answers what `write` returned; says what this process has used."""
+    messages = [from_bytes(content) for content in contents]
     with SITE_CACHE.opened(make_site) as site:
-        answered = site.answer(from_bytes(content))
+        answered = site.answer(messages[0] if isinstance(messages[0], Evaluation) else messages)
         return answered, SITE_CACHE.usage(site)

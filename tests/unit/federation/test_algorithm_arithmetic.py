@@ -171,7 +171,7 @@ def play(
     for _ in range(rounds):
         if restarts:
             server, site = begin()
-            site.update(server.start_round()[0])
+            site.update(server.start_round()[:1])
             server, site = begin()
         broadcasts = server.start_round()
         receipts = []
@@ -179,7 +179,7 @@ def play(
             if (broadcast.round, broadcast.client) == loses:
                 rmtree(folder / "clients" / f"{broadcast.client:06d}")
             try:
-                receipts.append(site.update(broadcast))
+                receipts += site.update([broadcast])
             except MemoryLost:
                 server.forget(broadcast.client)
         updates = [from_bytes(receipt.read()) for receipt in receipts if receipt]

@@ -274,11 +274,11 @@ def test_the_seconds_of_merging_are_those_of_receiving_and_of_the_step(
 def test_a_fit_without_an_image_in_its_last_epoch_counts_and_one_without_a_step_is_refused() -> None:
     module = Toy()
     trainer = SimpleNamespace(optimizers=[module.configure_optimizers()], global_step=1)
-    federator = Federator(3, 2, on_cpu(module.state_dict()), None)
+    federator = Federator([3], 2, on_cpu(module.state_dict()), None)
     federator.on_fit_start(trainer, module)
     federator.on_train_epoch_start(trainer, module)
     federator.on_fit_end(trainer, module)
-    assert (federator.loss, federator.steps) == (0, 1)
+    assert (federator.losses, federator.steps) == ([0], 1)
     trainer.global_step = 0
     with pytest.raises(BadInput, match="client 3 trained on no image in round 2"):
         federator.on_fit_end(trainer, module)
@@ -310,24 +310,24 @@ def test_a_finished_update_is_not_repeated_and_its_memory_is_checked(tmp_path: P
     setup = toy_setup(PARTIAL)
     first, second = broadcasts_of(setup, 2, tmp_path / "other")
     site = toy_site(setup, tmp_path / "site")
-    one = site.update(first)
-    again = toy_site(setup, tmp_path / "site").update(first)
+    (one,) = site.update([first])
+    (again,) = toy_site(setup, tmp_path / "site").update([first])
     assert one == again
     (memory,) = (tmp_path / "site" / "clients" / "000000").iterdir()
     content = memory.read_bytes()
     memory.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # one bit of one number
-    anew = toy_site(setup, tmp_path / "site").update(first)
+    (anew,) = toy_site(setup, tmp_path / "site").update([first])
     assert anew is not None
     assert anew.path != one.path
     assert anew.read() == to_bytes(local_update(first, {}, setup)[0])
-    toy_site(setup, tmp_path / "site").update(second)
+    toy_site(setup, tmp_path / "site").update([second])
 
 
 def test_a_client_reports_that_its_memory_is_lost(tmp_path: Path) -> None:
     setup = toy_setup(PARTIAL)
     _, second = broadcasts_of(setup, 2, tmp_path / "other")
     with pytest.raises(MemoryLost, match="000000/r0001- is missing"):
-        toy_site(setup, tmp_path / "site").update(second)
+        toy_site(setup, tmp_path / "site").update([second])
 
 
 def test_a_client_without_memory_writes_only_its_update(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_site_measures_the_seconds_of_reading_and_writing_files(
     setup = toy_setup(PARTIAL)
     first, _ = toy_server(setup).start_round()
     site = toy_site(setup, tmp_path)
-    site.update(first)
+    site.update([first])
     assert site.take_seconds() == 3  # it opens the round, stores the memory, then the update
     assert site.take_seconds() == 0
 

@@ -38,6 +38,11 @@ class Watch:
             raise KeyboardInterrupt
 
 
+def client_of(message: Any) -> int:
+    """The client of a request, the first one of a group."""
+    return message.client if isinstance(message, Evaluation) else message[0].client
+
+
 class Manual:
     """A pool of two workers whose tasks end when the test says so; it loses its workers at some messages."""
 
@@ -49,14 +54,14 @@ class Manual:
         return 2
 
     def submit(self, message: Any) -> Future[int]:
-        self.started.append(message.client)
+        self.started.append(client_of(message))
         self.futures.append(Future())
-        self.futures[-1].set_result(message.client)
+        self.futures[-1].set_result(self.started[-1])
         return self.futures[-1]
 
     def result(self, future: Future[int], message: Any) -> int:
-        if message.client in self.lost:
-            self.lost.discard(message.client)
+        if client_of(message) in self.lost:
+            self.lost.discard(client_of(message))
             raise WorkersLost
         return future.result()
 
@@ -82,7 +87,7 @@ def test_tasks_of_lost_workers_are_started_again_and_finished_ones_are_not() -> 
 
 
 def test_the_updates_of_workers_are_counted_and_evaluations_and_updates_of_this_process_are_not() -> None:
-    broadcasts = [Broadcast("cell", 1, client, 0, (), False, {}) for client in range(6)]
+    broadcasts = [(Broadcast("cell", 1, client, 0, (), False, {}),) for client in range(6)]
     monitor = Watch()
     assert len(list(answer_in_order(enumerate(broadcasts), Manual(), monitor, lambda message: 0))) == 6
     assert monitor.updates == 4

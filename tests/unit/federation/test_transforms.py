@@ -687,7 +687,7 @@ def weighed(folder: Path, setup: Any, kill_at: int = -1, backwards: bool = False
         for broadcast in reversed(broadcasts) if backwards else broadcasts:
             crossed += weight(broadcast)
             step()
-            if receipt := site.update(broadcast):
+            if receipt := site.update([broadcast])[0]:
                 step()
                 update = from_bytes(receipt.read())
                 crossed += weight(update)

@@ -1,0 +1,254 @@
+"""Several clients as one LightningModule: their tensors are stacked along a new first dimension."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from lightning import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim import Optimizer
+
+from fedlight.federation.messages import State
+from fedlight.runtime.errors import BadInput, format_error
+from fedlight.runtime.training_loss import CLIENT_IMAGES, CLIENT_LOSSES
+
+
+class Fusible(Protocol):
+    """A client model whose training step is `loss_of(draw(batch))`, so that it can be fused."""
+
+    def draw(self, batch: Any) -> dict[str, Tensor]:
+        """Draws all random numbers of a step; the first dimension of every tensor is that of the images."""
+
+    def loss_of(self, drawn: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """The sum of the images' losses with these weights, shape (n,), or their mean; draws no number."""
+
+
+def stack(states: Sequence[State]) -> State:
+    """Stacks the tensors of several clients by name; those without a dimension are equal and stay.
+
+    The states have the same names. A single state is returned as it is.
+    """
+    if len(states) == 1:
+        return states[0]
+    return {name: _stack_tensors([state[name] for state in states]) for name in states[0]}
+
+
+def _stack_tensors(tensors: list[Tensor]) -> Tensor:
+    first = tensors[0]
+    if first.dim() == 0:
+        return first
+    if all(tensor is first for tensor in tensors):  # as received by all clients: no copies
+        return first.expand(len(tensors), *first.shape)
+    return torch.stack(tensors)
+
+
+def unstack(state: State, clients: int) -> list[State]:
+    """The tensors of each client; the reverse of `stack`."""
+    if clients == 1:
+        return [state]
+    parts = {name: tensor.unbind() if tensor.dim() else [tensor] * clients for name, tensor in state.items()}
+    return [{name: tensors[place] for name, tensors in parts.items()} for place in range(clients)]
+
+
+class RandomState:
+    """The state of torch's generators for one client; `with` it, numbers are drawn as the client does alone.
+
+    Args:
+        seed: of the client's local update.
+        device: that it trains on.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        torch.manual_seed(seed)
+        self._save()
+
+    def __enter__(self) -> None:
+        torch.set_rng_state(self._cpu_state)
+        if self._cuda:
+            torch.cuda.set_rng_state(self._cuda_state, self._cuda)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._save()
+
+    def _save(self) -> None:
+        self._cpu_state = torch.get_rng_state()
+        if self._cuda:
+            self._cuda_state = torch.cuda.get_rng_state(self._cuda)
+
+
+ELEMENTWISE = {
+    getattr(torch.optim, name)
+    for name in (
+        "ASGD",
+        "Adadelta",
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
+    )
+}
+"""Optimizers that treat each element of a parameter by itself."""
+
+
+def check_stackable(module: Any, batch: Any, optimizer: Optimizer) -> None:
+    """Takes a step of two stacked clients with the same batch, and leaves the module as it is.
+
+    Raises:
+        BadInput: the module, or the optimizer, cannot be stacked; the message says why.
+    """
+    if type(optimizer) not in ELEMENTWISE:
+        names = ", ".join(sorted(kind.__name__ for kind in ELEMENTWISE))
+        raise BadInput(
+            f"trainer.fuse: {type(optimizer).__name__} is not one of {names}: choose trainer.fuse=null"
+        )
+    parameters = dict(module.named_parameters())
+    for name, tensor in module.state_dict().items():
+        if (tensor.dim() == 0) == (name in parameters):
+            what = "a parameter without a dimension" if name in parameters else "a buffer"
+            raise BadInput(
+                f"trainer.fuse: {name} is {what}, which cannot be stacked: choose trainer.fuse=null"
+            )
+    random = [RandomState(0, module.device) for _ in range(2)]
+    try:
+        Stack(module, random).training_step([batch, batch], 0)["loss"].backward()
+    except RuntimeError as error:
+        raise BadInput(
+            f"trainer.fuse: torch.func.vmap cannot stack the model ({format_error(error)}): choose "
+            "trainer.fuse=null"
+        ) from error
+
+
+class StackedData(LightningDataModule):
+    """The batches of several clients, a list in each step; all clients have the same number of batches."""
+
+    def __init__(self, clients: Sequence[LightningDataModule], random: Sequence[RandomState]) -> None:
+        super().__init__()
+        self._clients = clients
+        self._random = random
+
+    def train_dataloader(self) -> "StackedBatches":
+        return StackedBatches([data.train_dataloader() for data in self._clients], self._random)
+
+    def on_after_batch_transfer(self, batch: list[Any], dataloader_idx: int) -> list[Any]:
+        pairs = zip(self._clients, batch, strict=True)
+        return [data.on_after_batch_transfer(part, dataloader_idx) for data, part in pairs]
+
+
+class StackedBatches:
+    """Iterates over the loaders of several clients in step."""
+
+    def __init__(self, loaders: Sequence[Any], random: Sequence[RandomState]) -> None:
+        self._loaders = loaders
+        self._random = random
+
+    def __len__(self) -> int:
+        return len(self._loaders[0])
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        iterators = []
+        for loader, random in zip(self._loaders, self._random, strict=True):
+            with random:
+                iterators.append(iter(loader))
+        for _ in range(len(self)):
+            batch = []
+            for iterator, random in zip(iterators, self._random, strict=True):
+                with random:
+                    batch.append(next(iterator))
+            yield batch
+
+
+class Stack(LightningModule):
+    """Several clients' models as one, with the names of one: each parameter has a further first dimension.
+
+    A training step is that of all clients at once, by `torch.func.vmap`; convolutions with a kernel for each
+    client are grouped ones. The loss is the sum of the clients' losses, so that each client has the gradient
+    that it has alone. Shorter batches are padded with images of weight 0.
+
+    Args:
+        module: the model of one client.
+        random: of each client.
+    """
+
+    def __init__(self, module: Any, random: Sequence[RandomState]) -> None:
+        super().__init__()
+        module.trainer = None  # of an earlier fit
+        stacked = deepcopy(module)
+        for child in stacked.modules():
+            for name, parameter in child._parameters.items():
+                if parameter is not None:
+                    several = parameter.detach().expand(len(random), *parameter.shape).clone()
+                    child._parameters[name] = nn.Parameter(several.contiguous())
+        self._one = (_Loss(module),)  # in tuples: these are not children
+        self._stacked = (stacked,)
+        self._random = random
+        for name, child in stacked.named_children():
+            self.add_module(name, child)
+        self._named = {f"module.{name}": parameter for name, parameter in self.named_parameters()}
+
+    def training_step(self, batch: list[Any], batch_idx: int) -> dict[str, Tensor]:
+        """The sum of the clients' losses, and the loss and the number of images of each."""
+        drawn = []
+        for part, random in zip(batch, self._random, strict=True):
+            with random:
+                drawn.append(self._one[0].module.draw(part))
+        inputs = {name: pad_sequence([part[name] for part in drawn], batch_first=True) for name in drawn[0]}
+        images = torch.tensor([len(next(iter(part.values()))) for part in drawn], device=self.device)
+        longest = next(iter(inputs.values())).shape[1]
+        weights = (torch.arange(longest, device=self.device) < images[:, None]) / images[:, None]
+        with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the others
+            losses = vmap(self._loss)(self._named, inputs, weights)
+        return {"loss": losses.sum(), CLIENT_LOSSES: losses.detach(), CLIENT_IMAGES: images}
+
+    def _loss(self, parameters: dict[str, Tensor], drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
+        loss: Tensor = functional_call(self._one[0], parameters, (drawn, weights))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return self._stacked[0].configure_optimizers()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the gradient of each client by itself."""
+        if not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        gradients = [parameter.grad for parameter in self._named.values() if parameter.grad is not None]
+        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+        factors = (gradient_clip_val / (norms + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_
+        for gradient in gradients:
+            gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._stacked[0].on_train_batch_end(outputs, batch, batch_idx)
+
+
+class _Loss(nn.Module):
+    """The loss of one client's step as a module's `forward`."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, drawn: Mapping[str, Tensor], weights: Tensor) -> Tensor:
+        loss: Tensor = self.module.loss_of(drawn, weights)
+        return loss

@@ -1,0 +1,79 @@
+"""Fused clients of whole cells: each has the update that it has alone, and the same bits after any history."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed import config
+
+from fedlight.config import CellConfig
+from fedlight.data.client_data import ClientData
+from fedlight.experiment.clients import make_site
+from fedlight.experiment.setup import make_cell_server, set_up
+from fedlight.federation.messages import State
+from fedlight.federation.transport.inline import Inline
+from fedlight.federation.transport.transport import TransportContext
+
+SMALL = ("data.limit=300", "evaluation.grid=0", "logger=none", "epochs=2")
+
+
+class DoubleData(ClientData):
+    """The batches of a client in float64, so that rounding errors of an optimizer do not hide others."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        scaled = super().on_after_batch_transfer(batch, dataloader_idx)
+        return scaled.double() if isinstance(scaled, torch.Tensor) else (scaled[0].double(), scaled[1])
+
+
+def updates(cell: CellConfig, folder: Path) -> dict[tuple[int, int], tuple[State, float]]:
+    """Two rounds of a cell in float64: (round, client) -> tensors and loss of each update."""
+    parts = set_up(cell)
+    parts.model.double()
+    site = make_site(parts, folder)
+    pixels, labels = parts.training_data()
+    site.setup = replace(
+        site.setup,
+        data=lambda client: DoubleData(pixels, parts.training_indices[client], cell.data.batch_size, labels),
+    )
+    server = make_cell_server(folder.name, parts)
+    transport = Inline(TransportContext(site, lambda: site, 1, server, None))  # type: ignore[arg-type]
+    results = {}
+    for _ in range(2):
+        for update in transport.exchange(server.start_round()):
+            tensors = {
+                f"{slice_}/{name}": tensor
+                for slice_, payload in update.payloads.items()
+                for name, tensor in payload.tensors.items()
+            }
+            assert update.loss is not None
+            results[update.round, update.client] = tensors, update.loss
+            server.receive(update)
+        server.finish_round()
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("partition=quantity_skew", "partition.beta=0.5", "federation.dropout=0.2"),
+        ("method=UDEC", "model.conditional=true", "model.ema_decay=0.9", "algorithm=localadam"),
+        ("model=unet2d", "model.conditional=true", "algorithm=scaffold", "model.snr_gamma=5"),
+        ("method=USPLIT", "model=unet2d", "trainer.gradient_clip_val=0.1", "transform=int8"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_each_update_is_that_of_the_client_alone(tmp_path: Path, overrides: Sequence[str]) -> None:
+    """Six clients of about 50 images in batches of 5: 20 steps a round and client, in two rounds."""
+    alone, fused = (
+        updates(config(*SMALL, "clients=6", "data.batch_size=5", *overrides, *more), tmp_path / folder)
+        for folder, more in (("alone", ()), ("fused", ("trainer.fuse=4",)))
+    )
+    assert alone.keys() == fused.keys()
+    for key, (tensors, loss) in alone.items():
+        assert fused[key][1] == pytest.approx(loss, abs=1e-6)
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(fused[key][0][name], tensor, atol=1e-5, rtol=0)
