@@ -51,7 +51,7 @@ test:  ## lint, types and all tests
 	$(MAKE) --jobs=2 lint all-tests   # Debian's packages are installed while Python's are
 
 all-tests: install $(DEBIAN)
-	$(PYTEST) -n 3   # SLURM and Flower mostly wait
+	$(PYTEST) -n 4   # SLURM and Flower mostly wait
 
 lint: install
 	$(BIN)/ruff check

@@ -162,8 +162,15 @@ def classifier_of(name: str, data: Dataset, cache: Path) -> Extractor:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The cache of these tests and of what they start, empty at first; the user's own is left alone."""
+    """The cache of these tests and of what they start, empty at first; the user's own is left alone.
+
+    Workers of pytest-xdist share the classifiers, each of which takes seconds to train.
+    """
     folder = tmp_path_factory.mktemp("cache")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = tmp_path_factory.getbasetemp().parent / "classifier"
+        shared.mkdir(exist_ok=True)
+        (folder / "classifier").symlink_to(shared)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDLIGHT_CACHE", str(folder))
         patch.setenv("TORCH_HOME", str(folder / "torch"))
