@@ -32,14 +32,15 @@ def check_agreed(path: Path, sha256: str) -> None:
 
 
 def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
-    """The configuration with this machine's paths: `data.root`, and the cache of FEDLIGHT_CACHE.
+    """The configuration with this machine's paths: `data.root` or `data.path`, and the cache of FEDLIGHT_CACHE.
 
     Raises:
         BadInput: the file is missing, or is no configuration.
     """
     cache = os.environ.get("FEDLIGHT_CACHE") or str(Path.home() / ".cache" / "fedlight")
     weights = os.environ.get("FEDLIGHT_INCEPTION")
-    local = {"root": root and os.path.expanduser(root), "cache": cache, "weights": weights}
+    folder = root and os.path.expanduser(root)
+    local = {"root": folder, "path": folder, "cache": cache, "weights": weights}
     paths = {key: local[key.rpartition(".")[2]] for key in PLACES}
     config: dict[str, Any] = _with_paths(read_config(path), paths)
     return config

@@ -14,7 +14,7 @@ from nbformat import NotebookNode
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 SMALL = ["rounds=1", "epochs=1", "data.limit=120", "evaluation.samples=70", "evaluation.steps=2"]
-LARGEST = 250_000  # of a stored notebook, in bytes
+LARGEST = 300_000  # of a stored notebook, in bytes
 
 
 class Client(NotebookClient):
