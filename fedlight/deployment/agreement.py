@@ -32,7 +32,11 @@ def check_agreed(path: Path, sha256: str) -> None:
 
 
 def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
-    """The configuration with this machine's paths: `data.root` or `data.path`, and the cache of FEDLIGHT_CACHE.
+    """The configuration with this machine's paths: of its images, and the cache of FEDLIGHT_CACHE.
+
+    Args:
+        path: of the agreement.
+        root: the folder of this machine's images, `data.root` or `data.path`; None for none.
 
     Raises:
         BadInput: the file is missing, or is no configuration.
