@@ -39,10 +39,9 @@ def run(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> 
     from fedlight.single_cell import configure, run_or_skip
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, when diffusers is imported
-            config = configure(overrides, None if config_dir is None else Path(config_dir))
-            return CellResult(run_or_skip(config))
+        warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, when diffusers is imported
+        config = configure(overrides, None if config_dir is None else Path(config_dir))
+        return CellResult(run_or_skip(config))
     except BadInput as error:
         if DEBUG in os.environ:
             raise

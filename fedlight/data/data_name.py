@@ -1,5 +1,6 @@
 """The name of a data set in a cell's id, which depends on the contents of the set's files."""
 
+import re
 from functools import cache as remembered
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fedlight.runtime.printable import legible
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 HUB = "huggingface"
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 HUB_TIMEOUT = 10.0  # seconds for the Hub to answer
 KNOWN = {
     "fmnist": {
@@ -53,7 +55,7 @@ def data_name(kind: str, root: str | None, cache: str) -> str:
         of the Hub the id and the start of its commit.
     """
     folder = _folder(kind, root, cache)
-    if kind == HUB and root is not None and folder is not None and not folder.is_dir():
+    if kind == HUB and root is not None and HUB_ID.fullmatch(root) and not Path(root).is_dir():
         revision = hub_revision(root)
         return "_".join([root.replace("/", "_"), *([revision[:8]] if revision else [])])
     if folder is None or not folder.is_dir():
@@ -79,6 +81,8 @@ def hub_revision(path: str) -> str | None:
     Returns:
         The commit's hash; None where neither the Hub nor the cache knows the data set.
     """
+    if not HUB_ID.fullmatch(path):
+        return None
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name

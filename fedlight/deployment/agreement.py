@@ -33,7 +33,11 @@ def check_agreed(path: Path, sha256: str) -> None:
 
 
 def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
-    """The configuration with this machine's paths: `data.root`, and the cache of FEDLIGHT_CACHE.
+    """The configuration with this machine's paths: of its images, and the cache of FEDLIGHT_CACHE.
+
+    Args:
+        path: of the agreement.
+        root: the folder of this machine's images, `data.root` or `data.path`; None for none.
 
     Raises:
         BadInput: the file is missing, or is no configuration.
@@ -43,7 +47,8 @@ def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
     section = agreed.get("evaluation")
     extractor = section.get("extractor") if isinstance(section, dict) else None
     weights = given_weights(str(extractor))
-    local = {"root": root and os.path.expanduser(root), "cache": cache, "weights": weights}
+    folder = root and os.path.expanduser(root)
+    local = {"root": folder, "path": folder, "cache": cache, "weights": weights}
     paths = {key: local[key.rpartition(".")[2]] for key in PLACES}
     config: dict[str, Any] = _with_paths(agreed, paths)
     return config

@@ -128,3 +128,13 @@ def test_an_agreement_replaces_paths_and_no_arguments_of_the_same_name(tmp_path:
     read = read_agreement(path, "/elsewhere")
     assert read["data"]["root"] == read["data"]["source"]["root"] == "/elsewhere"
     assert read["algorithm"]["weights"] == [1, 9]
+
+
+def test_an_agreement_cannot_choose_the_folder_of_a_hugging_face_data_set(tmp_path: Path) -> None:
+    config = plain("data=huggingface", "data.path=/images/of/the/server")
+    assert config["data"]["path"] == "/images/of/the/server"
+    path = tmp_path / "cell.yaml"
+    write_agreement(path, config)
+    assert "/images" not in path.read_text()
+    assert read_agreement(path, "/elsewhere")["data"]["path"] == "/elsewhere"
+    assert read_agreement(path, None)["data"]["path"] is None
