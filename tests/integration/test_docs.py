@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown.extensions.toc import slugify
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from PIL import Image
 from shown import ERROR, ROOT, Block, Command, blocks, checked_commands, pages
 
 from fedlight.__main__ import VERBS
@@ -134,6 +135,7 @@ def test_every_command_that_is_shown_can_be_typed(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "images" / "a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "a" / "0.png")
     for command in checked_commands(page):
         try:
             if command.verb in COMPOSED and "--config-dir" not in command.words:
