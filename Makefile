@@ -36,7 +36,7 @@ demo-full: install  ## what each method exchanges, at which quality, for 2, 5 an
 	$(BIN)/python -m fedlight.report runs/demo $(if $(OPEN),--open)
 
 docs: install  ## the docs as a site: site/index.html
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "site/index.html"
 
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown.extensions.toc import slugify
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from PIL import Image
 from shown import ERROR, ROOT, Block, Command, blocks, checked_commands, pages
 
 from fedlight.__main__ import VERBS
@@ -134,6 +135,7 @@ def test_every_command_that_is_shown_can_be_typed(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "images" / "a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "a" / "0.png")
     for command in checked_commands(page):
         try:
             if command.verb in COMPOSED and "--config-dir" not in command.words:
@@ -149,19 +151,21 @@ def test_every_command_that_is_shown_can_be_typed(
 
 
 def test_every_block_names_its_language_and_is_valid_in_it() -> None:
-    assert {block.language for each in pages() for block in blocks(each)} <= {
-        "bibtex",
-        "sh",
-        "text",
-        "python",
-        "yaml",
-    }
-    for each in pages():
-        for block in blocks(each):
+    languages = {"bibtex", "python", "sh", "text", "yaml", ERROR}
+    for page in pages():
+        assert page.read_text().count("```") == 2 * len(list(blocks(page))), f"{page}: a block of no language"
+        for block in blocks(page):
+            assert block.language in languages, block.place
             if block.language == "python":
                 ast.parse(block.text)
             elif block.language == "yaml":
                 yaml.safe_load(block.text)
+
+
+def test_a_command_in_running_text_has_a_verb_that_exists() -> None:
+    inline = r"`(?:fedlight |python -m fedlight\.)([a-z]+)[ `]"
+    verbs = {verb for page in pages() for verb in re.findall(inline, page.read_text())}
+    assert {"run", "sweeps", "deploy"} <= verbs <= VERBS.keys()
 
 
 @pytest.mark.parametrize("block", ERRORS, ids=lambda block: block.place)
