@@ -79,9 +79,16 @@ def test_the_table_of_differences_prints_its_numbers() -> None:
     test = stats.ttest_rel([12.5, 14.0, 13.0], [10.0, 12.0, 11.0])
     low, high = test.confidence_interval()
     assert printed == {
-        **{"partition": "iid", "clients": "2", "lower FID": "FULL", "higher FID": "UDEC"},
-        **{"difference": "+2.17", "interval": f"[{low:.2f}, {high:.2f}]", "relative": "+20 %"},
-        **{"p": f"{test.pvalue:.2g}", "seeds": "3", "verdict": "different"},
+        "partition": "iid",
+        "clients": "2",
+        "lower FID": "FULL",
+        "higher FID": "UDEC",
+        "difference": "+2.17",
+        "interval": f"[{low:.2f}, {high:.2f}]",
+        "relative": "+20 %",
+        "p": f"{test.pvalue:.2g}",
+        "seeds": "3",
+        "verdict": "different",
     }
     assert table.data[0]["p"] == pytest.approx(test.pvalue)
     assert differences(make_comparison({"FULL": [1.0], "UDEC": [2.0]}), "") is None
