@@ -7,8 +7,8 @@ from fedlight.reporting.tables import Field, ReportTable, number
 
 LEVEL, DIFFERENT = "level", "different"
 NOTE = (
-    "Differences in FID between federated methods on equal seeds, for all pairs of a place. In brackets: "
-    "intervals (t) that hold together for all pairs of a place with 95 % confidence (Bonferroni); level: "
+    "Differences in FID between federated methods on equal seeds, for all pairs of a row above. In brackets: "
+    "intervals (t) that hold together for all pairs of a row with 95 % confidence (Bonferroni); level: "
     "the interval holds zero. p: of the pair alone. Seeds change the training, and the partition where "
     "partition.seed varies."
 )
@@ -24,7 +24,7 @@ def differences(comparison: Comparison, prefix: str) -> ReportTable | None:
             if difference is None:
                 continue
             (mean, low, high), p, pairs = difference
-            base = comparison.groups[place, lower].fid
+            base = comparison.groups[place, lower].fid or 0.0
             relative = mean / base if base else None
             verdict = LEVEL if difference.is_level else DIFFERENT
             rows.append(
@@ -32,8 +32,8 @@ def differences(comparison: Comparison, prefix: str) -> ReportTable | None:
                     *place_fields(comparison, place),
                     Field(lower, lower),
                     Field(higher, higher),
-                    Field(numbers.change(mean), mean),
-                    Field(numbers.interval(low, high), high - low),
+                    Field(numbers.change(mean, base), mean),
+                    Field(numbers.interval(low, high, base), high - low),
                     number(relative, numbers.percent),
                     Field(f"{p:.2g}", p),
                     Field(str(pairs), pairs),

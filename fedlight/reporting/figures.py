@@ -20,9 +20,9 @@ from fedlight.reporting.spread_figure import client_spread
 
 FIGURES = (
     quality_exchange,
-    client_spread,
     budget,
     fid_seconds,
+    client_spread,
     fid_rounds,
     train_loss_rounds,
     exchange_rounds,

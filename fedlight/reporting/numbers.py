@@ -12,9 +12,9 @@ def score(value: float, std: float | None = None) -> str:
     return f"{value:.{digits}f}{spread}"
 
 
-def interval(low: float, high: float) -> str:
-    """The bounds of an interval of a score, with the decimals of its middle, such as `[46.70, 49.10]`."""
-    digits = _digits((low + high) / 2)
+def interval(low: float, high: float, score: float | None = None) -> str:
+    """The bounds of an interval, such as `[46.70, 49.10]`, with the decimals of a score, or of its middle."""
+    digits = _digits((low + high) / 2 if score is None else score)
     return f"[{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
 
 
@@ -22,9 +22,9 @@ def _digits(score: float) -> int:
     return 1 if abs(score) >= 100 else 2 if abs(score) >= 1 else 4
 
 
-def change(value: float) -> str:
-    """A score's change, with its sign, such as `+1.35`."""
-    return f"{value:+.{_digits(value)}f}".replace("-", "−")
+def change(value: float, score: float) -> str:
+    """The change of a score, with its sign and the score's decimals, such as `+1.35`."""
+    return f"{value:+.{_digits(score)}f}".replace("-", "−")
 
 
 def percent(value: float) -> str:

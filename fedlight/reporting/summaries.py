@@ -96,7 +96,8 @@ ONE_SEED = "One seed: nothing is marked, since methods may differ by chance as m
 MINOR = (
     *("± over", "entropy", "IS", "scored clients", "exchanged", "recall", "precision", "KID", "loss"),
     *("density", "coverage (kNN)", "coverage", "of all images", "of own images", "downstream accuracy"),
-    *("label accuracy", "own FID", "time, startup", "time, checkpoint", "time, merging", "time, sampling"),
+    *("label accuracy, unseen classes", "label accuracy, seen classes", "label accuracy", "own FID"),
+    *("time, startup", "time, checkpoint", "time, merging", "time, sampling"),
     *("time, evaluation", "time, training", "FLOPs", "GPU memory", "memory", "time"),
 )
 """Columns that the page hides where a table is too wide, the first ones first."""
@@ -156,16 +157,15 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
             spread, over = group.spread
             marked = group.method in best
             fields = [number(means[q.key], q.text) for q in quantities]
-            interval = group.interval
-            bounds = numbers.interval(interval.low, interval.high) if interval else numbers.NONE
-            quality = [_fid(group, marked)._replace(detail=""), Field(over, over)]
-            quality.append(Field(bounds, interval and interval.high - interval.low))
-            named = [*place_fields(comparison, place), Field(group.method, group.method)]
-            quality = quality if comparison.evaluated else []
-            rows.append([*named, *quality, *fields, Field(group.status, group.status)])
+            fid_field = _fid(group, marked)
+            quality = [fid_field._replace(detail=""), Field(over, over)] if comparison.evaluated else []
             fid = {"fid": group.fid, "fid_std": spread, "fid_std_over": over, "best": marked}
-            fid |= {"fid_low": interval and interval.low, "fid_high": interval and interval.high}
-            fid |= {"seeds": len(group.fid_by_seed)}
+            if comparison.has_intervals:
+                low, high = group.interval[1:] if group.interval else (None, None)
+                quality.append(Field(fid_field.detail or numbers.NONE, low))
+                fid |= {"fid_low": low, "fid_high": high, "seeds": len(group.fid_by_seed)}
+            named = [*place_fields(comparison, place), Field(group.method, group.method)]
+            rows.append([*named, *quality, *fields, Field(group.status, group.status)])
             data.append(
                 {"data": comparison.data, "extractor": comparison.extractor}
                 | place_data(comparison, place)
@@ -173,7 +173,8 @@ def in_full(comparison: Comparison, prefix: str) -> ReportTable:
                 | {"status": group.status}
             )
     heads, numeric = place_heads(comparison)
-    fid_heads = ["FID", "± over", INTERVAL] if comparison.evaluated else []
+    fid_heads = ["FID", "± over"] if comparison.evaluated else []
+    fid_heads += [INTERVAL] if comparison.has_intervals else []
     return ReportTable(
         f"{prefix}table",
         "Methods in full",

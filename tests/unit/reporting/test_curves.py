@@ -67,7 +67,7 @@ def test_a_method_without_exchange_is_a_line_for_each_number_of_clients(tmp_path
     plot = next(plot for plot in make_plots(comparison, "") if plot.name == "quality_exchange")
     _, curves = plot.view("iid")
     lines = [curve for curve in curves if len(curve.points) > 1]
-    assert [curve.name.partition(":")[0] for curve in lines] == ["LOCAL", "CENTRAL", "LOCAL"]
+    assert [curve.name.partition(":")[0] for curve in lines] == ["LOCAL", "LOCAL", "CENTRAL"]
     assert all(len({point.y for point in curve.points}) == 1 for curve in lines)
     texts = [curve.points[0].text for curve in lines if curve.name.startswith("LOCAL")]
     assert [text.partition(": ")[0] for text in texts] == [

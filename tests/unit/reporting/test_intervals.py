@@ -71,6 +71,29 @@ def test_methods_that_differ_by_more_than_their_spread_are_told_apart() -> None:
     assert found > 95
 
 
+def test_the_table_of_differences_prints_its_numbers() -> None:
+    comparison = make_comparison({"UDEC": [12.5, 14.0, 13.0], "FULL": [10.0, 12.0, 11.0]})
+    table = differences(comparison, "")
+    assert table
+    printed = dict(zip(table.columns, [field.text for field in table.rows[0]], strict=True))
+    test = stats.ttest_rel([12.5, 14.0, 13.0], [10.0, 12.0, 11.0])
+    low, high = test.confidence_interval()
+    assert printed == {
+        "partition": "iid",
+        "clients": "2",
+        "lower FID": "FULL",
+        "higher FID": "UDEC",
+        "difference": "+2.17",
+        "interval": f"[{low:.2f}, {high:.2f}]",
+        "relative": "+20 %",
+        "p": f"{test.pvalue:.2g}",
+        "seeds": "3",
+        "verdict": "different",
+    }
+    assert table.data[0]["p"] == pytest.approx(test.pvalue)
+    assert differences(make_comparison({"FULL": [1.0], "UDEC": [2.0]}), "") is None
+
+
 def draw(seed: int, deviations: list[float], seeds: int, distance: float = 0.0) -> Comparison:
     """Methods whose FIDs are drawn around a common one, which depends on the seed as on a partition."""
     chance = np.random.default_rng(seed)
