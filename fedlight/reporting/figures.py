@@ -13,12 +13,14 @@ from fedlight.reporting.rounds_figure import (
     fid_rounds,
     train_loss_rounds,
 )
+from fedlight.reporting.seconds_figure import fid_seconds
 from fedlight.reporting.spread_figure import client_spread
 
 FIGURES = (
     quality_exchange,
     client_spread,
     budget,
+    fid_seconds,
     fid_rounds,
     train_loss_rounds,
     exchange_rounds,
