@@ -12,7 +12,7 @@ COLUMNS = ["panel", "method", "round", "seconds", "fid"]
 
 
 def fid_seconds(comparison: Comparison, prefix: str) -> Plot:
-    """FID after each evaluated round over the seconds of training and aggregation until then."""
+    """FID after each evaluated round over the seconds of training and aggregation."""
     rows = [
         {"panel": place.label, "method": group.method, "round": row["round"], "seconds": spent, "fid": fid}
         for place in comparison.places
@@ -27,8 +27,9 @@ def fid_seconds(comparison: Comparison, prefix: str) -> Plot:
     return Plot(
         f"{prefix}fid_seconds",
         "Quality over time",
-        "FID after each evaluated round over the seconds of training and aggregation so far, without sampling "
-        "and scoring; means over seeds. Only times of one machine with the same number of workers compare.",
+        "FID after each evaluated round over the seconds of training and aggregation so far, without "
+        "sampling and scoring; means over seeds. Only times of one machine with the same number of "
+        "workers compare.",
         means[points > 1],
         partial(_draw, palette=comparison.palette),
         comparison.palette,
