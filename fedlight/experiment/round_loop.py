@@ -4,7 +4,6 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +74,9 @@ class RoundLoop:
     def __post_init__(self) -> None:
         self.config = self.parts.config
         self.usage = UsageLog()
+        self._image_flops: ImageFlops | None = None
+        if self.deployment is None:  # before training, which then uses the memory again
+            self._image_flops = image_flops(self.config, len(self.parts.dataset.classes))
         self._earlier_memory: dict[str, Any] | None = None
         self.background: BackgroundEvaluation | None = None
         every = self.config.evaluation.every
@@ -146,7 +148,8 @@ class RoundLoop:
         if history:
             print(f"{self.folder.name}: goes on after round {server.round}", file=sys.stderr)
             record.result["seconds"] |= history["seconds"]
-        record.result["flops"] = history.get("flops") if history else self._no_flops()
+        none = dict.fromkeys(("training", "sampling", "total"), 0) if self._image_flops else None
+        record.result["flops"] = history.get("flops") if history else none
         self._earlier_memory = history.get("memory") if history else None
         record.spend(startup=self.startup if before_round is None else 0.0)
         record.result.pop("parent", None)
@@ -280,27 +283,22 @@ class RoundLoop:
         self.log.scores(round_, columns, fid or {})
         self.log.pictures(round_, samples=grid_path(self.folder, round_))
 
-    def _no_flops(self) -> dict[str, int] | None:
-        """The entry `flops` of `result.json` at the start; None in a deployment, where none are counted."""
-        return None if self.deployment else dict.fromkeys(("training", "sampling", "total"), 0)
-
     def _count_training(self, outcome: Outcome) -> None:
         """Adds the floating-point operations of the local updates of a round."""
-        sizes = self.parts.training_indices
-        images = sum(trained_images(self.config, len(sizes[client])) for client in outcome.num_examples)
-        self._count_flops("training", images * self._image_flops.training)
+        if self._image_flops:
+            sizes = self.parts.training_indices
+            images = sum(trained_images(self.config, len(sizes[client])) for client in outcome.num_examples)
+            self._count_flops("training", images * self._image_flops.training)
 
     def _count_sampling(self, models: int) -> None:
         """Adds the floating-point operations of an evaluation of so many models."""
-        self._count_flops("sampling", denoised_images(self.config, models) * self._image_flops.denoising)
+        if self._image_flops:
+            images = denoised_images(self.config, models)
+            self._count_flops("sampling", images * self._image_flops.denoising)
 
     def _count_flops(self, kind: str, number: float) -> None:
         if flops := self.record.result["flops"]:
             flops |= {name: flops[name] + round(number) for name in (kind, "total")}
-
-    @cached_property
-    def _image_flops(self) -> ImageFlops:
-        return image_flops(self.config, len(self.parts.dataset.classes))
 
     def _note_usage(self) -> None:
         """Records the peak memory of the cell's processes so far."""

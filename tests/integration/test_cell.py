@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from composed import config
 from conftest import SMALL, Cell
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from wandb_file import history_of, read_wandb
 
 from fedlight.experiment.finished import open_cell
+from fedlight.experiment.flops import image_flops
 from fedlight.federation.server import Server
 from fedlight.loggers.metrics import CellLog
 from fedlight.runtime.secret import masked
@@ -42,6 +44,13 @@ def test_a_cell_leaves_its_files(cell: MakeCell) -> None:
     assert len(set(result["client_sha256"])) == 3
     assert result["train_loss"] == float(made.rows("rounds.csv")[-1]["train_loss"])
     assert result["seconds"]["total"] > result["seconds"]["training"] > 0
+    assert result["seconds"]["startup"] > 0
+    assert result["seconds"]["sampling"] == 0  # nothing is drawn
+    assert result["memory"]["peak_mb"] > 100
+    assert (result["memory"]["gpu_peak_mb"], result["memory"]["processes"]) == (None, 1)
+    updates = result["rounds"] * result["epochs"] * sum(made.sizes)  # images
+    assert result["flops"]["training"] == round(updates * image_flops(config(), 10).training)
+    assert result["flops"]["total"] == result["flops"]["training"] > 0
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     assert yaml.safe_load((made.folder / "config.yaml").read_text())["method"]["downlink"] == ["decoder"]
 

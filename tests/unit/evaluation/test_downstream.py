@@ -1,15 +1,21 @@
 """Downstream accuracy with generators that are known: the real images themselves, noise, one class."""
 
+from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
 import torch
+from conftest import Cell
 
 from fedlight.data import digits
 from fedlight.data.dataset import Dataset
+from fedlight.data.partition import assign
 from fedlight.evaluation import downstream
 from fedlight.evaluation.downstream import Downstream
+from fedlight.experiment.finished import open_cell
+from fedlight.runtime.seeds import derive_seed
 
 IMAGES, CHANCE = 256, 0.1
 
@@ -54,3 +60,35 @@ def test_accuracies_on_real_images_are_cached_by_the_content_of_the_images(
     file.write_text("{")  # damaged
     monkeypatch.setattr(downstream, "MIN_STEPS", 40)
     assert known.own(1) == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["UDEC", "FULL"])
+def test_a_cell_compares_generated_images_with_those_of_a_client_and_with_all(
+    cell: Callable[..., Cell], cache: Path, method: str
+) -> None:
+    options = ["clients=2", "partition=shards", "partition.classes=5", "model.conditional=true"]
+    made = cell(f"method={method}", *options, "evaluation.samples=70", "evaluation.downstream=true")
+    entry = made.result["fid"]["downstream_accuracy"]
+    complete = digits.load()
+    data = Dataset(complete.train.first(120), complete.test, complete.classes)
+    config = open_cell(made.folder).config
+    indices = assign(config.partition, data.train.labels, 2)
+    expected = Downstream(data, indices, [0, 1], str(cache))
+    images = [
+        open_cell(made.folder).draw(client, 70, derive_seed(2023, "sample", 2, client or 0))
+        for client in ((0, 1) if method == "UDEC" else (None,))
+    ]
+    generated = [expected.generated(drawn, torch.arange(70) % 10) for drawn in images]
+    assert entry["all"] == expected.all()
+    assert entry["generated"] == pytest.approx(mean(generated))
+    assert entry["own"] == pytest.approx(expected.own(None))
+    assert entry["own"] < entry["all"]
+    if method == "UDEC":
+        assert (entry["per_client"], entry["own_per_client"]) == (
+            generated,
+            [expected.own(0), expected.own(1)],
+        )
+    else:
+        assert (entry["per_client"], entry["own_per_client"]) == (None, None)
+    assert made.rows("rounds.csv")[-1]["downstream_accuracy"] == repr(entry["generated"])
