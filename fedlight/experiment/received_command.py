@@ -68,8 +68,8 @@ def _check_override(override: Override, argument: str) -> None:
             if value not in choices:
                 raise BadInput(f"{argument} chooses {value}; permitted are {', '.join(sorted(choices))}")
     elif key == SEEDS:
-        value: Any = override.value()
-        if not all(type(seed) is int for seed in (value if isinstance(value, list) else [value])):
+        seeds: Any = override.value()
+        if not all(type(seed) is int for seed in (seeds if isinstance(seeds, list) else [seeds])):
             raise BadInput(f"{argument} must be a list of whole numbers")
     elif key in SETTINGS:
         for value in _values(override):
