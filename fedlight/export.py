@@ -6,6 +6,7 @@ from pathlib import Path
 from fedlight.command import cell_parser, run_command
 from fedlight.config import CellConfig
 from fedlight.experiment.hub import check_repo, upload
+from fedlight.runtime.environment import load_environment
 from fedlight.runtime.errors import BadInput
 
 
@@ -27,6 +28,7 @@ def main() -> None:
         help="upload the folder with a model card to this repository of the Hugging Face Hub; a new one is "
         "private",
     )
+    load_environment()
     sys.exit(run_command(parser, export))
 
 

@@ -21,7 +21,7 @@ LAUNCHER = (
     *("max_num_timeout", "mem_gb", "n_jobs", "name", "nodes", "partition", "qos", "signal_delay_s"),
     *("tasks_per_node", "timeout_min"),
 )
-SWEEPER = ("direction", "dry", "max_batch_size", "metric", "n_jobs", "n_trials", "seed")
+SWEEPER = ("direction", "dry", "max_batch_size", "metric", "n_jobs", "n_trials", "prune_every", "seed")
 SETTINGS = {*(f"hydra.launcher.{key}" for key in LAUNCHER), *(f"hydra.sweeper.{key}" for key in SWEEPER)}
 """Hydra's keys that may be set; the others can name files, code or shell commands."""
 SEEDS = "hydra.sweeper.seeds"
@@ -68,8 +68,8 @@ def _check_override(override: Override, argument: str) -> None:
             if value not in choices:
                 raise BadInput(f"{argument} chooses {value}; permitted are {', '.join(sorted(choices))}")
     elif key == SEEDS:
-        value: Any = override.value()
-        if not all(type(seed) is int for seed in (value if isinstance(value, list) else [value])):
+        seeds: Any = override.value()
+        if not all(type(seed) is int for seed in (seeds if isinstance(seeds, list) else [seeds])):
             raise BadInput(f"{argument} must be a list of whole numbers")
     elif key in SETTINGS:
         for value in _values(override):

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
@@ -15,13 +16,59 @@ from omegaconf import OmegaConf
 from fedlight.config import SCHEMA_KEYS, WHOLE_KEYS
 from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.overrides import keep_text
-from fedlight.runs.reader import Result, read_numbers
+from fedlight.runs.beginnings import explain_dependence
+from fedlight.runs.reader import Result, flatten, read_numbers
 from fedlight.runtime.errors import BadInput, CellFailed
 from fedlight.runtime.files import atomic
 from hydra_plugins.fedlight_sweeps.sweeper import Cells, PlanningSweeper
 
 DIRECTIONS = ("minimize", "maximize")
 SUMMARY = "search.json"  # in the sweep's folder
+
+
+@dataclass
+class Search:
+    """A search while it runs.
+
+    Attributes:
+        study: of Optuna.
+        cells: of all trials so far.
+        refused: the drawn values that cannot be run -> why.
+        failed: the last error of a cell.
+    """
+
+    study: Any
+    cells: Cells = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    failed: CellFailed | None = None
+
+    def refuse(self, trial: Any, reason: str) -> None:
+        """Notes why a trial cannot be run, and prints it once."""
+        name = " ".join(_drawn(trial))
+        if self.refused.setdefault(name, reason) is reason:
+            print(f"fedlight: [{name}] fails, as it cannot be run: {reason}", file=sys.stderr)
+
+
+def _drawn(trial: Any) -> list[str]:
+    """The overrides that a trial has drawn."""
+    return [f"{key}={value}" for key, value in trial.params.items()]
+
+
+def _state(name: str) -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState[name]
+
+
+def _check_prefixes(cells: Cells) -> None:
+    """Raises BadInput where a cell cannot go on to more rounds, which would be trained twice."""
+    for cell in cells.values():
+        if reason := explain_dependence(flatten(cell.config.plain())):
+            raise BadInput(f"hydra.sweeper.prune_every needs cells that can go on: {reason}")
+
+
+def _completed(study: Any) -> bool:
+    return any(trial.state.name == "COMPLETE" for trial in study.trials)
 
 
 def _importance(study: Any) -> dict[str, float]:
@@ -51,6 +98,8 @@ class OptunaSweeper(PlanningSweeper):
         direction: minimize or maximize.
         seed: of the sampler.
         seeds: of the cells of a trial, whose mean metric counts; None for one cell of the configured seed.
+        prune_every: number of rounds between two looks at a trial, which ends where its metric is worse than
+            the median of the others after as many rounds; None for no such look.
     """
 
     def __init__(
@@ -63,6 +112,7 @@ class OptunaSweeper(PlanningSweeper):
         direction: str,
         seed: int,
         seeds: Sequence[int] | None = None,
+        prune_every: int | None = None,
     ) -> None:
         super().__init__(None, params, dry)
         self.n_trials = n_trials
@@ -71,6 +121,7 @@ class OptunaSweeper(PlanningSweeper):
         self.direction = direction
         self.seed = seed
         self.seeds = seeds
+        self.prune_every = prune_every
 
     def run_cells(self, arguments: list[str]) -> Any:
         """Runs the search and prints its best cell.
@@ -93,59 +144,101 @@ class OptunaSweeper(PlanningSweeper):
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         space = {o.get_key_element(): self._distribution(o) for o in overrides if o.is_sweep_override()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(seed=self.seed)
-        study = optuna.create_study(direction=self.direction, sampler=sampler)
+        looks = self._looks(overrides)
+        search = Search(
+            optuna.create_study(
+                direction=self.direction,
+                sampler=optuna.samplers.TPESampler(seed=self.seed),
+                pruner=optuna.pruners.MedianPruner() if looks[1:] else optuna.pruners.NopPruner(),
+            )
+        )
+        while (left := self.n_trials - len(search.study.trials)) > 0:
+            trials = [search.study.ask(space) for _ in range(min(left, self.n_jobs))]
+            for look in looks:
+                trials = self._run_trials(search, trials, fixed, look, is_last=look == looks[-1])
+        self._conclude(search)
 
-        cells: Cells = {}
-        refused: dict[str, str] = {}
-        failed: CellFailed | None = None
-        while (left := self.n_trials - len(study.trials)) > 0:
-            trials = [study.ask(space) for _ in range(min(left, self.n_jobs))]
-            chosen = [[f"{key}={value}" for key, value in trial.params.items()] for trial in trials]
-            groups = [self._with_seeds(keep_text([*fixed, *drawn])) for drawn in chosen]
-            valid, bad = self.examine([cell for group in groups for cell in group])
-            reasons = {tuple(cell): reason for cell, reason in bad}
-            new = {folder: cell for folder, cell in valid.items() if folder not in cells}
-            pending = self.plan(new, cells) if new else []
-            cells |= new
-            try:
-                if pending:
-                    with runs_of_a_grid():
-                        self.launch_in_order(cells, pending, len(cells) - len(new))
-            except CellFailed as error:
-                failed = error
-            self._check_metric(cells)
-            for trial, group, drawn in zip(trials, groups, chosen, strict=True):
-                value = None
-                if reason := next((reasons[tuple(cell)] for cell in group if tuple(cell) in reasons), None):
-                    name = " ".join(drawn)
-                    if refused.setdefault(name, reason) is reason:
-                        print(
-                            f"fedlight: [{name}] fails, as it cannot be run: {reason}",
-                            file=sys.stderr,
-                        )
+    def _run_trials(
+        self, search: Search, trials: list[Any], fixed: list[str], look: int | None, is_last: bool
+    ) -> list[Any]:
+        """Runs the cells of trials up to a look at them; returns the trials that go on.
+
+        Args:
+            search: so far; the trials that end are told to its study.
+            trials: of one batch.
+            fixed: overrides that all trials share.
+            look: number of rounds; None for the configured one.
+            is_last: whether all trials end here.
+        """
+        groups = [self._cells_of(trial, fixed, look) for trial in trials]
+        reasons = self._run(search, [cell for group in groups for cell in group])
+        going_on = []
+        for trial, group in zip(trials, groups, strict=True):
+            reason = next((reasons[tuple(cell)] for cell in group if tuple(cell) in reasons), None)
+            if reason is not None:
+                search.refuse(trial, reason)
+            value = self._mean(trial, group) if reason is None else None
+            if value is None:
+                search.study.tell(trial, state=_state("FAIL"))
+            elif is_last:
+                search.study.tell(trial, value)
+            else:
+                trial.report(value, look)
+                if trial.should_prune():
+                    search.study.tell(trial, state=_state("PRUNED"))
                 else:
-                    folders = [self.places[tuple(cell)] for cell in group]
-                    trial.set_user_attr("cells", [folder.name for folder in folders])
-                    value = self._mean(folders)
-                study.tell(trial, value, optuna.trial.TrialState.FAIL if value is None else None)
-            if cells:
-                self._write_summary(study)
-        if not cells:
-            named = "; ".join(f"[{name}] {reason}" for name, reason in refused.items())
+                    going_on.append(trial)
+        if search.cells:
+            self._write_summary(search.study)
+        return going_on
+
+    def _run(self, search: Search, grid: list[list[str]]) -> dict[tuple[str, ...], str]:
+        """Runs the cells that are new; returns why those that are invalid cannot be run.
+
+        Raises:
+            BadInput: cells are completed and none has the metric, or a cell cannot go on to more rounds.
+        """
+        valid, bad = self.examine(grid)
+        if self.prune_every is not None:
+            _check_prefixes(valid)
+        new = {folder: cell for folder, cell in valid.items() if folder not in search.cells}
+        pending = self.plan(new, search.cells) if new else []
+        search.cells |= new
+        try:
+            if pending:
+                with runs_of_a_grid():
+                    self.launch_in_order(search.cells, pending, len(search.cells) - len(new))
+        except CellFailed as error:
+            search.failed = error
+        self._check_metric(search.cells)
+        return {tuple(cell): reason for cell, reason in bad}
+
+    def _conclude(self, search: Search) -> None:
+        """Prints the best trial and the importance of the keys.
+
+        Raises:
+            BadInput: no trial can be run.
+            CellFailed: some cells failed or are invalid.
+        """
+        study = search.study
+        if not search.cells:
+            named = "; ".join(f"[{name}] {reason}" for name, reason in search.refused.items())
             raise BadInput(f"none of the {self.n_trials} cells of the search can be run: {named}")
-        if any(trial.value is not None for trial in study.trials):
+        if _completed(study):
             best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
             print(f"best of {len(study.trials)}: {self.metric} {study.best_value:.4g} with {best}")
             if importance := _importance(study):
                 print("importance: " + ", ".join(f"{key} {share:.0%}" for key, share in importance.items()))
-        if failed or refused:
-            raise failed or CellFailed(1)
+        if search.failed or search.refused:
+            raise search.failed or CellFailed(1)
 
     def _check_settings(self) -> None:
         assert self.config is not None
-        for key in ("n_trials", "n_jobs"):
-            if not isinstance(number := getattr(self, key), int) or number < 1:
+        for key in ("n_trials", "n_jobs", "prune_every"):
+            number = getattr(self, key)
+            if key == "prune_every" and number is None:
+                continue
+            if type(number) is not int or number < 1:
                 raise BadInput(f"hydra.sweeper.{key} must be a whole number above 0, got {number!r}")
         if self.direction not in DIRECTIONS:
             allowed = " or ".join(DIRECTIONS)
@@ -179,14 +272,35 @@ class OptunaSweeper(PlanningSweeper):
                 f"{', '.join(completed[0])}"
             )
 
-    def _with_seeds(self, overrides: list[str]) -> list[list[str]]:
-        """The overrides of each cell of a trial."""
-        if self.seeds is None:
-            return [overrides]
-        return [[*overrides, f"seed={seed}"] for seed in self.seeds]
+    def _looks(self, overrides: Sequence[Override]) -> list[int | None]:
+        """The number of rounds at each look at a trial, the last of which is at the end.
 
-    def _mean(self, folders: Sequence[Path]) -> float | None:
+        Raises:
+            BadInput: the number of rounds is searched for.
+        """
+        if self.prune_every is None:
+            return [None]
+        assert self.config is not None
+        rounds: Any = OmegaConf.select(self.config, "rounds")
+        for override in overrides:
+            if override.get_key_element() == "rounds":
+                if override.is_sweep_override():
+                    raise BadInput(
+                        "hydra.sweeper.prune_every compares trials by rounds, which need one value"
+                    )
+                rounds = override.value()
+        return [*range(self.prune_every, rounds, self.prune_every), rounds]
+
+    def _cells_of(self, trial: Any, fixed: list[str], look: int | None) -> list[list[str]]:
+        """The overrides of each cell of a trial."""
+        rounds = [] if look is None else [f"rounds={look}"]
+        overrides = [*keep_text([*fixed, *_drawn(trial)]), *rounds]
+        return [overrides] if self.seeds is None else [[*overrides, f"seed={seed}"] for seed in self.seeds]
+
+    def _mean(self, trial: Any, group: list[list[str]]) -> float | None:
         """The mean metric of a trial's cells; None if one of them is not completed or lacks it."""
+        folders = [self.places[tuple(cell)] for cell in group]
+        trial.set_user_attr("cells", [folder.name for folder in folders])
         values = [(read_numbers(folder) or {}).get(self.metric) for folder in folders]
         numbers = [value for value in values if value is not None]
         return fmean(numbers) if len(numbers) == len(values) else None
@@ -199,16 +313,15 @@ class OptunaSweeper(PlanningSweeper):
                 "params": trial.params,
                 "cells": trial.user_attrs.get("cells", []),
                 "state": trial.state.name.lower(),
-                "value": trial.value,
+                "value": trial.value if trial.state.name == "COMPLETE" else None,
             }
             for trial in study.trials
         ]
-        completed = any(trial["value"] is not None for trial in trials)
         summary = {
             "metric": self.metric,
             "direction": self.direction,
             "seeds": None if self.seeds is None else list(self.seeds),
-            "best": trials[study.best_trial.number] if completed else None,
+            "best": trials[study.best_trial.number] if _completed(study) else None,
             "importance": _importance(study),
             "trials": trials,
         }

@@ -186,6 +186,16 @@ def test_csv_logs_every_round_and_client(cell: MakeCell) -> None:
         assert float(row["train_loss"]) == float(plain["train_loss"]) == pytest.approx(mean)
 
 
+def test_several_loggers_log_every_round_of_a_grid(command: Callable[..., int], tmp_path: Path) -> None:
+    settings = ["clients=2", "rounds=1", "logger=[csv,tensorboard]", "seed=1,2"]
+    assert command("-m", *(argument for argument in SMALL if argument != "logger=none"), *settings) == 0
+    cells = [path.parent for path in tmp_path.glob("runs/default/*/result.json")]
+    assert len(cells) == 2
+    for folder in cells:
+        assert [row["round"] for row in Cell(folder).rows("metrics/metrics.csv")] == ["1"]
+        assert len(list(folder.glob("tensorboard/events.out.tfevents.*"))) == 1
+
+
 def test_wandb_runs_offline_with_rounds_config_pictures_summary_and_a_row_of_the_table_of_cells(
     cell: MakeCell,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from conftest import SMALL, Cell
 from fedlight.config import EarlyStoppingConfig
 from fedlight.experiment.early_stopping import check_early_stopping, find_stop
 from fedlight.experiment.finished import open_cell
+from fedlight.experiment.privacy_account import PrivacyAccount
+from fedlight.experiment.round_loop import RoundLoop
 from fedlight.federation.server import Server
 from fedlight.runs.status import DONE, read_cell
 from fedlight.runtime.errors import BadInput
@@ -117,6 +120,23 @@ def test_a_cell_ends_early_and_decides_the_same_after_a_kill(
     monkeypatch.setattr(Server, "finish_round", interrupt)
     assert command(*CELL, "name=whole") == 0
     assert Cell(folder).result["stopped"] == result["stopped"]
+
+
+def test_a_private_cell_that_stops_by_its_scores_keeps_the_guarantee_of_all_rounds(tmp_path: Path) -> None:
+    private = config("privacy=client", "early_stopping=fid", "rounds=10", "clients=20", "fraction=0.5")
+    account = PrivacyAccount(private, 1.0, [], private.method, tmp_path)
+    result: dict[str, Any] = {}
+    loop: Any = SimpleNamespace(
+        config=private,
+        server=SimpleNamespace(round=3),
+        record=SimpleNamespace(result=result),
+        privacy_account=account,
+        _find_stop=lambda: "why",
+    )
+    RoundLoop._note_stop(loop)
+    assert result["stopped"] == {"round": 3, "reason": "why"}
+    assert [result["privacy"]["epsilon"]] == account.epsilons(10)
+    assert account.epsilons(10) > account.epsilons(3)
 
 
 @pytest.mark.slow  # trains the classifier that scores

@@ -20,6 +20,7 @@ from joblib import Parallel, delayed
 from sweep_commands import DEAD, call
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
+from fedlight.federation import site
 from fedlight.reporting.numbers import data_volume
 from fedlight.runs.plan import Launch, PlannedCell
 from fedlight.runs.reader import read_numbers
@@ -341,6 +342,34 @@ def test_a_trial_over_seeds_counts_by_the_mean_of_its_cells(
         assert [cell.split("-")[-2] for cell in trial["cells"]] == ["s4", "s6", "s11"]
 
 
+@pytest.mark.slow  # eight trials of up to two rounds
+def test_a_trial_that_is_worse_than_the_median_ends_after_fewer_rounds(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    original = site.local_update
+
+    def counted(broadcast: Any, memory: Any, setup: Any) -> Any:
+        trained.append(broadcast.cell)
+        return original(broadcast, memory, setup)
+
+    monkeypatch.setattr(site, "local_update", counted)
+    asked = ["optimizer.lr=tag(log,interval(1e-7,1e-2))", "rounds=2", "hydra.sweeper.prune_every=1"]
+    command(*search_for("train_loss", *asked, trials=8))
+    summary = json.loads((tmp_path / "runs" / "search" / "search.json").read_text())
+    states = [trial["state"] for trial in summary["trials"]]
+    assert set(states[:5]) == {"complete"}
+    assert "pruned" in states
+    clients, whole = 2, states.count("complete")
+    assert len(trained) == clients * (2 * whole + (8 - whole))
+    for trial in summary["trials"]:
+        assert ("-R1-" in trial["cells"][0]) == (trial["state"] == "pruned")
+    first = list(trained)
+    assert command(*search_for("train_loss", *asked, trials=8)) == 0
+    assert trained == first
+    assert json.loads((tmp_path / "runs" / "search" / "search.json").read_text()) == summary
+
+
 def test_a_search_goes_on_after_cells_that_fail(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -409,6 +438,15 @@ def test_a_search_draws_whole_numbers_for_a_key_that_takes_them(
         ),
         (search_for("epochs", "epochs=1,2", "hydra.sweeper.direction=up"), "must be minimize or maximize"),
         (search_for("epochs", "epochs=1,2", "hydra.sweeper.seeds=[1,1]"), "a list of different seeds, got"),
+        (
+            search_for("epochs", "epochs=1,2", "hydra.sweeper.prune_every=0"),
+            "prune_every must be a whole number",
+        ),
+        (search_for("epochs", "rounds=1,2", "hydra.sweeper.prune_every=1"), "rounds, which need one value"),
+        (
+            search_for("epochs", "epochs=1,2", "hydra.sweeper.prune_every=1", "optimizer.decay=cosine"),
+            "prune_every needs cells that can go on: optimizer.decay=cosine",
+        ),
         (search_for("epochs", "epochs=1,2", "hydra.sweeper.seeds=3"), "a list of different seeds, got 3"),
         (search_for("epochs", "clients=200,300"), "none of the 3 cells of the search can be run: [clients="),
     ],
