@@ -3,8 +3,8 @@
 python benchmarks/fuse.py [--quick] [--case NAME ...] [--out FILE.json]
 
 Each cell is a command of its own, alone and fused in turns, on all cores (transport=processes). Updates per
-second are those of the rounds after the first one, in which workers still load their libraries; peak memory is
-that of the command's largest process.
+second are those of the rounds after the first one, in which workers still load their libraries; peak memory
+is that of the command's largest process.
 """
 
 import csv

@@ -56,6 +56,11 @@ def check_deployable(config: CellConfig) -> None:
             f"federation.dropout={config.federation.dropout:g} simulates failing clients, which a deployment "
             "has by itself: leave it at 0"
         )
+    if config.trainer.fuse:
+        raise BadInput(
+            f"trainer.fuse={config.trainer.fuse} trains clients in one computation, and an institution trains "
+            "its one client: leave it at null"
+        )
     if config.privacy and config.privacy.name == "example":
         raise BadInput(
             "privacy=example accounts for the size of each client's data, which a server does not know: "
