@@ -71,6 +71,11 @@ def check_deployable(config: CellConfig) -> None:
             "early_stopping would have models evaluated after other rounds than institutions agree on: make "
             "an agreement without it"
         )
+    if config.trainer.fuse:
+        raise BadInput(
+            f"trainer.fuse={config.trainer.fuse} trains clients in one computation, and an institution trains "
+            "its one client: leave it at null"
+        )
     if config.privacy and config.privacy.name == "example":
         raise BadInput(
             "privacy=example accounts for the size of each client's data, which a server does not know: "

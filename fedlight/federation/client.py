@@ -14,7 +14,7 @@ from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, Scores, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
-from fedlight.federation.stack import RandomState, Stack, StackedData, stack, unstack
+from fedlight.federation.stack import RandomState, StackedData, cached_stack, stack, unstack
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed, stream
 from fedlight.runtime.stopwatch import Stopwatch
@@ -217,7 +217,9 @@ def _train(starts: Sequence[Start], setup: ClientSetup) -> Iterator[End]:
         trainer.fit(setup.module, datamodule=data[0])
     else:
         random = [RandomState(seed, trainer.strategy.root_device) for seed in seeds]
-        trainer.fit(Stack(setup.module, random), datamodule=StackedData(data, random))
+        module = cached_stack(setup.module, len(starts))
+        module.random = random
+        trainer.fit(module, datamodule=StackedData(data, random))
     noted: State = {}
     for callback in callbacks:
         noted |= callback.state_dict()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -65,8 +66,11 @@ class RandomState:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
-        torch.manual_seed(seed)
-        self._save()
+        self._cpu_state = (
+            torch.Generator().manual_seed(seed).get_state()
+        )  # as torch.manual_seed, in less time
+        if self._cuda:
+            self._cuda_state = torch.Generator(device).manual_seed(seed).get_state()
 
     def __enter__(self) -> None:
         torch.set_rng_state(self._cpu_state)
@@ -79,9 +83,6 @@ class RandomState:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._save()
-
-    def _save(self) -> None:
         self._cpu_state = torch.get_rng_state()
         if self._cuda:
             self._cuda_state = torch.cuda.get_rng_state(self._cuda)
@@ -124,9 +125,10 @@ def check_stackable(module: Any, batch: Any, optimizer: Optimizer) -> None:
             raise BadInput(
                 f"trainer.fuse: {name} is {what}, which cannot be stacked: choose trainer.fuse=null"
             )
-    random = [RandomState(0, module.device) for _ in range(2)]
+    pair = Stack(module, 2)
+    pair.random = [RandomState(0, module.device) for _ in range(2)]
     try:
-        Stack(module, random).training_step([batch, batch], 0)["loss"].backward()
+        pair.training_step([batch, batch], 0)["loss"].backward()
     except RuntimeError as error:
         raise BadInput(
             f"trainer.fuse: torch.func.vmap cannot stack the model ({format_error(error)}): choose "
@@ -182,21 +184,24 @@ class Stack(LightningModule):
 
     Args:
         module: the model of one client.
-        random: of each client.
+        clients: their number.
+
+    Attributes:
+        random: of each client; set before a fit.
     """
 
-    def __init__(self, module: Any, random: Sequence[RandomState]) -> None:
+    def __init__(self, module: Any, clients: int) -> None:
         super().__init__()
         module.trainer = None  # of an earlier fit
         stacked = deepcopy(module)
         for child in stacked.modules():
             for name, parameter in child._parameters.items():
                 if parameter is not None:
-                    several = parameter.detach().expand(len(random), *parameter.shape).clone()
+                    several = parameter.detach().expand(clients, *parameter.shape).clone()
                     child._parameters[name] = nn.Parameter(several.contiguous())
         self._one = (_Loss(module),)  # in tuples: these are not children
         self._stacked = (stacked,)
-        self._random = random
+        self.random: Sequence[RandomState] = ()
         for name, child in stacked.named_children():
             self.add_module(name, child)
         self._named = {f"module.{name}": parameter for name, parameter in self.named_parameters()}
@@ -204,7 +209,7 @@ class Stack(LightningModule):
     def training_step(self, batch: list[Any], batch_idx: int) -> dict[str, Tensor]:
         """The sum of the clients' losses, and the loss and the number of images of each."""
         drawn = []
-        for part, random in zip(batch, self._random, strict=True):
+        for part, random in zip(batch, self.random, strict=True):
             with random:
                 drawn.append(self._one[0].module.draw(part))
         inputs = {name: pad_sequence([part[name] for part in drawn], batch_first=True) for name in drawn[0]}
@@ -240,6 +245,12 @@ class Stack(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._stacked[0].on_train_batch_end(outputs, batch, batch_idx)
+
+
+@lru_cache(maxsize=1)
+def cached_stack(module: Any, clients: int) -> Stack:
+    """The stack of the last group; most groups have the same number of clients."""
+    return Stack(module, clients)
 
 
 class _Loss(nn.Module):
