@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock
+
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("FEDLIGHT_CACHE", "~/.cache/fedlight")).expanduser() / "peers"
 PYENV = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
@@ -35,9 +37,8 @@ class Environment:
 
 FLOWER = Environment("flower", "flwr[simulation]==1.42.0", "flwr.simulation, ray")
 PFL = Environment("pfl", "pfl==0.6.0", "pfl.model.pytorch")
-BLAZEFL = Environment(
-    "blazefl", "blazefl==2.0.3", "blazefl.contrib", ("3.13", "3.12")
-)  # from 3.0 on only for Python 3.14
+BLAZEFL = Environment("blazefl", "blazefl==2.0.3", "blazefl.contrib", ("3.13", "3.12"))
+"""The last version for a Python with a global interpreter lock; from 3.0 on BlazeFL needs Python 3.14."""
 
 
 class Missing(Exception):
@@ -59,13 +60,14 @@ def python_of(environment: Environment) -> Path:
     key = hashlib.blake2b(repr((base, requirements)).encode(), digest_size=4).hexdigest()
     folder = CACHE / f"{environment.name}-{key}"
     python, complete = folder / "bin" / "python", folder / "complete"
-    if not complete.exists():
-        print(f"making {folder} ({environment.requirement}, {base})", file=sys.stderr)
-        _run(uv, "venv", "--quiet", "--clear", "--python", base, str(folder))
-        _run(uv, "pip", "install", "--quiet", "--python", str(python), *requirements)
-        imports = f"import fedlight.diffusion.unet, {environment.module}"  # compiles what a run imports
-        _run(str(python), "-c", imports)
-        complete.touch()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not complete.exists():
+            print(f"making {folder} ({environment.requirement}, {base})", file=sys.stderr)
+            _run(uv, "venv", "--quiet", "--clear", "--python", base, str(folder))
+            _run(uv, "pip", "install", "--quiet", "--python", str(python), *requirements)
+            _run(str(python), "-c", f"import fedlight.diffusion.unet, {environment.module}")  # compiles them
+            complete.touch()
     return python
 
 

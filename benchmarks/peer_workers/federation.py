@@ -1,4 +1,4 @@
-"""A federation in one file, which fedlight writes and the workers of all frameworks read; a client's training.
+"""A federation in one file, which fedlight writes and all workers read; the training of a client.
 
 Workers run in the environment of their framework: torch, safetensors, diffusers and the UNet's own file.
 """
@@ -80,7 +80,14 @@ class Federation:
 
 @dataclass(frozen=True)
 class Fit:
-    """A finished local update: mean loss of an image over the last epoch, optimizer steps, images seen, n_k."""
+    """A finished local update.
+
+    Attributes:
+        loss: mean of an image over the last epoch.
+        steps: of the optimizer.
+        seen: images of these steps.
+        images: n_k, of the client.
+    """
 
     loss: float
     steps: int

@@ -1,4 +1,4 @@
-"""The federation by Flower's simulation (flwr[simulation], on Ray): python run_flower.py FEDERATION WEIGHTS."""
+"""The federation by Flower's simulation, on Ray: python run_flower.py FEDERATION WEIGHTS."""
 
 import os
 import sys

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from federation import Federation, Report, diffusion_loss, read, shuffled_batches
-from fedlight.diffusion.unet import ConvNextUNet
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints
 from pfl.algorithm.base import NNAlgorithmParams
@@ -24,6 +23,8 @@ from pfl.internal.ops.pytorch_ops import distributed
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
+
+from fedlight.diffusion.unet import ConvNextUNet
 
 
 class Module(nn.Module):
