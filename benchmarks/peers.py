@@ -32,7 +32,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedlight.data.loading import load
-from fedlight.experiment.parts import CellParts
 from fedlight.experiment.setup import assemble
 from fedlight.federation.cohort import draw_cohort
 from fedlight.runtime.errors import BadInput
@@ -113,8 +112,13 @@ class Measurement:
         return statistics.median(self.seconds[1:])
 
 
-def make_federation(settings: Sequence[str]) -> tuple[CellParts, Federation]:
-    """The parts of a cell, and its work for other frameworks."""
+def script(name: str) -> str:
+    """The path of a worker script."""
+    return str(HERE / "peer_workers" / name)
+
+
+def make_federation(settings: Sequence[str]) -> Federation:
+    """The work of a cell, for other frameworks."""
     _, config = composed(*settings)
     parts = assemble(config, load(config.data))
     rounds = range(1, config.rounds + 1)
@@ -124,7 +128,7 @@ def make_federation(settings: Sequence[str]) -> tuple[CellParts, Federation]:
         for round_, cohort in zip(rounds, cohorts, strict=True)
     ]
     indices = [torch.from_numpy(own).sort().values for own in parts.client_indices]
-    federation = Federation(
+    return Federation(
         epochs=config.epochs,
         batch_size=config.data.batch_size,
         learning_rate=parts.model.configure_optimizers().defaults["lr"],
@@ -138,7 +142,6 @@ def make_federation(settings: Sequence[str]) -> tuple[CellParts, Federation]:
         indices=torch.cat(indices),
         weights=parts.model.unet.state_dict(),
     )
-    return parts, federation
 
 
 def work_of(federation: Federation, participants: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -226,9 +229,6 @@ def systems(
         except Missing as reason:
             return str(reason)
 
-    def script(name: str) -> str:
-        return str(HERE / "peer_workers" / name)
-
     def cell(*overrides: str) -> Callable[[], Measurement]:
         return partial(run_fedlight, federation, [*settings, *overrides])
 
@@ -246,9 +246,15 @@ def systems(
     yield "Flower, simulation", worker(FLOWER, script("run_flower.py"))
 
 
-def check_equal(measured: dict[str, Measurement], federation: Federation) -> dict[str, float]:
-    """Greatest difference of a weight from fedlight's, for each system; ends the program if work differs."""
-    reference = measured[REFERENCE]
+def check_equal(
+    measured: dict[str, Measurement], federation: Federation, reference_name: str = REFERENCE
+) -> dict[str, float]:
+    """Compares what the systems computed; ends the program with one line where it is not the same.
+
+    Returns:
+        For each system the greatest difference of a weight from that of the reference.
+    """
+    reference = measured[reference_name]
     expected = work_of(federation, federation.cohorts)
     differences = {}
     for name, result in measured.items():
@@ -256,20 +262,22 @@ def check_equal(measured: dict[str, Measurement], federation: Federation) -> dic
         if counted != expected:
             sys.exit(f"{name} took {counted} steps and images, not {expected}")
         if result.weights.keys() != reference.weights.keys():
-            sys.exit(f"{name} has other parameters than {REFERENCE}")
+            sys.exit(f"{name} has other parameters than {reference_name}")
         pairs = ((tensor, reference.weights[key]) for key, tensor in result.weights.items())
         differences[name] = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
         if abs(result.loss - reference.loss) > LOSS_TOLERANCE * reference.loss:
-            sys.exit(f"{name} has a loss of {result.loss}, {REFERENCE} of {reference.loss}")
+            sys.exit(f"{name} has a loss of {result.loss}, {reference_name} of {reference.loss}")
         if not differences[name] <= WEIGHT_TOLERANCE:
-            sys.exit(f"{name} has other weights than {REFERENCE}: they differ by up to {differences[name]}")
+            sys.exit(
+                f"{name} has other weights than {reference_name}: they differ by up to {differences[name]}"
+            )
     return differences
 
 
 def compare(scenario: Scenario, rounds: int, turns: int) -> tuple[dict[str, float], dict[str, object]]:
     """Runs a scenario on all systems in turns and prints its table; returns ratios and figures."""
     settings = scenario.settings(rounds)
-    _, federation = make_federation(settings)
+    federation = make_federation(settings)
     measured: dict[str, list[Measurement]] = {}
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
