@@ -76,7 +76,7 @@ def _find_python(uv: str, versions: tuple[str | None, ...]) -> str:
         if wanted is None:
             return sys.executable
         command = [uv, "python", "find", "--no-python-downloads", "--no-project", wanted]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
         if not done.returncode:
             return done.stdout.strip()
         if installed := sorted(PYENV.glob(f"versions/{wanted}.*/bin/python")):  # uv does not look there
@@ -86,6 +86,8 @@ def _find_python(uv: str, versions: tuple[str | None, ...]) -> str:
 
 def _run(*command: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         raise Missing(f"{' '.join(command[:3])}: {done.stderr.strip().splitlines()[-1]}")

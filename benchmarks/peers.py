@@ -274,72 +274,54 @@ def check_equal(
     return differences
 
 
-def compare(scenario: Scenario, rounds: int, turns: int) -> tuple[dict[str, float], dict[str, object]]:
-    """Runs a scenario on all systems in turns and prints its table; returns ratios and figures."""
+def compare(scenario: Scenario, rounds: int) -> tuple[dict[str, float], dict[str, object]]:
+    """Runs a scenario on all systems, one after the other, and prints its table; returns ratios and figures."""
     settings = scenario.settings(rounds)
     federation = make_federation(settings)
-    measured: dict[str, list[Measurement]] = {}
+    measured: dict[str, Measurement] = {}
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "federation.safetensors")
         federations.write(federation, path)
-        for _ in range(turns):
-            for name, act in systems(federation, path, settings):
-                if isinstance(act, str):
-                    skipped[name] = act
-                    continue
-                print(f"{scenario.title}: {name}", file=sys.stderr)
-                measured.setdefault(name, []).append(act())
-    differences = check_equal({name: runs[-1] for name, runs in measured.items()}, federation)
-    return _summarise(scenario, federation, measured, differences, skipped)
-
-
-def _summarise(
-    scenario: Scenario,
-    federation: Federation,
-    measured: dict[str, list[Measurement]],
-    differences: dict[str, float],
-    skipped: dict[str, str],
-) -> tuple[dict[str, float], dict[str, object]]:
-    rounds = {name: statistics.median(run.round for run in runs) for name, runs in measured.items()}
-    ratios = {
-        f"{scenario.title}: {name} over {REFERENCE}": seconds / rounds[REFERENCE]
-        for name, seconds in rounds.items()
-        if name != REFERENCE
-    }
-    updates = len(federation.cohorts[0])
-    rows, figures = [], {}
-    for name, runs in measured.items():
-        last, peak = runs[-1], statistics.median(run.peak_mb for run in runs)
-        outside = statistics.median(run.outside for run in runs)
-        rows.append(
-            [
-                name,
-                f"{rounds[name]:.2f}",
-                f"{1e3 * rounds[name] / updates:.1f}",
-                f"{rounds[name] / rounds[REFERENCE]:.2f}x",
-                f"{statistics.median(run.seconds[0] for run in runs):.2f}",
-                f"{outside:.1f}",
-                f"{peak:.0f}",
-                f"{last.loss:.5f}",
-                f"{differences[name]:.0e}",
-            ]
-        )
-        figures[name] = {
-            "seconds": [run.seconds for run in runs],
-            "outside": [run.outside for run in runs],
-            "peak_mb": peak,
-            "peak_rss_mb": statistics.median(run.peak_rss_mb for run in runs),
-            "loss": last.loss,
-            "steps": last.steps,
-            "images": last.images,
-            "parameters": sum(tensor.numel() for tensor in last.weights.values()),
-            "weight_difference": differences[name],
-            "reported": last.reported,
-        }
-    rows += [[name, f"skipped: {reason}", *[""] * 7] for name, reason in skipped.items()]
+        for name, act in systems(federation, path, settings):
+            if isinstance(act, str):
+                skipped[name] = act
+                continue
+            print(f"{scenario.title}: {name}", file=sys.stderr)
+            measured[name] = act()
+    differences = check_equal(measured, federation)
+    ours, updates = measured[REFERENCE].round, len(federation.cohorts[0])
+    rows = [
+        [
+            name,
+            f"{run.round:.2f}",
+            f"{1e3 * run.round / updates:.1f}",
+            f"{run.round / ours:.2f}x",
+            f"{run.seconds[0]:.2f}",
+            f"{run.outside:.1f}",
+            f"{run.peak_mb:.0f}",
+            f"{run.loss:.5f}",
+            f"{differences[name]:.0e}",
+        ]
+        for name, run in measured.items()
+    ]
     columns = ["", "s a round", "ms an update", f"over {REFERENCE}", "first round, s", "start and end, s"]
     show(scenario.title, [*columns, "peak MB", "loss", "weights differ"], rows)
+    for name, reason in skipped.items():
+        print(f"{name}: skipped, {reason}")
+    figures = {
+        name: {
+            **{key: value for key, value in vars(run).items() if key != "weights"},
+            "parameters": sum(tensor.numel() for tensor in run.weights.values()),
+            "weight_difference": differences[name],
+        }
+        for name, run in measured.items()
+    }
+    ratios = {
+        f"{scenario.title}: {name} over {REFERENCE}": run.round / ours
+        for name, run in measured.items()
+        if name != REFERENCE
+    }
     return ratios, {"systems": figures, "skipped": skipped}
 
 
@@ -356,8 +338,8 @@ def main() -> None:
         return
     ratios: dict[str, float] = {}
     figures: dict[str, object] = {}
-    for scenario in SCENARIOS[:2] if given.quick else SCENARIOS:
-        found, figures[scenario.title] = compare(scenario, rounds=2 if given.quick else 4, turns=1)
+    for scenario in SCENARIOS[:1] if given.quick else SCENARIOS:
+        found, figures[scenario.title] = compare(scenario, rounds=3 if given.quick else 4)
         ratios |= found
     write(given.out, ratios, {"scenarios": figures})
 
