@@ -275,7 +275,7 @@ def check_equal(
 
 
 def compare(scenario: Scenario, rounds: int) -> tuple[dict[str, float], dict[str, object]]:
-    """Runs a scenario on all systems, one after the other, and prints its table; returns ratios and figures."""
+    """Runs a scenario on all systems in turn and prints its table; returns ratios and figures."""
     settings = scenario.settings(rounds)
     federation = make_federation(settings)
     measured: dict[str, Measurement] = {}
