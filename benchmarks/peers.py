@@ -329,7 +329,8 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--setup", action="store_true", help="only make the frameworks' environments")
     given = arguments.parse_args()
-    for environment in (PFL, BLAZEFL, FLOWER):
+    environments = (PFL, BLAZEFL, FLOWER)
+    for environment in environments:
         try:
             print(f"{environment.requirement}: {python_of(environment)}", file=sys.stderr)
         except Missing as reason:
@@ -341,7 +342,8 @@ def main() -> None:
     for scenario in SCENARIOS[:1] if given.quick else SCENARIOS:
         found, figures[scenario.title] = compare(scenario, rounds=3 if given.quick else 4)
         ratios |= found
-    write(given.out, ratios, {"scenarios": figures})
+    requirements = [environment.requirement for environment in environments]
+    write(given.out, ratios, {"requirements": requirements, "scenarios": figures})
 
 
 if __name__ == "__main__":

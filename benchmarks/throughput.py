@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from common import parser, show, write
-from peer_environments import FLOWER, python_of
+from peer_environments import FLOWER, Missing, python_of
 from peer_workers import federation as federations
 from peers import (
     WORKERS,
@@ -41,6 +41,10 @@ def writing(act: Callable[[], Measurement]) -> tuple[Measurement, float]:
 
 def main() -> None:
     given = parser(__doc__).parse_args()
+    try:
+        flower = python_of(FLOWER)
+    except Missing as reason:
+        sys.exit(f"Flower cannot be measured: {reason}")
     updates = 200 if given.quick else 1_000
     work = (f"clients={CLIENTS}", f"fraction={updates / CLIENTS}", "epochs=1")
     settings = Scenario("", work, copies=70).settings(rounds=2)
@@ -49,7 +53,7 @@ def main() -> None:
         path = Path(folder, "federation.safetensors")
         federations.write(federation, path)
         bare = run_worker(path, Path(sys.executable), script("bare_loop.py"))
-        acts = {"Flower": partial(run_worker, path, python_of(FLOWER), script("run_flower.py"))}
+        acts = {"Flower": partial(run_worker, path, flower, script("run_flower.py"))}
         for name in TRANSPORTS:
             acts[name] = partial(run_fedlight, federation, [*settings, f"transport={name}"])
         found = {name: writing(act) for name, act in acts.items()}
