@@ -309,13 +309,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_unconfigure() -> None:
-    """Libraries complain at the end of the process of what was not collected."""
-    gc.unfreeze()
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI a test that the whole run skips is a failure: what CI is meant to run must have run."""
+    gc.unfreeze()  # libraries complain at the end of a process of what was not collected
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     whole = not session.config.option.markexpr
     if os.environ.get("CI") and whole and reporter is not None and reporter.stats.get("skipped"):

@@ -155,8 +155,9 @@ TINY += ["evaluation.grid=0", "evaluation.samples=0", "logger=none"]
 
 @pytest.mark.slow
 def test_retry_runs_what_is_not_done_and_nothing_else(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "executable", warm_python())
     assert command(*SWEEP, *TINY) == 0
     results = {path: json.loads(path.read_text()) for path in tmp_path.glob("runs/grid/*/result.json")}
     done, broken = sorted(results)
