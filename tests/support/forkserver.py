@@ -74,6 +74,7 @@ def warm_python() -> str:
         stdout=subprocess.PIPE,
         stderr=log,
         start_new_session=True,
+        env=os.environ | {"JE_ARROW_MALLOC_CONF": "background_thread:false"},  # pandas imports pyarrow
     )
     assert server.stdin is not None
     assert server.stdout is not None
