@@ -3,9 +3,10 @@
 import time
 from typing import Any
 
-from rich.progress import Progress, ProgressColumn, TaskID
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID
 
 INTERVAL = 0.2  # seconds between two pictures of the bars
+WIDTH = 14  # of a bar, in characters: with the cell's name the line fits beside a file browser
 
 
 class NotebookProgress(Progress):
@@ -21,6 +22,9 @@ class NotebookProgress(Progress):
         self._output: Any = None
         self._shown_at = 0.0
         super().__init__(*columns, auto_refresh=False)
+        for column in self.columns:
+            if isinstance(column, BarColumn):
+                column.bar_width = WIDTH
 
     def start(self) -> None:
         from IPython.display import display

@@ -53,6 +53,7 @@ def test_a_notebook_runs_from_top_to_bottom(
     client = Client(
         notebook,
         timeout=600,
+        startup_timeout=600,  # the fork server may still be importing
         kernel_manager_class=AsyncKernelManager,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},

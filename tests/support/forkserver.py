@@ -95,6 +95,7 @@ def start_server() -> Path:
         stdout=subprocess.DEVNULL,
         stderr=(folder / "log").open("w"),
         start_new_session=True,
+        env=os.environ | {"JE_ARROW_MALLOC_CONF": "background_thread:false"},  # pandas imports pyarrow
     )
     assert server.stdin is not None
     atexit.register(server.wait, 60)  # called after the next
