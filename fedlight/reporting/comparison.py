@@ -88,12 +88,12 @@ class Group:
         return [result.fid.value for result in self.results if result.fid]
 
     @property
-    def fid_by_seed(self) -> dict[tuple[Any, ...], float]:
+    def fid_by_seed(self) -> dict[tuple[str, ...], float]:
         """The FID by the seeds of the cell and of its partition; cells of equal seeds are averaged."""
-        fids: dict[tuple[Any, ...], list[float]] = {}
+        fids: dict[tuple[str, ...], list[float]] = {}
         for cell in self.cells:
             if cell.state == DONE and cell.files.result and cell.files.result.fid:
-                seeds = tuple(cell.files.config.get(key) for key in SEEDS)
+                seeds = tuple(numbers.plain(cell.files.config.get(key)) for key in SEEDS)
                 fids.setdefault(seeds, []).append(cell.files.result.fid.value)
         return {seeds: mean(values) for seeds, values in fids.items()}
 

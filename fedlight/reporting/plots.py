@@ -94,7 +94,7 @@ class Plot:
     def write(self, folder: Path) -> None:
         """Writes `name.png`, `name.pdf` and `name.csv`."""
         with atomic(folder / f"{self.name}.csv") as temporary:
-            self.data.to_csv(temporary, index=False)
+            self.data.to_csv(temporary, index=False, errors="replace")  # of a folder's name that is no text
         panels = self.panels
         columns = min(COLUMNS, len(panels))
         lines = ceil(len(panels) / columns)

@@ -15,7 +15,9 @@ from plausible import write_cell
 from report_page import Page, run_report
 
 from fedlight.reporting.comparison import make_comparisons
+from fedlight.reporting.figures import make_plots
 from fedlight.reporting.gallery import Grid, build
+from fedlight.reporting.summaries import summaries
 from fedlight.runs.reader import CellFiles, Result
 from fedlight.runs.status import read_sweep
 
@@ -222,3 +224,22 @@ def test_a_report_of_a_cell_for_every_wrong_field(make: Callable[..., Path], tmp
         files = CellFiles(folder)
         problems = [*files.check(), *(["audit"] if files.audit and "audit.json" in files.problems else [])]
         assert bool(problems) <= (folder.name in lines), (folder, problems)
+
+
+def test_seeds_that_are_no_numbers_are_compared_as_text(make: Callable[..., Path]) -> None:
+    cell = make()
+    edit_config(cell, partition={"name": "iid", "seed": [1, 2]})
+    edit_config(make(), method={"name": "FULL"}, partition={"name": "iid", "seed": {"a": [3]}})
+    for comparison in make_comparisons(read_sweep(cell.parent)):
+        assert [table.rows for table in summaries(comparison, "")]
+
+
+def test_a_folder_whose_name_is_no_text_is_in_the_csv_of_a_figure(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    cell = make()
+    os.rename(os.fsencode(cell), os.fsencode(cell) + b"\xff")
+    (comparison,) = make_comparisons(read_sweep(cell.parent))
+    plot = next(plot for plot in make_plots(comparison, "") if plot.name == "client_spread")
+    plot.write(tmp_path)
+    assert f"{cell.name}?" in (tmp_path / "client_spread.csv").read_text()
