@@ -67,7 +67,7 @@ class EvaluationTask:
             MemoryLost: what a client kept is gone.
             Diverged: the images of a model are not finite.
         """
-        opened = EVALUATION_CACHE.open(self)
+        opened = EVALUATION_CACHE.get(self)
         started, folder = time.perf_counter(), self.folder
         server = make_cell_server(folder.name, opened.parts)
         server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False), before=round_ + 1)
@@ -106,7 +106,7 @@ class EvaluationCache:
         self._made: tuple[EvaluationTask, OpenedCell] | None = None
         self._name = f"evaluation-{uuid4().hex}"
 
-    def open(self, task: EvaluationTask) -> OpenedCell:
+    def get(self, task: EvaluationTask) -> OpenedCell:
         """The parts of the task's cell."""
         if self._made is None or self._made[0] != task:
             self._made = None  # frees the memory of the other model first
@@ -123,7 +123,7 @@ EVALUATION_CACHE = EvaluationCache()
 
 def prepare(task: EvaluationTask) -> None:
     """Makes the parts of the cell, so that the first round finds them."""
-    EVALUATION_CACHE.open(task)
+    EVALUATION_CACHE.get(task)
 
 
 class ProcessCache:
