@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from fedlight.config import CellConfig
 from fedlight.experiment.early_stopping import find_stop
 from fedlight.experiment.parts import CHECKPOINT
-from fedlight.experiment.result import SECONDS
+from fedlight.experiment.result import score_columns
 from fedlight.experiment.sample_grid import grid_path
 from fedlight.experiment.scored_models import is_evaluation_round
 from fedlight.federation.checkpoint import ServerCheckpoint
@@ -18,7 +18,7 @@ from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site, client_memory
 from fedlight.runs.csv_files import ROUND_COLUMNS
-from fedlight.runs.reader import Count, ImageQuality, Number, PrivacyEntry
+from fedlight.runs.reader import Count, FlopsEntry, ImageQuality, Number, PrivacyEntry
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.files import atomic
 from fedlight.runtime.progress import track
@@ -54,6 +54,7 @@ class _History(BaseModel):
 
     rounds: list[_Round]
     seconds: dict[str, Number]
+    flops: FlopsEntry | None = None
 
 
 HISTORY = TypeAdapter(_History)
@@ -93,7 +94,8 @@ def take_beginning(
     rounds, seconds = history["rounds"], history["seconds"]
     rows = [entry["row"] for entry in rounds]
     if not _has_scores(config, rows):  # the last one of the shorter cell, and none of the longer one
-        rounds[-1]["fid"] = rows[-1]["fid"] = None
+        rounds[-1]["fid"] = None
+        rows[-1].update(score_columns(None))
 
     memory = client_memory(shorter / CHECKPOINT, shorter.name, repair=False)
     clients = server.met.items() if site.setup.keeps_memory else ()
@@ -107,7 +109,8 @@ def take_beginning(
 
     parent = {"cell": shorter.name, "sweep": shorter.absolute().parent.name, "rounds": server.round}
     parent["seconds"] = seconds["total"]
-    server.save(checkpoint, {"rounds": rounds, "seconds": seconds, "parent": parent})
+    spent = {"seconds": seconds, "flops": history.get("flops")}
+    server.save(checkpoint, {"rounds": rounds, **spent, "parent": parent})
     return server.round
 
 
@@ -119,8 +122,8 @@ def _check_history(shorter: Path, history: dict[str, Any], last: int) -> None:
         columns = {column for entry in history["rounds"] for column in entry["row"]}
         if numbers != list(range(1, last + 1)) or not columns <= set(ROUND_COLUMNS):
             raise ValueError(f"rows that are not those of rounds 1 to {last}")
-        if missing := set(SECONDS) - stored.seconds.keys():
-            raise ValueError(f"no seconds of {', '.join(sorted(missing))}")
+        if "total" not in stored.seconds:
+            raise ValueError("no seconds of total")
     except ValueError as error:
         reason = first_error(error) if isinstance(error, ValidationError) else error
         raise Damaged(f"{shorter / CHECKPOINT} holds no history of rounds: {reason}") from error

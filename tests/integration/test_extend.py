@@ -63,12 +63,12 @@ def folder_of(sweep: str, rounds: int) -> Path:
 
 
 def server_state(cell: Path) -> tuple[int, dict[str, Any], dict[str, State]]:
-    """The last stored state of the server, without times and names."""
+    """The last stored state of the server, without names, times, memory and operations."""
     round_, header, groups = next(ServerCheckpoint(cell / "checkpoint", cell.name, repair=False).read())
     for entry in header["history"]["rounds"]:
         del entry["row"]["seconds"]
-    del header["history"]["seconds"]
-    header["history"].pop("parent", None)
+    for key in ("seconds", "memory", "flops", "parent"):
+        header["history"].pop(key, None)
     return round_, header, groups
 
 
