@@ -74,7 +74,7 @@ def python_of(environment: Environment) -> Path:
 def _find_python(uv: str, versions: tuple[str | None, ...]) -> str:
     for wanted in versions:
         if wanted is None:
-            return sys.executable
+            return str(Path(sys.executable).resolve())  # the same for all checkouts
         command = [uv, "python", "find", "--no-python-downloads", "--no-project", wanted]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
         if not done.returncode:

@@ -12,7 +12,7 @@ from threading import Event, Thread
 
 import psutil
 
-PERIOD = 0.25  # seconds between two looks at the processes
+PERIOD = 0.5  # seconds between two looks at the processes
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run(
     watcher.start()
     while process.poll() is None:
         each_look()
-        time.sleep(0.01)
+        time.sleep(0.02)
     each_look()
     seconds = time.perf_counter() - begun
     ended.set()

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import peers
 import pytest
 import torch
 from common import ROOT
 from conftest import SMALL, Cell
 from peer_workers import federation as federations
-from peers import Measurement, check_equal, make_federation, work_of
+from peers import Measurement, Scenario, check_equal, make_federation, work_of
 from safetensors.torch import load_file
 
 WORK = ("clients=6", "fraction=0.5", "epochs=2", "seed=3")
@@ -68,3 +69,28 @@ def test_other_work_ends_the_comparison(change: dict[str, object], message: str)
     assert check_equal({"fast": same, "slow": same}, federation, "fast") == {"fast": 0.0, "slow": 0.0}
     with pytest.raises(SystemExit, match=message):
         check_equal({"fast": same, "slow": replace(same, **change)}, federation, "fast")
+
+
+def test_rounds_after_the_first_are_compared_and_what_is_skipped_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def systems(federation: federations.Federation, path: Path, settings: list[str]) -> object:
+        work = work_of(federation, federation.cohorts)
+
+        def measure(seconds: list[float]) -> Measurement:
+            weights = federations.read(path).weights
+            return Measurement(seconds, 3.0, 100.0, 120.0, 0.5, *work, weights)
+
+        yield peers.REFERENCE, lambda: measure([9.0, 1.0, 2.0, 1.5])
+        yield "other", lambda: measure([1.0, 6.0, 5.0, 6.0])
+        yield "third", "it is not installed"
+
+    monkeypatch.setattr(peers, "systems", systems)
+    ratios, figures = peers.compare(Scenario("six", (*WORK, "data.limit=120")), rounds=4)
+    assert ratios == {f"six: other over {peers.REFERENCE}": 4.0}
+    assert figures["systems"]["other"]["parameters"] == 106_533
+    assert figures["systems"]["other"]["weight_difference"] == 0
+    assert json.loads(json.dumps(figures))["skipped"] == {"third": "it is not installed"}
+    printed = capsys.readouterr().out
+    assert "4.00x" in printed
+    assert "third: skipped, it is not installed" in printed
