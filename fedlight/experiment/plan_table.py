@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlight.config import CellConfig
-from fedlight.experiment.estimate import Estimate, estimate
+from fedlight.experiment.estimate import Estimate, estimate, suggest_fuse
 from fedlight.experiment.trial import check
 from fedlight.reporting import numbers
 from fedlight.runs.identity import cell_folder
@@ -36,6 +36,11 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
         assert parts is not None
         notes |= dict.fromkeys(parts.dataset.notes)
         cost = estimate(parts)
+        if cell.state != DONE and (suggestion := suggest_fuse(parts)):
+            fuse, gain = suggestion
+            notes[
+                f"trainer.fuse={fuse} would train {fuse} clients at once, {gain:.1f} times as fast a step"
+            ] = None
         table.add_row(folder.name, state, *_formatted(cost))
         if cell.state != DONE:
             remaining.append(cost)

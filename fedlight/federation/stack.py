@@ -204,7 +204,9 @@ class Stack(LightningModule):
         self.random: Sequence[RandomState] = ()
         for name, child in stacked.named_children():
             self.add_module(name, child)
-        self._named = {f"module.{name}": parameter for name, parameter in self.named_parameters()}
+        self._named: dict[str, Tensor] = {
+            f"module.{name}": parameter for name, parameter in self.named_parameters()
+        }
 
     def training_step(self, batch: list[Any], batch_idx: int) -> dict[str, Tensor]:
         """The sum of the clients' losses, and the loss and the number of images of each."""
@@ -220,7 +222,7 @@ class Stack(LightningModule):
             losses = vmap(self._loss)(self._named, inputs, weights)
         return {"loss": losses.sum(), CLIENT_LOSSES: losses.detach(), CLIENT_IMAGES: images}
 
-    def _loss(self, parameters: dict[str, Tensor], drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
+    def _loss(self, parameters: Mapping[str, Tensor], drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
         loss: Tensor = functional_call(self._one[0], parameters, (drawn, weights))
         return loss
 
