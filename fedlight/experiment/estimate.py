@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedlight.data.client_data import ClientData
-from fedlight.diffusion.depthwise import use_plain_layers
+from fedlight.diffusion.depthwise import use_stacked_layers
 from fedlight.experiment.checks import check_fuse
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.scored_models import is_evaluation_round, scored_clients
@@ -85,7 +85,7 @@ def suggest_fuse(parts: CellParts) -> tuple[int, float] | None:
     batch = min(config.data.batch_size, max(map(len, parts.training_indices)))
     settings = config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
     alone = _step_seconds(settings, parts, batch)
-    use_plain_layers(parts.model)
+    use_stacked_layers(parts.model)
     try:
         check_fuse(config, parts.model, parts.algorithm, parts.device)
     except BadInput:

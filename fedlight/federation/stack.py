@@ -222,7 +222,7 @@ class Stack(LightningModule):
             losses = vmap(self._loss)(self._named, inputs, weights)
         return {"loss": losses.sum(), CLIENT_LOSSES: losses.detach(), CLIENT_IMAGES: images}
 
-    def _loss(self, parameters: Mapping[str, Tensor], drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
+    def _loss(self, parameters: dict[str, Tensor], drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
         loss: Tensor = functional_call(self._one[0], parameters, (drawn, weights))
         return loss
 
