@@ -73,8 +73,8 @@ def check_deployable(config: CellConfig) -> None:
         )
     if config.trainer.fuse:
         raise BadInput(
-            f"trainer.fuse={config.trainer.fuse} trains clients in one computation, and an institution trains "
-            "its one client: leave it at null"
+            f"trainer.fuse={config.trainer.fuse} trains clients in one computation, and an institution "
+            "trains its one client: leave it at null"
         )
     if config.privacy and config.privacy.name == "example":
         raise BadInput(

@@ -6,15 +6,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from typing_extensions import Self
 
 from fedlight.diffusion.prediction import PREDICTIONS, VELOCITY
 from fedlight.diffusion.sampling import no_label
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.resident_module import ResidentModule
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "huber": F.smooth_l1_loss,
@@ -22,7 +21,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class DDPM(LightningModule):
+class DDPM(ResidentModule):
     """Trains a UNet to predict the noise in an image (FedDiffuse, section 3; DDPM, algorithm 1).
 
     With a schedule of `prediction_type` v_prediction the UNet predicts the velocity sqrt(alpha_bar) eps -
@@ -143,14 +142,6 @@ class DDPM(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer(self.unet.parameters())
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves the module as PyTorch does; moving it to its own device, as each fit does, costs nothing."""
-        return self if args == (self.device,) and not kwargs else super().to(*args, **kwargs)
-
-    def cpu(self) -> Self:
-        """Moves the module to the CPU, at no cost if it is there."""
-        return self.to(torch.device("cpu"))
 
     @property
     def denoiser(self) -> nn.Module:

@@ -1,5 +1,6 @@
 """A depthwise convolution with a fast weight gradient on CPUs."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,18 +23,25 @@ class DepthwiseConv(nn.Conv2d):
         size: height and width of the kernel, in pixels.
 
     Attributes:
-        plain: compute the weight gradient as torch does, which `torch.func` requires.
+        plain: compute the weight gradient as torch does, which gradients by `torch.func` require.
+        stacked: serve several clients at once under `torch.func.vmap`: on a CPU as a product of matrices
+            where the kernel covers the image, and otherwise by slices.
     """
 
     plain = False
+    stacked = False
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__(width, width, size, padding=size // 2, groups=width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.plain or x.device.type != "cpu" or not torch.is_grad_enabled() or x.numel() < LARGE:
+        if self.plain or x.device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(x)
         assert self.bias is not None
+        if self.stacked and max(x.shape[-2:]) <= self.weight.shape[-1] // 2 + 1:
+            return _multiply(x, self.weight, self.bias)
+        if not self.stacked and x.numel() < LARGE:
+            return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return _Depthwise.apply(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
@@ -45,11 +53,52 @@ def use_plain_layers(module: nn.Module) -> None:
             layer.plain = True
 
 
+def use_stacked_layers(module: nn.Module) -> None:
+    """Switches a model's depthwise convolutions to the form that serves several clients at once."""
+    for layer in module.modules():
+        if isinstance(layer, DepthwiseConv):
+            layer.stacked = True
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The convolution of images that the kernel covers, as one product of matrices per channel.
+
+    With 4x4 images and a 7x7 kernel it takes a third of the multiplications, and torch's batched product is
+    several times as fast as its depthwise convolution.
+    """
+    height, width = x.shape[-2:]
+    matrices = weight.flatten(1).index_select(1, _kernel_positions(height, width, weight.shape[-1]))
+    matrices = matrices.unflatten(1, (height * width, -1))  # (channels, input pixels, output pixels)
+    products = torch.bmm(x.flatten(2).transpose(0, 1), matrices).transpose(0, 1)
+    return (products + bias[:, None]).unflatten(2, (height, width))
+
+
+@cache
+def _kernel_positions(height: int, width: int, size: int) -> Tensor:
+    """The kernel's element between each pixel of the input and of the output, flattened, int64."""
+    rows, columns = (torch.arange(side)[:, None] - torch.arange(side) + size // 2 for side in (height, width))
+    return (rows[:, None, :, None] * size + columns[None, :, None, :]).flatten()
+
+
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        """One convolution with the channels of all clients."""
+        x, weight, bias = (
+            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip(inputs, in_dims, strict=True)
+        )
+        channels = (weight.flatten(0, 1), bias.flatten(0, 1))
+        together = _Depthwise.apply(x.transpose(0, 1).flatten(1, 2), *channels)
+        return together.unflatten(1, (info.batch_size, -1)), 1
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,16 +1,26 @@
 """The cost of a cell, estimated before it runs: optimizer steps, bytes exchanged and time."""
 
+import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedlight.data.client_data import ClientData
+from fedlight.diffusion.depthwise import use_stacked_layers
+from fedlight.experiment.checks import check_fuse
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.scored_models import is_evaluation_round, scored_clients
 from fedlight.experiment.setup import make_cell_server
 from fedlight.federation.cohort import cohort_size
+from fedlight.federation.stack import RandomState, Stack
+from fedlight.runtime.errors import BadInput
+
+FUSE_LIMIT = 32  # clients in one computation; more of them were not faster
+WORTH = 1.2  # times as fast, from which on fusing is suggested
+MEMORY_SHARE = 0.25  # of the machine's memory that stacked weights, gradients and two moments may take
 
 _step_seconds_cache: dict[str, float] = {}  # the settings that decide it -> seconds of one optimizer step
 
@@ -64,6 +74,33 @@ def estimate(parts: CellParts, taken: int = 0) -> Estimate:
     return Estimate(steps, server.ledger.bytes - bytes_taken, _seconds(parts, steps, max(sizes), taken))
 
 
+def suggest_fuse(parts: CellParts) -> tuple[int, float] | None:
+    """How many clients one computation should train here (`trainer.fuse`), from memory and a measured step.
+
+    Returns:
+        The number, which leaves a group to each process, and how many times as fast their steps are; None
+        where the cell sets `trainer.fuse` or cannot, or where fusing is not worth it.
+    """
+    config = parts.config
+    per_worker = -(-cohort_size(config.clients, config.fraction) // parts.max_workers)
+    model_bytes = sum(tensor.nbytes for tensor in parts.model.state_dict().values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fitting = int(MEMORY_SHARE * memory / parts.max_workers / (4 * model_bytes))
+    fuse = min(FUSE_LIMIT, per_worker, fitting)
+    if config.trainer.fuse or parts.method.pool or fuse < 2:
+        return None
+    batch = min(config.data.batch_size, max(map(len, parts.training_indices)))
+    settings = config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
+    alone = _step_seconds(settings, parts, batch)
+    use_stacked_layers(parts.model)
+    try:
+        check_fuse(config, parts.model, parts.algorithm, parts.device)
+    except BadInput:
+        return None
+    gain = fuse * alone / _step_seconds(f"{settings} {fuse}", parts, batch, fuse)
+    return (fuse, gain) if gain > WORTH else None
+
+
 def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
     """The time of training and sampling, from that of one step, of which the forward pass is a third.
 
@@ -84,19 +121,23 @@ def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
     return (steps * config.data.batch_size * per_image + forwards * per_image / 3) / parallel
 
 
-def _step_seconds(settings: str, parts: CellParts, batch: int) -> float:
-    """The time of one optimizer step, measured once for each value of `settings`."""
+def _step_seconds(settings: str, parts: CellParts, batch: int, fuse: int = 1) -> float:
+    """The time of one optimizer step of `fuse` clients, measured once for each value of `settings`."""
     if settings not in _step_seconds_cache:
-        module = parts.model.to(parts.device)
-        optimizer = module.configure_optimizers()
+        module: Any = parts.model.to(parts.device)
         pixels, labels = parts.training_data()
         data = ClientData(pixels, np.arange(batch), batch, labels)
         (drawn,) = data.train_dataloader()
-        images = data.on_after_batch_transfer(drawn, 0)
+        images: Any = data.on_after_batch_transfer(drawn, 0)
+        if fuse > 1:
+            module, images = Stack(module, fuse), [images] * fuse
+            module.random = [RandomState(0, parts.device) for _ in range(fuse)]
+        optimizer = module.configure_optimizers()
         for _ in range(2):  # the first step allocates what later ones reuse
             started = time.perf_counter()
             optimizer.zero_grad()
-            loss = module.training_step(images, 0)
+            output = module.training_step(images, 0)
+            loss = output["loss"] if fuse > 1 else output
             loss.backward()
             optimizer.step()
             loss.item()  # waits for the device

@@ -11,7 +11,7 @@ from fedlight.data.dataset import Dataset
 from fedlight.data.loading import load
 from fedlight.data.partition import Indices
 from fedlight.diffusion.ddpm import DDPM
-from fedlight.diffusion.depthwise import use_plain_layers
+from fedlight.diffusion.depthwise import use_plain_layers, use_stacked_layers
 from fedlight.diffusion.model import check_unet, make_model
 from fedlight.evaluation.downstream import Downstream
 from fedlight.evaluation.factory import make_evaluator
@@ -109,9 +109,10 @@ def assemble(
     check_early_stopping(config)
     check_unet(model, config.model, config.data.shape)
     check_privacy(config, noise, method, algorithm, slices, model.state_dict())
-    if (config.privacy and config.privacy.name == EXAMPLE) or config.trainer.fuse:
+    if config.privacy and config.privacy.name == EXAMPLE:
         use_plain_layers(model)
     if config.trainer.fuse:
+        use_stacked_layers(model)
         check_fuse(config, model, algorithm, device)
     if config.trainer.compile:
         model.unet.compile()

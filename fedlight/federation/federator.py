@@ -51,7 +51,7 @@ class Federator(Callback):
         self.kept_optimizer: State = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._images = 0
+        self._images: Tensor | int = 0
         pl_module.load_state_dict(self._state, strict=True)
         if self._optimizer:
             restore_optimizer(trainer.optimizers[0], self._optimizer)

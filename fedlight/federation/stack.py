@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import torch
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from fedlight.federation.messages import State
 from fedlight.runtime.errors import BadInput, format_error
+from fedlight.runtime.resident_module import ResidentModule
 from fedlight.runtime.training_loss import CLIENT_IMAGES, CLIENT_LOSSES
 
 
@@ -175,7 +176,7 @@ class StackedBatches:
             yield batch
 
 
-class Stack(LightningModule):
+class Stack(ResidentModule):
     """Several clients' models as one, with the names of one: each parameter has a further first dimension.
 
     A training step is that of all clients at once, by `torch.func.vmap`; convolutions with a kernel for each
@@ -204,7 +205,9 @@ class Stack(LightningModule):
         self.random: Sequence[RandomState] = ()
         for name, child in stacked.named_children():
             self.add_module(name, child)
-        self._named = {f"module.{name}": parameter for name, parameter in self.named_parameters()}
+        self._named: dict[str, Tensor] = {
+            f"module.{name}": parameter for name, parameter in self.named_parameters()
+        }
 
     def training_step(self, batch: list[Any], batch_idx: int) -> dict[str, Tensor]:
         """The sum of the clients' losses, and the loss and the number of images of each."""
@@ -215,7 +218,8 @@ class Stack(LightningModule):
         inputs = {name: pad_sequence([part[name] for part in drawn], batch_first=True) for name in drawn[0]}
         images = torch.tensor([len(next(iter(part.values()))) for part in drawn], device=self.device)
         longest = next(iter(inputs.values())).shape[1]
-        weights = (torch.arange(longest, device=self.device) < images[:, None]) / images[:, None]
+        present = torch.arange(longest, device=self.device) < images[:, None]
+        weights = present.to(next(iter(self._named.values())).dtype) / images[:, None]
         with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the others
             losses = vmap(self._loss)(self._named, inputs, weights)
         return {"loss": losses.sum(), CLIENT_LOSSES: losses.detach(), CLIENT_IMAGES: images}
