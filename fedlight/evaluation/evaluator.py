@@ -55,8 +55,8 @@ class Evaluator:
             The metrics of `score`; with the classifier as extractor also those of `coverage` and
             `label_accuracy`, named `coverage.NAME` and `label_accuracy.NAME`; for a client's model also
             `own_fid`, the FID to the real images of the client's seen classes, if these outnumber the
-            features; if they are configured, `fid_standard_error` of the bootstrap, `downstream_accuracy.generated`
-            and `.own`. And the memorisation check, or None.
+            features; if they are configured, `fid_standard_error` of the bootstrap and
+            `downstream_accuracy.generated` and `.own`. And the memorisation check, or None.
         """
         features = self.extractor(images)
         metrics = score(features, self.reference)

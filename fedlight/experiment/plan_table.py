@@ -50,7 +50,8 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
         cost = estimate(parts, taken)
         if cell.state != DONE and (suggestion := suggest_fuse(parts)):
             fuse, gain = suggestion
-            notes[f"trainer.fuse={fuse} would train {fuse} clients at once, {gain:.1f} times as fast a step"] = None
+            note = f"trainer.fuse={fuse} would train {fuse} clients at once, {gain:.1f} times as fast a step"
+            notes[note] = None
         most = "at most " if config.early_stopping else ""
         table.add_row(folder.name, state, *(f"{most}{figure}" for figure in _formatted(cost)))
         if cell.state != DONE:

@@ -47,13 +47,13 @@ SETTINGS = [
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Cell and round of each local update that is trained."""
     seen = []
-    original = client_module.local_update
+    original = client_module.local_updates
 
-    def counted(broadcast: Any, memory: Any, setup: Any) -> Any:
-        seen.append((broadcast.cell, broadcast.round))
-        return original(broadcast, memory, setup)
+    def counted(group: Any, memories: Any, setup: Any) -> Any:
+        seen.extend((broadcast.cell, broadcast.round) for broadcast in group)
+        return original(group, memories, setup)
 
-    monkeypatch.setattr("fedlight.federation.site.local_update", counted)
+    monkeypatch.setattr("fedlight.federation.site.local_updates", counted)
     return seen
 
 

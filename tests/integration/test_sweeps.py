@@ -348,13 +348,13 @@ def test_a_trial_that_is_worse_than_the_median_ends_after_fewer_rounds(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
-    original = site.local_update
+    original = site.local_updates
 
-    def counted(broadcast: Any, memory: Any, setup: Any) -> Any:
-        trained.append(broadcast.cell)
-        return original(broadcast, memory, setup)
+    def counted(group: Any, memories: Any, setup: Any) -> Any:
+        trained.extend(broadcast.cell for broadcast in group)
+        return original(group, memories, setup)
 
-    monkeypatch.setattr(site, "local_update", counted)
+    monkeypatch.setattr(site, "local_updates", counted)
     asked = ["optimizer.lr=tag(log,interval(1e-7,1e-2))", "rounds=2", "hydra.sweeper.prune_every=1"]
     command(*search_for("train_loss", *asked, trials=8))
     summary = json.loads((tmp_path / "runs" / "search" / "search.json").read_text())
