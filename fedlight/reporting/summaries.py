@@ -232,7 +232,7 @@ def by_cell(
         data.append({**names, **settings, **scores, **values})
     fid_heads = [*(["FID"] if evaluated else []), *([INTERVAL] if resampled else [])]
     numbered = [*fid_heads, *(q.head for q in quantities)]
-    heads = [*map(head, keys)]
+    heads = [*dict.fromkeys(map(head, keys))]  # `model` and `model.name` have one column
     columns = ["sweep", "cell", "status", *heads, *numbered]
     few = {"sweep", "data", "partition", "seed"}.intersection(columns)
     same = {name for name in few if len({repr(line[name]) for line in data}) == 1}

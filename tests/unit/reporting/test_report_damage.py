@@ -17,7 +17,7 @@ from report_page import Page, run_report
 from fedlight.reporting.comparison import make_comparisons
 from fedlight.reporting.figures import make_plots
 from fedlight.reporting.gallery import Grid, build
-from fedlight.reporting.summaries import summaries
+from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.runs.reader import CellFiles, Result
 from fedlight.runs.status import read_sweep
 
@@ -243,3 +243,12 @@ def test_a_folder_whose_name_is_no_text_is_in_the_csv_of_a_figure(
     plot = next(plot for plot in make_plots(comparison, "") if plot.name == "client_spread")
     plot.write(tmp_path)
     assert f"{cell.name}?" in (tmp_path / "client_spread.csv").read_text()
+
+
+def test_a_section_that_is_a_text_shares_the_column_of_its_name(make: Callable[..., Path]) -> None:
+    cell = make()
+    edit_config(cell, model="text")
+    edit_config(make(), model={"name": "tiny"})
+    table = by_cell(read_sweep(cell.parent))
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert table.constant
