@@ -569,6 +569,8 @@ def test_an_agreement_runs_no_code_of_others(
         ("federation.dropout=0.1", "federation.dropout=0.1 simulates"),
         ("early_stopping=train_loss", "early_stopping would have models evaluated"),
         ("algorithm=fednova", "algorithm=fednova does not declare in aux_like"),
+        ("evaluation.downstream=true", "evaluation.downstream=true compares with a classifier"),
+        ("evaluation.background=true", "evaluation.background=true scores models where all of them are"),
         ("privacy=example", "privacy=example accounts for the size"),
         ("privacy=client privacy.secure_noise=false", "privacy.secure_noise=false draws noise from the seed"),
         ("transport.nodes=[SHA256:abc]", "transport.nodes must list 3 fingerprints"),
