@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml | $(BIN)/pip
 	touch $@
 
 OPEN :=
-demo: install  ## what a client gains by federating, on digits, as a page: about two minutes on two cores; OPEN=1 opens it
+demo: install  ## what a client gains by federating, on digits, as a page: under 3 minutes on two cores; OPEN=1 opens it
 	$(BIN)/python -m fedlight.run -m sweeps=quick hydra/launcher=local
 	$(BIN)/python -m fedlight.report runs/quick $(if $(OPEN),--open)
 
