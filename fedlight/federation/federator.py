@@ -116,9 +116,19 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, kept: State) -> None:
-    """Loads the tensors that `optimizer_state` returned."""
+    """Loads copies of the tensors that `optimizer_state` returned.
+
+    A tensor gets the memory layout of its parameter: fused optimizers on the CPU pair the elements of both in
+    the order of memory, and what was stored in a file is contiguous.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, State] = {}
     for name, tensor in kept.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor.clone()  # the optimizer writes to it
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            copied = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        else:
+            copied = tensor.clone()
+        state.setdefault(int(index), {})[key] = copied
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

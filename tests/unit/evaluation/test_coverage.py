@@ -71,7 +71,7 @@ def test_each_client_is_compared_with_real_images_of_its_seen_classes(
             if int(row["client"]) == client and int(row["count"])
         }
         assert len(seen_classes) == 2
-        images = finished.draw(client, 80, derive_seed(2023, "sample", 2, client))
+        images = finished.sample(client, 80, seed=derive_seed(2023, "sample", 2, client))
         seen = digits_classifier(images)
         expected = frechet(seen.values, values[np.isin(test.labels, list(seen_classes))])
         assert own == pytest.approx(expected, rel=1e-5)

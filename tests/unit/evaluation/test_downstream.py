@@ -76,7 +76,7 @@ def test_a_cell_compares_generated_images_with_those_of_a_client_and_with_all(
     indices = assign(config.partition, data.train.labels, 2)
     expected = Downstream(data, indices, [0, 1], str(cache))
     images = [
-        open_cell(made.folder).draw(client, 70, derive_seed(2023, "sample", 2, client or 0))
+        open_cell(made.folder).sample(client, 70, seed=derive_seed(2023, "sample", 2, client or 0))
         for client in ((0, 1) if method == "UDEC" else (None,))
     ]
     generated = [expected.generated(drawn, torch.arange(70) % 10) for drawn in images]

@@ -36,7 +36,7 @@ def test_where_clients_keep_slices_each_client_is_scored_with_mean_and_deviation
     assert fid["clients"] == [0, 1, 2]
     finished, real = open_cell(made.folder), digits_classifier(digits.load().test.pixels).values
     for client, value in enumerate(fid["per_client"]):
-        images = finished.draw(client, SAMPLES, derive_seed(2023, "sample", 2, client))
+        images = finished.sample(client, SAMPLES, seed=derive_seed(2023, "sample", 2, client))
         assert value == pytest.approx(frechet(digits_classifier(images).values, real), rel=1e-6)
     assert len(set(fid["per_client"])) == 3
     assert fid["value"] == pytest.approx(statistics.mean(fid["per_client"]), rel=1e-12)
@@ -51,7 +51,7 @@ def test_where_all_slices_are_federated_the_global_model_is_scored(
     made = cell(f"method={method}", "clients=2", *SCORED)
     fid = made.result["fid"]
     assert (fid["scope"], fid["per_client"], fid["clients"], fid["std"]) == ("global", None, None, None)
-    images = open_cell(made.folder).draw(None, SAMPLES, derive_seed(2023, "sample", 2, 0))
+    images = open_cell(made.folder).sample(None, SAMPLES, seed=derive_seed(2023, "sample", 2, 0))
     real = digits_classifier(digits.load().test.pixels).values
     assert fid["value"] == pytest.approx(frechet(digits_classifier(images).values, real), rel=1e-6)
 
@@ -72,7 +72,7 @@ def test_the_fid_entry_records_the_settings_of_the_evaluation(
     assert fid["extractor_accuracy"] == digits_classifier.accuracy
     assert fid["extractor_sha256"] == digits_classifier.sha256
     assert fid["memorisation"] is None
-    images = open_cell(made.folder).draw(None, SAMPLES, derive_seed(2023, "sample", 0, 0))
+    images = open_cell(made.folder).sample(None, SAMPLES, seed=derive_seed(2023, "sample", 0, 0))
     real = make_reference(digits.load().test.pixels, digits_classifier, str(cache))
     expected = score(digits_classifier(images), real)  # compared with torch-fidelity in test_scores
     assert fid["value"] == pytest.approx(expected.pop("fid"), rel=1e-9)
@@ -151,7 +151,7 @@ def test_images_can_be_compared_with_the_training_images(
 ) -> None:
     made = cell("rounds=0", "data.limit=100", "evaluation.reference=train", *SCORED)
     assert made.result["fid"]["reference"] == "train"
-    images = open_cell(made.folder).draw(None, SAMPLES, derive_seed(2023, "sample", 0, 0))
+    images = open_cell(made.folder).sample(None, SAMPLES, seed=derive_seed(2023, "sample", 0, 0))
     real = digits_classifier(digits.load().train.pixels[:100]).values
     expected = frechet(digits_classifier(images).values, real)
     assert made.result["fid"]["value"] == pytest.approx(expected, rel=1e-6)

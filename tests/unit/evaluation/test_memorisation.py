@@ -119,7 +119,7 @@ def test_a_cell_reports_memorisation_where_it_is_configured(
     cell: Callable[..., Cell], digits_classifier: Extractor
 ) -> None:
     made = cell("rounds=0", "evaluation.samples=65", "evaluation.memorisation=true")
-    images = open_cell(made.folder).draw(None, 65, derive_seed(2023, "sample", 0, 0))
+    images = open_cell(made.folder).sample(None, 65, seed=derive_seed(2023, "sample", 0, 0))
     train, test, drawn = (
         digits_classifier(pixels).values.double()
         for pixels in (DIGITS.train.pixels[:120], DIGITS.test.pixels, images)
