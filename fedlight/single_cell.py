@@ -102,7 +102,7 @@ def check_one_cell(command: DictConfig) -> None:
     if command.mode != RunMode.MULTIRUN and open_keys:
         grid = f"sweeps={command.runtime.choices.get('sweeps') or '...'}"
         raise BadInput(
-            f"{grid} is a grid of several cells: add -m to python -m fedlight.run to run them all, "
+            f"{grid} is a grid of several cells: add -m to the command to run them all, "
             f"or choose one by {' '.join(f'{key}=...' for key in open_keys)}"
         )
 

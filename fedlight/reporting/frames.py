@@ -17,6 +17,17 @@ SETTINGS = (
 )
 """Keys of the configuration that are columns of every table."""
 
+COUNTS = {
+    "round",
+    "params_down",
+    "params_up",
+    "params_cumulative",
+    "bytes_cumulative",
+    "participants",
+    "reports",
+}
+"""Columns of `rounds.csv` with whole numbers."""
+
 
 def cells_frame(cells: Sequence[SweepCell]) -> pd.DataFrame:
     """A row for each cell: its settings, its scores, what it exchanged, and its time."""
@@ -42,8 +53,7 @@ def rounds_frame(cells: Sequence[SweepCell]) -> pd.DataFrame:
         for entry in cell.files.rounds
     ]
     frame = pd.DataFrame(rows, columns=[*named, *ROUND_COLUMNS])
-    measured = ("train_loss", "fid", "seconds", "epsilon")
-    return frame.astype({key: float if key in measured else "Int64" for key in ROUND_COLUMNS})
+    return frame.astype({key: "Int64" if key in COUNTS else float for key in ROUND_COLUMNS})
 
 
 def read_scores(result: Result) -> dict[str, float]:

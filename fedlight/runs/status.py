@@ -53,8 +53,8 @@ class SweepCell:
 
     @property
     def cell(self) -> str:
-        """Id of the cell."""
-        return self.files.folder.name
+        """Id of the cell; bytes of the folder's name that are no text are `?`."""
+        return self.files.folder.name.encode(errors="replace").decode()
 
     @property
     def sweep(self) -> str:
