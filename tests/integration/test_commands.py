@@ -40,7 +40,7 @@ def test_a_verb_of_the_command_is_the_module_of_that_name(
     assert invoke("sweeps", "status", "nowhere", main=fedlight_main) == 2
     assert "nowhere is no folder" in capfd.readouterr().err
     assert invoke("ru", main=fedlight_main) == 2
-    assert "unknown verb ru; there are run, sweeps" in capfd.readouterr().err
+    assert "unknown verb ru; there are run, extend, sweeps" in capfd.readouterr().err
 
 
 def test_the_shell_completes_verbs_keys_and_choices(capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,8 +177,12 @@ def test_a_failing_disk_is_no_damage(
 def test_a_full_disk_is_named_where_a_file_was_to_be_written(
     command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    write_bytes = Path.write_bytes
+
     def full(path: Path, content: bytes) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if "checkpoint" in path.parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
     assert command(*SMALL, *UDEC) == 1

@@ -87,7 +87,7 @@ class Runner:
             nonlocal count
             count += 1
             with log.open("a") as file:
-                file.write(f"{self._round} {self._name}\n")
+                file.writelines(f"{self._round} client {client}\n" for client in self._clients)
             if count == stop_at:
                 os.kill(os.getpid(), by)
             begun(self, trainer, module)

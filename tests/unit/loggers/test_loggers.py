@@ -14,6 +14,7 @@ from fedlight.compose import compose_config
 from fedlight.experiment.received_command import check_command
 from fedlight.experiment.targets import check_targets, check_tracking
 from fedlight.loggers.metrics import CellLog
+from fedlight.loggers.tensorboard_runs import CellTensorBoard
 from fedlight.overrides import keep_text
 from fedlight.runtime.errors import BadInput
 
@@ -50,6 +51,15 @@ def log_rounds(node: dict[str, Any], sweep: Path, rounds: range, finish: bool) -
         log.pictures(number, samples=picture, missing=folder / "missing.png")
     if finish:
         log.finish(RESULT)
+    else:
+        _flush(log)
+
+
+def _flush(log: CellLog) -> None:
+    """Writes now what this process would write after the end of the one that it stands for."""
+    for logger in log._loggers:
+        if isinstance(logger, CellTensorBoard):
+            logger.experiment.close()
 
 
 def test_tensorboard_s_own_reader_finds_each_round_once(tmp_path: Path) -> None:
