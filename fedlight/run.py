@@ -5,11 +5,11 @@ In Python `fedlight.run([...])` runs one cell: the module is called like the fun
 
 import sys
 from types import ModuleType
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fedlight.api import run
 from fedlight.hydra_command import run_hydra_command
 from fedlight.single_cell import check_one_cell, run_or_skip
 
@@ -17,7 +17,11 @@ from fedlight.single_cell import check_one_cell, run_or_skip
 class CallableModule(ModuleType):
     """A module that is called like a function; as a submodule it hides a function of the same name."""
 
-    __call__ = staticmethod(run)
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Calls `fedlight.api.run`, which loads pandas; the command does without it."""
+        from fedlight.api import run
+
+        return run(*arguments, **keywords)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ SETTINGS = ("data.name", "partition.name", "model.name", "rounds", "epochs", "fr
 """Configuration keys whose value stands in the title where all cells share it."""
 
 HIDDEN = {"sweep", "cell", "status", "KID", "precision", "recall", "IS", "entropy", "exchanged"}
-"""Columns that are in the report only."""
+"""Columns that are in the report only, beside those of `MEASURED_COSTS`."""
 
 WIDTH = 240  # at most, in a file or a pipe, in characters
 
@@ -54,7 +54,7 @@ def print_summary(sweep: Path) -> None:
     from fedlight.reporting import numbers
     from fedlight.reporting.comparison import make_comparisons
     from fedlight.reporting.headline import headline
-    from fedlight.reporting.summaries import by_cell, by_method, head
+    from fedlight.reporting.summaries import MEASURED_COSTS, by_cell, by_method, head
     from fedlight.runs.status import read_sweep
 
     cells = [cell for cell in read_sweep(sweep) if cell.files.result]
@@ -67,7 +67,8 @@ def print_summary(sweep: Path) -> None:
         if len(values) == 1:
             shared[head(key)] = values.pop()
     title = ", ".join(f"{name} {value}" for name, value in shared.items())
-    columns = [column for column in table.columns if column not in HIDDEN | shared.keys()]
+    hidden = {*HIDDEN, *shared, "density", "coverage (kNN)", *(cost.head for cost in MEASURED_COSTS)}
+    columns = [column for column in table.columns if column not in hidden]
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(_render(table, f"{sweep}: {len(cells)} cells, {title}", [*columns, "status"]))
     for comparison in make_comparisons(cells):

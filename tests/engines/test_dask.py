@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from heapq import heapreplace
@@ -28,11 +28,12 @@ from forkserver import warm_python
 from toy import PARTIAL, toy_context, toy_setup, toy_site
 
 from fedlight.federation.algorithms.fedavg import FedAvg
-from fedlight.federation.messages import Broadcast, Evaluation, to_bytes
+from fedlight.federation.messages import Broadcast, Evaluation
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
 from fedlight.federation.transport.dask import Dask
 from fedlight.federation.transport.dask_workers import WorkerSetup, started
+from fedlight.federation.transport.tasks import write
 from fedlight.federation.transport.worker import SIGNALS
 
 MakeCell = Callable[..., Cell]
@@ -92,11 +93,11 @@ def test_a_skewed_round_takes_hardly_longer_than_it_must(
     """Steps of a round of 20 clients on four workers, of whom whoever is free takes the next that comes."""
     begun: list[int] = []
 
-    def note(message: Broadcast) -> bytes:
-        begun.append(message.client)
-        return to_bytes(message)
+    def note(group: Sequence[Broadcast]) -> list[bytes]:
+        begun.extend(broadcast.client for broadcast in group)
+        return write(group)
 
-    monkeypatch.setattr("fedlight.federation.transport.dask.to_bytes", note)
+    monkeypatch.setattr("fedlight.federation.transport.dask.write", note)
     skewed = ["clients=20", "partition=quantity_skew", "partition.beta=1.5", "data.batch_size=8", "rounds=1"]
     skewed += ["data.limit=1000"]
     images = [0] * 20

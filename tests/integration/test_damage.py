@@ -49,9 +49,9 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     begun: list[int] = []
     update = Site.update
 
-    def counted(site: Site, broadcast: Any) -> Any:
-        begun.append(broadcast.client)
-        return update(site, broadcast)
+    def counted(site: Site, group: Any) -> Any:
+        begun.extend(broadcast.client for broadcast in group)
+        return update(site, group)
 
     monkeypatch.setattr(Site, "update", counted)
     return begun

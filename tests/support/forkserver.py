@@ -134,12 +134,20 @@ def members(session: int) -> dict[int, str]:
 
 
 def members_and_forks(session: int) -> set[int]:
-    """The processes of a session, and of the sessions of the forks for which they stand."""
-    found = set(members(session))
-    for process in tuple(found):
-        if (fork := fork_of(process)) != process:
-            found |= members_and_forks(fork)
-    return found
+    """The processes of a session, their children, the forks for which they stand, and those of the latter."""
+    running = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, *fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if state not in "ZX":
+                running[int(path.name)] = {int(fields[0]), int(fields[2])}  # parent and session
+    found: set[int] = set()
+    pending = {session}
+    while pending:
+        found |= pending
+        forks = {fork_of(process) for process in pending}
+        pending = (forks | {process for process, of in running.items() if of & pending}) - found
+    return found & running.keys()
 
 
 @dataclass(frozen=True)

@@ -316,7 +316,8 @@ def test_every_swept_key_is_a_column_by_which_cells_differ(
         write_cell(sweep, sections={"optimizer": {"lr": rate}, "model": {"name": model}, **own})
     swept = {"optimizer.lr", "model", "method.keep_optimizer", "partition.seed"}
     print_summary(sweep)
-    head, *body = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "┃│"]
+    by_cell, _ = capsys.readouterr().out.split("└", 1)  # the means over seeds follow
+    head, *body = [line for line in by_cell.splitlines() if line[:1] in ("┃", "│")]
     assert swept <= set(re.findall(r"[\w.]+", head))
     assert len({tuple(line.split("│")[1:5]) for line in body}) == 16
     run_report(sweep)
