@@ -343,8 +343,8 @@ def main() -> None:
     ratios: dict[str, float] = {}
     figures: dict[str, object] = {}
     for scenario in SCENARIOS[:1] if given.quick else SCENARIOS:
-        found, figures[scenario.title] = compare(scenario, rounds=3 if given.quick else 4)
-        ratios |= found
+        measured, figures[scenario.title] = compare(scenario, rounds=3 if given.quick else 4)
+        ratios |= measured
     requirements = [environment.requirement for environment in environments]
     write(given.out, ratios, {"requirements": requirements, "scenarios": figures})
 

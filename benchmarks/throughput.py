@@ -56,9 +56,9 @@ def main() -> None:
         acts = {"Flower": partial(run_worker, path, flower, script("run_flower.py"))}
         for name in TRANSPORTS:
             acts[name] = partial(run_fedlight, federation, [*settings, f"transport={name}"])
-        found = {name: writing(act) for name, act in acts.items()}
-    check_equal({name: measured for name, (measured, _) in found.items()}, federation, TRANSPORTS[0])
-    alone, theirs = bare.round / WORKERS, found["Flower"][0].round
+        results = {name: writing(act) for name, act in acts.items()}
+    check_equal({name: measured for name, (measured, _) in results.items()}, federation, TRANSPORTS[0])
+    alone, theirs = bare.round / WORKERS, results["Flower"][0].round
     show(
         f"a round of {updates} updates of one step, {CLIENTS:,} clients, {WORKERS} processes",
         ["", "ms an update", "beside its step", "MB/s written", "times as fast as Flower"],
@@ -70,11 +70,11 @@ def main() -> None:
                 "" if name == "Flower" else f"{written / sum(measured.seconds):.1f}",
                 f"{theirs / measured.round:.2f}x",
             ]
-            for name, (measured, written) in found.items()
+            for name, (measured, written) in results.items()
         ],
     )
-    ratios = {f"Flower over {name}": theirs / found[name][0].round for name in TRANSPORTS}
-    seconds = {name: [measured.round, written] for name, (measured, written) in found.items()}
+    ratios = {f"Flower over {name}": theirs / results[name][0].round for name in TRANSPORTS}
+    seconds = {name: [measured.round, written] for name, (measured, written) in results.items()}
     write(given.out, ratios, {"seconds": seconds, "steps": alone})
 
 

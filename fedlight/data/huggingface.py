@@ -162,8 +162,8 @@ def _number(
         return tuple(names), numbers
     kinds = {type(value) for rows in values for value in rows}
     if kinds not in ({int}, {str}, {bool}):
-        found = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise BadInput(f"data.path={path}: the column {column} must hold whole numbers or text, got {found}")
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise BadInput(f"data.path={path}: the column {column} must hold whole numbers or text, got {names}")
     order = sorted({value for rows in values for value in rows})
     position = {value: number for number, value in enumerate(order)}
     return tuple(map(str, order)), [np.array([position[v] for v in rows], np.int64) for rows in values]

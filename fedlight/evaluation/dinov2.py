@@ -67,6 +67,8 @@ RENAMED = {
     "mlp.fc2": "mlp.3",
 }
 """Start of a name in a block of DINOv2 -> in a layer of torchvision's transformer."""
+EMBEDDINGS = {"cls_token", "patch_embed", "pos_embed", "norm", "mask_token"}
+"""First parts of the names outside the blocks; `mask_token` serves training alone."""
 
 
 def _torchvision_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -83,15 +85,9 @@ def _torchvision_state(published: dict[str, Tensor]) -> dict[str, Tensor]:
         "encoder.ln.weight": published["norm.weight"],
         "encoder.ln.bias": published["norm.bias"],
     }
-    unused = {"mask_token"}
     for name, tensor in published.items():
         if not name.startswith("blocks."):
-            if name not in unused and name.split(".")[0] not in (
-                "cls_token",
-                "patch_embed",
-                "pos_embed",
-                "norm",
-            ):
+            if name.split(".")[0] not in EMBEDDINGS:
                 state[name] = tensor  # load_state_dict names it as unexpected
             continue
         _, number, rest = name.split(".", 2)

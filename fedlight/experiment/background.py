@@ -24,8 +24,7 @@ from fedlight.federation.site import Site
 from fedlight.federation.transport.worker import LOOK, begin
 from fedlight.loggers.bars import ProgressBars
 from fedlight.runtime.errors import Damaged
-from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
-from fedlight.runtime.usage import Usage
+from fedlight.runtime.usage import Usage, UsageMeter
 
 LOSSES = 3  # of the process in one cell, after which the cell's own process evaluates
 LOST = "fedlight: the process that evaluates was killed, perhaps for its memory; the round is evaluated again"
@@ -89,14 +88,11 @@ class OpenedCell:
 
     parts: CellParts
     site: Site
-    memory: PeakMemory
-    gpu_memory: PeakGpuMemory
-    name: str
+    meter: UsageMeter
 
     def usage(self) -> Usage:
         """What the process has used for this cell."""
-        peaks = self.memory.megabytes, self.gpu_memory.megabytes
-        return Usage(self.name, *peaks, self.parts.drawing.take())
+        return self.meter.read(self.parts.drawing.take())
 
 
 class EvaluationCache:
@@ -110,10 +106,9 @@ class EvaluationCache:
         """The parts of the task's cell."""
         if self._made is None or self._made[0] != task:
             self._made = None  # frees the memory of the other model first
-            memory, gpu_memory = PeakMemory(), PeakGpuMemory()
+            meter = UsageMeter(self._name)
             parts = set_up(task.config, noise=task.noise)
-            opened = OpenedCell(parts, make_site(parts, task.folder), memory, gpu_memory, self._name)
-            self._made = task, opened
+            self._made = task, OpenedCell(parts, make_site(parts, task.folder), meter)
             gc.enable()
         return self._made[1]
 

@@ -134,7 +134,7 @@ def _check_server(shorter: Path, server: Server, first: State, clients: int) -> 
 
     Args:
         shorter: folder of its cell.
-        server: as it was stored.
+        server: as restored from the file.
         first: the state of its algorithm before the first round.
         clients: K.
     """

@@ -36,9 +36,9 @@ from fedlight.runtime.files import remove_temporaries
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.lease import Lease
 from fedlight.runtime.memory import pause_garbage_collection
-from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
 from fedlight.runtime.secret import masked
 from fedlight.runtime.signals import stoppable
+from fedlight.runtime.usage import UsageMeter
 
 
 def run_cell(
@@ -74,7 +74,7 @@ def run_cell(
     if is_done(folder):
         print_done(folder)
         return
-    memory, gpu_memory = PeakMemory(), PeakGpuMemory()
+    meter = UsageMeter("cell")
     plain = masked(config.plain())
     parts = make(config)
     print_notes(parts.dataset)
@@ -104,8 +104,7 @@ def run_cell(
             lease,
             exit_stack,
             deployment,
-            memory,
-            gpu_memory,
+            meter,
             startup=time.perf_counter() - begun,
         )
         try:

@@ -29,9 +29,8 @@ from fedlight.runs.clock import Clock, Spent
 from fedlight.runs.record import Record
 from fedlight.runtime.errors import MemoryLost
 from fedlight.runtime.lease import HEARTBEAT, Lease
-from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
 from fedlight.runtime.signals import Stop
-from fedlight.runtime.usage import UsageLog
+from fedlight.runtime.usage import UsageLog, UsageMeter
 
 PENDING = "pending"
 """Key of a stored round whose models are being evaluated in the background."""
@@ -52,8 +51,7 @@ class RoundLoop:
         lease: of the folder.
         exit_stack: closes the transport's resources when the cell ends.
         deployment: None in a simulation.
-        memory: measures this process since the start of the cell.
-        gpu_memory: measures its memory on a GPU.
+        meter: measures this process since the start of the cell.
         startup: seconds from the start of the cell until now.
     """
 
@@ -67,8 +65,7 @@ class RoundLoop:
     lease: Lease
     exit_stack: ExitStack
     deployment: Deployment | None
-    memory: PeakMemory
-    gpu_memory: PeakGpuMemory
+    meter: UsageMeter
     startup: float
 
     def __post_init__(self) -> None:
@@ -302,8 +299,7 @@ class RoundLoop:
 
     def _note_usage(self) -> None:
         """Records the peak memory of the cell's processes so far."""
-        peaks = self.memory.megabytes, self.gpu_memory.megabytes
-        self.record.result["memory"] = self.usage.memory(*peaks, self._earlier_memory)
+        self.record.result["memory"] = self.usage.memory(self.meter.read(0.0), self._earlier_memory)
 
     def _fingerprint_clients(self) -> None:
         """Records the hash of each client's own model; None for an institution that does not answer."""

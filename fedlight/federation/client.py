@@ -92,7 +92,7 @@ class Start:
     Attributes:
         broadcast: of this round.
         memory: of the client after its last round; empty at first contact.
-        method: as it is in this round.
+        method: with the slices of this round.
         state: the state_dict: the received slices over the private ones.
         received: the received slices.
         aux: the auxiliary state that the algorithm sends.

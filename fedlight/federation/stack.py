@@ -33,7 +33,7 @@ class Fusible(Protocol):
 def stack(states: Sequence[State]) -> State:
     """Stacks the tensors of several clients by name; those without a dimension are equal and stay.
 
-    The states have the same names. A single state is returned as it is.
+    The states have the same names. A single state is returned unchanged.
     """
     if len(states) == 1:
         return states[0]
@@ -67,9 +67,8 @@ class RandomState:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
-        self._cpu_state = (
-            torch.Generator().manual_seed(seed).get_state()
-        )  # as torch.manual_seed, in less time
+        generator = torch.Generator().manual_seed(seed)  # as torch.manual_seed, in less time
+        self._cpu_state = generator.get_state()
         if self._cuda:
             self._cuda_state = torch.Generator(device).manual_seed(seed).get_state()
 
@@ -109,7 +108,7 @@ ELEMENTWISE = {
 
 
 def check_stackable(module: Any, batch: Any, optimizer: Optimizer) -> None:
-    """Takes a step of two stacked clients with the same batch, and leaves the module as it is.
+    """Takes a step of two stacked clients with the same batch, and leaves the module unchanged.
 
     Raises:
         BadInput: the module, or the optimizer, cannot be stacked; the message says why.

@@ -42,7 +42,7 @@ class CellMLflow(MLFlowLogger):
 def mlflow_logger(
     folder: Path, sweep: str, cell: str, parameters: dict[str, Any], tracking_uri: str | None = None
 ) -> CellMLflow:
-    """A run of the cell, found again by its tag where an earlier process of the cell has begun it.
+    """A run of the cell, looked up by its tag where an earlier process of the cell has begun it.
 
     Args:
         folder: of the cell.

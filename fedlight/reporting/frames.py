@@ -7,7 +7,7 @@ import pandas as pd
 
 from fedlight.reporting.setting_keys import varying_keys
 from fedlight.reporting.summaries import COSTS, SCORES, head
-from fedlight.runs.csv_files import ROUND_COLUMNS
+from fedlight.runs.csv_files import EXCHANGE_COLUMNS, ROUND_COLUMNS
 from fedlight.runs.reader import Result
 from fedlight.runs.status import SweepCell
 
@@ -17,28 +17,18 @@ SETTINGS = (
 )
 """Keys of the configuration that are columns of every table."""
 
-COUNTS = {
-    "round",
-    "params_down",
-    "params_up",
-    "params_cumulative",
-    "bytes_cumulative",
-    "participants",
-    "reports",
-}
-"""Columns of `rounds.csv` with whole numbers."""
-
 
 def cells_frame(cells: Sequence[SweepCell]) -> pd.DataFrame:
     """A row for each cell: its settings, its scores, what it exchanged, and its time."""
     results = [cell.files.result for cell in cells]
     scores = [q.key for q in SCORES if any(result and q.read(result) is not None for result in results)]
+    every = _settings(cells)
     rows = []
-    for cell, settings in zip(cells, _settings(cells), strict=True):
+    for cell, settings in zip(cells, every, strict=True):
         result = cell.files.result
         numbers = {**read_scores(result), **read_costs(result)} if result else {}
         rows.append({**settings, **numbers, "note": cell.note, "folder": str(cell.files.folder)})
-    named = dict.fromkeys(key for row in _settings(cells) for key in row)
+    named = dict.fromkeys(key for settings in every for key in settings)
     columns = [*named, "fid", "fid_std", *scores, *(q.key for q in COSTS), "note", "folder"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -53,7 +43,8 @@ def rounds_frame(cells: Sequence[SweepCell]) -> pd.DataFrame:
         for entry in cell.files.rounds
     ]
     frame = pd.DataFrame(rows, columns=[*named, *ROUND_COLUMNS])
-    return frame.astype({key: "Int64" if key in COUNTS else float for key in ROUND_COLUMNS})
+    counts = ("round", *EXCHANGE_COLUMNS)
+    return frame.astype({key: "Int64" if key in counts else float for key in ROUND_COLUMNS})
 
 
 def read_scores(result: Result) -> dict[str, float]:

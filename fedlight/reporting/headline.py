@@ -80,8 +80,10 @@ def _methods(comparison: Comparison) -> list[Contender]:
     for (place, method), group in comparison.groups.items():
         if method not in REFERENCES and group.fids:
             groups.setdefault(method, {})[place] = group
-    found = [Contender(method, groups[method], "params") for method in comparison.methods if method in groups]
-    return found if len(found) > 1 else []
+    contenders = [
+        Contender(method, groups[method], "params") for method in comparison.methods if method in groups
+    ]
+    return contenders if len(contenders) > 1 else []
 
 
 def _settings(comparison: Comparison) -> list[Contender]:
@@ -90,9 +92,9 @@ def _settings(comparison: Comparison) -> list[Contender]:
     for (place, method), group in comparison.groups.items():
         if method not in REFERENCES and group.fids:
             groups.setdefault(place.setting, {})[place.partition, place.clients] = group
-    found = [Contender(name, groups[name], "bytes") for name in comparison.settings if name in groups]
-    totals = [contender.exchanged(set(contender.groups)) for contender in found]
-    return found if totals and max(totals) > (1 + SAME) * min(totals) else []
+    contenders = [Contender(name, groups[name], "bytes") for name in comparison.settings if name in groups]
+    totals = [contender.exchanged(set(contender.groups)) for contender in contenders]
+    return contenders if totals and max(totals) > (1 + SAME) * min(totals) else []
 
 
 def _against(baseline: Contender, other: Contender, comparisons: int) -> str:

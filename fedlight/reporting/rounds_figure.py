@@ -68,41 +68,35 @@ def epsilon_rounds(comparison: Comparison, prefix: str) -> Plot:
 
 def budget(comparison: Comparison, prefix: str) -> Plot:
     """FID over the bytes exchanged so far: the quality of a method that is stopped early."""
-    rows = _history(comparison, "fid")
-    plot = Plot(
+    return _fid_over(
+        comparison,
         f"{prefix}budget",
         "Quality at a budget",
         "FID after each evaluated round over the bytes exchanged so far: of two curves at the same height, "
         "the left one has paid less.",
-        rows[rows["bytes_cumulative"] > 0],
-        partial(
-            _draw_curves,
-            palette=comparison.palette,
-            x=("bytes_cumulative", "exchanged so far (bytes)"),
-            y=("fid", "FID"),
-        ),
-        comparison.palette,
+        "bytes_cumulative",
+        "exchanged so far (bytes)",
     )
-    return _evaluated_more_than_once(plot)
 
 
 def fid_seconds(comparison: Comparison, prefix: str) -> Plot:
     """FID over the seconds of training so far."""
-    rows = _history(comparison, "fid")
-    plot = Plot(
+    return _fid_over(
+        comparison,
         f"{prefix}fid_seconds",
         "Quality over time",
         "FID after each evaluated round over the seconds that training and merging took so far, without "
         "evaluation. Compare cells of one machine and of as many workers only.",
-        rows[rows["seconds_cumulative"] > 0],
-        partial(
-            _draw_curves,
-            palette=comparison.palette,
-            x=("seconds_cumulative", "trained so far (seconds)"),
-            y=("fid", "FID"),
-        ),
-        comparison.palette,
+        "seconds_cumulative",
+        "trained so far (seconds)",
     )
+
+
+def _fid_over(comparison: Comparison, name: str, title: str, note: str, axis: str, label: str) -> Plot:
+    """FID over what was spent so far, where that is more than nothing; `axis` is its column."""
+    rows = _history(comparison, "fid")
+    draw = partial(_draw_curves, palette=comparison.palette, x=(axis, label), y=("fid", "FID"))
+    plot = Plot(name, title, note, rows[rows[axis] > 0], draw, comparison.palette)
     return _evaluated_more_than_once(plot)
 
 

@@ -17,7 +17,10 @@ from fedlight.runs.plan import PLAN
 SETTINGS = ("data.name", "partition.name", "model.name", "rounds", "epochs", "fraction", "seed")
 """Configuration keys whose value stands in the title where all cells share it."""
 
-HIDDEN = {"sweep", "cell", "status", "KID", "precision", "recall", "IS", "entropy", "exchanged"}
+HIDDEN = {
+    *("sweep", "cell", "status", "exchanged"),
+    *("KID", "precision", "recall", "IS", "entropy", "density", "coverage (kNN)"),
+}
 """Columns that are in the report only, beside those of `MEASURED_COSTS`."""
 
 WIDTH = 240  # at most, in a file or a pipe, in characters
@@ -67,7 +70,7 @@ def print_summary(sweep: Path) -> None:
         if len(values) == 1:
             shared[head(key)] = values.pop()
     title = ", ".join(f"{name} {value}" for name, value in shared.items())
-    hidden = {*HIDDEN, *shared, "density", "coverage (kNN)", *(cost.head for cost in MEASURED_COSTS)}
+    hidden = {*HIDDEN, *shared, *(cost.head for cost in MEASURED_COSTS)}
     columns = [column for column in table.columns if column not in hidden]
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(_render(table, f"{sweep}: {len(cells)} cells, {title}", [*columns, "status"]))

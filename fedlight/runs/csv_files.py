@@ -9,15 +9,20 @@ from numpy.typing import NDArray
 
 from fedlight.runtime.files import atomic, no_follow
 
-ROUND_COLUMNS = (
-    "round",
-    "train_loss",
+EXCHANGE_COLUMNS = (
     "params_down",
     "params_up",
     "params_cumulative",
     "bytes_cumulative",
     "participants",
     "reports",
+)
+"""Columns of `rounds.csv` with the exchange of a round, in whole numbers."""
+
+ROUND_COLUMNS = (
+    "round",
+    "train_loss",
+    *EXCHANGE_COLUMNS,
     "fid",
     "seconds",
     "epsilon",

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
+
 
 class Usage(NamedTuple):
     """What one process has used for a cell.
@@ -17,6 +19,22 @@ class Usage(NamedTuple):
     peak_mb: float | None
     gpu_peak_mb: float | None
     sampling: float
+
+
+class UsageMeter:
+    """Measures what this process uses for a cell, from when it is made.
+
+    Args:
+        process: a unique name.
+    """
+
+    def __init__(self, process: str) -> None:
+        self._process = process
+        self._memory, self._gpu_memory = PeakMemory(), PeakGpuMemory()
+
+    def read(self, sampling: float) -> Usage:
+        """The peaks so far, with the seconds in which images were drawn since the last report."""
+        return Usage(self._process, self._memory.megabytes, self._gpu_memory.megabytes, sampling)
 
 
 class UsageLog:
@@ -41,16 +59,13 @@ class UsageLog:
         seconds, self.sampling = self.sampling, 0.0
         return seconds
 
-    def memory(
-        self, peak_mb: float | None, gpu_peak_mb: float | None, earlier: dict[str, Any] | None
-    ) -> dict[str, float | int | None]:
+    def memory(self, own: Usage, earlier: dict[str, Any] | None) -> dict[str, float | int | None]:
         """The entry `memory` of `result.json`: the sum of the peaks of all processes of the cell.
 
         Args:
-            peak_mb, gpu_peak_mb: of the cell's own process.
+            own: of the cell's own process.
             earlier: the entry of the processes before a restart; None without one.
         """
-        own = Usage("", peak_mb, gpu_peak_mb, 0.0)
         everyone = [own, *self.reports.values()]
         peak = _sum([usage.peak_mb for usage in everyone])
         gpu = _sum([usage.gpu_peak_mb for usage in everyone])

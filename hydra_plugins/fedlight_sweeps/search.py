@@ -164,7 +164,7 @@ class OptunaSweeper(PlanningSweeper):
         """Runs the cells of trials up to a look at them; returns the trials that go on.
 
         Args:
-            search: so far; the trials that end are told to its study.
+            search: so far; the trials that end are reported to its study.
             trials: of one batch.
             fixed: overrides that all trials share.
             look: number of rounds; None for the configured one.

@@ -306,11 +306,11 @@ def test_a_grid_is_a_cell_that_can_be_run(command: Command, tmp_path: Path, name
 def test_a_search_goes_on_where_it_was_stopped_and_asks_for_the_same_cells(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.metric=train_loss", *TINY, "clients=2"]
-    asked += ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "method=FULL,UDEC"]
+    settings = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.metric=train_loss", *TINY, "clients=2"]
+    settings += ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "method=FULL,UDEC"]
 
     def search(name: str, trials: int) -> dict[str, float]:
-        assert command(*asked, f"name={name}", f"hydra.sweeper.n_trials={trials}") == 0
+        assert command(*settings, f"name={name}", f"hydra.sweeper.n_trials={trials}") == 0
         results = (json.loads(path.read_text()) for path in tmp_path.glob(f"runs/{name}/*/result.json"))
         return {result["cell"]: result["train_loss"] for result in results}
 
@@ -332,8 +332,8 @@ def search_for(metric: str, *arguments: str, trials: int = 3) -> list[str]:
 def test_a_trial_over_seeds_counts_by_the_mean_of_its_cells(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["epochs=1,2,3", "seed=1", "rounds=0", "hydra.sweeper.seeds=[4,6,11]"]
-    assert command(*search_for("seed", *asked, trials=4)) == 0
+    settings = ["epochs=1,2,3", "seed=1", "rounds=0", "hydra.sweeper.seeds=[4,6,11]"]
+    assert command(*search_for("seed", *settings, trials=4)) == 0
     summary = json.loads((tmp_path / "runs" / "search" / "search.json").read_text())
     assert "best of 4: seed 7 with epochs=" in capsys.readouterr().out
     assert summary["best"]["value"] == 7.0
@@ -355,8 +355,8 @@ def test_a_trial_that_is_worse_than_the_median_ends_after_fewer_rounds(
         return original(group, memories, setup)
 
     monkeypatch.setattr(site, "local_updates", counted)
-    asked = ["optimizer.lr=tag(log,interval(1e-7,1e-2))", "rounds=2", "hydra.sweeper.prune_every=1"]
-    command(*search_for("train_loss", *asked, trials=8))
+    settings = ["optimizer.lr=tag(log,interval(1e-7,1e-2))", "rounds=2", "hydra.sweeper.prune_every=1"]
+    command(*search_for("train_loss", *settings, trials=8))
     summary = json.loads((tmp_path / "runs" / "search" / "search.json").read_text())
     states = [trial["state"] for trial in summary["trials"]]
     assert set(states[:5]) == {"complete"}
@@ -366,7 +366,7 @@ def test_a_trial_that_is_worse_than_the_median_ends_after_fewer_rounds(
     for trial in summary["trials"]:
         assert ("-R1-" in trial["cells"][0]) == (trial["state"] == "pruned")
     first = list(trained)
-    assert command(*search_for("train_loss", *asked, trials=8)) == 0
+    assert command(*search_for("train_loss", *settings, trials=8)) == 0
     assert trained == first
     assert json.loads((tmp_path / "runs" / "search" / "search.json").read_text()) == summary
 
@@ -387,8 +387,8 @@ def test_a_search_goes_on_after_cells_that_fail(
 def test_a_search_goes_on_after_cells_that_cannot_be_run(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = search_for("clients", "clients=200,2", "rounds=0", "hydra.sweeper.seed=1")
-    assert command(*asked) == 1
+    settings = search_for("clients", "clients=200,2", "rounds=0", "hydra.sweeper.seed=1")
+    assert command(*settings) == 1
     out, err = capsys.readouterr()
     assert "best of 3: clients 2 with clients=2" in out
     assert err.count("[clients=200] fails, as it cannot be run: clients must be at most 40") == 1
@@ -408,9 +408,14 @@ def test_the_loss_of_a_failed_cell_is_no_result(tmp_path: Path) -> None:
 def test_a_search_draws_whole_numbers_for_a_key_that_takes_them(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["epochs=interval(1,3)", "model.unet.heads=interval(1,2)", "fraction=interval(0.5,1)", "rounds=0"]
-    asked += ["hydra.sweeper.seed=1"]
-    assert command(*search_for("epochs", *asked)) == 0
+    settings = [
+        "epochs=interval(1,3)",
+        "model.unet.heads=interval(1,2)",
+        "fraction=interval(0.5,1)",
+        "rounds=0",
+    ]
+    settings += ["hydra.sweeper.seed=1"]
+    assert command(*search_for("epochs", *settings)) == 0
     results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/search/*/result.json")]
     assert {result["epochs"] for result in results} <= {1, 2, 3}
     assert any(0.5 < result["fraction"] < 1 for result in results)
@@ -419,7 +424,7 @@ def test_a_search_draws_whole_numbers_for_a_key_that_takes_them(
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("settings", "message"),
     [
         (search_for("trainloss", "epochs=1,2"), "metric=trainloss: did you mean train_loss?"),
         (
@@ -453,9 +458,9 @@ def test_a_search_draws_whole_numbers_for_a_key_that_takes_them(
     ],
 )
 def test_a_search_that_cannot_be_done_is_refused(
-    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], asked: list[str], message: str
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], settings: list[str], message: str
 ) -> None:
-    assert command(*asked) == 2
+    assert command(*settings) == 2
     assert message in capfd.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
 

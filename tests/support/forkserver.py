@@ -38,7 +38,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,34 +120,35 @@ def write_script(original: Path, folder: Path) -> Path:
     return script
 
 
-def members(session: int) -> dict[int, str]:
-    """The processes of a session that are no zombies, and their command lines."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            state, *fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == session and state not in "ZX":
-                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return found
-
-
-def members_and_forks(session: int) -> set[int]:
-    """The processes of a session, their children, the forks for which they stand, and those of the latter."""
-    running = {}
+def _running() -> Iterator[tuple[Path, int, int]]:
+    """The folder in /proc, the parent and the session of each process that is no zombie."""
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             state, *fields = (path / "stat").read_text().rpartition(")")[2].split()
             if state not in "ZX":
-                running[int(path.name)] = {int(fields[0]), int(fields[2])}  # parent and session
-    found: set[int] = set()
+                yield path, int(fields[0]), int(fields[2])
+
+
+def members(session: int) -> dict[int, str]:
+    """The processes of a session that are no zombies, and their command lines."""
+    commands = {}
+    for path, _, of in _running():
+        if of == session:
+            with contextlib.suppress(OSError):
+                commands[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+    return commands
+
+
+def members_and_forks(session: int) -> set[int]:
+    """The processes of a session, their children, the forks for which they stand, and those of the latter."""
+    running = {int(path.name): {parent, of} for path, parent, of in _running()}
+    reached: set[int] = set()
     pending = {session}
     while pending:
-        found |= pending
+        reached |= pending
         forks = {fork_of(process) for process in pending}
-        pending = (forks | {process for process, of in running.items() if of & pending}) - found
-    return found & running.keys()
+        pending = (forks | {process for process, of in running.items() if of & pending}) - reached
+    return reached & running.keys()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ Answer = Callable[[bytes], bytes]
 
 
 def nobody(content: bytes) -> bytes:
-    raise AssertionError("a node that is away is not asked")
+    raise AssertionError("a node that is away receives no request")
 
 
 def new_key() -> bytes:

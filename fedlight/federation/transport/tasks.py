@@ -10,8 +10,7 @@ from fedlight.federation.journal import Receipt
 from fedlight.federation.messages import Evaluation, Scores, from_bytes, to_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.scheduler import Request
-from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
-from fedlight.runtime.usage import Usage
+from fedlight.runtime.usage import Usage, UsageMeter
 
 
 class SiteCache:
@@ -28,15 +27,14 @@ class SiteCache:
         with self._lock:
             if self._made is None or self._made[0] != make_site:
                 self._made = None  # frees the memory of the other model first
-                self._memory, self._gpu_memory = PeakMemory(), PeakGpuMemory()
+                self._meter = UsageMeter(self._process)
                 self._made = make_site, make_site()
                 gc.enable()
             yield self._made[1]
 
     def usage(self, site: Site) -> Usage:
         """What this process has used for the cell of the site that it has made."""
-        peaks = self._memory.megabytes, self._gpu_memory.megabytes
-        return Usage(self._process, *peaks, site.setup.drawing.take())
+        return self._meter.read(site.setup.drawing.take())
 
 
 SITE_CACHE = SiteCache()

@@ -85,7 +85,7 @@ class Case:
     server: Server
     node: Institution
     sent: Broadcast
-    asked: Evaluation
+    request: Evaluation
     broadcast: bytes
     evaluation: bytes
     update: bytes
@@ -401,7 +401,7 @@ def server_reads(content: bytes, name: str, kind: str, words: dict[str, Any], ta
         if kind == "update":
             admitted = tally.time(lambda: transport._read_update(made.sent, reply))
         else:
-            admitted = tally.time(lambda: transport._read_scores(made.asked, reply))
+            admitted = tally.time(lambda: transport._read_scores(made.request, reply))
     assert same(before, state_of(made.server))
     error_line = errors.getvalue()
     if admitted is None:

@@ -21,17 +21,17 @@ def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) ->
     made = check(config(*arguments, *scored, *cpu), elsewhere=False)
     assert made is not None
     monkeypatch.setattr(estimate, "_step_seconds", lambda settings, parts, batch: 2.0 * batch / 8)
-    found = estimate.estimate(made)
+    cost = estimate.estimate(made)
     state, names = made.model.state_dict(), made.slices.names
     sizes = {slice_: sum(state[name].nbytes for name in names[slice_]) for slice_ in names}
     whole = sum(sizes.values())
     down = whole * 4 if evaluated == "global" else whole + 3 * sizes["decoder"]
     up = 4 * (whole if evaluated == "global" else sizes["decoder"])
-    assert found.steps == 3 * 3 * 2 * 4
-    assert found.bytes == 3 * (down + up)
+    assert cost.steps == 3 * 3 * 2 * 4
+    assert cost.bytes == 3 * (down + up)
     models = 1 if evaluated == "global" else 3
     image = 2.0 / 8
-    assert found.seconds == pytest.approx((72 * 8 * image + models * 2 * 100 * 10 * image / 3) / 2)
+    assert cost.seconds == pytest.approx((72 * 8 * image + models * 2 * 100 * 10 * image / 3) / 2)
 
 
 def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(

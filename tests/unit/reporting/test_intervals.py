@@ -67,8 +67,8 @@ def test_of_many_equal_methods_any_is_called_different_in_five_percent_of_draws_
 
 
 def test_methods_that_differ_by_more_than_their_spread_are_told_apart() -> None:
-    found = sum(bool(draw(seed, [0.1, 0.1], 3, 1.0).best(PLACE)) for seed in range(100))
-    assert found > 95
+    marked = sum(bool(draw(seed, [0.1, 0.1], 3, 1.0).best(PLACE)) for seed in range(100))
+    assert marked > 95
 
 
 def test_the_table_of_differences_prints_its_numbers() -> None:
@@ -106,9 +106,9 @@ def called_different(comparison: Comparison) -> bool:
     """Whether the page says of any two methods that they differ: by a mark, or in its table."""
     table = differences(comparison, "")
     assert table
-    told = any(line["verdict"] == "different" for line in table.data)
-    assert told or not comparison.best(PLACE)
-    return told
+    differs = any(line["verdict"] == "different" for line in table.data)
+    assert differs or not comparison.best(PLACE)
+    return differs
 
 
 PLACE = make_comparison({"FULL": [1.0]}).places[0]

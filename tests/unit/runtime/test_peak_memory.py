@@ -55,9 +55,12 @@ def test_the_peaks_of_all_processes_are_added_and_those_before_a_restart_count()
     log = UsageLog()
     for usage in (Usage("a", 100.0, None, 1.5), Usage("b", 50.0, None, 0.0), Usage("a", 120.0, None, 2.0)):
         log.note(usage)
-    assert log.memory(30.0, None, None) == {"peak_mb": 200.0, "gpu_peak_mb": None, "processes": 3}
+    own = Usage("own", 30.0, None, 0.0)
+    assert log.memory(own, None) == {"peak_mb": 200.0, "gpu_peak_mb": None, "processes": 3}
     assert log.take_sampling() == 3.5
     assert log.take_sampling() == 0
     before = {"peak_mb": 250.0, "gpu_peak_mb": 8.0, "processes": 2}
-    assert log.memory(30.0, None, before) == {"peak_mb": 250.0, "gpu_peak_mb": 8.0, "processes": 3}
-    assert log.memory(None, None, None)["peak_mb"] is None  # a sum without one of its parts would be wrong
+    assert log.memory(own, before) == {"peak_mb": 250.0, "gpu_peak_mb": 8.0, "processes": 3}
+    assert (
+        log.memory(own._replace(peak_mb=None), None)["peak_mb"] is None
+    )  # a sum without one of its parts would be wrong
