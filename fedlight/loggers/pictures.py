@@ -1,5 +1,6 @@
 """The pictures of a cell: the grid of generated images and the heatmap of the partition."""
 
+import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -21,6 +22,7 @@ from fedlight.runtime.files import atomic
 from fedlight.runtime.literal_text import escape_missing_glyphs, literal_text
 
 COLUMNS = 16  # of a sample grid
+TITLE_CHARACTER = 0.075  # inches
 FRAME, LAST_FRAME = 150, 1500  # of an animation, in milliseconds
 
 
@@ -50,7 +52,10 @@ def sample_grid(
         place[: len(images)] = images
     sheet = make_grid(cells.flatten(0, 1), nrow=columns, padding=gap, pad_value=255)
 
-    figure = Figure(figsize=(0.55 * columns + 1.4, 0.55 * len(lines) + 0.6), dpi=144, layout="constrained")
+    width = 0.55 * columns + 1.4
+    wrapped = textwrap.wrap(title, int(width / TITLE_CHARACTER))
+    height = 0.55 * len(lines) + 0.45 + 0.15 * len(wrapped)
+    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
     axis = figure.subplots()
     axis.imshow(sheet.permute(1, 2, 0).numpy())
     axis.set_frame_on(False)
@@ -61,7 +66,7 @@ def sample_grid(
     middles = gap + shape[-1] / 2 + pitch * np.arange(len(lines))
     axis.set_yticks(middles, [label for label, _ in lines], fontsize=8)
     axis.tick_params(length=0)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle("\n".join(wrapped), fontsize=9)
     _save(figure, path)
 
 
