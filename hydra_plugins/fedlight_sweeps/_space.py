@@ -20,6 +20,8 @@ from fedlight.runtime.errors import BadInput
 def read_space(overrides: Sequence[Override], config: DictConfig) -> dict[str, BaseDistribution]:
     """The distribution of each swept key: an interval, log-uniform with tag(log, ...), or listed values.
 
+    Keys are sorted, so that their order on the command line changes no trial.
+
     Args:
         overrides: of the command; those that sweep no key are left out.
         config: of the sweep, whose defaults tell which other keys take whole numbers.
@@ -28,7 +30,8 @@ def read_space(overrides: Sequence[Override], config: DictConfig) -> dict[str, B
         BadInput: an interval is invalid.
     """
     swept = [override for override in overrides if override.is_sweep_override()]
-    return {override.get_key_element(): _read_values(override, config) for override in swept}
+    space = {override.get_key_element(): _read_values(override, config) for override in swept}
+    return dict(sorted(space.items()))
 
 
 def _read_values(override: Override, config: DictConfig) -> BaseDistribution:

@@ -19,7 +19,7 @@ from hydra.types import TaskFunction
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from omegaconf import DictConfig
 
-from fedlight.runtime.errors import CellFailed
+from fedlight.runtime.errors import BadInput, CellFailed
 from fedlight.runtime.machine import CORES
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -46,11 +46,17 @@ class LocalLauncher(JoblibLauncher):
         Args:
             folder: for the files by which processes take a GPU.
             cells: maximum number of cells at once.
+
+        Raises:
+            BadInput: `hydra.launcher.n_jobs` is no number of processes.
         """
         assert self.config is not None
         assert self.task_function is not None
+        given = self.joblib["n_jobs"]
+        if given is not None and (type(given) is not int or given == 0):
+            raise BadInput(f"hydra.launcher.n_jobs must be null or a number of processes, got {given!r}")
         gpus = [] if self.config.trainer.accelerator == "cpu" else _gpus()
-        processes: int = self.joblib["n_jobs"] or len(gpus) or -1
+        processes: int = given or len(gpus) or -1
         if gpus:
             places = gpus * max(processes, os.cpu_count() or 1)
             self.task_function = OnOneGPU(self.task_function, tuple(places), folder)

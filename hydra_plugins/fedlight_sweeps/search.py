@@ -196,6 +196,8 @@ class OptunaSweeper(PlanningSweeper):
         overrides = self.parse(arguments)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         space = read_space(overrides, self.config)
+        if self.seeds is not None and "seed" in space:
+            raise BadInput("hydra.sweeper.seeds sets the seeds of every trial, so seed cannot be searched")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         looks = self._looks(overrides)
         folder = Path(self.config.hydra.sweep.dir, STUDY)
@@ -245,8 +247,7 @@ class OptunaSweeper(PlanningSweeper):
                     search.groups[trial.number] = list(cells)
             else:
                 search.trials.append(OpenTrial(trial.number, _drawn(trial), max(reached, default=0)))
-        for trial in list(search.trials):
-            self._begin_look(search, trial)
+        self._begin_looks(search, list(search.trials))
 
     def _start_cells(self, search: Search, pool: CellPool) -> bool:
         """Starts cells, of new trials too, while places are free; returns whether any is under way."""
@@ -278,33 +279,39 @@ class OptunaSweeper(PlanningSweeper):
         drawn = draw_trial(search.study, search.space, self.seed)
         trial = OpenTrial(drawn.number, _drawn(drawn), 0)
         search.trials.append(trial)
-        self._begin_look(search, trial)
+        self._begin_looks(search, [trial])
 
-    def _begin_look(self, search: Search, trial: OpenTrial) -> None:
-        """Puts the cells of a trial up to its next look into the queue; ends the trial where that fails.
+    def _begin_looks(self, search: Search, trials: Sequence[OpenTrial]) -> None:
+        """Puts the cells of trials up to their next look into the queue; ends a trial where that fails.
 
         Raises:
             BadInput: a cell cannot go on to more rounds.
         """
-        group = self._cells_of(trial.drawn, search.fixed, search.looks[trial.look])
-        cells, bad = self.examine(group)
-        if self.prune_every is not None:
-            _check_prefixes(cells)
-        if bad:
-            search.refuse(trial.drawn, bad[0][1])
-            self._fail(search, trial)
-            return
-        search.groups[trial.number] = list(cells)
-        new = {folder: cell for folder, cell in cells.items() if folder not in search.cells}
+        groups: list[tuple[OpenTrial, Cells]] = []
+        for trial in trials:
+            cells, bad = self.examine(self._cells_of(trial.drawn, search.fixed, search.looks[trial.look]))
+            if self.prune_every is not None:
+                _check_prefixes(cells)
+            if bad:
+                search.refuse(trial.drawn, bad[0][1])
+                self._fail(search, trial)
+            else:
+                groups.append((trial, cells))
+        new = {folder: cell for _, cells in groups for folder, cell in cells.items()}
+        new = {folder: cell for folder, cell in new.items() if folder not in search.cells}
         if new:
-            self.plan(new, search.cells)
+            self.plan(
+                new, search.cells
+            )  # of all trials at once: it keeps the SLURM jobs of these cells alone
         search.cells |= new
-        trial.waiting = {folder for folder, cell in cells.items() if not cell.done} - search.ended
-        for folder, cell in cells.items():
-            if folder in trial.waiting - search.running:
-                search.queue.setdefault(folder, cell.overrides)
-        if not trial.waiting:
-            self._look_at(search, trial)
+        for trial, cells in groups:
+            search.groups[trial.number] = list(cells)
+            trial.waiting = {folder for folder, cell in cells.items() if not cell.done} - search.ended
+            for folder in cells:
+                if folder in trial.waiting - search.running:
+                    search.queue.setdefault(folder, search.cells[folder].overrides)
+            if not trial.waiting:
+                self._look_at(search, trial)
 
     def _end_cell(self, search: Search, folder: Path) -> None:
         """Notes that a cell has ended, and goes on with the trials that have waited for it alone."""
@@ -338,7 +345,7 @@ class OptunaSweeper(PlanningSweeper):
             self._end_trial(search, trial, "PRUNED", None)
             return
         trial.look += 1
-        self._begin_look(search, trial)
+        self._begin_looks(search, [trial])
 
     def _end_trial(self, search: Search, trial: OpenTrial, state: str, value: float | None) -> None:
         search.study.tell(trial.number, value, state=_state(state))
@@ -393,7 +400,12 @@ class OptunaSweeper(PlanningSweeper):
             or len(set(seeds)) < len(seeds)
         ):
             raise BadInput(f"hydra.sweeper.seeds must be null or a list of different seeds, got {seeds!r}")
-        first = str(self.metric).split(".")[0]
+        if not isinstance(self.metric, str) or not self.metric:
+            raise BadInput(
+                "hydra.sweeper.metric must be the dotted key of a number in result.json, such as fid.value, "
+                f"got {self.metric!r}"
+            )
+        first = self.metric.split(".")[0]
         close = get_close_matches(first, Result.model_fields, n=1)
         if close and first != close[0]:
             raise BadInput(f"hydra.sweeper.metric={self.metric}: did you mean {close[0]}?")

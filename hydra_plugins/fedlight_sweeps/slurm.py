@@ -21,6 +21,8 @@ from fedlight.runtime.errors import BadInput, CellFailed
 from fedlight.runtime.slurm_jobs import is_available, job_states, max_array_size
 
 POLL = 5.0  # seconds between two queries of the queue
+OF_SWEEPS = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
+"""Overrides that a single cell does not take."""
 SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "tasks_per_node")
 """Parameters that submitit has for every kind of cluster; those of SLURM alone have the prefix `slurm_`."""
 
@@ -119,11 +121,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         sources = self.config.hydra.runtime.config_sources
         typed: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra)  # references stay references
         folders = [source.path for source in sources if source.provider == "command-line"]
-        overrides = [
-            override
-            for override in typed
-            if not override.lstrip("+~").startswith(("hydra.mode", "hydra/launcher", "hydra.launcher"))
-        ]
+        overrides = [override for override in typed if not override.lstrip("+~").startswith(OF_SWEEPS)]
         return [*(flag for folder in folders for flag in ("--config-dir", folder)), *overrides]
 
     def _submit(self, cells: Sequence[CellJob], after: Sequence[str]) -> list[str]:

@@ -111,7 +111,7 @@ def test_trials_start_while_a_long_one_runs_and_none_is_lost_or_repeated_after_a
     start: Start, tmp_path: Path
 ) -> None:
     """With this seed the first trial has 40 rounds, and those after it one each."""
-    typed = [*SEARCH, LR, "rounds=1,40", "hydra.sweeper.seed=17", "hydra.sweeper.n_trials=6", "name=search"]
+    typed = [*SEARCH, LR, "rounds=1,40", "hydra.sweeper.seed=147", "hydra.sweeper.n_trials=6", "name=search"]
     typed += ["hydra.sweeper.n_jobs=2", "hydra/launcher=local", "hydra.launcher.n_jobs=2", "data.limit=120"]
     sweep = tmp_path / "runs" / "search"
     process = start(*typed)
