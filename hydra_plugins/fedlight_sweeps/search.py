@@ -21,9 +21,9 @@ from fedlight.overrides import keep_text
 from fedlight.runs.beginnings import explain_dependence
 from fedlight.runs.identity import cell_id
 from fedlight.runs.reader import Result, flatten, read_numbers
-from fedlight.runtime.errors import BadInput, CellFailed
+from fedlight.runtime.errors import BadInput, CellFailed, LeaseTaken
 from fedlight.runtime.files import atomic
-from fedlight.runtime.lease import acquire_lease, read_file_clock, read_holder
+from fedlight.runtime.lease import Lease, acquire_lease, read_file_clock, read_holder
 from fedlight.runtime.process_record import is_alive
 from hydra_plugins.fedlight_sweeps.pool import CellPool, open_pool
 from hydra_plugins.fedlight_sweeps.sweeper import Cells, PlanningSweeper
@@ -180,6 +180,7 @@ class OptunaSweeper(PlanningSweeper):
             BadInput: Optuna is not installed, the search is invalid, no completed cell has the metric, or all
                 cells are invalid.
             CellFailed: some cells failed or are invalid.
+            LeaseTaken: another process works on the search.
         """
         if self.dry:
             raise BadInput("--dry: which cells a search runs follows from their results")
@@ -189,10 +190,9 @@ class OptunaSweeper(PlanningSweeper):
             raise BadInput("hydra/sweeper=optuna: pip install 'fedlight[optuna]'") from error
         self._check_settings()
         from hydra_plugins.fedlight_sweeps._space import read_space
-        from hydra_plugins.fedlight_sweeps._study import JOURNAL, STUDY, name_study, open_study
+        from hydra_plugins.fedlight_sweeps._study import JOURNAL, STUDY
 
         assert self.config is not None
-        assert self.launcher is not None
         overrides = self.parse(arguments)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         space = read_space(overrides, self.config)
@@ -202,21 +202,35 @@ class OptunaSweeper(PlanningSweeper):
         looks = self._looks(overrides)
         folder = Path(self.config.hydra.sweep.dir, STUDY)
         search = Search(space, fixed, looks)
-        name = name_study(self._describe(search), space)
+        try:
+            with acquire_lease(folder) as lease:
+                self._search(search, folder / JOURNAL, lease)
+        except LeaseTaken as error:
+            reason = str(error).removeprefix(f"{STUDY}: ")
+            raise LeaseTaken(f"{self.config.name}: the search is {reason}") from error
+        self._conclude(search)
+
+    def _search(self, search: Search, journal: Path, lease: Lease) -> None:
+        """Runs the trials of a search in the folder of which this process has the lease."""
+        from hydra_plugins.fedlight_sweeps._study import name_study, open_study
+
+        assert self.launcher is not None
+        is_new = not journal.exists()
+        name = name_study(self._describe(search), search.space)
+        prunes = len(search.looks) > 1
+        search.study = open_study(journal, name, search.space, self.direction, prunes)
         most = self.n_jobs * len(self.seeds or [0])
-        with acquire_lease(folder), closing(open_pool(self.launcher, most)) as pool, runs_of_a_grid():
-            journal = folder / JOURNAL
-            is_new = not journal.exists()
-            search.study = open_study(journal, name, space, self.direction, prunes=len(looks) > 1)
-            try:
+        try:
+            with closing(open_pool(self.launcher, most)) as pool, runs_of_a_grid():
                 self._resume(search)
                 while self._start_cells(search, pool):
-                    for overrides_of_cell in pool.wait():
-                        self._end_cell(search, self.places[tuple(overrides_of_cell)])
-            finally:
-                if is_new and not search.cells:
-                    journal.unlink()
-        self._conclude(search)
+                    ended = pool.wait()
+                    lease.check()
+                    for overrides in ended:
+                        self._end_cell(search, self.places[tuple(overrides)])
+        finally:
+            if is_new and not search.cells:
+                journal.unlink(missing_ok=True)
 
     def _describe(self, search: Search) -> dict[str, Any]:
         """What decides the values and the results of all trials, beside the space."""

@@ -477,7 +477,9 @@ def test_a_second_process_on_a_search_is_refused(
 ) -> None:
     with acquire_lease(tmp_path / "runs" / "search" / ".search"):
         assert command(*search_for("epochs", "epochs=1,2", "rounds=0")) == 1
-    assert re.fullmatch(r"fedlight: error: .*search: in use by process \d+ .*\n", capfd.readouterr().err)
+    assert re.fullmatch(
+        r"fedlight: error: search: the search is in use by process \d+ .*\n", capfd.readouterr().err
+    )
 
 
 def test_a_metric_that_no_cell_has_ends_the_search_with_those_there_are(
