@@ -37,6 +37,10 @@ CASES = {
         "early_stopping is not chosen, .* early_stopping=NAME chooses it",
     ),
     "resampling of no images": (["evaluation.bootstrap=200", "evaluation.samples=0"], "=0 scores none"),
+    "logger that is a number": (
+        ["logger=none", "logger._target_=3"],
+        "logger: _target_ must be the name of a class or function, got 3",
+    ),
     "search without -m": (["hydra/sweeper=optuna"], "is a search of several cells: add -m"),
     "key of a search in a grid": (
         ["-m", "hydra.sweeper.n_trials=3", "epochs=1,2"],
