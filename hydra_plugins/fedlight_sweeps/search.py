@@ -207,7 +207,7 @@ class OptunaSweeper(PlanningSweeper):
                 self._search(search, folder / JOURNAL, lease)
         except LeaseTaken as error:
             reason = str(error).removeprefix(f"{STUDY}: ")
-            raise LeaseTaken(f"{self.config.name}: the search is {reason}") from error
+            raise LeaseTaken(f"{self.config.name}: the search is {reason}") from None
         self._conclude(search)
 
     def _search(self, search: Search, journal: Path, lease: Lease) -> None:

@@ -316,7 +316,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_asks_for_the_same_cells(
 
     found = search("whole", 4)
     assert len(found) == 4
-    assert f"best of 4: train_loss {min(found.values()):.4g} with optimizer.lr=" in capsys.readouterr().out
+    assert f"best of 4: train_loss {min(found.values()):.4g} with method=" in capsys.readouterr().out
     assert len(search("parts", 2)) == 2
     ended = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/parts/*/result.json")}
     assert search("parts", 4) == found
