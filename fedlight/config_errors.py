@@ -10,6 +10,8 @@ from fedlight.runtime.secret import masked
 
 GLOBAL_GROUPS = ("experiment", "sweeps")
 """Groups whose files set keys of other groups."""
+OPTIONAL_GROUPS = ("algorithm", "early_stopping", "privacy", "transform", "transport")
+SWEEPER = "hydra.sweeper"
 
 
 def describe_invalid(error: ValidationError, known: Collection[str]) -> str:
@@ -29,10 +31,24 @@ def describe_unknown(key: str, known: Collection[str]) -> str:
         key: dotted, as it was typed.
         known: every dotted key of the schema.
     """
+    section, _, name = key.rpartition(".")
+    if key in OPTIONAL_GROUPS:
+        return (
+            f"{key} is not chosen, so it has no key to be set; {key}=NAME chooses it (--help lists the names)"
+        )
     if key in known:
         return f"{key} has no value in the configuration that it could replace; ++{key}=... sets it"
+    unknown = f"{key} is not a key of the configuration"
+    if section == SWEEPER:
+        return f"{unknown}; hydra/sweeper=optuna, a search, and planned, a grid, have keys of their own"
+    siblings = sorted(other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section)
+    if section and siblings:
+        close = get_close_matches(name, siblings, n=1)
+        return f"{unknown}; " + (
+            f"did you mean {section}.{close[0]}?" if close else f"{section} has {', '.join(siblings)}"
+        )
     close = get_close_matches(key, known, n=1)
-    return f"{key} is not a key of the configuration" + (f"; did you mean {close[0]}?" if close else "")
+    return unknown + (f"; did you mean {close[0]}?" if close else "")
 
 
 def _describe_key(details: Any, known: Collection[str]) -> str:

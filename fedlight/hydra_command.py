@@ -17,7 +17,7 @@ from fedlight.command import DEBUG, print_error
 from fedlight.compose import ROOT, register_resolvers
 from fedlight.overrides import keep_text
 from fedlight.runtime.environment import load_environment, replace_unencodable
-from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, raised_by_hydra
+from fedlight.runtime.errors import KNOWN, BadInput, CellFailed, LeaseTaken, raised_by_hydra
 from fedlight.runtime.printable import legible
 from fedlight.runtime.secret import move_to_environment, redacted
 from fedlight.runtime.signals import EXIT, Interrupted
@@ -89,7 +89,7 @@ def _run(work: Callable[[DictConfig], None], typed: Sequence[str], debug: bool) 
     except (Interrupted, KeyboardInterrupt) as interrupted:
         print("fedlight: interrupted; the same command goes on from here", file=sys.stderr)
         return int(getattr(interrupted, "status", EXIT + signal.SIGINT))
-    except (BadInput, HydraException, OmegaConfBaseException) as error:
+    except (BadInput, LeaseTaken, HydraException, OmegaConfBaseException) as error:
         if debug:
             raise
         return print_error(error)

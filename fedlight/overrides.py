@@ -16,7 +16,7 @@ GROUPS = frozenset(
 )
 NONE = "none"  # the file that leaves out an optional group
 CHOICE = re.compile(r"(\s*(?:choice|shuffle|sort)\()(.*)(\)\s*)", re.DOTALL)
-LOGGERS = re.compile(r"logger=\[\s*(\w+\s*(?:,\s*\w+\s*)*)\]")
+LOGGERS = re.compile(r"logger=\[\s*((?:\w+\s*(?:,\s*\w+\s*)*)?)\]")
 QUOTING = re.compile(r"['\"\\()\[\]{}$]")  # in a value that is not a plain list of words
 
 
@@ -29,6 +29,7 @@ def keep_text(arguments: Iterable[str]) -> list[str]:
     group. Lists (`name=1,2`, `choice(1,2)`) are quoted value by value; what Hydra reads as text is unchanged.
 
     `logger=[NAME,NAME]` becomes a choice of the group for each, in a section of its own: `logger.NAME`.
+    A name counts once, and `logger=[]` is none.
     """
     return [_keep_text(argument) for typed in arguments for argument in _split_loggers(typed)]
 
@@ -37,8 +38,8 @@ def _split_loggers(argument: str) -> list[str]:
     match = LOGGERS.fullmatch(argument)
     if match is None:
         return [argument]
-    names = [name.strip() for name in match[1].split(",")]
-    return ["logger=none", *(f"+logger@logger.{name}={name}" for name in names)]
+    names = dict.fromkeys(name.strip() for name in match[1].split(","))
+    return ["logger=none", *(f"+logger@logger.{name}={name}" for name in names if name)]
 
 
 def _keep_text(argument: str) -> str:

@@ -92,11 +92,13 @@ def run_or_skip(config: CellConfig) -> Path:
 
 
 def check_one_cell(command: DictConfig) -> None:
-    """Raises BadInput where a single cell is to be run (no -m) and the configuration names a grid of several.
+    """Raises BadInput where a single cell is to be run (no -m) and the configuration is of several.
 
     Args:
         command: Hydra's own part of the configuration.
     """
+    if command.mode != RunMode.MULTIRUN and command.runtime.choices.get("hydra/sweeper") == "optuna":
+        raise BadInput("hydra/sweeper=optuna is a search of several cells: add -m to the command")
     chosen = {override.lstrip("+").partition("=")[0] for override in command.overrides.task}
     open_keys = [key for key in OmegaConf.select(command, "sweeper.params") or () if key not in chosen]
     if command.mode != RunMode.MULTIRUN and open_keys:

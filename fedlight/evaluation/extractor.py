@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
@@ -157,6 +158,8 @@ def make_pretrained(name: str, weights: Path, device: torch.device) -> Extractor
         network = _create(NETWORKS[name], weights).to(device)
     except Exception as error:  # torch's readers have errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, UnpicklingError):  # torch advises to load the file in spite of it
+            reason = "it contains something else than tensors"
         raise BadInput(
             f"evaluation.weights: {weights} does not hold the weights of {NETWORKS[name].name} ({reason})"
         ) from error

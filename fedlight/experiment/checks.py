@@ -35,6 +35,11 @@ def check_sampling(config: CellConfig, schedule: SchedulerMixin) -> None:
             "evaluation.downstream=true trains on the images that are scored, and evaluation.samples=0 "
             "scores none: set evaluation.samples, or evaluation.downstream=false"
         )
+    if config.evaluation.bootstrap and not config.evaluation.samples:
+        raise BadInput(
+            f"evaluation.bootstrap={config.evaluation.bootstrap} resamples the images that are scored, and "
+            "evaluation.samples=0 scores none: set evaluation.samples, or evaluation.bootstrap=null"
+        )
 
 
 def check_fused_optimizer(config: CellConfig, accelerator: str | None = None) -> None:

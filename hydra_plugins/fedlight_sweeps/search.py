@@ -1,29 +1,53 @@
 """A search for the cell with the best result by Optuna, instead of a grid."""
 
 import json
-import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from fedlight.config import SCHEMA_KEYS, WHOLE_KEYS
 from fedlight.loggers.wandb_mode import runs_of_a_grid
 from fedlight.overrides import keep_text
 from fedlight.runs.beginnings import explain_dependence
+from fedlight.runs.identity import cell_id
 from fedlight.runs.reader import Result, flatten, read_numbers
-from fedlight.runtime.errors import BadInput, CellFailed
+from fedlight.runtime.errors import BadInput, CellFailed, LeaseTaken
 from fedlight.runtime.files import atomic
+from fedlight.runtime.lease import Lease, acquire_lease, read_file_clock, read_holder
+from fedlight.runtime.process_record import is_alive
+from hydra_plugins.fedlight_sweeps.pool import CellPool, open_pool
 from hydra_plugins.fedlight_sweeps.sweeper import Cells, PlanningSweeper
 
 DIRECTIONS = ("minimize", "maximize")
 SUMMARY = "search.json"  # in the sweep's folder
+POLL = 5.0  # seconds between two looks at cells that another process works on
+
+
+@dataclass
+class OpenTrial:
+    """A trial that this command works on.
+
+    Attributes:
+        number: in the study, from 0.
+        drawn: the overrides that it has drawn.
+        look: index of the number of rounds after which it is looked at next.
+        waiting: folders of the cells of this look that have not ended.
+    """
+
+    number: int
+    drawn: list[str]
+    look: int
+    waiting: set[Path] = field(default_factory=set)
 
 
 @dataclass
@@ -31,20 +55,38 @@ class Search:
     """A search while it runs.
 
     Attributes:
-        study: of Optuna.
+        space: key -> the distribution of its values.
+        fixed: overrides that all trials share.
+        looks: the number of rounds at each look at a trial, the last of which is at the end.
+        study: of Optuna, in the journal.
         cells: of all trials so far.
+        groups: number of each trial -> the folders of the cells of its latest look.
+        trials: those under way.
+        queue: cells that are to be started: folder -> overrides.
+        running: the folders of the cells in the pool.
+        ended: the folders of the cells that have ended in this command, completed or not.
+        started: number of cells that were started in this command.
+        failed: numbers of the trials that failed in this command; the study has them as not ended.
         refused: the drawn values that cannot be run -> why.
-        failed: the last error of a cell.
     """
 
-    study: Any
+    space: dict[str, Any]
+    fixed: list[str]
+    looks: list[int | None]
+    study: Any = None
     cells: Cells = field(default_factory=dict)
+    groups: dict[int, list[Path]] = field(default_factory=dict)
+    trials: list[OpenTrial] = field(default_factory=list)
+    queue: dict[Path, list[str]] = field(default_factory=dict)
+    running: set[Path] = field(default_factory=set)
+    ended: set[Path] = field(default_factory=set)
+    started: int = 0
+    failed: set[int] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
-    failed: CellFailed | None = None
 
-    def refuse(self, trial: Any, reason: str) -> None:
+    def refuse(self, drawn: Sequence[str], reason: str) -> None:
         """Notes why a trial cannot be run, and prints it once."""
-        name = " ".join(_drawn(trial))
+        name = " ".join(drawn)
         if self.refused.setdefault(name, reason) is reason:
             print(f"fedlight: [{name}] fails, as it cannot be run: {reason}", file=sys.stderr)
 
@@ -58,6 +100,12 @@ def _state(name: str) -> Any:
     from optuna.trial import TrialState
 
     return TrialState[name]
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether another process works on a cell, such as a job of this search from before it was killed."""
+    holder = read_holder(folder)
+    return holder is not None and is_alive(holder[0], read_file_clock(folder.parent) - holder[1])
 
 
 def _check_prefixes(cells: Cells) -> None:
@@ -83,17 +131,17 @@ def _importance(study: Any) -> dict[str, float]:
 
 
 class OptunaSweeper(PlanningSweeper):
-    """Runs cells in batches, each drawn from the results of the batches before.
+    """Runs cells that are drawn one after the other, each from the results that there are by then.
 
-    The cells decide how a search goes on: the same command draws the same cells again, reads the results of
-    completed ones and continues from there. After each batch `search.json` in the sweep's folder has the
-    trials, the best one, and the importance of each key.
+    A trial is drawn as soon as a place is free. Optuna's study is in `.search/` in the sweep's folder:
+    the same command goes on with the trials that have not ended, then draws further ones. After each trial
+    `search.json` has the trials, the best one, and the importance of each key.
 
     Args:
         params: of the search: key: values, as on the command line, whose values take precedence.
         dry: rejected, since the cells depend on results.
-        n_trials: number of cells.
-        n_jobs: number of cells in a batch.
+        n_trials: number of trials, those of earlier commands included.
+        n_jobs: maximum number of trials at once; the launcher may run fewer cells at once.
         metric: dotted key of a number in `result.json`.
         direction: minimize or maximize.
         seed: of the sampler.
@@ -132,6 +180,7 @@ class OptunaSweeper(PlanningSweeper):
             BadInput: Optuna is not installed, the search is invalid, no completed cell has the metric, or all
                 cells are invalid.
             CellFailed: some cells failed or are invalid.
+            LeaseTaken: another process works on the search.
         """
         if self.dry:
             raise BadInput("--dry: which cells a search runs follows from their results")
@@ -140,78 +189,189 @@ class OptunaSweeper(PlanningSweeper):
         except ImportError as error:
             raise BadInput("hydra/sweeper=optuna: pip install 'fedlight[optuna]'") from error
         self._check_settings()
+        from hydra_plugins.fedlight_sweeps._space import read_space
+        from hydra_plugins.fedlight_sweeps._study import JOURNAL, STUDY
+
+        assert self.config is not None
         overrides = self.parse(arguments)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-        space = {o.get_key_element(): self._distribution(o) for o in overrides if o.is_sweep_override()}
+        space = read_space(overrides, self.config)
+        if self.seeds is not None and "seed" in space:
+            raise BadInput("hydra.sweeper.seeds sets the seeds of every trial, so seed cannot be searched")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         looks = self._looks(overrides)
-        search = Search(
-            optuna.create_study(
-                direction=self.direction,
-                sampler=optuna.samplers.TPESampler(seed=self.seed),
-                pruner=optuna.pruners.MedianPruner() if looks[1:] else optuna.pruners.NopPruner(),
-            )
-        )
-        while (left := self.n_trials - len(search.study.trials)) > 0:
-            trials = [search.study.ask(space) for _ in range(min(left, self.n_jobs))]
-            for look in looks:
-                trials = self._run_trials(search, trials, fixed, look, is_last=look == looks[-1])
+        folder = Path(self.config.hydra.sweep.dir, STUDY)
+        search = Search(space, fixed, looks)
+        try:
+            with acquire_lease(folder) as lease:
+                self._search(search, folder / JOURNAL, lease)
+        except LeaseTaken as error:
+            reason = str(error).removeprefix(f"{STUDY}: ")
+            raise LeaseTaken(f"{self.config.name}: the search is {reason}") from None
         self._conclude(search)
 
-    def _run_trials(
-        self, search: Search, trials: list[Any], fixed: list[str], look: int | None, is_last: bool
-    ) -> list[Any]:
-        """Runs the cells of trials up to a look at them; returns the trials that go on.
+    def _search(self, search: Search, journal: Path, lease: Lease) -> None:
+        """Runs the trials of a search in the folder of which this process has the lease."""
+        from hydra_plugins.fedlight_sweeps._study import name_study, open_study
 
-        Args:
-            search: so far; the trials that end are reported to its study.
-            trials: of one batch.
-            fixed: overrides that all trials share.
-            look: number of rounds; None for the configured one.
-            is_last: whether all trials end here.
-        """
-        groups = [self._cells_of(trial, fixed, look) for trial in trials]
-        reasons = self._run(search, [cell for group in groups for cell in group])
-        going_on = []
-        for trial, group in zip(trials, groups, strict=True):
-            reason = next((reasons[tuple(cell)] for cell in group if tuple(cell) in reasons), None)
-            if reason is not None:
-                search.refuse(trial, reason)
-            value = self._mean(trial, group) if reason is None else None
-            if value is None:
-                search.study.tell(trial, state=_state("FAIL"))
-            elif is_last:
-                search.study.tell(trial, value)
+        assert self.launcher is not None
+        is_new = not journal.exists()
+        name = name_study(self._describe(search), search.space)
+        prunes = len(search.looks) > 1
+        search.study = open_study(journal, name, search.space, self.direction, prunes)
+        most = self.n_jobs * len(self.seeds or [0])
+        try:
+            with closing(open_pool(self.launcher, most)) as pool, runs_of_a_grid():
+                self._resume(search)
+                while self._start_cells(search, pool):
+                    ended = pool.wait()
+                    lease.check()
+                    for overrides in ended:
+                        self._end_cell(search, self.places[tuple(overrides)])
+        finally:
+            if is_new and not search.cells:
+                journal.unlink(missing_ok=True)
+
+    def _describe(self, search: Search) -> dict[str, Any]:
+        """What decides the values and the results of all trials, beside the space."""
+        first = {
+            key: values.choices[0] if hasattr(values, "choices") else values.low
+            for key, values in search.space.items()
+        }
+        (cell, *_) = self._cells_of(
+            [f"{key}={value}" for key, value in first.items()], search.fixed, search.looks[-1]
+        )
+        try:
+            shared: Any = cell_id(self.compose(cell).plain())
+        except (BadInput, HydraException, OmegaConfBaseException):  # this one cannot be run; others may
+            shared = search.fixed
+        settings = {"metric": self.metric, "seed": self.seed, "seeds": self.seeds, "looks": search.looks}
+        return {"cell": shared, **settings}
+
+    def _resume(self, search: Search) -> None:
+        """Takes up the trials of earlier commands: those that have ended are read, the others go on."""
+        for trial in search.study.trials:
+            reached = [search.looks.index(step) for step in trial.intermediate_values if step in search.looks]
+            if trial.state.is_finished():
+                last = len(search.looks) - 1 if trial.state.name == "COMPLETE" else max(reached, default=0)
+                for look in range(last + 1):
+                    group = self._cells_of(_drawn(trial), search.fixed, search.looks[look])
+                    cells, _ = self.examine(group)
+                    search.cells |= cells
+                    search.groups[trial.number] = list(cells)
             else:
-                trial.report(value, look)
-                if trial.should_prune():
-                    search.study.tell(trial, state=_state("PRUNED"))
-                else:
-                    going_on.append(trial)
-        if search.cells:
-            self._write_summary(search.study)
-        return going_on
+                search.trials.append(OpenTrial(trial.number, _drawn(trial), max(reached, default=0)))
+        self._begin_looks(search, list(search.trials))
 
-    def _run(self, search: Search, grid: list[list[str]]) -> dict[tuple[str, ...], str]:
-        """Runs the cells that are new; returns why those that are invalid cannot be run.
+    def _start_cells(self, search: Search, pool: CellPool) -> bool:
+        """Starts cells, of new trials too, while places are free; returns whether any is under way."""
+        while True:
+            batch: list[list[str]] = []
+            while len(search.running) < pool.size:
+                folder = next((folder for folder in search.queue if not _is_held(folder)), None)
+                if folder is not None:
+                    batch.append(search.queue.pop(folder))
+                    search.running.add(folder)
+                elif not search.queue and len(search.trials) < self.n_jobs and self._is_left(search):
+                    self._draw(search)
+                else:
+                    break
+            if batch:
+                pool.start(batch, search.started)
+                search.started += len(batch)
+            if search.running or not search.queue:
+                return bool(search.running)
+            time.sleep(POLL)  # another process works on all that is left
+
+    def _is_left(self, search: Search) -> bool:
+        return len(search.study.get_trials(deepcopy=False)) < self.n_trials
+
+    def _draw(self, search: Search) -> None:
+        """Draws a trial and puts its cells into the queue."""
+        from hydra_plugins.fedlight_sweeps._study import draw_trial
+
+        drawn = draw_trial(search.study, search.space, self.seed)
+        trial = OpenTrial(drawn.number, _drawn(drawn), 0)
+        search.trials.append(trial)
+        self._begin_looks(search, [trial])
+
+    def _begin_looks(self, search: Search, trials: Sequence[OpenTrial]) -> None:
+        """Puts the cells of trials up to their next look into the queue; ends a trial where that fails.
 
         Raises:
-            BadInput: cells are completed and none has the metric, or a cell cannot go on to more rounds.
+            BadInput: a cell cannot go on to more rounds.
         """
-        valid, bad = self.examine(grid)
-        if self.prune_every is not None:
-            _check_prefixes(valid)
-        new = {folder: cell for folder, cell in valid.items() if folder not in search.cells}
-        pending = self.plan(new, search.cells) if new else []
+        groups: list[tuple[OpenTrial, Cells]] = []
+        for trial in trials:
+            cells, bad = self.examine(self._cells_of(trial.drawn, search.fixed, search.looks[trial.look]))
+            if self.prune_every is not None:
+                _check_prefixes(cells)
+            if bad:
+                search.refuse(trial.drawn, bad[0][1])
+                self._fail(search, trial)
+            else:
+                groups.append((trial, cells))
+        new = {folder: cell for _, cells in groups for folder, cell in cells.items()}
+        new = {folder: cell for folder, cell in new.items() if folder not in search.cells}
+        if new:
+            self.plan(
+                new, search.cells
+            )  # of all trials at once: it keeps the SLURM jobs of these cells alone
         search.cells |= new
-        try:
-            if pending:
-                with runs_of_a_grid():
-                    self.launch_in_order(search.cells, pending, len(search.cells) - len(new))
-        except CellFailed as error:
-            search.failed = error
+        for trial, cells in groups:
+            search.groups[trial.number] = list(cells)
+            trial.waiting = {folder for folder, cell in cells.items() if not cell.done} - search.ended
+            for folder in cells:
+                if folder in trial.waiting - search.running:
+                    search.queue.setdefault(folder, search.cells[folder].overrides)
+            if not trial.waiting:
+                self._look_at(search, trial)
+
+    def _end_cell(self, search: Search, folder: Path) -> None:
+        """Notes that a cell has ended, and goes on with the trials that have waited for it alone."""
+        search.running.discard(folder)
+        search.ended.add(folder)
+        for trial in [trial for trial in search.trials if folder in trial.waiting]:
+            trial.waiting.discard(folder)
+            if not trial.waiting:
+                self._look_at(search, trial)
+
+    def _look_at(self, search: Search, trial: OpenTrial) -> None:
+        """Reads the results of a trial's cells: the trial ends, or goes on to its next look.
+
+        Raises:
+            BadInput: cells are completed and none has the metric.
+        """
+        from hydra_plugins.fedlight_sweeps._study import reopen_trial
+
         self._check_metric(search.cells)
-        return {tuple(cell): reason for cell, reason in bad}
+        value, rounds = self._mean(search.groups[trial.number]), search.looks[trial.look]
+        if value is None:
+            self._fail(search, trial)
+            return
+        if trial.look == len(search.looks) - 1:
+            self._end_trial(search, trial, "COMPLETE", value)
+            return
+        reported = reopen_trial(search.study, trial.number)
+        if rounds not in search.study.trials[trial.number].intermediate_values:
+            reported.report(value, rounds)
+        if reported.should_prune():
+            self._end_trial(search, trial, "PRUNED", None)
+            return
+        trial.look += 1
+        self._begin_looks(search, [trial])
+
+    def _end_trial(self, search: Search, trial: OpenTrial, state: str, value: float | None) -> None:
+        search.study.tell(trial.number, value, state=_state(state))
+        search.trials.remove(trial)
+        self._write_summary(search)
+
+    def _fail(self, search: Search, trial: OpenTrial) -> None:
+        """Gives a trial up; the study keeps it open, so that the next command tries again."""
+        search.failed.add(trial.number)
+        search.trials.remove(trial)
+        if search.cells:
+            self._write_summary(search)
 
     def _conclude(self, search: Search) -> None:
         """Prints the best trial and the importance of the keys.
@@ -224,13 +384,14 @@ class OptunaSweeper(PlanningSweeper):
         if not search.cells:
             named = "; ".join(f"[{name}] {reason}" for name, reason in search.refused.items())
             raise BadInput(f"none of the {self.n_trials} cells of the search can be run: {named}")
+        self._write_summary(search)
         if _completed(study):
             best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
             print(f"best of {len(study.trials)}: {self.metric} {study.best_value:.4g} with {best}")
             if importance := _importance(study):
                 print("importance: " + ", ".join(f"{key} {share:.0%}" for key, share in importance.items()))
-        if search.failed or search.refused:
-            raise search.failed or CellFailed(1)
+        if search.failed:
+            raise CellFailed(1)
 
     def _check_settings(self) -> None:
         assert self.config is not None
@@ -253,10 +414,17 @@ class OptunaSweeper(PlanningSweeper):
             or len(set(seeds)) < len(seeds)
         ):
             raise BadInput(f"hydra.sweeper.seeds must be null or a list of different seeds, got {seeds!r}")
-        first = str(self.metric).split(".")[0]
+        if not isinstance(self.metric, str) or not self.metric:
+            raise BadInput(
+                "hydra.sweeper.metric must be the dotted key of a number in result.json, such as fid.value, "
+                f"got {self.metric!r}"
+            )
+        first = self.metric.split(".")[0]
         close = get_close_matches(first, Result.model_fields, n=1)
         if close and first != close[0]:
             raise BadInput(f"hydra.sweeper.metric={self.metric}: did you mean {close[0]}?")
+        if OmegaConf.select(self.config, "hydra.launcher.detach"):
+            raise BadInput("hydra.launcher.detach=true: a search waits for its cells; leave it false")
         if first == "fid" and OmegaConf.select(self.config, "evaluation.samples") == 0:
             raise BadInput(
                 f"hydra.sweeper.metric={self.metric}: evaluation.samples=0 leaves cells without scores; "
@@ -291,28 +459,27 @@ class OptunaSweeper(PlanningSweeper):
                 rounds = override.value()
         return [*range(self.prune_every, rounds, self.prune_every), rounds]
 
-    def _cells_of(self, trial: Any, fixed: list[str], look: int | None) -> list[list[str]]:
+    def _cells_of(self, drawn: Sequence[str], fixed: Sequence[str], look: int | None) -> list[list[str]]:
         """The overrides of each cell of a trial."""
         rounds = [] if look is None else [f"rounds={look}"]
-        overrides = [*keep_text([*fixed, *_drawn(trial)]), *rounds]
+        overrides = [*keep_text([*fixed, *drawn]), *rounds]
         return [overrides] if self.seeds is None else [[*overrides, f"seed={seed}"] for seed in self.seeds]
 
-    def _mean(self, trial: Any, group: list[list[str]]) -> float | None:
+    def _mean(self, folders: Sequence[Path]) -> float | None:
         """The mean metric of a trial's cells; None if one of them is not completed or lacks it."""
-        folders = [self.places[tuple(cell)] for cell in group]
-        trial.set_user_attr("cells", [folder.name for folder in folders])
         values = [(read_numbers(folder) or {}).get(self.metric) for folder in folders]
         numbers = [value for value in values if value is not None]
         return fmean(numbers) if len(numbers) == len(values) else None
 
-    def _write_summary(self, study: Any) -> None:
+    def _write_summary(self, search: Search) -> None:
         """Writes `search.json` into the sweep's folder."""
         assert self.config is not None
+        study = search.study
         trials = [
             {
                 "params": trial.params,
-                "cells": trial.user_attrs.get("cells", []),
-                "state": trial.state.name.lower(),
+                "cells": [folder.name for folder in search.groups.get(trial.number, [])],
+                "state": "fail" if trial.number in search.failed else trial.state.name.lower(),
                 "value": trial.value if trial.state.name == "COMPLETE" else None,
             }
             for trial in study.trials
@@ -327,39 +494,3 @@ class OptunaSweeper(PlanningSweeper):
         }
         with atomic(Path(self.config.hydra.sweep.dir) / SUMMARY) as temporary:
             temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-
-    def _distribution(self, override: Override) -> Any:
-        """The distribution of a swept key: an interval, log-uniform with tag(log, ...), or listed values.
-
-        Raises:
-            BadInput: the interval is invalid.
-        """
-        from optuna import distributions
-
-        values = override.value()
-        if not isinstance(values, IntervalSweep):
-            return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
-        assert values.start is not None
-        assert values.end is not None
-        low, high, log = values.start, values.end, "log" in values.tags
-        typed = f"{override.input_line}"
-        if not (math.isfinite(low) and math.isfinite(high) and low <= high and (low > 0 or not log)):
-            raise BadInput(f"{typed}: an interval needs two numbers, the lower one first; with log, above 0")
-        if not self._is_whole(override.key_or_group, low, high):
-            return distributions.FloatDistribution(low, high, log=log)
-        if low != int(low) or high != int(high):
-            raise BadInput(f"{typed}: {override.key_or_group} takes whole numbers")
-        return distributions.IntDistribution(int(low), int(high), log=log)
-
-    def _is_whole(self, key: str, low: float, high: float) -> bool:
-        """Whether an interval is of integers, according to the schema, int(...) or the key's default.
-
-        Hydra parses the bounds of an interval as floats, except in int(...).
-        """
-        if key in WHOLE_KEYS or (isinstance(low, int) and isinstance(high, int)):
-            return True
-        if key in SCHEMA_KEYS or low != int(low) or high != int(high):
-            return False
-        assert self.config is not None
-        default = OmegaConf.select(self.config, key)
-        return isinstance(default, int) and not isinstance(default, bool)

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from fedlight.runtime.errors import BadInput, CellFailed
 from fedlight.runtime.slurm_jobs import is_available, job_states, max_array_size
 
 POLL = 5.0  # seconds between two queries of the queue
+OF_SWEEPS = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
+"""Overrides that a single cell does not take."""
 SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "nodes", "tasks_per_node")
 """Parameters that submitit has for every kind of cluster; those of SLURM alone have the prefix `slurm_`."""
 
@@ -61,6 +63,24 @@ class SlurmArrayLauncher(SlurmLauncher):
         """
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
+        cells = self.submit(job_overrides)
+        if self.params["detach"]:
+            print(f"python -m fedlight.sweeps status {sweep}    # their states")
+            return []
+        pool = SlurmPool(self, len(cells), cells)
+        ends: list[JobReturn] = []
+        while pool.cells:
+            ends += [_job_return(cell.overrides, done) for cell, done in pool.wait_for_ends()]
+        return ends
+
+    def submit(self, job_overrides: Sequence[Sequence[str]]) -> dict[str, PlannedCell]:
+        """Submits the cells that are neither completed nor queued; returns all of them with their jobs.
+
+        Raises:
+            BadInput: SLURM does not answer, or rejects an array; earlier arrays stay submitted.
+        """
+        assert self.config is not None
+        sweep = Path(self.config.hydra.sweep.dir)
         plan = read_launch(sweep, sys.argv[1:], str(Path.cwd()))
         assert plan is not None
         planned = {tuple(cell.overrides): name for name, cell in plan.cells.items()}
@@ -89,10 +109,11 @@ class SlurmArrayLauncher(SlurmLauncher):
                 plan.write(sweep)  # before the next array, which SLURM may reject
                 print(f"{len(array)} cells submitted as SLURM job {jobs[0].split('_')[0]}")
             shorter = [str(plan.cells[cell].job) for cell in group]
-        if self.params["detach"]:
-            print(f"python -m fedlight.sweeps status {sweep}    # their states")
-            return []
-        return self._wait({cell: plan.cells[cell] for cell in cells}, sweep)
+        return {cell: plan.cells[cell] for cell in cells}
+
+    def open_pool(self, most: int) -> "SlurmPool":
+        """A pool of so many jobs, or fewer where `array_parallelism` is smaller."""
+        return SlurmPool(self, most, {})
 
     def _flags(self) -> list[str]:
         """The command's options and overrides for Hydra itself that a single cell needs as well."""
@@ -100,11 +121,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         sources = self.config.hydra.runtime.config_sources
         typed: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra)  # references stay references
         folders = [source.path for source in sources if source.provider == "command-line"]
-        overrides = [
-            override
-            for override in typed
-            if not override.lstrip("+~").startswith(("hydra.mode", "hydra/launcher", "hydra.launcher"))
-        ]
+        overrides = [override for override in typed if not override.lstrip("+~").startswith(OF_SWEEPS)]
         return [*(flag for folder in folders for flag in ("--config-dir", folder)), *overrides]
 
     def _submit(self, cells: Sequence[CellJob], after: Sequence[str]) -> list[str]:
@@ -137,26 +154,55 @@ class SlurmArrayLauncher(SlurmLauncher):
             )
             raise BadInput(f"hydra/launcher=slurm: {error}{limit}") from error
 
-    def _wait(self, cells: dict[str, PlannedCell], sweep: Path) -> list[JobReturn]:
-        """Waits until all jobs have left SLURM's queue; prints the state in which each cell ended."""
-        left, ends = dict(cells), []
+
+class SlurmPool:
+    """Runs cells as SLURM jobs; see `CellPool`. The jobs stay with SLURM where the command ends early.
+
+    Attributes:
+        size: maximum number of cells at once.
+        cells: those that have not ended, by id, with their jobs.
+    """
+
+    def __init__(self, launcher: SlurmArrayLauncher, most: int, cells: Mapping[str, PlannedCell]) -> None:
+        assert launcher.config is not None
+        self._launcher = launcher
+        self._sweep = Path(launcher.config.hydra.sweep.dir)
+        self.size = min(launcher.params["array_parallelism"], most)
+        self.cells = dict(cells)
+
+    def start(self, cells: Sequence[list[str]], first: int) -> None:
+        self.cells |= self._launcher.submit(cells)
+
+    def wait(self) -> list[list[str]]:
+        return [cell.overrides for cell, _ in self.wait_for_ends()]
+
+    def wait_for_ends(self) -> list[tuple[PlannedCell, bool]]:
+        """Waits until jobs have left SLURM's queue; prints the state in which each cell ended.
+
+        Returns:
+            Each cell whose job has ended, and whether it is completed.
+        """
         try:
-            while left:
-                queue = job_states(str(cell.job) for cell in left.values())
-                ended = (
-                    [] if queue is None else [name for name, cell in left.items() if cell.job not in queue]
-                )
-                for name in ended:
-                    plan = left.pop(name)
-                    cell = read_cell(sweep / name, plan, {})
-                    print(f"{name}: {cell.state}{f': {cell.error}' if cell.error else ''}", flush=True)
-                    ends.append(_job_return(plan.overrides, cell.state == DONE))
-                if left:
-                    time.sleep(POLL)
+            while True:
+                queue = job_states(cell.job for cell in self.cells.values() if cell.job)
+                ended = [
+                    name for name, cell in self.cells.items() if queue is not None and cell.job not in queue
+                ]
+                if ended or not self.cells:
+                    return [self._end(name) for name in ended]
+                time.sleep(POLL)
         except KeyboardInterrupt:
-            print(f"{len(left)} cells stay with SLURM: python -m fedlight.sweeps status {sweep}")
+            print(f"{len(self.cells)} cells stay with SLURM: python -m fedlight.sweeps status {self._sweep}")
             sys.exit(130)
-        return ends
+
+    def close(self) -> None:
+        self.cells.clear()
+
+    def _end(self, name: str) -> tuple[PlannedCell, bool]:
+        plan = self.cells.pop(name)
+        cell = read_cell(self._sweep / name, plan, {})
+        print(f"{name}: {cell.state}{f': {cell.error}' if cell.error else ''}", flush=True)
+        return plan, cell.state == DONE
 
 
 def split_into_arrays(cells: Sequence[str], limit: int | None) -> list[Sequence[str]]:

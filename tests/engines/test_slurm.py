@@ -268,3 +268,35 @@ def test_longer_cells_wait_in_the_queue_for_the_shorter_ones_that_they_go_on_fro
     shorter, longer = sorted(results(tmp_path), key=lambda cell: "-R2-" in cell)
     result = json.loads((tmp_path / "runs" / "grid" / longer / "result.json").read_text())
     assert (result["parent"]["cell"], result["parent"]["rounds"]) == (shorter, 1)
+
+
+def test_a_search_over_seeds_uses_both_nodes_and_goes_on_after_its_command_was_killed(
+    cluster: Cluster, start: Start, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "runs" / "grid"
+    search = ["-m", "hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "method=UDEC"]
+    search += ["hydra.sweeper.metric=train_loss", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
+    search += ["hydra.sweeper.seeds=[1,2]", "hydra.sweeper.prune_every=5", "clients=2", "name=grid"]
+
+    def nodes() -> set[str]:
+        return set(cluster.ask("squeue", "-h", "-t", "R", "-o", "%N").split())
+
+    launched = start("fedlight.run", *search, *TINY, *SLURM)
+    until(lambda: nodes() == {"n1", "n2"}, seconds=120)
+    launched.kill()  # its jobs stay with SLURM
+    launched.communicate()
+    out = end(start("fedlight.run", *search, *TINY, *SLURM))
+    assert "best of 3: train_loss" in out
+
+    summary = json.loads((sweep / "search.json").read_text())
+    losses = {
+        path.parent.name: json.loads(path.read_text())["train_loss"] for path in sweep.glob("*/result.json")
+    }
+    assert len(losses) == 12  # trials, seeds, and two numbers of rounds
+    assert set(jobs(sweep)) == losses.keys()
+    assert len(list(sweep.glob(".slurm/[0-9]*_*"))) == 12  # no cell had a second job
+    for trial in summary["trials"]:
+        assert trial["state"] == "complete"
+        assert trial["value"] == pytest.approx(sum(losses[cell] for cell in trial["cells"]) / 2)
+        assert [cell.split("-")[5:8:2] for cell in trial["cells"]] == [["R10", "s1"], ["R10", "s2"]]
+    assert summary["best"]["value"] == min(trial["value"] for trial in summary["trials"])

@@ -28,6 +28,28 @@ CASES = {
         ["method.keep_optimizer=true"],
         r"method.keep_optimizer has no value .* \+\+method.keep_optimizer=\.\.\. sets it",
     ),
+    "unknown key of a section": (
+        ["evaluation.foo=1"],
+        "evaluation.foo is not a key of the configuration; evaluation has background, bootstrap, cache,",
+    ),
+    "key of a group that is not chosen": (
+        ["early_stopping.patience=3"],
+        "early_stopping is not chosen, .* early_stopping=NAME chooses it",
+    ),
+    "resampling of no images": (["evaluation.bootstrap=200", "evaluation.samples=0"], "=0 scores none"),
+    "logger that is a number": (
+        ["logger=none", "logger._target_=3"],
+        "logger: _target_ must be the name of a class or function, got 3",
+    ),
+    "search without -m": (["hydra/sweeper=optuna"], "is a search of several cells: add -m"),
+    "key of a search in a grid": (
+        ["-m", "hydra.sweeper.n_trials=3", "epochs=1,2"],
+        "n_trials is not a key .*; hydra/sweeper=optuna, a search, ",
+    ),
+    "processes in words": (
+        ["-m", "epochs=1,2", "hydra/launcher=local", "hydra.launcher.n_jobs=x"],
+        "hydra.launcher.n_jobs must be null or a number of processes, got 'x'",
+    ),
     "misspelled new key": (["+dta.limit=1"], "dta is not a key .* did you mean data"),
     "grid without -m": (["sweeps=demo"], "sweeps=demo is a grid .* add -m .* method=... clients=..."),
     "part of a grid without -m": (["sweeps=demo", "method=FULL"], "or choose one by clients=..."),

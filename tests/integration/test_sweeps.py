@@ -24,7 +24,7 @@ from fedlight.federation import site
 from fedlight.reporting.numbers import data_volume
 from fedlight.runs.plan import Launch, PlannedCell
 from fedlight.runs.reader import read_numbers
-from fedlight.runtime.lease import HOLDER
+from fedlight.runtime.lease import HOLDER, acquire_lease
 from fedlight.runtime.process_record import describe_this_process
 from hydra_plugins.fedlight_sweeps.local import OnOneGPU
 
@@ -316,10 +316,11 @@ def test_a_search_goes_on_where_it_was_stopped_and_asks_for_the_same_cells(
 
     found = search("whole", 4)
     assert len(found) == 4
-    assert f"best of 4: train_loss {min(found.values()):.4g} with optimizer.lr=" in capsys.readouterr().out
+    assert f"best of 4: train_loss {min(found.values()):.4g} with method=" in capsys.readouterr().out
     assert len(search("parts", 2)) == 2
+    ended = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/parts/*/result.json")}
     assert search("parts", 4) == found
-    assert capsys.readouterr().out.count("done already") == 2
+    assert {path: path.stat().st_mtime_ns for path in ended} == ended
 
 
 SEARCH = ["-m", "hydra/sweeper=optuna", "name=search", *TINY, "hydra.sweeper.n_jobs=1", "clients=2"]
@@ -453,6 +454,12 @@ def test_a_search_draws_whole_numbers_for_a_key_that_takes_them(
             search_for("epochs", "epochs=1,2", "hydra.sweeper.prune_every=1", "optimizer.decay=cosine"),
             "prune_every needs cells that can go on: optimizer.decay=cosine",
         ),
+        (search_for("epochs", "seed=1,2", "hydra.sweeper.seeds=[1,2]"), "so seed cannot be searched"),
+        (search_for("", "epochs=1,2"), "metric must be the dotted key of a number in result.json"),
+        (
+            search_for("epochs", "epochs=1,2", "hydra/launcher=slurm", "hydra.launcher.detach=true"),
+            "detach=true: a search waits for its cells",
+        ),
         (search_for("epochs", "epochs=1,2", "hydra.sweeper.seeds=3"), "a list of different seeds, got 3"),
         (search_for("epochs", "clients=200,300"), "none of the 3 cells of the search can be run: [clients="),
     ],
@@ -463,6 +470,16 @@ def test_a_search_that_cannot_be_done_is_refused(
     assert command(*settings) == 2
     assert message in capfd.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_process_on_a_search_is_refused(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with acquire_lease(tmp_path / "runs" / "search" / ".search"):
+        assert command(*search_for("epochs", "epochs=1,2", "rounds=0")) == 1
+    assert re.fullmatch(
+        r"fedlight: error: search: the search is in use by process \d+ .*\n", capfd.readouterr().err
+    )
 
 
 def test_a_metric_that_no_cell_has_ends_the_search_with_those_there_are(

@@ -302,6 +302,7 @@ def test_weights_of_another_kind_are_rejected_in_one_line(tmp_path: Path, conten
     ) as message:
         make_pretrained("inception", file, CPU)
     assert "\n" not in str(message.value)
+    assert "weights_only" not in str(message.value)  # torch's advice to load it in spite of what it holds
 
 
 def test_weights_are_found_by_path_then_in_the_cache_then_in_torch_hub_s(
