@@ -67,7 +67,7 @@ def set_up(
     if not config.evaluation.samples:
         return parts
     evaluator = make_evaluator(
-        config.evaluation, config.data.name, complete, parts.dataset, parts.training_indices, parts.device
+        config.evaluation, config.data.set_name, complete, parts.dataset, parts.training_indices, parts.device
     )
     if config.evaluation.downstream:
         compared = scored_clients(config, frozenset())
