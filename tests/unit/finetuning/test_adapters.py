@@ -77,7 +77,8 @@ def drawn(images: int = 3) -> dict[str, Tensor]:
 def test_only_adapters_are_stored_and_trained_and_each_slice_has_some(kind: str) -> None:
     module = adapted(kind, targets=EVERYWHERE)
     state = module.state_dict()
-    assert state and all(".lora_A." in name or ".lora_B." in name for name in state)
+    assert state
+    assert all(".lora_A." in name or ".lora_B." in name for name in state)
     optimizer = module.configure_optimizers()
     (group,) = optimizer.param_groups
     named = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -95,7 +96,8 @@ def test_loading_replaces_adapters_and_leaves_what_is_frozen() -> None:
     module.load_state_dict(other.state_dict(), strict=True)
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in module.state_dict().items())
     parameters = dict(module.named_parameters())
-    assert base and all(torch.equal(tensor, parameters[name]) for name, tensor in base.items())
+    assert base
+    assert all(torch.equal(tensor, parameters[name]) for name, tensor in base.items())
     first = next(iter(module.state_dict()))
     incomplete = {name: tensor for name, tensor in other.state_dict().items() if name != first}
     with pytest.raises(RuntimeError, match="Missing key"):
@@ -107,7 +109,8 @@ def test_a_moving_average_stores_its_adapters_alone() -> None:
     frozen = add_adapters(unet, section(), seed=0)
     module = DDPM(unet, SCHEDULE, "mse", partial(Adam, lr=1e-3), SLICES, ema_decay=0.9, frozen=frozen)
     averaged = [name for name in module.state_dict() if name.startswith("ema.module.")]
-    assert averaged and all(".lora_" in name for name in averaged)
+    assert averaged
+    assert all(".lora_" in name for name in averaged)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,7 +136,8 @@ def test_gradients_of_adapters_are_those_of_a_plain_model_and_none_is_zero(kind:
     for name, (first, second, scale) in pairs.items():
         assert scale == 1.5
         for factor, copy in zip((first, second), copies[name], strict=False):
-            assert factor.grad is not None and factor.grad.abs().max() > 0, name
+            assert factor.grad is not None
+            assert factor.grad.abs().max() > 0, name
             torch.testing.assert_close(factor.grad, copy.grad, rtol=1e-3, atol=1e-6)
 
 
@@ -242,8 +246,10 @@ def test_diffusers_loads_a_saved_adapter_of_any_scale(tmp_path: Path) -> None:
 def test_targets_are_attention_convolutions_or_names() -> None:
     unet = tiny_unet()
     attention, convolutions = (find_targets(unet, [group]) for group in EVERYWHERE)
-    assert "mid.attention.qkv" in attention and "downs.0.attention.out.0" in attention
-    assert "init_conv" in convolutions and not set(attention) & set(convolutions)
+    assert "mid.attention.qkv" in attention
+    assert "downs.0.attention.out.0" in attention
+    assert "init_conv" in convolutions
+    assert not set(attention) & set(convolutions)
     assert not any("depthwise" in name for name in (*attention, *convolutions))
     assert find_targets(unet, ["qkv"]) == [name for name in attention if name.endswith(".qkv")]
     assert find_targets(unet, ["mid.attention.out"]) == ["mid.attention.out"]
