@@ -117,7 +117,6 @@ def check_fuse(config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch
     """
     requirements: dict[str, Any] = {
         "trainer.compile=false": config.trainer.compile,
-        "finetuning=full or none: adapters are trained client by client": model.frozen,
         "privacy=client or none: DP-SGD takes the gradient of each image by itself": (
             config.privacy and config.privacy.name == EXAMPLE
         ),
