@@ -195,7 +195,7 @@ class Stack(ResidentModule):
     def __init__(self, module: Any, clients: int) -> None:
         super().__init__()
         module.trainer = None  # of an earlier fit
-        frozen = getattr(module, "frozen", frozenset())
+        frozen: frozenset[str] = getattr(module, "frozen", frozenset())
         shared = {id(p): p for name, p in module.named_parameters() if name in frozen}
         stacked = deepcopy(module, dict(shared))
         for child in stacked.modules():
