@@ -43,7 +43,9 @@ def test_a_saved_pipeline_is_loaded_with_its_weights_and_its_schedule(tmp_path: 
 
 
 def test_the_schedule_of_training_is_taken_from_any_sampler(folder: Path, opened: PretrainedPipeline) -> None:
-    sampler = PNDMScheduler(50, beta_start=0.001, beta_end=0.012, beta_schedule="scaled_linear")
+    sampler = PNDMScheduler(
+        num_train_timesteps=50, beta_start=0.001, beta_end=0.012, beta_schedule="scaled_linear"
+    )
     sampler.save_pretrained(folder / "scheduler")
     schedule = opened.load_schedule()
     assert schedule.config.prediction_type == "epsilon"
