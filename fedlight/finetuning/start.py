@@ -22,7 +22,7 @@ def make_start(config: FinetuningConfig, seed: int, cache: str) -> Backbone:
     """
     pipeline = open_pretrained(config, cache)
     unet, schedule = pipeline.load_model("unet"), pipeline.load_schedule()
-    unet.requires_grad_(True)
+    unet.train().requires_grad_(True)
     frozen: frozenset[str] = frozenset()
     if config.name == LORA:
         frozen = add_adapters(unet, config, derive_seed(seed, "adapters"))

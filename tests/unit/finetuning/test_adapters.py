@@ -90,7 +90,7 @@ def test_only_adapters_are_stored_and_trained_and_each_slice_has_some(kind: str)
     assert decoder <= {"ups", "head", "up_blocks", "conv_out"}
 
 
-@pytest.mark.parametrize(("kind", "model"), zip(KINDS, ("tiny", "unet2d"), strict=True))
+@pytest.mark.parametrize(("kind", "model"), [*zip(KINDS, ("tiny", "unet2d"), strict=True)])
 def test_the_slices_of_a_pretrained_model_are_those_of_its_kind(kind: str, model: str) -> None:
     names = tiny_unet(kind).state_dict()
     ours, theirs = (

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import PNDMScheduler
 from pretrained import save_pretrained, tiny_unet
+from safetensors.torch import load_file, save_file
 
 from fedlight.finetuning.finetuning_config import FinetuningConfig
 from fedlight.finetuning.pretrained import PretrainedPipeline, open_pretrained
@@ -109,9 +110,18 @@ def test_weights_are_safetensors_that_fit(folder: Path) -> None:
     config = folder / "unet" / "config.json"
     described = json.loads(config.read_text())
 
-    config.write_text(json.dumps({**described, "dim_mults": [1, 2, 2]}))
-    assert "do not fit ConvNextUNet" in refusal(folder)
+    config.write_text(json.dumps({**described, "dim": 16}))
+    assert "cannot be loaded as ConvNextUNet from safetensors" in refusal(folder)
     config.write_text(json.dumps(described))
+
+    tensors = load_file(weights)
+    removed = tensors.pop("mid.attention.qkv.weight")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert "do not fit ConvNextUNet: missing keys mid.attention.qkv.weight" in refusal(folder)
+    save_file(
+        {**tensors, "mid.attention.qkv.weight": removed, "more": removed.clone()}, weights, {"format": "pt"}
+    )
+    assert "do not fit ConvNextUNet: unexpected keys more" in refusal(folder)
 
     torch.save(tiny_unet().state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
     weights.unlink()
