@@ -1,6 +1,6 @@
 """The denoising diffusion model that a client trains (DDPM, arXiv 2006.11239)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class DDPM(ResidentModule):
             for equal weights of all time steps.
         label_dropout: probability that an image's label is replaced by the UNet's last one, which means no
             label (classifier-free guidance, arXiv 2207.12598); None for an unconditional model.
+        frozen: state_dict names of the UNet that are not trained; they are in no state_dict of this module.
 
     Attributes:
         slices: name of each slice -> prefixes of this module's state_dict names.
@@ -63,6 +64,7 @@ class DDPM(ResidentModule):
         exchange_ema: bool = False,
         snr_gamma: float | None = None,
         label_dropout: float | None = None,
+        frozen: Collection[str] = (),
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
@@ -91,6 +93,7 @@ class DDPM(ResidentModule):
                 self.slices[name] += [f"ema.module.{p}" for p in prefixes]
             next(iter(self.slices.values())).append("ema.n_averaged")
             self.private = ()
+        self.leave_out(f"{place}.{name}" for name in frozen for place in ("unet", "ema.module"))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the mean loss between target and prediction at uniformly drawn time steps."""
@@ -141,7 +144,8 @@ class DDPM(ResidentModule):
             self.ema.update_parameters(self.unet)
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer(self.unet.parameters())
+        named = self.unet.named_parameters()
+        return self.optimizer(parameter for name, parameter in named if f"unet.{name}" not in self.frozen)
 
     @property
     def denoiser(self) -> nn.Module:

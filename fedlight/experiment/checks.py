@@ -10,12 +10,14 @@ from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.experiment.mechanisms import EXAMPLE
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.algorithms.flexlora import FlexLoRA
 from fedlight.federation.mechanism import COUNT_NOISE
 from fedlight.federation.messages import State
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.stack import check_stackable
 from fedlight.federation.trainer import choose_precision
+from fedlight.finetuning.start import LORA
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.machine import FULL
 
@@ -39,6 +41,48 @@ def check_sampling(config: CellConfig, schedule: SchedulerMixin) -> None:
         raise BadInput(
             f"evaluation.bootstrap={config.evaluation.bootstrap} resamples the images that are scored, and "
             "evaluation.samples=0 scores none: set evaluation.samples, or evaluation.bootstrap=null"
+        )
+
+
+def check_pretrained(config: CellConfig, unet: Any, classes: int) -> None:
+    """Sections `finetuning`, `model` and `data`: whether the pretrained UNet fits them.
+
+    Args:
+        config: of the cell, which sets `finetuning`.
+        unet: with its weights.
+        classes: of the data.
+    """
+    assert config.finetuning is not None
+    if config.model.unet or config.model.schedule:
+        raise BadInput(
+            f"finetuning={config.finetuning.name} takes the UNet and its noise schedule from "
+            f"finetuning.pretrained, and model={config.model.name} has its own: choose model=pretrained"
+        )
+    if unet.config.in_channels != config.data.channels:
+        raise BadInput(
+            f"finetuning.pretrained: the UNet takes images of {unet.config.in_channels} channels, and "
+            f"data.channels={config.data.channels}"
+        )
+    labels = getattr(unet.config, "num_class_embeds", None)
+    if config.model.conditional and labels != classes + 1:
+        has = f"has {labels}" if labels else "is not conditioned on labels"
+        raise BadInput(
+            f"model.conditional=true needs a pretrained UNet with {classes + 1} class embeddings, one for "
+            f"each of the {classes} classes and one for no label, and that of finetuning.pretrained {has}"
+        )
+    if labels and not config.model.conditional:
+        raise BadInput(
+            "finetuning.pretrained: the UNet is conditioned on class labels: set model.conditional=true"
+        )
+
+
+def check_products(config: CellConfig, algorithm: FedAvg) -> None:
+    """Sections `algorithm` and `finetuning`: products of factors need both factors."""
+    tuning = config.finetuning
+    if isinstance(algorithm, FlexLoRA) and (tuning is None or tuning.name != LORA or tuning.train == "b"):
+        raise BadInput(
+            "algorithm=flexlora averages the products of adapters: it needs finetuning=lora with "
+            "finetuning.train=both"
         )
 
 
@@ -157,6 +201,9 @@ def _violated_by_client_privacy(
         f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
         f"floating tensors: {', '.join(integers)} holds whole numbers, which noise cannot hide": integers,
         f"parameters alone: {', '.join(buffers)} is a buffer, which noise would spoil": buffers,
+        "an algorithm that averages what clients report, as it is": (
+            type(algorithm).summand is not FedAvg.summand
+        ),
         "an algorithm that declares by aux_like what clients report beside the slices": undeclared,
         "privacy.noise_at=server where a transform encodes updates": at_clients and config.transform,
         "privacy.noise_at=server for an adaptive clip": at_clients and adaptive,
