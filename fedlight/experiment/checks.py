@@ -59,7 +59,9 @@ def check_fused_optimizer(config: CellConfig, accelerator: str | None = None) ->
         )
 
 
-def check_fuse(config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch.device) -> None:
+def check_fuse(
+    config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch.device, shape: tuple[int, int, int]
+) -> None:
     """Section `trainer` and all others: whether clients can be trained in one computation.
 
     Args:
@@ -67,6 +69,7 @@ def check_fuse(config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch
         model: the client model.
         algorithm: of the cell.
         device: that clients train on.
+        shape: channels, height and width of what the model denoises.
 
     Raises:
         BadInput: something cannot be fused.
@@ -89,7 +92,7 @@ def check_fuse(config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch
     for requirement, violated in requirements.items():
         if violated:
             raise BadInput(f"trainer.fuse={config.trainer.fuse} needs {requirement}")
-    images = torch.zeros(1, *config.data.shape, device=device)
+    images = torch.zeros(1, *shape, device=device)
     batch = (images, torch.zeros(1, dtype=torch.int64, device=device)) if config.model.conditional else images
     check_stackable(model.to(device), batch, model.configure_optimizers())
 

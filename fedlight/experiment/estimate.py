@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData
 from fedlight.diffusion.depthwise import use_stacked_layers
 from fedlight.experiment.checks import check_fuse
@@ -21,7 +22,6 @@ from fedlight.runtime.errors import BadInput
 FUSE_LIMIT = 32  # clients in one computation; more of them were not faster
 WORTH = 1.2  # times as fast, from which on fusing is suggested
 MEMORY_SHARE = 0.25  # of the machine's memory that stacked weights, gradients and two moments may take
-
 _step_seconds_cache: dict[str, float] = {}  # the settings that decide it -> seconds of one optimizer step
 
 
@@ -90,11 +90,11 @@ def suggest_fuse(parts: CellParts) -> tuple[int, float] | None:
     if config.trainer.fuse or parts.method.pool or fuse < 2:
         return None
     batch = min(config.data.batch_size, max(map(len, parts.training_indices)))
-    settings = config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
+    settings = _step_settings(config)
     alone = _step_seconds(settings, parts, batch)
     use_stacked_layers(parts.model)
     try:
-        check_fuse(config, parts.model, parts.algorithm, parts.device)
+        check_fuse(config, parts.model, parts.algorithm, parts.device, parts.denoised_shape)
     except BadInput:
         return None
     gain = fuse * alone / _step_seconds(f"{settings} {fuse}", parts, batch, fuse)
@@ -112,7 +112,7 @@ def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
     """
     config = parts.config
     batch = min(config.data.batch_size, largest)
-    settings = config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
+    settings = _step_settings(config)
     per_image = _step_seconds(settings, parts, batch) / batch
     parallel = min(parts.max_workers, cohort_size(config.clients, config.fraction))
     models = len(scored_clients(config, frozenset())) if parts.method.evaluate == "clients" else 1
@@ -121,11 +121,16 @@ def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
     return (steps * config.data.batch_size * per_image + forwards * per_image / 3) / parallel
 
 
+def _step_settings(config: CellConfig) -> str:
+    """What decides the time of an optimizer step, as JSON."""
+    return config.model_dump_json(include={"model", "data", "optimizer", "trainer", "finetuning"})
+
+
 def _step_seconds(settings: str, parts: CellParts, batch: int, fuse: int = 1) -> float:
     """The time of one optimizer step of `fuse` clients, measured once for each value of `settings`."""
     if settings not in _step_seconds_cache:
         module: Any = parts.model.to(parts.device)
-        pixels, labels = parts.training_data()
+        pixels, labels = parts.training_data(batch)
         data = ClientData(pixels, np.arange(batch), batch, labels)
         (drawn,) = data.train_dataloader()
         images: Any = data.on_after_batch_transfer(drawn, 0)

@@ -23,6 +23,7 @@ from fedlight.federation.factories import make_algorithm
 from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
+from fedlight.finetuning.latents import LatentSpace
 from fedlight.runs.identity import last_round, read_config, read_result
 from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput, Damaged
@@ -40,6 +41,7 @@ class FinishedCell:
         module: the client model; its weights are those of the model that was last drawn from.
         server: the server after the last round, with the global model, the ledger and the clients it has met.
         num_classes: the number of classes of the data set.
+        latents: where the model denoises; None for images.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class FinishedCell:
     module: DDPM
     server: Server
     num_classes: int
+    latents: LatentSpace | None = None
 
     def state(self, client: int | None) -> State:
         """The state_dict of a model after the last round, to be loaded into `module`.
@@ -128,6 +131,7 @@ class FinishedCell:
             labels,
             f"{self.folder.name}: {model}",
             on_frame=on_frame,
+            latents=self.latents,
         )
 
     def model(self, client: int | None = None) -> DDPMPipeline:

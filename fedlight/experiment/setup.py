@@ -113,7 +113,7 @@ def assemble(
         use_plain_layers(model)
     if config.trainer.fuse:
         use_stacked_layers(model)
-        check_fuse(config, model, algorithm, device)
+        check_fuse(config, model, algorithm, device, config.data.shape)
     if config.trainer.compile:
         model.unet.compile()
     return parts

@@ -48,8 +48,8 @@ class LatentSpace:
             above = -(-height // factor) * factor
             sizes = [size for size in (above - factor, above) if size > 0]
             raise BadInput(
-                f"data.image_size={height}: the {name} of finetuning.pretrained makes one latent of {factor} x "
-                f"{factor} pixels, so that the image size must be a multiple of {factor}: choose "
+                f"data.image_size={height}: the {name} of finetuning.pretrained makes one latent of {factor} "
+                f"x {factor} pixels, so that the image size must be a multiple of {factor}: choose "
                 f"{' or '.join(map(str, sizes))}"
             )
         if channels not in (1, config.in_channels) or config.in_channels != config.out_channels:

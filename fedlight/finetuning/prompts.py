@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from fedlight.diffusion.sampling import PROMPTS
 from fedlight.runtime.cache import load_or_make
 from fedlight.runtime.errors import BadInput, format_error
 
@@ -19,32 +19,29 @@ LABEL = "{label}"
 EMBEDDINGS = "embeddings"
 
 
-class PromptedUNet(nn.Module):
-    """A text-conditioned UNet that is called with class labels, as a class-conditional one.
+def condition_on_prompts(unet: nn.Module, embeddings: Tensor) -> None:
+    """Lets a text-conditioned UNet be called with class labels, each of which stands for a prompt.
+
+    `unet(x_t, t, class_labels=labels)` is `unet(x_t, t, encoder_hidden_states=embeddings[labels])`.
 
     Args:
-        unet: a `UNet2DConditionModel`.
+        unet: a `UNet2DConditionModel`; its state_dict stays as it is.
         embeddings: of the prompt of each class and, last, of the empty prompt, which means no label; float32,
-            shape (classes + 1, tokens, width). They belong to no state_dict.
+            shape (classes + 1, tokens, width).
     """
+    unet.register_buffer(PROMPTS, embeddings, persistent=False)
+    unet.register_forward_pre_hook(_replace_labels, with_kwargs=True)
 
-    embeddings: Tensor
 
-    def __init__(self, unet: nn.Module, embeddings: Tensor) -> None:
-        super().__init__()
-        self.unet = unet
-        self.register_buffer(EMBEDDINGS, embeddings, persistent=False)
-        self.config = SimpleNamespace(num_class_embeds=len(embeddings))
-
-    def forward(self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor) -> Any:
-        """Predicts the noise or the velocity.
-
-        Args:
-            sample: noisy latents x_t, float, shape (n, channels, height, width).
-            timestep: t, shape () or (n,).
-            class_labels: int64 in 0..classes, shape (n,).
-        """
-        return self.unet(sample, timestep, encoder_hidden_states=self.embeddings[class_labels])
+def _replace_labels(
+    unet: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A hook before `forward`: labels become embeddings; a call without labels stays as it is."""
+    if "class_labels" not in keywords:
+        return arguments, keywords
+    others = {name: value for name, value in keywords.items() if name != "class_labels"}
+    embeddings = getattr(unet, PROMPTS)[keywords["class_labels"]]
+    return arguments, {**others, "encoder_hidden_states": embeddings}
 
 
 def make_prompts(template: str | None, classes: Sequence[str]) -> list[str]:
@@ -75,7 +72,9 @@ def embed_cached(folder: Path, sha256: str, prompts: Sequence[str], cache: str) 
             cache cannot be used.
     """
     key = repr((sha256, tuple(prompts), torch.get_num_threads()))
-    path = Path(cache).expanduser() / "prompts" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    path = (
+        Path(cache).expanduser() / "prompts" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    )
 
     def make(path: Path) -> None:
         tokenizer = _load(CLIPTokenizer.from_pretrained, folder / "tokenizer")

@@ -124,6 +124,13 @@ def save_text_pipeline(folder: Path, channels: int = 3, prediction_type: str = "
         prediction_type=prediction_type,
     )
     StableDiffusionPipeline(
-        make_vae("kl", channels), text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+        make_vae("kl", channels),
+        text_encoder,
+        tokenizer,
+        unet,
+        scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder

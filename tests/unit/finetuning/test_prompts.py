@@ -1,6 +1,7 @@
 """Prompts are made of class names, and embedded as by Stable Diffusion's own pipeline."""
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pipelines import TOKENS, WIDTH, save_text_pipeline
 
 from fedlight.diffusion.sampling import no_label
 from fedlight.finetuning import prompts
-from fedlight.finetuning.prompts import PromptedUNet, embed_cached, make_prompts
+from fedlight.finetuning.prompts import condition_on_prompts, embed_cached, make_prompts
 from fedlight.runtime.errors import BadInput
 
 TEXTS = make_prompts(None, ["0", "3"])
@@ -54,14 +55,18 @@ def test_embeddings_are_computed_once(folder: Path, tmp_path: Path, monkeypatch:
 
 def test_a_label_stands_for_its_prompt(pipeline: StableDiffusionPipeline) -> None:
     embeddings = torch.randn(3, TOKENS, WIDTH)
-    unet = PromptedUNet(pipeline.unet, embeddings)
+    unet = deepcopy(pipeline.unet)
+    condition_on_prompts(unet, embeddings)
     x_t, labels = torch.randn(4, 2, 4, 4), torch.tensor([2, 0, 1, 0])
     with torch.no_grad():
         predicted = unet(x_t, 5, class_labels=labels).sample
-        rows = [pipeline.unet(x, 5, embeddings[k : k + 1]).sample for x, k in zip(x_t.split(1), labels)]  # noqa: B905
-    assert torch.allclose(predicted, torch.cat(rows), atol=1e-5)
+        expected = pipeline.unet(x_t, 5, embeddings[[2, 0, 1, 0]]).sample
+        passed = deepcopy(unet)(x_t, 5, encoder_hidden_states=embeddings[[2, 0, 1, 0]]).sample
+    assert torch.equal(predicted, expected)
+    assert torch.equal(passed, expected)
+    assert not torch.allclose(expected, pipeline.unet(x_t, 5, embeddings[[0, 0, 1, 0]]).sample)
     assert no_label(unet) == 2
-    assert "embeddings" not in unet.state_dict()
+    assert unet.state_dict().keys() == pipeline.unet.state_dict().keys()
 
 
 def test_a_prompt_that_is_too_long_is_an_error_of_one_line(folder: Path, tmp_path: Path) -> None:
