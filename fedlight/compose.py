@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedlight.data.data_name import data_name
 from fedlight.evaluation.weights import given_weights, weights_name
+from fedlight.finetuning.pretrained_files import find_pretrained, pretrained_sha256
 from fedlight.manual import format_manual
 from fedlight.overrides import keep_text
 from fedlight.runtime.secret import NESTED
@@ -55,6 +56,7 @@ def _quote(text: str) -> str:
 def register_resolvers() -> None:
     """Registers the resolvers that `configs/` refers to with OmegaConf."""
     data_name.cache_clear()  # files may have changed since an earlier command of this process
+    find_pretrained.cache_clear()
     resolvers: dict[str, Callable[..., Any]] = {
         "fedlight.manual": lambda: format_manual(ROOT).replace("$", "$$"),
         "fedlight.root": lambda: str(ROOT),
@@ -64,6 +66,9 @@ def register_resolvers() -> None:
         ),
         "fedlight.weights": lambda extractor: given_weights(str(extractor)),
         "fedlight.weights_name": lambda extractor, path: weights_name(extractor, _expand_home(path)),
+        "fedlight.pretrained_sha256": lambda pretrained, cache: pretrained_sha256(
+            _expand_home(pretrained), _expand_home(cache)
+        ),
         NESTED: _decode_variable,
     }
     for name, resolver in resolvers.items():

@@ -20,6 +20,7 @@ from fedlight.federation.federation_config import (
     TransformConfig,
 )
 from fedlight.federation.method import Method
+from fedlight.finetuning.finetuning_config import FinetuningConfig
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.section import FilePath, PositiveInt, Section, Target
 
@@ -30,6 +31,9 @@ class EarlyStoppingConfig(Section):
     monitor: Literal["fid", "train_loss"]
     patience: PositiveInt
     min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+OPTIONAL_GROUPS = ("algorithm", "transform", "transport", "privacy", "early_stopping", "finetuning")
 
 
 class CellConfig(Section):
@@ -56,8 +60,9 @@ class CellConfig(Section):
     transport: ExtensionConfig | None = None
     privacy: PrivacyConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
+    finetuning: FinetuningConfig | None = None
 
-    @field_validator("algorithm", "transform", "transport", "privacy", "early_stopping", mode="before")
+    @field_validator(*OPTIONAL_GROUPS, mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
         """`GROUP=none` is an empty group: the same cell as without the group."""
@@ -119,7 +124,7 @@ def _keys_of_type(type_: type) -> frozenset[str]:
     return frozenset(key for key, annotation in _keys(CellConfig) if type_ in _alternatives(annotation))
 
 
-OPTIONAL_PATHS = ("data.root", "data.path", "evaluation.weights")
+OPTIONAL_PATHS = ("data.root", "data.path", "evaluation.weights", "finetuning.pretrained")
 PATH_KEYS = ("output", "data.cache", "evaluation.cache", *OPTIONAL_PATHS)
 SCHEMA_KEYS = frozenset(key for key, _ in _keys(CellConfig))
 TEXT_KEYS = _keys_of_type(str) | {

@@ -1,5 +1,7 @@
 """The sections `data` and `partition` of the configuration."""
 
+import hashlib
+import json
 from math import inf
 from typing import Annotated, Any, Literal
 
@@ -24,6 +26,7 @@ class DataConfig(Section, Sparse):
     attributes: list[str] | None = None
     skip_unreadable: bool = False
     classes: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    only: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
     range: Literal["type", "measured"] | list[float] = "type"
     path: str | None = None
     subset: str | None = None
@@ -33,7 +36,7 @@ class DataConfig(Section, Sparse):
     client_column: str | None = None
     source: Target
 
-    @field_validator("classes", mode="before")
+    @field_validator("classes", "only", mode="before")
     @classmethod
     def _check_names(cls, value: Any) -> Any:
         """Turns names such as 0 and 12, which are whole numbers on the command line, into text."""
@@ -55,6 +58,13 @@ class DataConfig(Section, Sparse):
                 "range", "must be type, measured, or two numbers such as [0,4095], the smaller one first"
             )
         return [float(number) for number in value]
+
+    @property
+    def set_name(self) -> str:
+        """The name of the data set; of some of its classes, with a hash of their names."""
+        if self.only is None:
+            return self.name
+        return f"{self.name}-{hashlib.sha256(json.dumps(self.only).encode()).hexdigest()[:8]}"
 
     @property
     def shape(self) -> tuple[int, int, int]:

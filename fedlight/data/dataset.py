@@ -46,6 +46,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def numbered_by(self, label: NDArray[np.int64]) -> "Images":
+        """The images whose label has a new one, 0 or more, in `label`."""
+        new = label[self.labels]
+        kept = new >= 0
+        groups = None if self.groups is None else self.groups[kept]
+        return Images(self.pixels[torch.from_numpy(kept)], new[kept], groups)
+
     def first(self, count: int | None) -> "Images":
         """The first `count` images; all for None."""
         groups = None if self.groups is None else self.groups[:count]
@@ -75,6 +82,24 @@ class Dataset:
                     f"data: labels must be in 0..{len(self.classes) - 1}, got {split.labels.min()} to "
                     f"{split.labels.max()}"
                 )
+
+    def select_classes(self, names: Sequence[str]) -> "Dataset":
+        """The images of some classes, with labels that number these.
+
+        Args:
+            names: of the classes, without duplicates; the first becomes label 0.
+
+        Raises:
+            BadInput: the data set has no such class, or a split has no image of these classes.
+        """
+        if unknown := [name for name in names if name not in self.classes]:
+            raise BadInput(
+                f"data.only names {', '.join(unknown)}, and the data set has {', '.join(self.classes)}"
+            )
+        label = np.full(len(self.classes), -1, np.int64)
+        label[[self.classes.index(name) for name in names]] = np.arange(len(names))
+        train, test = (split.numbered_by(label) for split in (self.train, self.test))
+        return replace(self, train=train, test=test, classes=tuple(names))
 
     def numbered_by(self, names: Sequence[str]) -> "Dataset":
         """The same images, with labels that number the given class names.

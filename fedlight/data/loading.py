@@ -12,7 +12,7 @@ HUGGING_FACE = ("path", "subset", "split", "image_column", "label_column", "clie
 
 
 def load(config: DataConfig) -> Dataset:
-    """The complete data set, regardless of `data.limit`, with the class numbers of `data.classes`.
+    """The complete data set, regardless of `data.limit`, with the class numbers of `data.classes` or `data.only`.
 
     Raises:
         BadInput: it cannot be loaded, or its images do not have the shape that the configuration states.
@@ -32,7 +32,9 @@ def load(config: DataConfig) -> Dataset:
             f"data.channels and data.image_size say {config.shape}, but {config.name} holds images of "
             f"{shape} (channels, height, width)"
         )
-    return dataset.numbered_by(config.classes) if config.classes else dataset
+    if config.classes:
+        dataset = dataset.numbered_by(config.classes)
+    return dataset.select_classes(config.only) if config.only else dataset
 
 
 def print_notes(dataset: Dataset) -> None:

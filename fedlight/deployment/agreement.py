@@ -33,7 +33,7 @@ def check_agreed(path: Path, sha256: str) -> None:
 
 
 def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
-    """The configuration with this machine's paths: of its images, and the cache of FEDLIGHT_CACHE.
+    """The configuration with this machine's paths: of its images, of FEDLIGHT_CACHE and FEDLIGHT_PRETRAINED.
 
     Args:
         path: of the agreement.
@@ -48,7 +48,8 @@ def read_agreement(path: Path, root: str | None) -> dict[str, Any]:
     extractor = section.get("extractor") if isinstance(section, dict) else None
     weights = given_weights(str(extractor))
     folder = root and os.path.expanduser(root)
-    local = {"root": folder, "path": folder, "cache": cache, "weights": weights}
+    pretrained = os.environ.get("FEDLIGHT_PRETRAINED")
+    local = {"root": folder, "path": folder, "cache": cache, "weights": weights, "pretrained": pretrained}
     paths = {key: local[key.rpartition(".")[2]] for key in PLACES}
     config: dict[str, Any] = _with_paths(agreed, paths)
     return config

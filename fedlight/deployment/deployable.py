@@ -99,7 +99,7 @@ def agreed_classes(config: CellConfig) -> list[str] | None:
 
     The names of a published data set are not part of a cell's id: in a simulation they are the same.
     """
-    classes = config.data.classes or published_classes(config.data.source)
+    classes = config.data.only or config.data.classes or published_classes(config.data.source)
     return list(classes) if classes else None
 
 

@@ -1,7 +1,7 @@
 """The denoising diffusion model that a client trains (DDPM, arXiv 2006.11239)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ class DDPM(ResidentModule):
             for equal weights of all time steps.
         label_dropout: probability that an image's label is replaced by the UNet's last one, which means no
             label (classifier-free guidance, arXiv 2207.12598); None for an unconditional model.
+        frozen: state_dict names of the UNet that are not trained; they are in no state_dict of this module.
 
     Attributes:
         slices: name of each slice -> prefixes of this module's state_dict names.
@@ -63,6 +64,7 @@ class DDPM(ResidentModule):
         exchange_ema: bool = False,
         snr_gamma: float | None = None,
         label_dropout: float | None = None,
+        frozen: Collection[str] = (),
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
@@ -91,6 +93,10 @@ class DDPM(ResidentModule):
                 self.slices[name] += [f"ema.module.{p}" for p in prefixes]
             next(iter(self.slices.values())).append("ema.n_averaged")
             self.private = ()
+        self.frozen = frozenset(f"{place}.{name}" for name in frozen for place in ("unet", "ema.module"))
+        if frozen:
+            self.register_state_dict_post_hook(_leave_out_frozen)
+            self.register_load_state_dict_post_hook(_expect_no_frozen)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the mean loss between target and prediction at uniformly drawn time steps."""
@@ -141,7 +147,8 @@ class DDPM(ResidentModule):
             self.ema.update_parameters(self.unet)
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer(self.unet.parameters())
+        named = self.unet.named_parameters()
+        return self.optimizer(parameter for name, parameter in named if f"unet.{name}" not in self.frozen)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -149,6 +156,17 @@ class DDPM(ResidentModule):
         if self.ema is not None and self.ema.n_averaged > 0:
             return self.ema.module
         return self.unet
+
+
+def _leave_out_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """A hook of `state_dict`: what is not trained is not stored."""
+    for name in cast(DDPM, module).frozen:
+        state.pop(f"{prefix}{name}", None)
+
+
+def _expect_no_frozen(module: nn.Module, keys: Any) -> None:
+    """A hook of `load_state_dict`: what is not trained is not missed."""
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in cast(DDPM, module).frozen]
 
 
 def _check_alpha_bar(schedule: DDPMScheduler) -> None:

@@ -1,10 +1,11 @@
 """Makes the client model that the sections `model` and `optimizer` of the configuration describe."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from diffusers import DDPMScheduler, ModelMixin
 from hydra.utils import instantiate
 from lightning import seed_everything
 
@@ -15,8 +16,28 @@ from fedlight.runtime.extension import make_extension
 from fedlight.runtime.seeds import derive_seed
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """A UNet and its noise schedule.
+
+    Attributes:
+        unet: with its first weights.
+        schedule: that it is trained with.
+        frozen: state_dict names of the UNet that are not trained.
+    """
+
+    unet: ModelMixin
+    schedule: DDPMScheduler
+    frozen: frozenset[str] = frozenset()
+
+
 def make_model(
-    config: ModelConfig, optimizer: OptimizerConfig, classes: int, seed: int, server_average: bool
+    config: ModelConfig,
+    optimizer: OptimizerConfig,
+    classes: int,
+    seed: int,
+    server_average: bool,
+    pretrained: Backbone | None = None,
 ) -> DDPM:
     """The client model with its first weights, which the seed decides.
 
@@ -36,16 +57,11 @@ def make_model(
             "model.exchange_ema=true exchanges a moving average, and there is none: set model.ema_decay to a "
             "number between 0 and 1, or leave model.exchange_ema out"
         )
-    seed_everything(derive_seed(seed, "model"), verbose=False)
-    schedule = instantiate(config.schedule)
-    embedding = {"num_class_embeds": classes + 1} if config.conditional else {}
     slices = _conditional_slices(config, classes) if config.conditional else config.slices
-    unet = make_extension("model.unet", config.unet, _convert_="all", **embedding)
-    if not isinstance(unet, ModelMixin):
-        raise BadInput(f"model.unet must be a diffusers model (ModelMixin), got {type(unet).__name__}")
+    backbone = pretrained or _make_backbone(config, classes, seed)
     return DDPM(
-        unet,
-        schedule,
+        backbone.unet,
+        backbone.schedule,
         loss=config.loss,
         optimizer=instantiate(
             optimizer.model_dump(by_alias=True, exclude={"warmup", "decay"}), _partial_=True
@@ -55,7 +71,24 @@ def make_model(
         exchange_ema=config.exchange_ema,
         snr_gamma=config.snr_gamma,
         label_dropout=config.label_dropout if config.conditional else None,
+        frozen=backbone.frozen,
     )
+
+
+def _make_backbone(config: ModelConfig, classes: int, seed: int) -> Backbone:
+    """The UNet that the section `model` describes, with weights from the seed, and its schedule."""
+    if config.unet is None or config.schedule is None:
+        raise BadInput(
+            f"model={config.name} has no UNet and no schedule of its own: it takes those of a pretrained "
+            "pipeline, by finetuning=full or finetuning=lora"
+        )
+    seed_everything(derive_seed(seed, "model"), verbose=False)
+    schedule = instantiate(config.schedule)
+    embedding = {"num_class_embeds": classes + 1} if config.conditional else {}
+    unet = make_extension("model.unet", config.unet, _convert_="all", **embedding)
+    if not isinstance(unet, ModelMixin):
+        raise BadInput(f"model.unet must be a diffusers model (ModelMixin), got {type(unet).__name__}")
+    return Backbone(unet, schedule)
 
 
 def _conditional_slices(config: ModelConfig, classes: int) -> Mapping[str, Sequence[str]]:
@@ -81,7 +114,7 @@ def check_unet(model: DDPM, config: ModelConfig, shape: tuple[int, int, int]) ->
     """
     x_t = torch.zeros(1, *shape)
     labels: dict[str, Any] = {"class_labels": torch.zeros(1, dtype=torch.int64)} if config.conditional else {}
-    backbone = f"model.unet {config.unet.get('_target_')}"
+    backbone = f"model.unet {config.unet.get('_target_')}" if config.unet else "the pretrained UNet"
     try:
         with torch.no_grad():
             predicted = model.unet(x_t, 0, **labels).sample

@@ -11,8 +11,8 @@ class ModelConfig(Section, Sparse):
     """The client model and its slice map."""
 
     name: str
-    unet: Target
-    schedule: Target
+    unet: Target | None = None
+    schedule: Target | None = None
     loss: str
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     exchange_ema: bool

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,16 @@ def sinusoids(t: Tensor, width: int) -> Tensor:
     exponents = torch.arange(half, device=t.device, dtype=torch.float32) / (half - 1)
     angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def adapted_weight(layer: Any) -> Tensor:
+    """The weight of a layer, with what adapters of peft, which wrap it, add to it."""
+    weight: Tensor = layer.weight
+    if getattr(layer, "merged", False) or getattr(layer, "disable_adapters", False):
+        return weight
+    for name in getattr(layer, "active_adapters", ()):
+        weight = weight + layer.get_delta_weight(name)
+    return weight
 
 
 class ConvNextBlock(nn.Module):
@@ -74,13 +85,13 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         to_out, norm = self.out
-        assert isinstance(to_out, nn.Conv2d)
         by_head = (self.heads, -1)
         tokens = self.norm(x).flatten(2).mT  # (n, pixels, width)
-        to_q, to_k, to_v = self.qkv.weight.flatten(1).chunk(3)  # (heads * head width, width)
+        to_q, to_k, to_v = adapted_weight(self.qkv).flatten(1).chunk(3)  # (heads * head width, width)
         q = F.linear(tokens, to_q).unflatten(-1, by_head).softmax(dim=-1).flatten(2)
         k = torch.bmm(to_k.expand(len(x), -1, -1), tokens.mT).softmax(dim=-1)  # over pixels
-        values_out = to_v.unflatten(0, by_head).mT @ to_out.weight.flatten(1).mT.unflatten(0, by_head)
+        out = adapted_weight(to_out).flatten(1).mT.unflatten(0, by_head)
+        values_out = to_v.unflatten(0, by_head).mT @ out
         seen = (k @ tokens).unflatten(1, by_head)  # (n, heads, head width, width)
         scale = (len(to_q) // self.heads) ** -0.5
         answers = torch.einsum("nhdi,hio->nhdo", seen, scale * values_out).flatten(1, 2)
@@ -98,7 +109,7 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(heads * head_width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = F.linear(self.norm(x).flatten(2).mT, self.qkv.weight.flatten(1))
+        tokens = F.linear(self.norm(x).flatten(2).mT, adapted_weight(self.qkv).flatten(1))
         q, k, v = tokens.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind()
         if x.device.type == "cpu":  # torch's fused kernel is several times slower there in bf16
             out = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v

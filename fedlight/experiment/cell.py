@@ -22,6 +22,7 @@ from fedlight.federation.checkpoint import last_versions
 from fedlight.federation.cohort import cohort_size
 from fedlight.federation.server import Server
 from fedlight.federation.transport.transport import Deployment
+from fedlight.finetuning.adapters import ADAPTER_FOLDER, has_adapters, save_adapter
 from fedlight.loggers import pictures
 from fedlight.loggers.bars import ProgressBars
 from fedlight.loggers.metrics import CellLog
@@ -191,11 +192,18 @@ def _picture_data(folder: Path, parts: CellParts) -> None:
 
 
 def _save_models(folder: Path, parts: CellParts, server: Server) -> None:
-    """Saves the global model where it is what was trained, and the checksums of all models."""
+    """Saves the global model where it is what was trained, and the checksums of all models.
+
+    Of a model with adapters these are saved alone, without the pretrained weights.
+    """
     if server.method.evaluate == "global":
         parts.model.load_state_dict(server.global_state())
-        save_pipeline(folder / "model", make_pipeline(parts.model))
-    files = [path for path in sorted((folder / "model").rglob("*")) if path.is_file()]
+        if has_adapters(parts.model.denoiser):
+            save_adapter(folder / ADAPTER_FOLDER, parts.model.denoiser)
+        else:
+            save_pipeline(folder / "model", make_pipeline(parts.model))
+    saved = [*(folder / "model").rglob("*"), *(folder / ADAPTER_FOLDER).rglob("*")]
+    files = [path for path in sorted(saved) if path.is_file()]
     write_checksums(folder, [*files, *last_versions(folder / CHECKPOINT)])
 
 

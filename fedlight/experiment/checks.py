@@ -37,6 +37,38 @@ def check_sampling(config: CellConfig, schedule: SchedulerMixin) -> None:
         )
 
 
+def check_pretrained(config: CellConfig, unet: Any, classes: int) -> None:
+    """Sections `finetuning`, `model` and `data`: whether the pretrained UNet fits them.
+
+    Args:
+        config: of the cell, which sets `finetuning`.
+        unet: with its weights.
+        classes: of the data.
+    """
+    assert config.finetuning is not None
+    if config.model.unet or config.model.schedule:
+        raise BadInput(
+            f"finetuning={config.finetuning.name} takes the UNet and its noise schedule from "
+            f"finetuning.pretrained, and model={config.model.name} has its own: choose model=pretrained"
+        )
+    if unet.config.in_channels != config.data.channels:
+        raise BadInput(
+            f"finetuning.pretrained: the UNet takes images of {unet.config.in_channels} channels, and "
+            f"data.channels={config.data.channels}"
+        )
+    labels = getattr(unet.config, "num_class_embeds", None)
+    if config.model.conditional and labels != classes + 1:
+        has = f"has {labels}" if labels else "is not conditioned on labels"
+        raise BadInput(
+            f"model.conditional=true needs a pretrained UNet with {classes + 1} class embeddings, one for "
+            f"each of the {classes} classes and one for no label, and that of finetuning.pretrained {has}"
+        )
+    if labels and not config.model.conditional:
+        raise BadInput(
+            "finetuning.pretrained: the UNet is conditioned on class labels: set model.conditional=true"
+        )
+
+
 def check_fused_optimizer(config: CellConfig, accelerator: str | None = None) -> None:
     """Sections `optimizer`, `trainer` and `algorithm`: a fused optimizer unscales gradients by itself.
 
@@ -76,6 +108,7 @@ def check_fuse(
     """
     requirements: dict[str, Any] = {
         "trainer.compile=false": config.trainer.compile,
+        "finetuning=full or none: adapters are trained client by client": model.frozen,
         "privacy=client or none: DP-SGD takes the gradient of each image by itself": (
             config.privacy and config.privacy.name == EXAMPLE
         ),

@@ -13,6 +13,8 @@ from fedlight.config import CellConfig
 from fedlight.diffusion.model import make_model
 from fedlight.diffusion.model_config import ModelConfig, OptimizerConfig
 from fedlight.experiment.drawing import images_per_model
+from fedlight.finetuning.finetuning_config import FinetuningConfig
+from fedlight.finetuning.start import make_start
 
 IMAGES = 2  # of the step that is counted: batch normalisation needs more than one
 
@@ -43,17 +45,25 @@ def image_flops(config: CellConfig, classes: int) -> ImageFlops:
     return _count(
         config.model.model_dump_json(by_alias=True),
         config.optimizer.model_dump_json(by_alias=True),
+        config.finetuning.model_dump_json() if config.finetuning else None,
+        config.evaluation.cache,
         config.data.shape,
         classes,
     )
 
 
 @lru_cache(maxsize=16)
-def _count(model: str, optimizer: str, shape: tuple[int, int, int], classes: int) -> ImageFlops:
-    """Those of the model of the sections `model` and `optimizer`, given as JSON."""
-    section = ModelConfig.model_validate_json(model)
+def _count(
+    model: str, optimizer: str, finetuning: str | None, cache: str, shape: tuple[int, int, int], classes: int
+) -> ImageFlops:
+    """Those of the model of the sections `model`, `optimizer` and `finetuning`, given as JSON."""
+    section, optimizer_section = (
+        ModelConfig.model_validate_json(model),
+        OptimizerConfig.model_validate_json(optimizer),
+    )
     with torch.random.fork_rng(devices=[]):
-        module = make_model(section, OptimizerConfig.model_validate_json(optimizer), classes, 0, True)
+        start = make_start(FinetuningConfig.model_validate_json(finetuning), 0, cache) if finetuning else None
+        module = make_model(section, optimizer_section, classes, 0, True, start)
         images, labels = torch.zeros(IMAGES, *shape), torch.zeros(IMAGES, dtype=torch.int64)
         counted = {torch.ops.aten.convolution_backward: _convolution_backward}
         with FlopCounterMode(display=False, custom_mapping=counted) as training:

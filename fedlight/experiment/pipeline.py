@@ -10,6 +10,7 @@ from diffusers import DDPMPipeline
 
 from fedlight.diffusion import depthwise, labelled_pipeline, unet
 from fedlight.diffusion.ddpm import DDPM
+from fedlight.finetuning.adapters import merge_adapters
 from fedlight.runtime import errors
 
 UNET_CODE = (unet, depthwise, errors)  # the modules that the ConvNeXt UNet needs
@@ -28,10 +29,14 @@ images = pipeline(class_labels=[0, {last}], guidance_scale=3.0).images
 
 
 def make_pipeline(module: DDPM) -> DDPMPipeline:
-    """The model's denoiser and its noise schedule as a pipeline: with class labels if it is conditional."""
+    """The model's denoiser and its noise schedule as a pipeline: with class labels if it is conditional.
+
+    Adapters are merged into the weights.
+    """
     conditional = module.label_dropout is not None
     kind = labelled_pipeline.LabelledDDPMPipeline if conditional else DDPMPipeline
-    return kind(module.denoiser.to(memory_format=torch.contiguous_format), module.schedule)
+    denoiser = merge_adapters(module.denoiser)
+    return kind(denoiser.to(memory_format=torch.contiguous_format), module.schedule)
 
 
 def save_pipeline(folder: Path, pipeline: DDPMPipeline) -> None:

@@ -15,7 +15,13 @@ from fedlight.diffusion.depthwise import use_plain_layers, use_stacked_layers
 from fedlight.diffusion.model import check_unet, make_model
 from fedlight.evaluation.downstream import Downstream
 from fedlight.evaluation.factory import make_evaluator
-from fedlight.experiment.checks import check_fuse, check_fused_optimizer, check_privacy, check_sampling
+from fedlight.experiment.checks import (
+    check_fuse,
+    check_fused_optimizer,
+    check_pretrained,
+    check_privacy,
+    check_sampling,
+)
 from fedlight.experiment.early_stopping import check_early_stopping
 from fedlight.experiment.mechanisms import EXAMPLE, make_mechanism, make_participation
 from fedlight.experiment.parts import CellParts
@@ -28,6 +34,7 @@ from fedlight.federation.federator import on_cpu
 from fedlight.federation.server import Server
 from fedlight.federation.slices import SliceMap, buffer_names
 from fedlight.federation.trainer import check_steps, make_trainer_factory
+from fedlight.finetuning.start import make_start
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.machine import CORES
 from fedlight.runtime.memory import keep_freed_memory
@@ -60,7 +67,7 @@ def set_up(
     if not config.evaluation.samples:
         return parts
     evaluator = make_evaluator(
-        config.evaluation, config.data.name, complete, parts.dataset, parts.training_indices, parts.device
+        config.evaluation, config.data.set_name, complete, parts.dataset, parts.training_indices, parts.device
     )
     if config.evaluation.downstream:
         compared = scored_clients(config, frozenset())
@@ -92,7 +99,7 @@ def assemble(
     model, slices = make_client_model(config, len(dataset.classes))
     method = config.method.resolve(slices.names)
     algorithm = make_algorithm(config.algorithm)
-    codec = make_codec(config.transform, method, slices.buffers)
+    codec = make_codec(config.transform, method, slices.buffers, config.finetuning is not None)
     make_trainer = make_trainer_factory(config.trainer, config.epochs, accelerator)
     try:
         device = make_trainer().strategy.root_device
@@ -126,7 +133,11 @@ def make_client_model(config: CellConfig, classes: int) -> tuple[DDPM, SliceMap]
         config: of the cell.
         classes: of the data.
     """
-    model = make_model(config.model, config.optimizer, classes, config.seed, _server_averages(config))
+    start = None
+    if config.finetuning:
+        start = make_start(config.finetuning, config.seed, config.evaluation.cache)
+        check_pretrained(config, start.unet, classes)
+    model = make_model(config.model, config.optimizer, classes, config.seed, _server_averages(config), start)
     check_sampling(config, model.schedule)
     return model, SliceMap.build(model.slices, model.state_dict(), model.private, buffer_names(model))
 

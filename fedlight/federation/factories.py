@@ -20,19 +20,22 @@ def make_algorithm(config: ExtensionConfig | None) -> FedAvg:
     return algorithm
 
 
-def make_codec(config: TransformConfig | None, method: Method, buffers: Collection[str]) -> Codec:
+def make_codec(
+    config: TransformConfig | None, method: Method, buffers: Collection[str], first_known: bool = False
+) -> Codec:
     """The codec of the slices; without a transform, and for CENTRAL, values are sent uncompressed.
 
     Args:
         config: the section `transform`.
         method: resolved over the slices.
         buffers: names of tensors that are always sent uncompressed.
+        first_known: clients have the first model, which is therefore not sent.
 
     Raises:
         BadInput: a client would report the delta of a slice that it does not receive.
     """
     if config is None or method.pool:
-        return Codec()
+        return Codec(seeded_start=first_known)
     if missing := [slice_ for slice_ in method.uplink if slice_ not in method.downlink]:
         raise BadInput(
             f"transform={config.name} encodes differences to what a client received, and method "
@@ -41,4 +44,4 @@ def make_codec(config: TransformConfig | None, method: Method, buffers: Collecti
     up, down = (
         [make_extension("transform", stage) for stage in stages] for stages in (config.up, config.down)
     )
-    return Codec(up, down, config.seeded_start, buffers)
+    return Codec(up, down, config.seeded_start or first_known, buffers)

@@ -24,6 +24,7 @@ PLACES = (
     "data.source.cache",
     "evaluation.weights",
     "evaluation.cache",
+    "finetuning.pretrained",
 )
 """Keys whose values are paths on one machine."""
 NEUTRAL = frozenset({*PLACES, "trainer.workers", "evaluation.background"})

@@ -17,13 +17,14 @@ ALLOWED = {
     "diffusion": {"diffusion", "runtime"},
     "data": {"data", "runtime"},
     "evaluation": {"evaluation", "data", "runtime"},
+    "finetuning": {"finetuning", "diffusion", "data", "runtime"},
     "privacy": {"privacy", "runtime"},
     "federation": {"federation", "runtime"},
     "runs": {"runs", "runtime"},
     "loggers": {"loggers", "runs", "runtime"},
     "reporting": {"reporting", "runs", "runtime"},
 }
-SECTIONS = {"data_config", "model_config", "federation_config", "evaluation_config"}
+SECTIONS = {"data_config", "model_config", "federation_config", "evaluation_config", "finetuning_config"}
 """Modules that hold the sections of the configuration."""
 
 

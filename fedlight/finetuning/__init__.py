@@ -1,0 +1,1 @@
+"""Fine-tuning of a pretrained model: its folder, what of it is trained, adapters, export."""
