@@ -16,6 +16,7 @@ from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.stack import check_stackable
 from fedlight.federation.trainer import choose_precision
+from fedlight.finetuning.start import Start
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.machine import FULL
 
@@ -37,26 +38,44 @@ def check_sampling(config: CellConfig, schedule: SchedulerMixin) -> None:
         )
 
 
-def check_pretrained(config: CellConfig, unet: Any, classes: int) -> None:
+def check_pretrained(config: CellConfig, start: Start, classes: int) -> None:
     """Sections `finetuning`, `model` and `data`: whether the pretrained UNet fits them.
 
     Args:
         config: of the cell, which sets `finetuning`.
-        unet: with its weights.
+        start: of the cell.
         classes: of the data.
     """
     assert config.finetuning is not None
+    unet, latents = start.backbone.unet, start.latents
     if config.model.unet or config.model.schedule:
         raise BadInput(
             f"finetuning={config.finetuning.name} takes the UNet and its noise schedule from "
             f"finetuning.pretrained, and model={config.model.name} has its own: choose model=pretrained"
         )
-    if unet.config.in_channels != config.data.channels:
+    if latents and unet.config.in_channels != latents.shape[0]:
+        raise BadInput(
+            f"finetuning.pretrained: the UNet takes latents of {unet.config.in_channels} channels, and the "
+            f"autoencoder makes some of {latents.shape[0]}"
+        )
+    if latents is None and unet.config.in_channels != config.data.channels:
         raise BadInput(
             f"finetuning.pretrained: the UNet takes images of {unet.config.in_channels} channels, and "
             f"data.channels={config.data.channels}"
         )
+    if start.pipeline.has_text:
+        if not config.model.conditional:
+            raise BadInput(
+                "finetuning.pretrained: the UNet is conditioned on text, of which each class has a prompt: "
+                "set model.conditional=true"
+            )
+        return
     labels = getattr(unet.config, "num_class_embeds", None)
+    if labels and latents:
+        raise BadInput(
+            "finetuning.pretrained: the UNet denoises latents and is conditioned on class labels, for which "
+            "diffusers has no pipeline: give one without labels, or one that is conditioned on text"
+        )
     if config.model.conditional and labels != classes + 1:
         has = f"has {labels}" if labels else "is not conditioned on labels"
         raise BadInput(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DiffusionPipeline
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -134,7 +134,7 @@ class FinishedCell:
             latents=self.latents,
         )
 
-    def model(self, client: int | None = None) -> DDPMPipeline:
+    def model(self, client: int | None = None) -> DiffusionPipeline:
         """A trained model as a pipeline of diffusers, on the CPU; it shares no tensor with the cell.
 
         Args:
@@ -142,13 +142,14 @@ class FinishedCell:
 
         Returns:
             A `DDPMPipeline`; for a conditional model a `LabelledDDPMPipeline`, which is called with
-            `class_labels`.
+            `class_labels`; for a model of latents an `LDMPipeline`, or a `StableDiffusionPipeline`, which is
+            called with prompts.
 
         Raises:
             BadInput: there is no such model.
         """
         self.module.load_state_dict(self.state(client))
-        return make_pipeline(deepcopy(self.module))
+        return make_pipeline(deepcopy(self.module), self.config, self.latents)
 
 
 def open_cell(folder: str | Path, trust: bool = False) -> FinishedCell:
@@ -177,12 +178,12 @@ def open_cell(folder: str | Path, trust: bool = False) -> FinishedCell:
                 f"{folder}: {error}; add --trust (trust=True) if you trust the origin of the cell"
             ) from error
     config = validate(OmegaConf.create(plain))
-    num_classes = len({label for _, label, _ in CellFiles(folder).partition})
-    module, slices = make_client_model(config, num_classes)
+    classes = list(dict.fromkeys(label for _, label, _ in CellFiles(folder).partition))
+    module, slices, latents = make_client_model(config, classes)
     noise = config.privacy.noise if config.privacy else 0.0
     algorithm = make_algorithm(config.algorithm)
     server = make_server(folder.name, config, module, slices, algorithm, Codec(), noise)
     server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False))
     if server.round != last_round(result, config.rounds):
         raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
-    return FinishedCell(folder, config, module, server, num_classes)
+    return FinishedCell(folder, config, module, server, len(classes), latents)

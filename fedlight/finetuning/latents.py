@@ -11,12 +11,14 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
+from fedlight.finetuning.pretrained import PretrainedPipeline
 from fedlight.runtime.cache import load_or_make
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.hashing import state_sha256, tensors_sha256
 from fedlight.runtime.pixels import to_floats
 from fedlight.runtime.progress import track
 
+AUTOENCODERS = ("vae", "vqvae")  # names of a pipeline's component
 BATCH = 32  # images that are encoded or decoded at once
 VERSION = 1  # of the encoding, part of the cached file's name
 
@@ -147,6 +149,18 @@ class LatentSpace:
         encoded = self.autoencoder.encode(images)
         latents = encoded.latents if isinstance(self.autoencoder, VQModel) else encoded.latent_dist.mode()
         return latents * self.autoencoder.config.scaling_factor
+
+
+def load_latent_space(pipeline: PretrainedPipeline, image_shape: tuple[int, int, int]) -> LatentSpace | None:
+    """The latent space of a pipeline, for images of this shape; None where its UNet denoises images.
+
+    Raises:
+        BadInput: the autoencoder cannot be loaded, or cannot take such images.
+    """
+    for component in AUTOENCODERS:
+        if component in pipeline.classes:
+            return LatentSpace(pipeline.load_model(component), image_shape)
+    return None
 
 
 def _batches(pixels: Tensor) -> Iterable[Tensor]:

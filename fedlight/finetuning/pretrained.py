@@ -17,7 +17,7 @@ from fedlight.runtime.untrusted import parse_json
 MODELS: Mapping[str, tuple[type[ModelMixin], ...]] = {
     "unet": (ConvNextUNet, UNet2DModel, UNet2DConditionModel),
     "vae": (AutoencoderKL,),
-    "vqvae": (VQModel,),
+    "vqvae": (VQModel, AutoencoderKL),
 }
 """The classes of diffusers that a component may have; code beside the weights is never run."""
 LARGEST_JSON = 2**16  # bytes of a file
@@ -37,6 +37,11 @@ class PretrainedPipeline:
     folder: Path
     sha256: str
     classes: Mapping[str, str]
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the UNet is conditioned on text."""
+        return self.classes.get("unet") == UNet2DConditionModel.__name__
 
     def load_model(self, component: str) -> ModelMixin:
         """A component of MODELS with its weights, float32, on the CPU, in evaluation mode.

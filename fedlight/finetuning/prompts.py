@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from fedlight.diffusion.sampling import PROMPTS
 from fedlight.runtime.cache import load_or_make
@@ -17,6 +16,7 @@ from fedlight.runtime.errors import BadInput, format_error
 DEFAULT_PROMPT = "a photo of a {label}"
 LABEL = "{label}"
 EMBEDDINGS = "embeddings"
+INSTALL = "a text-conditioned model needs transformers: pip install 'fedlight[finetuning]'"
 
 
 def condition_on_prompts(unet: nn.Module, embeddings: Tensor) -> None:
@@ -77,21 +77,19 @@ def embed_cached(folder: Path, sha256: str, prompts: Sequence[str], cache: str) 
     )
 
     def make(path: Path) -> None:
-        tokenizer = _load(CLIPTokenizer.from_pretrained, folder / "tokenizer")
-        encoder = _load(CLIPTextModel.from_pretrained, folder / "text_encoder", use_safetensors=True)
-        save_file({EMBEDDINGS: embed(prompts, tokenizer, encoder)}, path)
+        save_file({EMBEDDINGS: embed(prompts, *load_text_encoder(folder))}, path)
 
     return load_or_make(path, lambda path: load_file(path)[EMBEDDINGS], make)
 
 
 @torch.no_grad()
-def embed(prompts: Sequence[str], tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> Tensor:
+def embed(prompts: Sequence[str], tokenizer: Any, encoder: Any) -> Tensor:
     """The embeddings of prompts, as `StableDiffusionPipeline` computes them.
 
     Args:
         prompts: texts.
-        tokenizer: pads each of them to its `model_max_length`.
-        encoder: frozen.
+        tokenizer: a CLIPTokenizer; it pads each of them to its `model_max_length`.
+        encoder: a CLIPTextModel.
 
     Returns:
         Float32, shape (prompts, tokens, width).
@@ -108,6 +106,20 @@ def embed(prompts: Sequence[str], tokenizer: CLIPTokenizer, encoder: CLIPTextMod
             )
     ids = tokenizer(list(prompts), padding="max_length", max_length=length, return_tensors="pt").input_ids
     return encoder.eval()(ids)[0].float().contiguous()
+
+
+def load_text_encoder(folder: Path) -> tuple[Any, Any]:
+    """The CLIPTokenizer and the CLIPTextModel of a pipeline, from JSON, text and safetensors.
+
+    Raises:
+        BadInput: transformers is not installed, or a part is missing or damaged.
+    """
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except ImportError as error:
+        raise BadInput(INSTALL) from error
+    tokenizer = _load(CLIPTokenizer.from_pretrained, folder / "tokenizer")
+    return tokenizer, _load(CLIPTextModel.from_pretrained, folder / "text_encoder", use_safetensors=True)
 
 
 def _load(load: Callable[..., Any], folder: Path, **options: Any) -> Any:
