@@ -28,11 +28,19 @@ def main() -> None:
         help="upload the folder with a model card to this repository of the Hugging Face Hub; a new one is "
         "private",
     )
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="of a model with adapters (finetuning=lora) write these alone, as diffusers' load_lora_weights "
+        "reads them; without it they are merged into the pretrained weights",
+    )
     load_environment()
     sys.exit(run_command(parser, export))
 
 
-def export(cell: Path, client: int | None, out: Path | None, push: str | None, trust: bool) -> int:
+def export(
+    cell: Path, client: int | None, out: Path | None, push: str | None, adapter: bool, trust: bool
+) -> int:
     """Writes a model of a finished cell as a pipeline of diffusers.
 
     Args:
@@ -40,14 +48,20 @@ def export(cell: Path, client: int | None, out: Path | None, push: str | None, t
         client: whose own model, or None for the federated one.
         out: the folder to write; new or empty; None for the name of the repository.
         push: the repository of the Hugging Face Hub, OWNER/NAME, or None.
+        adapter: whether to write the adapters of the model alone.
         trust: whether the cell's configuration may run whatever code it names.
 
     Returns:
         1 where the folder was written and could not be uploaded, else 0.
 
     Raises:
-        BadInput: no finished cell, no such model, no valid repository, or `out` is not empty.
+        BadInput: no finished cell, no such model, no valid repository, or `out` is not empty; or there are no
+            adapters to write, or they would be uploaded without their model.
     """
+    if push is not None and adapter:
+        raise BadInput(
+            "--push uploads a whole pipeline: leave out --adapter, or upload the folder by hf upload"
+        )
     if push is not None:
         check_repo(push)
         out = out or Path(push.rpartition("/")[2])
@@ -56,9 +70,13 @@ def export(cell: Path, client: int | None, out: Path | None, push: str | None, t
     from fedlight.experiment.finished import open_cell
 
     opened = open_cell(cell, trust)
-    pipeline = opened.model(client)
+    pipeline = None if adapter else opened.model(client)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out: {out} is there already, and not empty; choose another folder, or empty it")
+    if pipeline is None:
+        opened.save_adapter(out, client)
+        print(f'pipeline.load_lora_weights("{out}")    # of a diffusers pipeline of the pretrained model')
+        return 0
     from fedlight.experiment.pipeline import add_code, save_pipeline
 
     save_pipeline(out, pipeline)

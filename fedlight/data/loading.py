@@ -12,7 +12,7 @@ HUGGING_FACE = ("path", "subset", "split", "image_column", "label_column", "clie
 
 
 def load(config: DataConfig) -> Dataset:
-    """The complete data set, regardless of `data.limit`, with the class numbers of `data.classes` or `data.only`.
+    """The complete data set, regardless of `data.limit`, numbered by `data.classes` or `data.only`.
 
     Raises:
         BadInput: it cannot be loaded, or its images do not have the shape that the configuration states.

@@ -10,13 +10,14 @@ from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.experiment.mechanisms import EXAMPLE
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.algorithms.flexlora import FlexLoRA
 from fedlight.federation.mechanism import COUNT_NOISE
 from fedlight.federation.messages import State
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.stack import check_stackable
 from fedlight.federation.trainer import choose_precision
-from fedlight.finetuning.start import Start
+from fedlight.finetuning.start import LORA, Start
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.machine import FULL
 
@@ -85,6 +86,16 @@ def check_pretrained(config: CellConfig, start: Start, classes: int) -> None:
     if labels and not config.model.conditional:
         raise BadInput(
             "finetuning.pretrained: the UNet is conditioned on class labels: set model.conditional=true"
+        )
+
+
+def check_products(config: CellConfig, algorithm: FedAvg) -> None:
+    """Sections `algorithm` and `finetuning`: products of factors need both factors."""
+    tuning = config.finetuning
+    if isinstance(algorithm, FlexLoRA) and (tuning is None or tuning.name != LORA or tuning.train == "b"):
+        raise BadInput(
+            "algorithm=flexlora averages the products of adapters: it needs finetuning=lora with "
+            "finetuning.train=both"
         )
 
 
@@ -207,6 +218,9 @@ def _violated_by_client_privacy(
         f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
         f"floating tensors: {', '.join(integers)} holds whole numbers, which noise cannot hide": integers,
         f"parameters alone: {', '.join(buffers)} is a buffer, which noise would spoil": buffers,
+        "an algorithm that averages what clients report, as it is": (
+            type(algorithm).summand is not FedAvg.summand
+        ),
         "an algorithm that declares by aux_like what clients report beside the slices": undeclared,
         "privacy.noise_at=server where a transform encodes updates": at_clients and config.transform,
         "privacy.noise_at=server for an adaptive clip": at_clients and adaptive,

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData
 from fedlight.diffusion.depthwise import use_stacked_layers
 from fedlight.experiment.checks import check_fuse
@@ -22,6 +21,10 @@ from fedlight.runtime.errors import BadInput
 FUSE_LIMIT = 32  # clients in one computation; more of them were not faster
 WORTH = 1.2  # times as fast, from which on fusing is suggested
 MEMORY_SHARE = 0.25  # of the machine's memory that stacked weights, gradients and two moments may take
+
+STEP_SECTIONS = {"model", "data", "optimizer", "trainer", "finetuning"}
+"""The sections of the configuration that decide the cost of a step."""
+
 _step_seconds_cache: dict[str, float] = {}  # the settings that decide it -> seconds of one optimizer step
 
 
@@ -90,7 +93,7 @@ def suggest_fuse(parts: CellParts) -> tuple[int, float] | None:
     if config.trainer.fuse or parts.method.pool or fuse < 2:
         return None
     batch = min(config.data.batch_size, max(map(len, parts.training_indices)))
-    settings = _step_settings(config)
+    settings = config.model_dump_json(include=STEP_SECTIONS)
     alone = _step_seconds(settings, parts, batch)
     use_stacked_layers(parts.model)
     try:
@@ -112,18 +115,13 @@ def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
     """
     config = parts.config
     batch = min(config.data.batch_size, largest)
-    settings = _step_settings(config)
+    settings = config.model_dump_json(include=STEP_SECTIONS)
     per_image = _step_seconds(settings, parts, batch) / batch
     parallel = min(parts.max_workers, cohort_size(config.clients, config.fraction))
     models = len(scored_clients(config, frozenset())) if parts.method.evaluate == "clients" else 1
     evaluations = sum(is_evaluation_round(round_, config) for round_ in range(taken + 1, config.rounds + 1))
     forwards = models * evaluations * config.evaluation.samples * config.evaluation.steps
     return (steps * config.data.batch_size * per_image + forwards * per_image / 3) / parallel
-
-
-def _step_settings(config: CellConfig) -> str:
-    """What decides the time of an optimizer step, as JSON."""
-    return config.model_dump_json(include={"model", "data", "optimizer", "trainer", "finetuning"})
 
 
 def _step_seconds(settings: str, parts: CellParts, batch: int, fuse: int = 1) -> float:

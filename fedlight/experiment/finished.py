@@ -23,6 +23,7 @@ from fedlight.federation.factories import make_algorithm
 from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
+from fedlight.finetuning.adapters import has_adapters, save_adapter
 from fedlight.finetuning.latents import LatentSpace
 from fedlight.runs.identity import last_round, read_config, read_result
 from fedlight.runs.reader import CellFiles
@@ -150,6 +151,21 @@ class FinishedCell:
         """
         self.module.load_state_dict(self.state(client))
         return make_pipeline(deepcopy(self.module), self.config, self.latents)
+
+    def save_adapter(self, folder: Path, client: int | None = None) -> None:
+        """Writes the adapters of a model, for `load_lora_weights` of diffusers' pipelines.
+
+        Args:
+            folder: to write to.
+            client: whose own model, as in `sample`; None for the global one.
+
+        Raises:
+            BadInput: there is no such model, or it has no adapters.
+        """
+        self.module.load_state_dict(self.state(client))
+        if not has_adapters(self.module.denoiser):
+            raise BadInput(f"{self.folder.name}: the model has no adapters: they come with finetuning=lora")
+        save_adapter(folder, self.module.denoiser)
 
 
 def open_cell(folder: str | Path, trust: bool = False) -> FinishedCell:

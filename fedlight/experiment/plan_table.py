@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fedlight.config import CellConfig
 from fedlight.experiment.estimate import Estimate, estimate, suggest_fuse
+from fedlight.experiment.footprint import measure_footprint
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.result import describe_here
 from fedlight.experiment.trial import check
@@ -32,6 +33,9 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
     table = Table("cell", "state", title="the plan; nothing is run", title_justify="left")
     for heading in ("steps", "bytes", "time, about"):
         table.add_column(heading, justify="right")
+    tuned = any(config.finetuning for config in cells)
+    for heading in ("a round", "trained", "frozen", "memory of a step") if tuned else ():
+        table.add_column(heading, justify="right")
     remaining: list[Estimate] = []
     notes: dict[str, None] = {}  # a set that keeps its order
     folders = [cell_folder(config) for config in cells]
@@ -53,7 +57,10 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
             note = f"trainer.fuse={fuse} would train {fuse} clients at once, {gain:.1f} times as fast a step"
             notes[note] = None
         most = "at most " if config.early_stopping else ""
-        table.add_row(folder.name, state, *(f"{most}{figure}" for figure in _formatted(cost)))
+        figures = [f"{most}{figure}" for figure in _formatted(cost)]
+        if tuned:
+            figures += _needs(parts, cost.bytes / max(1, config.rounds - taken))
+        table.add_row(folder.name, state, *figures)
         if cell.state != DONE:
             remaining.append(cost)
     for note in notes:
@@ -70,6 +77,18 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
             "after the other"
         )
     console.print(summary, soft_wrap=True)
+
+
+def _needs(parts: CellParts, round_bytes: float) -> list[str]:
+    """Mean bytes of a round, parameters that are trained and frozen, peak memory of a training step."""
+    needs = measure_footprint(parts)
+    memory = numbers.NONE if needs.megabytes is None else numbers.data_volume(1e6 * needs.megabytes)
+    return [
+        numbers.data_volume(round_bytes),
+        numbers.count(needs.trained),
+        numbers.count(needs.frozen),
+        memory,
+    ]
 
 
 def _rounds_beside(folder: Path, parts: CellParts) -> int:

@@ -22,6 +22,7 @@ from fedlight.experiment.checks import (
     check_fused_optimizer,
     check_pretrained,
     check_privacy,
+    check_products,
     check_sampling,
 )
 from fedlight.experiment.early_stopping import check_early_stopping
@@ -127,6 +128,7 @@ def assemble(
     )
     check_steps(config.trainer, config.data.batch_size, [len(indices) for indices in parts.training_indices])
     check_fused_optimizer(config, accelerator)
+    check_products(config, algorithm)
     check_early_stopping(config)
     check_unet(model, config.model, parts.denoised_shape)
     check_privacy(config, noise, method, algorithm, slices, model.state_dict())

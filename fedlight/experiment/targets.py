@@ -75,6 +75,7 @@ TARGETS: Mapping[str, frozenset[str]] = {
             "fednova.FedNova",
             "fedprox.FedProx",
             "fedyogi.FedYogi",
+            "flexlora.FlexLoRA",
             "localadam.LocalAdam",
             "scaffold.Scaffold",
         ),

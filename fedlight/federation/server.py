@@ -323,7 +323,7 @@ class Server:
             self._open.within_clip.append(within_clip)
             weight = 1
         self._open.aux.add(aux, weight)
-        self._open.mean.add(values, weight)
+        self._open.mean.add(self._algorithm.summand(values), weight)
         self.trained.add(update.client)
         self._open.reports[update.client] = update.num_examples, update.loss
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from fedlight.finetuning.pretrained import PretrainedPipeline
@@ -32,14 +32,14 @@ class LatentSpace:
     their channel repeated, and the channels of a decoded image are averaged.
 
     Args:
-        autoencoder: with its weights, which are never trained and belong to no state_dict of the cell.
+        autoencoder: an AutoencoderKL or a VQModel with its weights, which are never trained and belong to no state_dict of the cell.
         image_shape: channels, height and width of the images of the data set.
 
     Raises:
         BadInput: the autoencoder cannot take such images.
     """
 
-    autoencoder: AutoencoderKL | VQModel
+    autoencoder: ModelMixin
     image_shape: tuple[int, int, int]
 
     def __post_init__(self) -> None:
@@ -147,7 +147,8 @@ class LatentSpace:
     def _encode_batch(self, pixels: Tensor) -> Tensor:
         images = to_floats(pixels).expand(-1, self.autoencoder.config.in_channels, -1, -1)
         encoded = self.autoencoder.encode(images)
-        latents = encoded.latents if isinstance(self.autoencoder, VQModel) else encoded.latent_dist.mode()
+        vectors = type(self.autoencoder).__name__ == "VQModel"
+        latents = encoded.latents if vectors else encoded.latent_dist.mode()
         return latents * self.autoencoder.config.scaling_factor
 
 

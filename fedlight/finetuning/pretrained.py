@@ -41,7 +41,7 @@ class PretrainedPipeline:
     @property
     def has_text(self) -> bool:
         """Whether the UNet is conditioned on text."""
-        return self.classes.get("unet") == UNet2DConditionModel.__name__
+        return self.classes.get("unet") == "UNet2DConditionModel"
 
     def load_model(self, component: str) -> ModelMixin:
         """A component of MODELS with its weights, float32, on the CPU, in evaluation mode.

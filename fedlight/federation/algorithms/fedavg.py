@@ -73,6 +73,13 @@ class FedAvg:
         """The weight in the mean of a client with n_k images."""
         return num_examples
 
+    def summand(self, values: State) -> State:
+        """What the mean of the round is taken of: here the reported slices, buffers included, as they are.
+
+        The names and shapes may be others, for `step`; client-level privacy needs those of the slices.
+        """
+        return values
+
     def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
         """The new values of the reported slices, and the server's new state.
 

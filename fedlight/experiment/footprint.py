@@ -1,0 +1,57 @@
+"""What a client of a cell needs before it runs: parameters that are trained and frozen, memory of a step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedlight.data.client_data import ClientData
+from fedlight.experiment.estimate import STEP_SECTIONS
+from fedlight.experiment.parts import CellParts
+from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The size of a client's model and of its training step.
+
+    Attributes:
+        trained: parameters that are trained.
+        frozen: parameters of the UNet that are not.
+        megabytes: peak memory of a process that takes a training step, in MB (1e6 bytes): on a GPU what torch
+            allocates there, else resident memory; None where it is not known.
+    """
+
+    trained: int
+    frozen: int
+    megabytes: float | None
+
+
+_megabytes_cache: dict[str, float | None] = {}  # the settings that decide it -> of one step
+
+
+def measure_footprint(parts: CellParts) -> Footprint:
+    """Counts the parameters of a client's model, and takes one training step for its peak of memory."""
+    unet = parts.model.unet
+    frozen = sum(p.numel() for name, p in unet.named_parameters() if f"unet.{name}" in parts.model.frozen)
+    total = sum(parameter.numel() for parameter in unet.parameters())
+    key = parts.config.model_dump_json(include=STEP_SECTIONS)
+    if key not in _megabytes_cache:
+        _megabytes_cache[key] = _take_step(parts)
+    return Footprint(total - frozen, frozen, _megabytes_cache[key])
+
+
+def _take_step(parts: CellParts) -> float | None:
+    batch = min(parts.config.data.batch_size, max(map(len, parts.training_indices)))
+    pixels, labels = parts.training_data(batch)
+    data = ClientData(pixels, np.arange(batch), batch, labels)
+    (drawn,) = data.train_dataloader()
+    peak: Any = PeakGpuMemory() if parts.device.type == "cuda" else PeakMemory()
+    module: Any = parts.model.to(parts.device)
+    optimizer = module.configure_optimizers()
+    images: Any = data.on_after_batch_transfer(drawn, 0)
+    module.training_step(images, 0).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    megabytes: float | None = peak.megabytes
+    return megabytes
