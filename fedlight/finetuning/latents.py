@@ -32,7 +32,8 @@ class LatentSpace:
     their channel repeated, and the channels of a decoded image are averaged.
 
     Args:
-        autoencoder: an AutoencoderKL or a VQModel with its weights, which are never trained and belong to no state_dict of the cell.
+        autoencoder: an AutoencoderKL or a VQModel with its weights, which are never trained and belong to no
+            state_dict of the cell.
         image_shape: channels, height and width of the images of the data set.
 
     Raises:
