@@ -99,7 +99,7 @@ def embed(prompts: Sequence[str], tokenizer: Any, encoder: Any) -> Tensor:
     """
     length = tokenizer.model_max_length
     for prompt in prompts:
-        if (tokens := len(tokenizer(prompt).input_ids)) > length:
+        if (tokens := len(tokenizer(prompt, verbose=False).input_ids)) > length:
             raise BadInput(
                 f"finetuning.prompt: {prompt!r} has {tokens} tokens, and the text encoder takes {length}; "
                 "choose a shorter prompt or shorter class names (data.classes)"
@@ -116,8 +116,10 @@ def load_text_encoder(folder: Path) -> tuple[Any, Any]:
     """
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise BadInput(INSTALL) from error
+    disable_progress_bar()  # which would be drawn for each file
     tokenizer = _load(CLIPTokenizer.from_pretrained, folder / "tokenizer")
     return tokenizer, _load(CLIPTextModel.from_pretrained, folder / "text_encoder", use_safetensors=True)
 
