@@ -1,4 +1,4 @@
-"""How far the mean of LoRA's factors is from the mean of their products: python benchmarks/adapter_mean.py CELL
+"""How far the mean of factors of LoRA is from the mean of products: python benchmarks/adapter_mean.py CELL
 
 CELL is the folder of a finished cell of method=LOCAL and finetuning=lora, whose clients have adapters of
 their own.

@@ -1,7 +1,7 @@
 """The denoising diffusion model that a client trains (DDPM, arXiv 2006.11239)."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,10 +93,7 @@ class DDPM(ResidentModule):
                 self.slices[name] += [f"ema.module.{p}" for p in prefixes]
             next(iter(self.slices.values())).append("ema.n_averaged")
             self.private = ()
-        self.frozen = frozenset(f"{place}.{name}" for name in frozen for place in ("unet", "ema.module"))
-        if frozen:
-            self.register_state_dict_post_hook(_leave_out_frozen)
-            self.register_load_state_dict_post_hook(_expect_no_frozen)
+        self.leave_out(f"{place}.{name}" for name in frozen for place in ("unet", "ema.module"))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the mean loss between target and prediction at uniformly drawn time steps."""
@@ -156,17 +153,6 @@ class DDPM(ResidentModule):
         if self.ema is not None and self.ema.n_averaged > 0:
             return self.ema.module
         return self.unet
-
-
-def _leave_out_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """A hook of `state_dict`: what is not trained is not stored."""
-    for name in cast(DDPM, module).frozen:
-        state.pop(f"{prefix}{name}", None)
-
-
-def _expect_no_frozen(module: nn.Module, keys: Any) -> None:
-    """A hook of `load_state_dict`: what is not trained is not missed."""
-    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in cast(DDPM, module).frozen]
 
 
 def _check_alpha_bar(schedule: DDPMScheduler) -> None:

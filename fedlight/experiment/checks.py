@@ -138,7 +138,6 @@ def check_fuse(
     """
     requirements: dict[str, Any] = {
         "trainer.compile=false": config.trainer.compile,
-        "finetuning=full or none: adapters are trained client by client": model.frozen,
         "privacy=client or none: DP-SGD takes the gradient of each image by itself": (
             config.privacy and config.privacy.name == EXAMPLE
         ),

@@ -178,6 +178,8 @@ class StackedBatches:
 class Stack(ResidentModule):
     """Several clients' models as one, with the names of one: each parameter has a further first dimension.
 
+    Frozen parameters are shared by the clients and are not stacked.
+
     A training step is that of all clients at once, by `torch.func.vmap`; convolutions with a kernel for each
     client are grouped ones. The loss is the sum of the clients' losses, so that each client has the gradient
     that it has alone. Shorter batches are padded with images of weight 0.
@@ -193,10 +195,12 @@ class Stack(ResidentModule):
     def __init__(self, module: Any, clients: int) -> None:
         super().__init__()
         module.trainer = None  # of an earlier fit
-        stacked = deepcopy(module)
+        frozen: frozenset[str] = getattr(module, "frozen", frozenset())
+        shared = {id(p): p for name, p in module.named_parameters() if name in frozen}
+        stacked = deepcopy(module, dict(shared))
         for child in stacked.modules():
             for name, parameter in child._parameters.items():
-                if parameter is not None:
+                if parameter is not None and id(parameter) not in shared:
                     several = parameter.detach().expand(clients, *parameter.shape).clone()
                     child._parameters[name] = nn.Parameter(several.contiguous())
         self._one = (_Loss(module),)  # in tuples: these are not children
@@ -205,8 +209,9 @@ class Stack(ResidentModule):
         for name, child in stacked.named_children():
             self.add_module(name, child)
         self._named: dict[str, Tensor] = {
-            f"module.{name}": parameter for name, parameter in self.named_parameters()
+            f"module.{name}": p for name, p in self.named_parameters() if name not in frozen
         }
+        self.leave_out(frozen)
 
     def training_step(self, batch: list[Any], batch_idx: int) -> dict[str, Tensor]:
         """The sum of the clients' losses, and the loss and the number of images of each."""

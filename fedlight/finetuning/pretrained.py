@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers import DDPMScheduler, ModelMixin
 
 from fedlight.diffusion.unet import ConvNextUNet
 from fedlight.finetuning.finetuning_config import FinetuningConfig
@@ -14,12 +15,12 @@ from fedlight.finetuning.pretrained_files import INDEX, find_pretrained, hash_pr
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.untrusted import parse_json
 
-MODELS: Mapping[str, tuple[type[ModelMixin], ...]] = {
-    "unet": (ConvNextUNet, UNet2DModel, UNet2DConditionModel),
-    "vae": (AutoencoderKL,),
-    "vqvae": (VQModel, AutoencoderKL),
+MODELS: Mapping[str, tuple[str, ...]] = {
+    "unet": (ConvNextUNet.__name__, "UNet2DModel", "UNet2DConditionModel"),
+    "vae": ("AutoencoderKL",),
+    "vqvae": ("VQModel", "AutoencoderKL"),
 }
-"""The classes of diffusers that a component may have; code beside the weights is never run."""
+"""The classes that a component may have, fedlight's or of diffusers; code beside the weights is never run."""
 LARGEST_JSON = 2**16  # bytes of a file
 JSON_LIMITS = (8, 2**8, 2**13)  # depth, lists and objects, values
 
@@ -51,10 +52,10 @@ class PretrainedPipeline:
                 fit or are not safetensors.
         """
         name = self.class_of(component)
-        kind = next((kind for kind in MODELS[component] if kind.__name__ == name), None)
-        if kind is None:
-            allowed = ", ".join(kind.__name__ for kind in MODELS[component])
+        if name not in MODELS[component]:
+            allowed = ", ".join(MODELS[component])
             raise BadInput(f"finetuning.pretrained: {component} of {self.folder} is {name}; can be {allowed}")
+        kind: Any = ConvNextUNet if name == ConvNextUNet.__name__ else getattr(diffusers, name)
         place = self.folder / component
         try:
             model, loaded = kind.from_pretrained(

@@ -156,6 +156,18 @@ def test_processes_give_the_same_bits_as_one(cell: MakeCell, pretrained: str) ->
 
 
 @pytest.mark.slow
+def test_fused_clients_train_their_adapters_as_they_do_alone(cell: MakeCell, pretrained: str) -> None:
+    arguments = (*LORA, pretrained, "clients=3", "rounds=1", "method=LOCAL", "transport=inline")
+    alone, fused = (open_cell(cell(*arguments, *extra).folder) for extra in ([], ["trainer.fuse=3"]))
+    for client in range(3):
+        states = [opened.state(client) for opened in (alone, fused)]
+        first = alone.server.global_state()
+        for name, tensor in states[0].items():
+            torch.testing.assert_close(states[1][name], tensor, rtol=1e-2, atol=1e-4)
+        assert any(not torch.equal(tensor, first[name]) for name, tensor in states[1].items())
+
+
+@pytest.mark.slow
 def test_example_level_privacy_trains_adapters_alone(cell: MakeCell, wire: Wire, pretrained: str) -> None:
     made = cell(*LORA, pretrained, "finetuning.train=b", "privacy=example", "transport=inline")
     assert made.result["privacy"]["epsilon"] > 0
@@ -224,7 +236,7 @@ def test_weights_are_named_by_their_hash_in_the_id_wherever_they_lie(
         ([*LORA, "PRETRAINED", "model=tiny"], "choose model=pretrained"),
         ([*LORA, "PRETRAINED", "model.conditional=true"], "is not conditioned on labels"),
         ([*LORA, "PRETRAINED", "data=fmnist", "data.channels=3"], "data.channels"),
-        ([*LORA, "PRETRAINED", "trainer.fuse=2"], "trainer.fuse=2 needs finetuning=full or none"),
+        ([*LORA, "PRETRAINED", "algorithm=flexlora", "finetuning.train=b"], "with finetuning.train=both"),
         (["model=pretrained"], "by finetuning=full or finetuning=lora"),
         (["data.only=[zebra]"], "data.only names zebra"),
     ],

@@ -23,7 +23,7 @@ class FlexLoRA(FedAvg):
     """
 
     def summand(self, values: State) -> State:
-        summands = {}
+        summands: State = {}
         for name, tensor in values.items():
             first, second = (FACTOR.sub(f".lora_{factor}.", name) for factor in "AB")
             if first == second or not {first, second} <= values.keys():
@@ -34,7 +34,7 @@ class FlexLoRA(FedAvg):
         return summands
 
     def step(self, theta: State, mean: State, aux: State, state: State) -> tuple[State, State]:
-        stepped = {}
+        stepped: State = {}
         for name, tensor in theta.items():
             product = FACTOR.sub(PRODUCT, name)
             if product == name or product not in mean:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from conftest import slow
 from hydra import compose, initialize_config_dir
+from pretrained import save_pretrained
 
 from fedlight.compose import ROOT, register_resolvers
 from fedlight.config import validate
@@ -128,6 +129,21 @@ def test_an_agreement_replaces_paths_and_no_arguments_of_the_same_name(tmp_path:
     read = read_agreement(path, "/elsewhere")
     assert read["data"]["root"] == read["data"]["source"]["root"] == "/elsewhere"
     assert read["algorithm"]["weights"] == [1, 9]
+
+
+def test_an_agreement_names_pretrained_weights_by_their_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_pretrained(tmp_path / "of_the_server")
+    config = plain("finetuning=full", f"finetuning.pretrained={folder}")
+    path = tmp_path / "cell.yaml"
+    write_agreement(path, config)
+    assert str(folder) not in path.read_text()
+    monkeypatch.setenv("FEDLIGHT_PRETRAINED", "/mine")
+    read = read_agreement(path, None)
+    assert read["finetuning"]["pretrained"] == "/mine"
+    assert read["finetuning"]["sha256"] == config["finetuning"]["sha256"]
+    assert cell_id(read) == cell_id(config)
 
 
 def test_an_agreement_cannot_choose_the_folder_of_a_hugging_face_data_set(tmp_path: Path) -> None:
