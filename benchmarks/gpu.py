@@ -327,13 +327,14 @@ def measure_sampling(size: Size, name: str) -> Found:
     from common import composed, in_turns
     from step import compile_unet
 
+    from fedlight.data.class_names import DIGITS
     from fedlight.diffusion.sampling import sample
     from fedlight.experiment.setup import make_client_model
 
     torch._dynamo.reset()
     _, config = composed(*size.network)
     torch.manual_seed(0)
-    module = make_client_model(config, 10)[0].to(size.device)
+    module = make_client_model(config, DIGITS).module.to(size.device)
     if SAMPLING[name] == "compiled":
         compile_unet(module.unet, "compiled", size.device)
     asked = config.evaluation

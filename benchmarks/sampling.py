@@ -17,6 +17,7 @@ from common import composed, parser, show, write
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from fedlight.data.class_names import DIGITS
 from fedlight.data.loading import load
 from fedlight.diffusion.sampling import sample
 from fedlight.evaluation.factory import make_extractor
@@ -73,7 +74,7 @@ def main() -> None:
         module.to(DEVICE).load_state_dict(cell.state(given.client))
     else:
         _, config = composed("logger=none")
-        module, name = make_client_model(config, 10)[0].to(DEVICE), "the untrained tiny UNet"
+        module, name = make_client_model(config, DIGITS).module.to(DEVICE), "the untrained tiny UNet"
 
     rows = []
     for sampler, steps in QUICK if given.quick else GRID:

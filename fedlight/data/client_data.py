@@ -90,7 +90,7 @@ class ClientData(LightningDataModule):
     """The batches of one client's private images.
 
     Args:
-        pixels: of the whole training set, uint8, shape (n, channels, height, width).
+        pixels: of the whole training set, uint8, shape (n, channels, height, width); or its latents, float32.
         indices: of the client's images, in any order.
         batch_size: images a batch.
         labels: of the whole training set, int64, shape (n,); None for an unconditional model.
@@ -124,8 +124,12 @@ class ClientData(LightningDataModule):
         return DataLoader(self.rows, sampler=batches, batch_size=None)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Scales bytes to [-1, 1], float32, on the training device."""
+        """Scales bytes to [-1, 1], float32, on the training device; latents stay as they are."""
         if isinstance(batch, Tensor):
-            return to_floats(batch)
+            return _to_training_values(batch)
         pixels, labels = batch
-        return to_floats(pixels), labels
+        return _to_training_values(pixels), labels
+
+
+def _to_training_values(pixels: Tensor) -> Tensor:
+    return to_floats(pixels) if pixels.dtype == torch.uint8 else pixels

@@ -11,6 +11,7 @@ from lightning import seed_everything
 
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.model_config import ModelConfig, OptimizerConfig
+from fedlight.diffusion.sampling import PROMPTS
 from fedlight.runtime.errors import BadInput, format_error
 from fedlight.runtime.extension import make_extension
 from fedlight.runtime.seeds import derive_seed
@@ -57,8 +58,9 @@ def make_model(
             "model.exchange_ema=true exchanges a moving average, and there is none: set model.ema_decay to a "
             "number between 0 and 1, or leave model.exchange_ema out"
         )
-    slices = _conditional_slices(config, classes) if config.conditional else config.slices
     backbone = pretrained or _make_backbone(config, classes, seed)
+    embeds_labels = config.conditional and not hasattr(backbone.unet, PROMPTS)
+    slices = _conditional_slices(config, classes) if embeds_labels else config.slices
     return DDPM(
         backbone.unet,
         backbone.schedule,

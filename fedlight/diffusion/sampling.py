@@ -24,6 +24,7 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
     ),
 }
 BATCH = 256  # images denoised at once
+PROMPTS = "prompt_embeddings"  # the buffer of a UNet whose labels stand for prompts
 LEAST_ALPHA_BAR = 1e-9
 """Below it, float32 noise determines x_0 = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar) to worse than
 half a grey level."""
@@ -66,6 +67,7 @@ def sample(
     on_step: Callable[[], None] = lambda: None,
     on_frame: Callable[[Tensor], None] | None = None,
     model: str = "the model",
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Draws images.
 
@@ -73,7 +75,7 @@ def sample(
         unet: predicts the noise or the velocity, as the schedule's `prediction_type` says; called as
             `unet(x_t, t).sample` in evaluation mode, and returned to the mode that it was in.
         schedule: the noise schedule of training.
-        shape: (images, channels, height, width).
+        shape: (images, channels, height, width), of latents where there is `decode`.
         sampler: one of SAMPLERS.
         steps: number of denoising steps, a divisor of T.
         seed: of all random numbers, which are the same on every device.
@@ -84,9 +86,10 @@ def sample(
         on_step: called after each denoising step of each batch, by one thread at a time.
         on_frame: called after each step with the batch's intermediate images, uint8, on the CPU.
         model: name of the model in error messages.
+        decode: makes images in [-1, 1] of latents, which are not clipped; None where images are denoised.
 
     Returns:
-        The images, uint8 in 0..255, on the CPU, of the given shape.
+        The images, uint8 in 0..255, on the CPU, of the given shape, or of that which `decode` returns.
 
     Raises:
         BadInput: unknown sampler, or steps that do not divide the schedule.
@@ -112,6 +115,9 @@ def sample(
         scheduler.set_timesteps(steps)
         return scheduler
 
+    def finish(x: Tensor) -> Tensor:
+        return to_bytes(x if decode is None else decode(x)).cpu()
+
     def advance(generator: torch.Generator, noise: Tensor) -> torch.Generator:
         """The generator's state after a batch; a sampler's draws do not depend on the UNet's predictions."""
         scheduler, advanced, zeros = make_scheduler(), generator.clone_state(), torch.zeros_like(noise)
@@ -126,20 +132,21 @@ def sample(
         for t in scheduler.timesteps:
             predicted = _predict_guided(unet, x_t, t, labels, guidance)
             alpha_bar = schedule.alphas_cumprod[t]
-            x_0 = to_image(predicted, x_t, alpha_bar, schedule.config.prediction_type).clamp(-1, 1)
+            x_0 = to_image(predicted, x_t, alpha_bar, schedule.config.prediction_type)
+            x_0 = x_0.clamp(-1, 1) if decode is None else x_0
             output = x_0 if form == "sample" else noise_between(x_0, x_t, alpha_bar)
             x_t = scheduler.step(output, t, x_t, generator=generator).prev_sample
             finite.append(predicted.isfinite().all() & x_t.isfinite().all())
             with callback_lock:
                 on_step()
                 if on_frame is not None:
-                    on_frame(to_bytes(x_t).cpu())
+                    on_frame(finish(x_t))
         if diverged := torch.stack(finite).logical_not().nonzero().flatten().tolist():
             step = (
                 f"denoising step {diverged[0] + 1} of {steps} (t = {int(scheduler.timesteps[diverged[0]])})"
             )
             raise Diverged(f"{model} draws images that are not finite, from {step} on; {_advise(unet)}")
-        return to_bytes(x_t).cpu()
+        return finish(x_t)
 
     training = unet.training
     unet.eval()
@@ -156,8 +163,9 @@ def sample(
 
 
 def no_label(unet: Any) -> int:
-    """The label of a conditional UNet that means no label: its last one."""
-    return unet.config.num_class_embeds - 1
+    """The label of a conditional UNet that means no label: its last one; with prompts, the empty prompt."""
+    prompts = getattr(unet, PROMPTS, None)
+    return (unet.config.num_class_embeds if prompts is None else len(prompts)) - 1
 
 
 def _predict_guided(

@@ -166,7 +166,8 @@ class Attacker:
         scores = []
         with torch.no_grad():
             for pixels, labels in zip(*(tensor.split(BATCH) for tensor in images), strict=True):
-                x_0 = to_floats(pixels.to(module.device))
+                on_device, latents = pixels.to(module.device), self._parts.latents
+                x_0 = latents.encode(on_device) if latents else to_floats(on_device)
                 scores.append(score(module, x_0, labels.to(module.device), generator).cpu())
         return torch.cat(scores).numpy()
 

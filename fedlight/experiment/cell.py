@@ -201,7 +201,7 @@ def _save_models(folder: Path, parts: CellParts, server: Server) -> None:
         if has_adapters(parts.model.denoiser):
             save_adapter(folder / ADAPTER_FOLDER, parts.model.denoiser)
         else:
-            save_pipeline(folder / "model", make_pipeline(parts.model))
+            save_pipeline(folder / "model", make_pipeline(parts.model, parts.config, parts.latents))
     saved = [*(folder / "model").rglob("*"), *(folder / ADAPTER_FOLDER).rglob("*")]
     files = [path for path in sorted(saved) if path.is_file()]
     write_checksums(folder, [*files, *last_versions(folder / CHECKPOINT)])

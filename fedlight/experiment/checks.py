@@ -17,7 +17,7 @@ from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.stack import check_stackable
 from fedlight.federation.trainer import choose_precision
-from fedlight.finetuning.start import LORA
+from fedlight.finetuning.start import LORA, Start
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.machine import FULL
 
@@ -44,26 +44,44 @@ def check_sampling(config: CellConfig, schedule: SchedulerMixin) -> None:
         )
 
 
-def check_pretrained(config: CellConfig, unet: Any, classes: int) -> None:
+def check_pretrained(config: CellConfig, start: Start, classes: int) -> None:
     """Sections `finetuning`, `model` and `data`: whether the pretrained UNet fits them.
 
     Args:
         config: of the cell, which sets `finetuning`.
-        unet: with its weights.
+        start: of the cell.
         classes: of the data.
     """
     assert config.finetuning is not None
+    unet, latents = start.backbone.unet, start.latents
     if config.model.unet or config.model.schedule:
         raise BadInput(
             f"finetuning={config.finetuning.name} takes the UNet and its noise schedule from "
             f"finetuning.pretrained, and model={config.model.name} has its own: choose model=pretrained"
         )
-    if unet.config.in_channels != config.data.channels:
+    if latents and unet.config.in_channels != latents.shape[0]:
+        raise BadInput(
+            f"finetuning.pretrained: the UNet takes latents of {unet.config.in_channels} channels, and the "
+            f"autoencoder makes some of {latents.shape[0]}"
+        )
+    if latents is None and unet.config.in_channels != config.data.channels:
         raise BadInput(
             f"finetuning.pretrained: the UNet takes images of {unet.config.in_channels} channels, and "
             f"data.channels={config.data.channels}"
         )
+    if start.pipeline.has_text:
+        if not config.model.conditional:
+            raise BadInput(
+                "finetuning.pretrained: the UNet is conditioned on text, of which each class has a prompt: "
+                "set model.conditional=true"
+            )
+        return
     labels = getattr(unet.config, "num_class_embeds", None)
+    if labels and latents:
+        raise BadInput(
+            "finetuning.pretrained: the UNet denoises latents and is conditioned on class labels, for which "
+            "diffusers has no pipeline: give one without labels, or one that is conditioned on text"
+        )
     if config.model.conditional and labels != classes + 1:
         has = f"has {labels}" if labels else "is not conditioned on labels"
         raise BadInput(
@@ -108,7 +126,9 @@ def check_fused_optimizer(config: CellConfig, accelerator: str | None = None) ->
         )
 
 
-def check_fuse(config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch.device) -> None:
+def check_fuse(
+    config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch.device, shape: tuple[int, int, int]
+) -> None:
     """Section `trainer` and all others: whether clients can be trained in one computation.
 
     Args:
@@ -116,6 +136,7 @@ def check_fuse(config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch
         model: the client model.
         algorithm: of the cell.
         device: that clients train on.
+        shape: channels, height and width of what the model denoises.
 
     Raises:
         BadInput: something cannot be fused.
@@ -138,7 +159,7 @@ def check_fuse(config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch
     for requirement, violated in requirements.items():
         if violated:
             raise BadInput(f"trainer.fuse={config.trainer.fuse} needs {requirement}")
-    images = torch.zeros(1, *config.data.shape, device=device)
+    images = torch.zeros(1, *shape, device=device)
     batch = (images, torch.zeros(1, dtype=torch.int64, device=device)) if config.model.conditional else images
     check_stackable(model.to(device), batch, model.configure_optimizers())
 

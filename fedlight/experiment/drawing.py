@@ -9,6 +9,7 @@ from fedlight.config import CellConfig
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import sample
 from fedlight.federation.messages import State
+from fedlight.finetuning.latents import LatentSpace
 from fedlight.loggers import pictures
 
 
@@ -43,6 +44,7 @@ def draw_images(
     workers: int = 1,
     on_step: Callable[[], None] = lambda: None,
     on_frame: Callable[[Tensor], None] | None = None,
+    latents: LatentSpace | None = None,
 ) -> Tensor:
     """Draws images from the model with the given state_dict, by the cell's sampler.
 
@@ -59,6 +61,7 @@ def draw_images(
         workers: threads that denoise one batch each; the images do not depend on it.
         on_step: called after every denoising step.
         on_frame: receives the images after every denoising step.
+        latents: where the model denoises; None for images.
 
     Returns:
         The images, uint8 in 0..255, shape (images, channels, height, width), on the CPU.
@@ -70,7 +73,7 @@ def draw_images(
     drawn = sample(
         module.denoiser,
         module.schedule,
-        (images, *config.data.shape),
+        (images, *(latents.shape if latents else config.data.shape)),
         sampler=config.evaluation.sampler,
         steps=config.evaluation.steps,
         seed=seed,
@@ -80,6 +83,7 @@ def draw_images(
         on_step=on_step,
         on_frame=on_frame,
         model=model,
+        decode=latents.decode if latents else None,
     )
     module.cpu()
     return drawn

@@ -97,7 +97,7 @@ def suggest_fuse(parts: CellParts) -> tuple[int, float] | None:
     alone = _step_seconds(settings, parts, batch)
     use_stacked_layers(parts.model)
     try:
-        check_fuse(config, parts.model, parts.algorithm, parts.device)
+        check_fuse(config, parts.model, parts.algorithm, parts.device, parts.denoised_shape)
     except BadInput:
         return None
     gain = fuse * alone / _step_seconds(f"{settings} {fuse}", parts, batch, fuse)
@@ -128,7 +128,7 @@ def _step_seconds(settings: str, parts: CellParts, batch: int, fuse: int = 1) ->
     """The time of one optimizer step of `fuse` clients, measured once for each value of `settings`."""
     if settings not in _step_seconds_cache:
         module: Any = parts.model.to(parts.device)
-        pixels, labels = parts.training_data()
+        pixels, labels = parts.training_data(batch)
         data = ClientData(pixels, np.arange(batch), batch, labels)
         (drawn,) = data.train_dataloader()
         images: Any = data.on_after_batch_transfer(drawn, 0)

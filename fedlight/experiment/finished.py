@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DiffusionPipeline
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from fedlight.federation.messages import State
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
 from fedlight.finetuning.adapters import has_adapters, save_adapter
+from fedlight.finetuning.latents import LatentSpace
 from fedlight.runs.identity import last_round, read_config, read_result
 from fedlight.runs.reader import CellFiles
 from fedlight.runtime.errors import BadInput, Damaged
@@ -41,6 +42,7 @@ class FinishedCell:
         module: the client model; its weights are those of the model that was last drawn from.
         server: the server after the last round, with the global model, the ledger and the clients it has met.
         num_classes: the number of classes of the data set.
+        latents: where the model denoises; None for images.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class FinishedCell:
     module: DDPM
     server: Server
     num_classes: int
+    latents: LatentSpace | None = None
 
     def state(self, client: int | None) -> State:
         """The state_dict of a model after the last round, to be loaded into `module`.
@@ -129,9 +132,10 @@ class FinishedCell:
             labels,
             f"{self.folder.name}: {model}",
             on_frame=on_frame,
+            latents=self.latents,
         )
 
-    def model(self, client: int | None = None) -> DDPMPipeline:
+    def model(self, client: int | None = None) -> DiffusionPipeline:
         """A trained model as a pipeline of diffusers, on the CPU; it shares no tensor with the cell.
 
         Args:
@@ -139,13 +143,14 @@ class FinishedCell:
 
         Returns:
             A `DDPMPipeline`; for a conditional model a `LabelledDDPMPipeline`, which is called with
-            `class_labels`.
+            `class_labels`; for a model of latents an `LDMPipeline`, or a `StableDiffusionPipeline`, which is
+            called with prompts.
 
         Raises:
             BadInput: there is no such model.
         """
         self.module.load_state_dict(self.state(client))
-        return make_pipeline(deepcopy(self.module))
+        return make_pipeline(deepcopy(self.module), self.config, self.latents)
 
     def save_adapter(self, folder: Path, client: int | None = None) -> None:
         """Writes the adapters of a model, for `load_lora_weights` of diffusers' pipelines.
@@ -189,12 +194,12 @@ def open_cell(folder: str | Path, trust: bool = False) -> FinishedCell:
                 f"{folder}: {error}; add --trust (trust=True) if you trust the origin of the cell"
             ) from error
     config = validate(OmegaConf.create(plain))
-    num_classes = len({label for _, label, _ in CellFiles(folder).partition})
-    module, slices = make_client_model(config, num_classes)
+    classes = list(dict.fromkeys(label for _, label, _ in CellFiles(folder).partition))
+    module, slices, latents = make_client_model(config, classes)
     noise = config.privacy.noise if config.privacy else 0.0
     algorithm = make_algorithm(config.algorithm)
     server = make_server(folder.name, config, module, slices, algorithm, Codec(), noise)
     server.resume(ServerCheckpoint(folder / CHECKPOINT, folder.name, repair=False))
     if server.round != last_round(result, config.rounds):
         raise BadInput(f"{folder / CHECKPOINT} is damaged; run the cell again for its models")
-    return FinishedCell(folder, config, module, server, num_classes)
+    return FinishedCell(folder, config, module, server, len(classes), latents)

@@ -35,12 +35,12 @@ class ImageFlops:
     denoising: float
 
 
-def image_flops(config: CellConfig, classes: int) -> ImageFlops:
+def image_flops(config: CellConfig, classes: Sequence[str]) -> ImageFlops:
     """Those of a cell's model, counted on the CPU; no random number of the cell is drawn.
 
     Args:
         config: of the cell.
-        classes: of the data.
+        classes: the class names of the data.
     """
     return _count(
         config.model.model_dump_json(by_alias=True),
@@ -48,13 +48,18 @@ def image_flops(config: CellConfig, classes: int) -> ImageFlops:
         config.finetuning.model_dump_json() if config.finetuning else None,
         config.evaluation.cache,
         config.data.shape,
-        classes,
+        tuple(classes),
     )
 
 
 @lru_cache(maxsize=16)
 def _count(
-    model: str, optimizer: str, finetuning: str | None, cache: str, shape: tuple[int, int, int], classes: int
+    model: str,
+    optimizer: str,
+    finetuning: str | None,
+    cache: str,
+    shape: tuple[int, int, int],
+    classes: tuple[str, ...],
 ) -> ImageFlops:
     """Those of the model of the sections `model`, `optimizer` and `finetuning`, given as JSON."""
     section, optimizer_section = (
@@ -62,8 +67,12 @@ def _count(
         OptimizerConfig.model_validate_json(optimizer),
     )
     with torch.random.fork_rng(devices=[]):
-        start = make_start(FinetuningConfig.model_validate_json(finetuning), 0, cache) if finetuning else None
-        module = make_model(section, optimizer_section, classes, 0, True, start)
+        backbone = None
+        if finetuning:
+            finetuning_section = FinetuningConfig.model_validate_json(finetuning)
+            start = make_start(finetuning_section, 0, cache, classes, shape)
+            backbone, shape = start.backbone, start.latents.shape if start.latents else shape
+        module = make_model(section, optimizer_section, len(classes), 0, True, backbone)
         images, labels = torch.zeros(IMAGES, *shape), torch.zeros(IMAGES, dtype=torch.int64)
         counted = {torch.ops.aten.convolution_backward: _convolution_backward}
         with FlopCounterMode(display=False, custom_mapping=counted) as training:

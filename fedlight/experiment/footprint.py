@@ -43,7 +43,7 @@ def measure_footprint(parts: CellParts) -> Footprint:
 
 def _take_step(parts: CellParts) -> float | None:
     batch = min(parts.config.data.batch_size, max(map(len, parts.training_indices)))
-    pixels, labels = parts.training_data()
+    pixels, labels = parts.training_data(batch)
     data = ClientData(pixels, np.arange(batch), batch, labels)
     (drawn,) = data.train_dataloader()
     peak: Any = PeakGpuMemory() if parts.device.type == "cuda" else PeakMemory()

@@ -11,6 +11,7 @@ from fedlight.evaluation.evaluator import Evaluator
 from fedlight.experiment.drawing import cycle_labels, draw_images, grid_images, images_per_model
 from fedlight.experiment.model_evaluation import ModelEvaluation
 from fedlight.federation.messages import State
+from fedlight.finetuning.latents import LatentSpace
 from fedlight.runtime.seeds import derive_seed
 from fedlight.runtime.stopwatch import Stopwatch
 
@@ -27,6 +28,7 @@ class ModelEvaluator:
         classes: the class names of the data set.
         max_workers: batches of the global model that are denoised at once.
         drawing: measures the time in which images are drawn.
+        latents: where the model denoises; None for images.
     """
 
     config: CellConfig
@@ -36,6 +38,7 @@ class ModelEvaluator:
     classes: Sequence[str]
     max_workers: int
     drawing: Stopwatch
+    latents: LatentSpace | None = None
 
     def evaluate(
         self, state: State, round_: int, client: int | None, on_step: Callable[[], None]
@@ -68,6 +71,7 @@ class ModelEvaluator:
                 f"{model} after round {round_}",
                 workers,
                 on_step,
+                latents=self.latents,
             )
         grid = drawn[: grid_images(config)].clone()
         if self.evaluator is None:

@@ -18,6 +18,7 @@ from fedlight.federation.codec import Codec
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.trainer import max_workers
+from fedlight.finetuning.latents import LatentSpace
 from fedlight.runtime.stopwatch import Stopwatch
 
 CHECKPOINT = "checkpoint"  # in a cell's folder
@@ -41,6 +42,7 @@ class CellParts:
         device: that clients train on.
         evaluator: None where no image is scored.
         drawing: measures the time in which images are drawn from models.
+        latents: where the model denoises; None for images.
     """
 
     config: CellConfig
@@ -56,6 +58,7 @@ class CellParts:
     device: torch.device
     evaluator: Evaluator | None = None
     drawing: Stopwatch = field(default_factory=Stopwatch)
+    latents: LatentSpace | None = None
 
     @property
     def max_workers(self) -> int:
@@ -78,10 +81,28 @@ class CellParts:
             self.dataset.classes,
             self.max_workers,
             self.drawing,
+            self.latents,
         )
 
-    def training_data(self) -> tuple[Tensor, Tensor | None]:
-        """Pixels of the training images on the device, and their labels where the model takes them."""
-        train, conditional = self.dataset.train, self.config.model.conditional
-        labels = torch.from_numpy(train.labels).to(self.device) if conditional else None
-        return train.pixels.to(self.device), labels
+    @property
+    def denoised_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the model denoises: of an image, or of its latents."""
+        return self.latents.shape if self.latents else self.config.data.shape
+
+    def training_data(self, images: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the model is trained on, on the device, and the labels where it takes them.
+
+        Args:
+            images: number of first training images; None for all, whose latents are kept in the cache.
+
+        Returns:
+            Pixels, uint8, or latents, float32; and labels, int64, or None.
+        """
+        train = self.dataset.train.first(images)
+        labels = torch.from_numpy(train.labels).to(self.device) if self.config.model.conditional else None
+        if self.latents is None:
+            return train.pixels.to(self.device), labels
+        if images is not None:
+            return self.latents.encode(train.pixels.to(self.device)), labels
+        cached = self.latents.encode_cached(train.pixels, self.config.evaluation.cache, self.device)
+        return cached.to(self.device), labels

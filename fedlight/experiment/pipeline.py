@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, DiffusionPipeline
 
+from fedlight.config import CellConfig
 from fedlight.diffusion import depthwise, labelled_pipeline, unet
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.finetuning.adapters import merge_adapters
+from fedlight.finetuning.latent_pipeline import complete_pipeline
+from fedlight.finetuning.latents import LatentSpace
+from fedlight.finetuning.pretrained import open_pretrained
 from fedlight.runtime import errors
 
 UNET_CODE = (unet, depthwise, errors)  # the modules that the ConvNeXt UNet needs
@@ -28,20 +32,30 @@ images = pipeline(class_labels=[0, {last}], guidance_scale=3.0).images
 """
 
 
-def make_pipeline(module: DDPM) -> DDPMPipeline:
+def make_pipeline(module: DDPM, config: CellConfig, latents: LatentSpace | None) -> DiffusionPipeline:
     """The model's denoiser and its noise schedule as a pipeline: with class labels if it is conditional.
 
-    Adapters are merged into the weights.
+    Adapters are merged into the weights. A model of latents gets the other parts of its pretrained pipeline.
+
+    Args:
+        module: the model.
+        config: of the cell.
+        latents: where the model denoises; None for images.
     """
+    denoiser = merge_adapters(module.denoiser).to(memory_format=torch.contiguous_format)
+    if latents and config.finetuning:
+        pretrained = open_pretrained(config.finetuning, config.evaluation.cache)
+        return complete_pipeline(pretrained, denoiser, module.schedule, latents)
     conditional = module.label_dropout is not None
     kind = labelled_pipeline.LabelledDDPMPipeline if conditional else DDPMPipeline
-    denoiser = merge_adapters(module.denoiser)
-    return kind(denoiser.to(memory_format=torch.contiguous_format), module.schedule)
+    return kind(denoiser, module.schedule)
 
 
-def save_pipeline(folder: Path, pipeline: DDPMPipeline) -> None:
-    """Saves a pipeline as a plain `DDPMPipeline`; `add_code` adds what class labels need."""
-    DDPMPipeline(pipeline.unet, pipeline.scheduler).save_pretrained(folder)
+def save_pipeline(folder: Path, pipeline: DiffusionPipeline) -> None:
+    """Saves a pipeline, one with class labels as a plain `DDPMPipeline`; `add_code` adds what labels need."""
+    if isinstance(pipeline, labelled_pipeline.LabelledDDPMPipeline):
+        pipeline = DDPMPipeline(pipeline.unet, pipeline.scheduler)
+    pipeline.save_pretrained(folder)
     for path in folder.rglob("*.safetensors"):  # written for the user alone; the others follow the umask
         path.chmod((folder / "model_index.json").stat().st_mode)
 
@@ -73,7 +87,7 @@ def add_code(folder: Path) -> str:
         content["_class_name"] = ["pipeline", labelled_pipeline.LabelledDDPMPipeline.__name__]
     index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    name = "DiffusionPipeline" if classes else "DDPMPipeline"
+    name = "DiffusionPipeline" if classes else content["_class_name"]
     trust = ", trust_remote_code=True" if needs_unet_code or classes else ""
     users_unet = not needs_unet_code and library.partition(".")[0] != "diffusers"
     imports = [f"import {library}"] if users_unet else []

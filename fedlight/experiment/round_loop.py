@@ -73,7 +73,7 @@ class RoundLoop:
         self.usage = UsageLog()
         self._image_flops: ImageFlops | None = None
         if self.deployment is None:  # before training, which then uses the memory again
-            self._image_flops = image_flops(self.config, len(self.parts.dataset.classes))
+            self._image_flops = image_flops(self.config, self.parts.dataset.classes)
         self._earlier_memory: dict[str, Any] | None = None
         self.background: BackgroundEvaluation | None = None
         every = self.config.evaluation.every

@@ -1,7 +1,9 @@
 """Assembles a cell: each part is made from its own section of the configuration, and checked."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -35,6 +37,7 @@ from fedlight.federation.federator import on_cpu
 from fedlight.federation.server import Server
 from fedlight.federation.slices import SliceMap, buffer_names
 from fedlight.federation.trainer import check_steps, make_trainer_factory
+from fedlight.finetuning.latents import LatentSpace
 from fedlight.finetuning.start import make_start
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.machine import CORES
@@ -97,7 +100,7 @@ def assemble(
     if client_indices is None:
         train = dataset.train
         client_indices = partition.assign(config.partition, train.labels, config.clients, train.groups)
-    model, slices = make_client_model(config, len(dataset.classes))
+    model, slices, latents = make_client_model(config, dataset.classes)
     method = config.method.resolve(slices.names)
     algorithm = make_algorithm(config.algorithm)
     codec = make_codec(config.transform, method, slices.buffers, config.finetuning is not None)
@@ -110,38 +113,73 @@ def assemble(
     if noise is None:
         noise = noise_multiplier(config, client_indices, method)
     parts = CellParts(
-        config, dataset, client_indices, model, slices, method, algorithm, codec, noise, make_trainer, device
+        config,
+        dataset,
+        client_indices,
+        model,
+        slices,
+        method,
+        algorithm,
+        codec,
+        noise,
+        make_trainer,
+        device,
+        latents=latents,
     )
     check_steps(config.trainer, config.data.batch_size, [len(indices) for indices in parts.training_indices])
     check_fused_optimizer(config, accelerator)
     check_products(config, algorithm)
     check_early_stopping(config)
-    check_unet(model, config.model, config.data.shape)
+    check_unet(model, config.model, parts.denoised_shape)
     check_privacy(config, noise, method, algorithm, slices, model.state_dict())
     if config.privacy and config.privacy.name == EXAMPLE:
         use_plain_layers(model)
     if config.trainer.fuse:
         use_stacked_layers(model)
-        check_fuse(config, model, algorithm, device)
+        check_fuse(config, model, algorithm, device, parts.denoised_shape)
     if config.trainer.compile:
         model.unet.compile()
     return parts
 
 
-def make_client_model(config: CellConfig, classes: int) -> tuple[DDPM, SliceMap]:
+class ClientModel(NamedTuple):
+    """The model of a client.
+
+    Attributes:
+        module: with its first weights.
+        slices: its slice map.
+        latents: where it denoises; None for images.
+    """
+
+    module: DDPM
+    slices: SliceMap
+    latents: LatentSpace | None
+
+
+def make_client_model(config: CellConfig, classes: Sequence[str]) -> ClientModel:
     """The client model with its first weights, and its slice map.
 
     Args:
         config: of the cell.
-        classes: of the data.
+        classes: the class names of the data.
     """
     start = None
     if config.finetuning:
-        start = make_start(config.finetuning, config.seed, config.evaluation.cache)
-        check_pretrained(config, start.unet, classes)
-    model = make_model(config.model, config.optimizer, classes, config.seed, _server_averages(config), start)
+        start = make_start(
+            config.finetuning, config.seed, config.evaluation.cache, classes, config.data.shape
+        )
+        check_pretrained(config, start, len(classes))
+    model = make_model(
+        config.model,
+        config.optimizer,
+        len(classes),
+        config.seed,
+        _server_averages(config),
+        start.backbone if start else None,
+    )
     check_sampling(config, model.schedule)
-    return model, SliceMap.build(model.slices, model.state_dict(), model.private, buffer_names(model))
+    slices = SliceMap.build(model.slices, model.state_dict(), model.private, buffer_names(model))
+    return ClientModel(model, slices, start.latents if start else None)
 
 
 def make_server(

@@ -17,3 +17,4 @@ class FinetuningConfig(Section, Sparse):
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     train: Literal["both", "b"] | None = None
     targets: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    prompt: str | None = None

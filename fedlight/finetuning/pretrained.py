@@ -18,7 +18,7 @@ from fedlight.runtime.untrusted import parse_json
 MODELS: Mapping[str, tuple[str, ...]] = {
     "unet": (ConvNextUNet.__name__, "UNet2DModel", "UNet2DConditionModel"),
     "vae": ("AutoencoderKL",),
-    "vqvae": ("VQModel",),
+    "vqvae": ("VQModel", "AutoencoderKL"),
 }
 """The classes that a component may have, fedlight's or of diffusers; code beside the weights is never run."""
 LARGEST_JSON = 2**16  # bytes of a file
@@ -38,6 +38,11 @@ class PretrainedPipeline:
     folder: Path
     sha256: str
     classes: Mapping[str, str]
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the UNet is conditioned on text."""
+        return self.classes.get("unet") == "UNet2DConditionModel"
 
     def load_model(self, component: str) -> ModelMixin:
         """A component of MODELS with its weights, float32, on the CPU, in evaluation mode.

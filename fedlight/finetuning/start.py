@@ -1,29 +1,68 @@
 """What a fine-tuned cell starts from: the pretrained UNet, prepared for what is trained of it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffusers import DDPMScheduler
+
 from fedlight.diffusion.model import Backbone
 from fedlight.finetuning.adapters import add_adapters
 from fedlight.finetuning.finetuning_config import FinetuningConfig
-from fedlight.finetuning.pretrained import open_pretrained
+from fedlight.finetuning.latents import LatentSpace, load_latent_space
+from fedlight.finetuning.pretrained import PretrainedPipeline, open_pretrained
+from fedlight.finetuning.prompts import condition_on_prompts, embed_cached, make_prompts
+from fedlight.runtime.errors import BadInput
 from fedlight.runtime.seeds import derive_seed
 
 LORA = "lora"
 
 
-def make_start(config: FinetuningConfig, seed: int, cache: str) -> Backbone:
+@dataclass(frozen=True)
+class Start:
+    """What a fine-tuned cell starts from.
+
+    Attributes:
+        pipeline: the pretrained pipeline.
+        backbone: its UNet, with adapters where these are trained, and its noise schedule.
+        latents: where the UNet denoises; None for images.
+    """
+
+    pipeline: PretrainedPipeline
+    backbone: Backbone
+    latents: LatentSpace | None
+
+
+def make_start(
+    config: FinetuningConfig, seed: int, cache: str, classes: Sequence[str], image_shape: tuple[int, int, int]
+) -> Start:
     """The pretrained UNet and its schedule; with `finetuning=lora` the UNet has adapters, which are trained.
 
     Args:
         config: the section `finetuning`.
         seed: of the cell, which decides the first values of adapters.
         cache: fedlight's cache folder.
+        classes: the class names of the data; a UNet that is conditioned on text has a prompt for each.
+        image_shape: channels, height and width of the images of the data.
 
     Raises:
-        BadInput: the pipeline cannot be loaded, or a target of the adapters is unknown.
+        BadInput: the pipeline cannot be loaded, it does not fit the data, or a target of the adapters is
+            unknown.
     """
     pipeline = open_pretrained(config, cache)
+    latents = load_latent_space(pipeline, image_shape)
     unet, schedule = pipeline.load_model("unet"), pipeline.load_schedule()
-    unet.train().requires_grad_(True)
+    if latents:
+        schedule = DDPMScheduler.from_config(schedule.config, clip_sample=False)
+    unet.requires_grad_(True).train()
     frozen: frozenset[str] = frozenset()
     if config.name == LORA:
         frozen = add_adapters(unet, config, derive_seed(seed, "adapters"))
-    return Backbone(unet, schedule, frozen)
+    if pipeline.has_text:
+        prompts = make_prompts(config.prompt, classes)
+        condition_on_prompts(unet, embed_cached(pipeline.folder, pipeline.sha256, prompts, cache))
+    elif config.prompt is not None:
+        raise BadInput(
+            f"finetuning.prompt needs a pipeline that is conditioned on text, with a text encoder, and "
+            f"{pipeline.folder} has {', '.join(pipeline.classes)}"
+        )
+    return Start(pipeline, Backbone(unet, schedule, frozen), latents)

@@ -408,3 +408,27 @@ def test_a_negative_running_variance_is_named() -> None:
     unet.norm.running_var.fill_(-1e-3)
     with pytest.raises(Diverged, match=r"norm\.running_var has negative entries"):
         sample(unet, SCHEDULE, (1, 1, 8, 8), sampler="ddim", steps=5, seed=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_latents_are_not_clipped_and_every_image_and_frame_is_decoded(sampler: str) -> None:
+    schedule = DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    unet = Oracle(torch.full((1, 2, 4, 4), 3.0), schedule.alphas_cumprod)
+
+    def decode(latents: Tensor) -> Tensor:
+        return latents[:, :1].repeat(1, 1, 2, 2) / 6
+
+    frames: list[Tensor] = []
+    images = sample(
+        unet,
+        schedule,
+        (3, 2, 4, 4),
+        sampler=sampler,
+        steps=5,
+        seed=1,
+        on_frame=frames.append,
+        decode=decode,
+    )
+    assert torch.equal(images, torch.full((3, 1, 8, 8), 191, dtype=torch.uint8))  # 0.5 in [-1, 1]
+    assert [frame.shape for frame in frames] == [(3, 1, 8, 8)] * 5
+    assert torch.equal(frames[-1], images)

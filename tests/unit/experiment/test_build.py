@@ -14,6 +14,7 @@ from toy import Quiet, toy_server, toy_setup, toy_site
 
 from fedlight.config import CellConfig
 from fedlight.data import loading
+from fedlight.data.class_names import DIGITS
 from fedlight.data.loading import load
 from fedlight.deployment.agreement import check_agreed, hash_agreement, read_agreement, write_agreement
 from fedlight.deployment.terms import Terms
@@ -134,7 +135,7 @@ def test_a_data_loader_receives_only_configured_options(monkeypatch: pytest.Monk
 def test_the_seed_of_the_cell_alone_decides_the_first_weights() -> None:
     def weights(seed: int, noise: int) -> torch.Tensor:
         torch.manual_seed(noise)
-        module, _ = make_client_model(config(f"seed={seed}"), 10)
+        module = make_client_model(config(f"seed={seed}"), DIGITS).module
         return torch.cat([tensor.flatten() for tensor in module.state_dict().values()])
 
     assert weights(1, noise=2).equal(weights(1, noise=3))
@@ -150,7 +151,7 @@ def test_an_error_says_which_part_cannot_be_made() -> None:
 
     for group, make in {
         "data": lambda: load(broken("data", source=nowhere).data),
-        "model.unet": lambda: make_client_model(broken("model", unet=nowhere), 10),
+        "model.unet": lambda: make_client_model(broken("model", unet=nowhere), DIGITS),
         "transform": lambda: make_codec(broken("transform", up=[nowhere]).transform, method, ()),
         "algorithm": lambda: make_algorithm(broken("algorithm", target="nowhere.Mine").algorithm),
     }.items():

@@ -7,6 +7,7 @@ import torch
 from composed import config
 from torch import nn
 
+from fedlight.data.class_names import DIGITS
 from fedlight.diffusion.model import make_model
 from fedlight.experiment.flops import denoised_images, image_flops, trained_images
 
@@ -36,7 +37,7 @@ def test_a_call_of_the_unet_costs_what_its_layers_cost_and_a_step_about_three_ca
     options: list[str],
 ) -> None:
     settings = config(*options)
-    measured, layers = image_flops(settings, 10), layer_flops(settings, 10)
+    measured, layers = image_flops(settings, DIGITS), layer_flops(settings, 10)
     assert layers <= measured.denoising <= 1.3 * layers  # attention multiplies without a layer
     assert 2.7 * measured.denoising <= measured.training <= 3.05 * measured.denoising
 
@@ -45,7 +46,7 @@ def test_counting_draws_no_random_number_of_the_cell() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    image_flops(config("model.loss=mse"), 7)
+    image_flops(config("model.loss=mse"), DIGITS[:7])
     assert torch.equal(torch.rand(3), expected)
 
 
