@@ -60,7 +60,7 @@ def make_site(
         make_trainer=lambda own: parts.make_trainer(callbacks=[*own, *callbacks]),
         evaluate=partial(parts.model_evaluator.evaluate_client, on_step=on_step),
         rate=partial(rate, rounds=config.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"),
-        fuse=config.trainer.fuse or 1,
+        fuse=parts.fuse,
         privacy=make_mechanism(config, parts.noise),
         private_training=private_training,
         drawing=parts.drawing,

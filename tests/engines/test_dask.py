@@ -78,6 +78,7 @@ def at(client: Client) -> list[str]:
         ["method=UDEC", "clients=4", "partition=quantity_skew"],
         ["algorithm=scaffold", "method=ULATDEC", "clients=4", "fraction=0.5", "rounds=3"],
         ["transform=int4", "method=FULL", "clients=4", "fraction=0.5", "rounds=3"],
+        ["trainer.fuse=2", "method=UDEC", "clients=7", "algorithm=scaffold", "federation.dropout=0.2"],
     ],
     ids=lambda arguments: arguments[0],
 )

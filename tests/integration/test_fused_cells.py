@@ -60,13 +60,7 @@ def updates(cell: CellConfig, folder: Path) -> dict[tuple[int, int], tuple[State
     "overrides",
     [
         ("partition=quantity_skew", "partition.beta=0.5", "federation.dropout=0.2"),
-        (  # a fused Adam confuses the elements of restored moments where weights are channels-last
-            "method=UDEC",
-            "model.conditional=true",
-            "model.ema_decay=0.9",
-            "algorithm=localadam",
-            "optimizer.fused=false",
-        ),
+        ("method=UDEC", "model.conditional=true", "model.ema_decay=0.9", "algorithm=localadam"),
         ("model=unet2d", "model.conditional=true", "algorithm=scaffold", "model.snr_gamma=5"),
         ("method=USPLIT", "model=unet2d", "trainer.gradient_clip_val=0.1"),
     ],

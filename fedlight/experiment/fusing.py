@@ -1,0 +1,70 @@
+"""How many clients of a cell train in one computation (`trainer.fuse`)."""
+
+import torch
+
+from fedlight.config import CellConfig
+from fedlight.diffusion.ddpm import DDPM
+from fedlight.diffusion.depthwise import use_stacked_layers
+from fedlight.experiment.checks import check_fuse
+from fedlight.experiment.flops import image_flops
+from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.cohort import cohort_size
+from fedlight.runtime.errors import BadInput
+
+AUTO = "auto"
+LIMIT = 32  # clients in one computation; more of them were not faster
+MEMORY = 2**30  # bytes that stacked weights, gradients and two moments may take in a process
+SMALL_STEP = {"cpu": 5e8, "cuda": 2e10}
+"""Floating-point operations of a client's step, up to which calls bound it, by the type of the device. That of a
+CPU is measured (docs/performance.md); that of a GPU follows from its data sheet."""
+
+
+def choose_fuse(
+    config: CellConfig, model: DDPM, algorithm: FedAvg, device: torch.device, sizes: list[int], classes: int
+) -> int:
+    """The number of clients of `trainer.fuse`; 1 where each trains alone.
+
+    A number is that number, and refused where it cannot be done. `auto` is a function of the configuration and
+    of the type of the device alone, and no measurement, so that a cell has the same bits in every run, for any
+    number of workers, and after a restart.
+
+    Args:
+        config: of the cell.
+        model: the client model, whose layers are switched to the form that serves several clients.
+        algorithm: of the cell.
+        device: that clients train on.
+        sizes: images of each client that trains.
+        classes: of the data.
+
+    Raises:
+        BadInput: `trainer.fuse` is a number, and clients cannot be fused.
+    """
+    fuse = config.trainer.fuse
+    if fuse is None:
+        return 1
+    number = _number_by_rule(config, model, device, sizes, classes) if fuse == AUTO else fuse
+    if fuse == AUTO and number == 1:
+        return 1
+    use_stacked_layers(model)
+    try:
+        check_fuse(config, model, algorithm, device)
+    except BadInput:
+        if fuse != AUTO:
+            raise
+        use_stacked_layers(model, False)
+        return 1
+    return number
+
+
+def _number_by_rule(
+    config: CellConfig, model: DDPM, device: torch.device, sizes: list[int], classes: int
+) -> int:
+    """Half a cohort, up to LIMIT clients that fit in MEMORY, where a step is small; otherwise 1."""
+    model_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    cohort = cohort_size(len(sizes), config.fraction)
+    number = min(LIMIT, -(-cohort // 2), MEMORY // (4 * model_bytes))
+    if number < 2:
+        return 1
+    images = min(config.data.batch_size, max(sizes))
+    small = images * image_flops(config, classes).training <= SMALL_STEP.get(device.type, 0)
+    return number if small else 1
