@@ -80,7 +80,8 @@ def describe_fuse(parts: CellParts) -> str | None:
         if parts.fuse == 1:
             return "trainer.fuse=auto trains each client alone"
         gain = _fused_gain(parts, parts.fuse)
-        return f"trainer.fuse=auto trains up to {parts.fuse} clients at once, {gain:.1f} times as fast a step here"
+        number = f"trainer.fuse=auto trains up to {parts.fuse} clients at once"
+        return f"{number}, {gain:.1f} times as fast a step here"
     if suggestion := suggest_fuse(parts):
         fuse, gain = suggestion
         return f"trainer.fuse={fuse} would train {fuse} clients at once, {gain:.1f} times as fast a step"

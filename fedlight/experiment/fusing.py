@@ -5,7 +5,9 @@ import torch
 from fedlight.config import CellConfig
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.depthwise import use_stacked_layers
+from fedlight.diffusion.sampling import BATCH
 from fedlight.experiment.checks import check_fuse
+from fedlight.experiment.drawing import images_per_model
 from fedlight.experiment.flops import image_flops
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.cohort import cohort_size
@@ -15,8 +17,10 @@ AUTO = "auto"
 LIMIT = 32  # clients in one computation; more of them were not faster
 MEMORY = 2**30  # bytes that stacked weights, gradients and two moments may take in a process
 SMALL_STEP = {"cpu": 5e8, "cuda": 2e10}
-"""Floating-point operations of a client's step, up to which calls bound it, by the type of the device. That of a
-CPU is measured (docs/performance.md); that of a GPU follows from its data sheet."""
+"""Floating-point operations of a client's step, up to which calls bound it, by the type of the device.
+
+That of a CPU is measured (docs/performance.md); that of a GPU follows from its data sheet.
+"""
 
 
 def choose_fuse(
@@ -24,9 +28,9 @@ def choose_fuse(
 ) -> int:
     """The number of clients of `trainer.fuse`; 1 where each trains alone.
 
-    A number is that number, and refused where it cannot be done. `auto` is a function of the configuration and
-    of the type of the device alone, and no measurement, so that a cell has the same bits in every run, for any
-    number of workers, and after a restart.
+    A number is that number, and refused where it cannot be done. `auto` is a function of the configuration
+    and of the type of the device alone, and no measurement, so that a cell has the same bits in every run,
+    for any number of workers, and after a restart.
 
     Args:
         config: of the cell.
@@ -68,3 +72,23 @@ def _number_by_rule(
     images = min(config.data.batch_size, max(sizes))
     small = images * image_flops(config, classes).training <= SMALL_STEP.get(device.type, 0)
     return number if small else 1
+
+
+def choose_drawn_together(config: CellConfig, fuse: int, device: torch.device, classes: int) -> int:
+    """From how many clients' own models images are drawn in one computation; 1 where from one after another.
+
+    As many as are trained in one, where so few images are drawn from each that calls bound a denoising step,
+    which costs a third of a training step. Like `choose_fuse` it is no measurement.
+
+    Args:
+        config: of the cell.
+        fuse: number of clients that train in one computation.
+        device: that images are drawn on.
+        classes: of the data.
+    """
+    images = min(images_per_model(config), BATCH)
+    if fuse == 1 or config.method.evaluate != "clients" or not images:
+        return 1
+    calls = 2 if config.model.conditional and config.evaluation.guidance != 1 else 1
+    operations = images * calls * image_flops(config, classes).denoising
+    return fuse if operations <= SMALL_STEP.get(device.type, 0) / 3 else 1

@@ -1,14 +1,16 @@
-"""Groups of clients that train in one computation (`trainer.fuse`)."""
+"""Groups of clients that train, or draw images, in one computation (`trainer.fuse`)."""
 
-from collections.abc import Iterable
-from itertools import groupby
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from typing import Any, TypeAlias, TypeGuard
 
 from fedlight.federation.client import ClientSetup
-from fedlight.federation.messages import Broadcast
+from fedlight.federation.messages import Broadcast, Evaluation
 
 Group: TypeAlias = tuple[Broadcast, ...]
 """Broadcasts to clients that train in one computation."""
+EvaluationGroup: TypeAlias = tuple[Evaluation, ...]
+"""Requests to clients whose models draw images in one computation."""
 
 
 def make_groups(broadcasts: Iterable[Broadcast], setup: ClientSetup) -> list[Group]:
@@ -36,6 +38,18 @@ def make_groups(broadcasts: Iterable[Broadcast], setup: ClientSetup) -> list[Gro
         members = [broadcast for _, _, broadcast in same]
         groups += [tuple(members[i : i + setup.fuse]) for i in range(0, len(members), setup.fuse)]
     return sorted(groups, key=_first_client)
+
+
+def group_evaluations(requests: Iterable[Evaluation], setup: ClientSetup) -> Iterator[EvaluationGroup]:
+    """Groups requests in their order, up to `setup.drawn_together` models a group."""
+    left = iter(requests)
+    while group := tuple(islice(left, setup.drawn_together)):
+        yield group
+
+
+def is_evaluation(request: Group | EvaluationGroup) -> TypeGuard[EvaluationGroup]:
+    """Whether the messages of a group are requests to evaluate models."""
+    return isinstance(request[0], Evaluation)
 
 
 def count_images(group: Group, setup: ClientSetup) -> int:

@@ -119,6 +119,9 @@ def check_stackable(module: Any, batch: Any, optimizer: Optimizer) -> None:
             f"trainer.fuse: {type(optimizer).__name__} is not one of {names}: choose trainer.fuse=null"
         )
     parameters = dict(module.named_parameters())
+    every_name = (name for name, _ in module.named_parameters(remove_duplicate=False))
+    if shared := next((name for name in every_name if name not in parameters), None):
+        raise BadInput(f"trainer.fuse: {shared} is the parameter of two layers: choose trainer.fuse=null")
     for name, tensor in module.state_dict().items():
         if (tensor.dim() == 0) == (name in parameters):
             what = "a parameter without a dimension" if name in parameters else "a buffer"
@@ -224,7 +227,7 @@ class Stack(ResidentModule):
         return {"loss": losses.sum(), CLIENT_LOSSES: losses.detach(), CLIENT_IMAGES: images}
 
     def _loss(self, parameters: dict[str, Tensor], drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
-        loss: Tensor = functional_call(self._one[0], parameters, (drawn, weights))
+        loss: Tensor = functional_call(self._one[0], parameters, (drawn, weights), tie_weights=False)
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -28,15 +28,19 @@ class DoubleData(ClientData):
         return scaled.double() if isinstance(scaled, torch.Tensor) else (scaled[0].double(), scaled[1])
 
 
-def updates(cell: CellConfig, folder: Path) -> dict[tuple[int, int], tuple[State, float]]:
-    """Two rounds of a cell in float64: (round, client) -> tensors and loss of each update."""
+def updates(
+    cell: CellConfig, folder: Path, double: bool = True
+) -> dict[tuple[int, int], tuple[State, float]]:
+    """Two rounds of a cell, in float64 or float32: (round, client) -> tensors and loss of each update."""
     parts = set_up(cell)
-    parts.model.double()
+    if double:
+        parts.model.double()
     site = make_site(parts, folder)
     pixels, labels = parts.training_data()
+    kind = DoubleData if double else ClientData
     site.setup = replace(
         site.setup,
-        data=lambda client: DoubleData(pixels, parts.training_indices[client], cell.data.batch_size, labels),
+        data=lambda client: kind(pixels, parts.training_indices[client], cell.data.batch_size, labels),
     )
     server = make_cell_server(folder.name, parts)
     transport = Inline(TransportContext(site, lambda: site, 1, server, None))  # type: ignore[arg-type]
@@ -77,3 +81,25 @@ def test_each_update_is_that_of_the_client_alone(tmp_path: Path, overrides: Sequ
         assert fused[key][1] == pytest.approx(loss, abs=1e-6)
         for name, tensor in tensors.items():
             torch.testing.assert_close(fused[key][0][name], tensor, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "tolerance"),
+    [
+        (("optimizer._target_=torch.optim.SGD", "~optimizer.fused", "optimizer.lr=0.05"), 1e-6),
+        (("+optimizer.eps=1e-4",), 1e-5),  # Adam, with a divisor far above the rounding of gradients
+    ],
+    ids=["SGD", "Adam"],
+)
+def test_in_float32_updates_differ_by_rounding(
+    tmp_path: Path, optimizer: tuple[str, ...], tolerance: float
+) -> None:
+    """Adam's first steps are the signs of gradients: where these are all rounding, so is the step."""
+    alone, fused = (
+        updates(config(*SMALL, "clients=3", "data.batch_size=5", *optimizer, *more), tmp_path / folder, False)
+        for folder, more in (("alone", ()), ("fused", ("trainer.fuse=4",)))
+    )
+    for key, (tensors, _) in alone.items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(fused[key][0][name], tensor, atol=tolerance, rtol=0)

@@ -1,6 +1,7 @@
 """Which cells may set `trainer.fuse`, and what it does to their id."""
 
 import pytest
+import torch
 from composed import config
 
 from fedlight.data.loading import load
@@ -43,6 +44,26 @@ def test_auto_is_a_function_of_the_configuration(overrides: tuple[str, ...], num
     assert parts.fuse == number
     stacked = {layer.stacked for layer in parts.model.modules() if isinstance(layer, DepthwiseConv)}
     assert stacked == {number > 1}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "number"),
+    [
+        (("evaluation.grid=8",), 4),
+        (("evaluation.samples=30",), 4),
+        (("evaluation.samples=500",), 1),  # calls do not bound the denoising of so many images
+        (("evaluation.samples=30", "model.conditional=true", "evaluation.guidance=3"), 1),
+        (("evaluation.grid=0",), 1),
+        (("evaluation.grid=8", "method=FULL"), 1),
+        (("evaluation.grid=8", "trainer.fuse=null"), 1),
+    ],
+    ids=str,
+)
+def test_few_images_are_drawn_from_several_models_together(overrides: tuple[str, ...], number: int) -> None:
+    cell = config("trainer.fuse=4", "method=UDEC", *overrides)
+    fuse = cell.trainer.fuse or 1
+    assert isinstance(fuse, int)
+    assert fusing.choose_drawn_together(cell, fuse, torch.device("cpu"), 10) == number
 
 
 def test_auto_fuses_as_many_clients_as_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

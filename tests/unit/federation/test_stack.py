@@ -202,6 +202,11 @@ def test_what_cannot_be_stacked_is_named() -> None:
     with pytest.raises(BadInput, match="running_mean is a buffer"):
         check(buffered)
 
+    tied = NoisyToy()
+    tied.other = tied.own
+    with pytest.raises(BadInput, match=r"other\.weight is the parameter of two layers"):
+        check(tied)
+
     class Branching(NoisyToy):
         def loss_of(self, drawn: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
             loss = super().loss_of(drawn, weights)
