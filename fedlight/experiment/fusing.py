@@ -46,7 +46,7 @@ def choose_fuse(
     fuse = config.trainer.fuse
     if fuse is None:
         return 1
-    number = _number_by_rule(config, model, device, sizes, classes) if fuse == AUTO else fuse
+    number = fuse if isinstance(fuse, int) else _number_by_rule(config, model, device, sizes, classes)
     if fuse == AUTO and number == 1:
         return 1
     use_stacked_layers(model)

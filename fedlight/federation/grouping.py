@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
+
+from typing_extensions import TypeIs
 
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.messages import Broadcast, Evaluation
@@ -47,7 +49,7 @@ def group_evaluations(requests: Iterable[Evaluation], setup: ClientSetup) -> Ite
         yield group
 
 
-def is_evaluation(request: Group | EvaluationGroup) -> TypeGuard[EvaluationGroup]:
+def is_evaluation(request: Group | EvaluationGroup) -> TypeIs[EvaluationGroup]:
     """Whether the messages of a group are requests to evaluate models."""
     return isinstance(request[0], Evaluation)
 

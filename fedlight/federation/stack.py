@@ -213,6 +213,17 @@ class Stack(ResidentModule):
 
     def training_step(self, batch: list[Any], batch_idx: int) -> dict[str, Tensor]:
         """The sum of the clients' losses, and the loss and the number of images of each."""
+        inputs, weights, images = self.draw(batch)
+        losses = self.losses(inputs, weights)
+        return {"loss": losses.sum(), CLIENT_LOSSES: losses.detach(), CLIENT_IMAGES: images}
+
+    def draw(self, batch: list[Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Draws all random numbers of a step, for each client those that it draws alone.
+
+        Returns:
+            What each client has drawn, stacked and padded to the same number of images; the weights of the
+            images' losses, 0 for padding, shape (clients, images); and the clients' numbers of images.
+        """
         drawn = []
         for part, random in zip(batch, self.random, strict=True):
             with random:
@@ -222,9 +233,13 @@ class Stack(ResidentModule):
         longest = next(iter(inputs.values())).shape[1]
         present = torch.arange(longest, device=self.device) < images[:, None]
         weights = present.to(next(iter(self._named.values())).dtype) / images[:, None]
+        return inputs, weights, images
+
+    def losses(self, inputs: dict[str, Tensor], weights: Tensor) -> Tensor:
+        """The loss of each client for what `draw` has drawn, shape (clients,)."""
         with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the others
-            losses = vmap(self._loss)(self._named, inputs, weights)
-        return {"loss": losses.sum(), CLIENT_LOSSES: losses.detach(), CLIENT_IMAGES: images}
+            losses: Tensor = vmap(self._loss)(self._named, inputs, weights)
+        return losses
 
     def _loss(self, parameters: dict[str, Tensor], drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
         loss: Tensor = functional_call(self._one[0], parameters, (drawn, weights), tie_weights=False)

@@ -64,7 +64,8 @@ def write(request: Request) -> list[Written]:
     """The bytes of the messages of a group; payloads that they share are written once."""
     places: dict[int, int] = {}
     written = []
-    for place, message in enumerate(request):
+    messages: Sequence[Any] = request
+    for place, message in enumerate(messages):
         like = places.setdefault(id(message.payloads), place)
         written.append(Written(to_bytes(message if like == place else replace(message, payloads={})), like))
     return written
