@@ -1,7 +1,7 @@
 """A training step of several small clients in one computation: forward, backward and Adam.
 
-On a GPU the computation can be recorded as a CUDA graph, whose replay costs one launch. The random numbers are
-drawn outside of it, since each client has a random state of its own.
+On a GPU the computation can be recorded as a CUDA graph, whose replay costs one launch. The random numbers
+are drawn outside of it, since each client has a random state of its own.
 """
 
 from collections.abc import Callable, Sequence

@@ -173,8 +173,8 @@ def fused_table(folder: Path, names: Sequence[str]) -> str:
 
     units = [name for name in names if name.rpartition(" ")[0] in FUSED]
     note = (
-        "Forward, backward and Adam of small clients in one computation (`trainer.fuse`), in fp32; the random "
-        "numbers are drawn outside of the graph."
+        "Forward, backward and Adam of small clients in one computation (`trainer.fuse`), in fp32; the "
+        "random numbers are drawn outside of the graph."
     )
     columns = ["", "ms", "steps of a client per second", "against one eager client", "mean loss"]
     return table("Many small clients at once", note, columns, lines(folder, units, 5, text))
