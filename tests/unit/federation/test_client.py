@@ -302,8 +302,8 @@ def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -
     assert torch.equal(shown.tensors["pixels"], memory["model"]["own.weight"])
     assert shown.params == 6
     (silent,) = server.evaluations([0], draw=False)
-    assert evaluate(silent, memory, setup).metrics == {}
-    assert evaluate(silent, memory, setup).payloads == {}
+    assert evaluate([silent], [memory], setup)[0].metrics == {}
+    assert evaluate([silent], [memory], setup)[0].payloads == {}
 
 
 def test_a_finished_update_is_not_repeated_and_its_memory_is_checked(tmp_path: Path) -> None:
