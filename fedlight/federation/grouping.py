@@ -1,7 +1,7 @@
 """Groups of clients that train, or draw images, in one computation (`trainer.fuse`)."""
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from typing import Any, TypeAlias
 
 from typing_extensions import TypeIs
@@ -19,7 +19,7 @@ def make_groups(broadcasts: Iterable[Broadcast], setup: ClientSetup) -> list[Gro
     """Groups the broadcasts of a round, up to `setup.fuse` clients a group.
 
     The clients of a group have the same number of batches; clients of similar size are grouped, so that few
-    images are padded. Groups depend on the cohort and on the sizes of its clients alone: not on the number of
+    images are padded, and groups with as many batches are equally large, give or take one. Groups depend on the cohort and on the sizes of its clients alone: not on the number of
     workers, nor on which updates are done already. Where nothing is fused, each client is a group.
 
     Returns:
@@ -38,7 +38,7 @@ def make_groups(broadcasts: Iterable[Broadcast], setup: ClientSetup) -> list[Gro
     sized.sort(key=_size)
     for _, same in groupby(sized, _batches):
         members = [broadcast for _, _, broadcast in same]
-        groups += [tuple(members[i : i + setup.fuse]) for i in range(0, len(members), setup.fuse)]
+        groups += _split(members, -(-len(members) // setup.fuse))
     return sorted(groups, key=_first_client)
 
 
@@ -57,6 +57,12 @@ def is_evaluation(request: Group | EvaluationGroup) -> TypeIs[EvaluationGroup]:
 def count_images(group: Group, setup: ClientSetup) -> int:
     """Images that the clients of a group will train on."""
     return sum(setup.data(b.client).num_examples for b in group if not b.drops_out)
+
+
+def _split(members: list[Broadcast], groups: int) -> list[Group]:
+    """Splits a list into so many parts of equal length, give or take one."""
+    borders = [len(members) * i // groups for i in range(groups + 1)]
+    return [tuple(members[first:last]) for first, last in pairwise(borders)]
 
 
 def _size(entry: tuple[int, int, Broadcast]) -> tuple[int, int, int]:
