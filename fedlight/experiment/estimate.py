@@ -114,13 +114,8 @@ def suggest_fuse(parts: CellParts) -> tuple[int, float] | None:
 
 def _fused_gain(parts: CellParts, fuse: int) -> float:
     """How many times as fast the steps of so many clients are in one computation, measured here."""
-    config = parts.config
-    batch = min(config.data.batch_size, max(map(len, parts.training_indices)))
-    settings = config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
-    use_stacked_layers(parts.model, False)
-    alone = _step_seconds(settings if config.trainer.fuse is None else f"{settings} alone", parts, batch)
-    use_stacked_layers(parts.model)
-    return fuse * alone / _step_seconds(f"{settings} {fuse}", parts, batch, fuse)
+    batch = min(parts.config.data.batch_size, max(map(len, parts.training_indices)))
+    return fuse * _alone_seconds(parts, batch) / _fused_seconds(parts, batch, fuse)
 
 
 def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
@@ -134,13 +129,33 @@ def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
     """
     config = parts.config
     batch = min(config.data.batch_size, largest)
-    settings = config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
-    per_image = _step_seconds(settings, parts, batch) / batch
-    parallel = min(parts.max_workers, cohort_size(config.clients, config.fraction))
+    cohort = cohort_size(config.clients, config.fraction)
+    per_image = _alone_seconds(parts, batch) / batch
+    trained, groups = per_image, cohort
+    if parts.fuse > 1 and not parts.method.pool:
+        trained = _fused_seconds(parts, batch, parts.fuse) / (parts.fuse * batch)
+        groups = -(-cohort // parts.fuse)
     models = len(scored_clients(config, frozenset())) if parts.method.evaluate == "clients" else 1
     evaluations = sum(is_evaluation_round(round_, config) for round_ in range(taken + 1, config.rounds + 1))
     forwards = models * evaluations * config.evaluation.samples * config.evaluation.steps
-    return (steps * config.data.batch_size * per_image + forwards * per_image / 3) / parallel
+    training = steps * config.data.batch_size * trained / min(parts.max_workers, groups)
+    return training + forwards * per_image / 3 / min(parts.max_workers, cohort)
+
+
+def _alone_seconds(parts: CellParts, batch: int) -> float:
+    """The time of one optimizer step of one client."""
+    use_stacked_layers(parts.model, False)
+    return _step_seconds(_step_settings(parts), parts, batch)
+
+
+def _fused_seconds(parts: CellParts, batch: int, fuse: int) -> float:
+    """The time of one optimizer step of several clients in one computation."""
+    use_stacked_layers(parts.model)
+    return _step_seconds(f"{_step_settings(parts)} {fuse}", parts, batch, fuse)
+
+
+def _step_settings(parts: CellParts) -> str:
+    return parts.config.model_dump_json(include={"model", "data", "optimizer", "trainer"})
 
 
 def _step_seconds(settings: str, parts: CellParts, batch: int, fuse: int = 1) -> float:

@@ -19,8 +19,9 @@ def make_groups(broadcasts: Iterable[Broadcast], setup: ClientSetup) -> list[Gro
     """Groups the broadcasts of a round, up to `setup.fuse` clients a group.
 
     The clients of a group have the same number of batches; clients of similar size are grouped, so that few
-    images are padded, and groups with as many batches are equally large, give or take one. Groups depend on the cohort and on the sizes of its clients alone: not on the number of
-    workers, nor on which updates are done already. Where nothing is fused, each client is a group.
+    images are padded, and groups with as many batches are equally large, give or take one. Groups depend on
+    the cohort and on the sizes of its clients alone: not on the number of workers, nor on which updates are
+    done already. Where nothing is fused, each client is a group.
 
     Returns:
         Groups in the order of their first clients.
