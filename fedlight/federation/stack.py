@@ -268,9 +268,9 @@ class Stack(ResidentModule):
         self._stacked[0].on_train_batch_end(outputs, batch, batch_idx)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def cached_stack(module: Any, clients: int) -> Stack:
-    """The stack of the last group; most groups have the same number of clients."""
+    """The stacks of the last groups; equally large groups differ by one client at most."""
     return Stack(module, clients)
 
 
