@@ -23,10 +23,12 @@ class _Alone:
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self.random: Sequence[RandomState] = ()
         self.configure_optimizers = module.configure_optimizers
 
     def draw(self, batch: list[Tensor]) -> tuple[dict[str, Tensor], None, None]:
-        return self._module.draw(batch[0]), None, None
+        with self.random[0]:
+            return self._module.draw(batch[0]), None, None
 
     def losses(self, inputs: dict[str, Tensor], weights: None) -> Tensor:
         loss: Tensor = self._module.loss_of(inputs)
@@ -52,7 +54,7 @@ class FusedStep:
         if clients > 1:
             use_stacked_layers(module)
             self._model = Stack(module, clients).to(torch.device(device))
-            self._model.random = [RandomState(seed, torch.device(device)) for seed in range(clients)]
+        self._model.random = [RandomState(seed, torch.device(device)) for seed in range(clients)]
         self._optimizer = self._model.configure_optimizers()
         generator = torch.Generator().manual_seed(0)
         batch = torch.rand(images, *config.data.shape, generator=generator).to(device)
