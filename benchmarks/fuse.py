@@ -32,9 +32,16 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "near_central, K=5": (3, ("experiment=near_central", "clients=5", "rounds=30")),
     "near_central, K=10": (5, ("experiment=near_central", "clients=10", "rounds=30")),
     "default cell": (3, ("rounds=3", "epochs=2")),
+    "make demo, a cell on one core": (
+        5,
+        (
+            *("experiment=better", "partition=shards", "partition.classes=2", "clients=5", "rounds=6"),
+            *("epochs=1", "model.conditional=true", "trainer.workers=1"),
+        ),
+    ),
     "client-level privacy, 100 clients": (25, ("privacy=client", "clients=100", "rounds=4", "epochs=1")),
 }
-"""Case: trainer.fuse, which leaves a group to each of two cores, and the overrides of its cell."""
+"""Case: trainer.fuse, which leaves a group to each core, and the overrides of its cell."""
 
 
 def run(arguments: tuple[str, ...]) -> dict[str, float]:

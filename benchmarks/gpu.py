@@ -45,6 +45,7 @@ STEPS = {
     "CUDA graphs bf16": "graphs",
 }
 SAMPLING = {"fp32": "eager", "bf16": "eager", "compiled fp32": "compiled"}
+FUSED = {"fused clients": False, "fused clients, CUDA graphs": True}
 FASTER = 1.1  # of the compiled step over the eager one, from which on the grid's cells are compiled
 
 Found = dict[str, Any]  # what a unit measured: `rows`, and what else the tables need
@@ -60,6 +61,8 @@ class Size:
         batch: images a step.
         repeats: of a step.
         at_once: numbers of processes that train at once on the device.
+        fused: numbers of small clients that train in one computation.
+        small: overrides that choose model and data of these clients, and their images a step.
         images: drawn in a measurement of sampling.
         grid: overrides of each part of the grid, in the sequence of what it teaches.
         cells: overrides of all its cells.
@@ -70,6 +73,8 @@ class Size:
     batch: int
     repeats: int
     at_once: tuple[int, ...]
+    fused: tuple[int, ...]
+    small: tuple[tuple[str, ...], int]
     images: int
     grid: tuple[str, ...]
     cells: tuple[str, ...]
@@ -81,6 +86,8 @@ FULL_SIZE = Size(
     batch=128,
     repeats=30,
     at_once=(1, 2, 4, 8),
+    fused=(1, 10, 32, 100),
+    small=(("data=digits", "model=tiny"), 16),
     images=2048,
     grid=(
         "sweeps=paper_iid clients=5",
@@ -97,6 +104,8 @@ SMALL_SIZE = Size(
     batch=16,
     repeats=2,
     at_once=(1, 2),
+    fused=(1, 3),
+    small=(TINY, 2),
     images=16,
     grid=(
         "sweeps=paper_iid clients=2",
@@ -128,6 +137,7 @@ def units_of(folder: Path, size: Size) -> list[Unit]:
             Unit(f"at once {n}{' MPS' if with_mps else ''}", partial(measure_at_once, size, n, with_mps))
             for n, with_mps in mps
         ),
+        *(Unit(f"{name} {n}", partial(measure_fused, size, name, n)) for name in FUSED for n in size.fused),
         *(Unit(f"sampling {name}", partial(measure_sampling, size, name)) for name in SAMPLING),
         *(Unit(f"grid {asked}", partial(run_cells, folder, size, asked)) for asked in size.grid),
         Unit("inception", partial(score_by_inception, folder)),
@@ -278,6 +288,19 @@ def measure_at_once(size: Size, processes: int, with_mps: bool) -> Found:
         print(f"the processes came to other losses: {sorted(losses)}", file=sys.stderr)
     images = processes * size.repeats * size.batch
     return {"rows": [{"processes": processes, "MPS": with_mps, "images/s": images / seconds}]}
+
+
+def measure_fused(size: Size, name: str, clients: int) -> Found:
+    """Median seconds of a step of small clients in one computation, and its loss."""
+    from common import in_turns
+    from fused_step import FusedStep
+
+    network, images = size.small
+    step = FusedStep(clients, images, size.device, network, FUSED[name])
+    loss = step().mean().item()
+    seconds = in_turns({name: step}, size.repeats, size.device)[name]
+    row = {"fused": name, "clients": clients, "images": images, "seconds": seconds, "loss": loss}
+    return {"rows": [row | {"clients/s": clients / seconds}]}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT
-from gpu import METHODS, SAMPLING, STEPS, result_path
+from gpu import FUSED, METHODS, SAMPLING, STEPS, result_path
 
 from fedlight.reporting import numbers
 from fedlight.reporting.comparison import make_comparisons
@@ -159,6 +159,27 @@ def at_once_table(folder: Path, names: Sequence[str]) -> str:
     return table("Several clients at once", note, columns, lines(folder, units, 4, text))
 
 
+def fused_table(folder: Path, names: Sequence[str]) -> str:
+    alone = next((row["clients/s"] for row in rows(folder, "fused clients 1", "fused")), None)
+
+    def text(_: str, row: Row) -> list[str]:
+        return [
+            f"{row['fused']}: {row['clients']} of {row['images']} images",
+            f"{1e3 * row['seconds']:.2f}",
+            f"{row['clients/s']:,.0f}",
+            f"{row['clients/s'] / alone:.2f}x" if alone else "",
+            f"{row['loss']:.5f}",
+        ]
+
+    units = [name for name in names if name.rpartition(" ")[0] in FUSED]
+    note = (
+        "Forward, backward and Adam of small clients in one computation (`trainer.fuse`), in fp32; the "
+        "random numbers are drawn outside of the graph."
+    )
+    columns = ["", "ms", "steps of a client per second", "against one eager client", "mean loss"]
+    return table("Many small clients at once", note, columns, lines(folder, units, 5, text))
+
+
 def sampling_table(folder: Path) -> str:
     def text(_: str, row: Row) -> list[str]:
         reached = share(folder, row["sampling"], "forward", row["images/s"], row["steps"])
@@ -242,7 +263,7 @@ def write_tables(folder: Path, device: str | None, names: Sequence[str]) -> int:
     )
     figures = write_figures(folder)
     parts = [tests_table(folder), limits_table(folder), steps_table(folder), at_once_table(folder, names)]
-    parts += [sampling_table(folder), cells_table(folder)]
+    parts += [fused_table(folder, names), sampling_table(folder), cells_table(folder)]
 
     def page(images: str) -> str:
         return "\n".join(

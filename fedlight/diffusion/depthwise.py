@@ -53,11 +53,11 @@ def use_plain_layers(module: nn.Module) -> None:
             layer.plain = True
 
 
-def use_stacked_layers(module: nn.Module) -> None:
-    """Switches a model's depthwise convolutions to the form that serves several clients at once."""
+def use_stacked_layers(module: nn.Module, stacked: bool = True) -> None:
+    """Switches a model's depthwise convolutions to the form that serves several clients at once, or back."""
     for layer in module.modules():
         if isinstance(layer, DepthwiseConv):
-            layer.stacked = True
+            layer.stacked = stacked
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

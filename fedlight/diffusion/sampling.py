@@ -1,6 +1,6 @@
 """Draws images from a trained UNet, by diffusers' schedulers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedlight.diffusion.prediction import VELOCITY, noise_between, to_image
 from fedlight.runtime.errors import BadInput, Diverged
@@ -96,57 +98,33 @@ def sample(
         Diverged: a predicted value is not finite; the message names the first such step.
     """
     check_sampler(sampler, steps, schedule)
-    velocity = schedule.config.prediction_type == VELOCITY
-    least = schedule.alphas_cumprod.min()
-    form = "sample" if velocity and least < LEAST_ALPHA_BAR else "epsilon"  # input of the sampler
-    zero_snr = (
-        {"rescale_betas_zero_snr": True} if least == 0 else {}
-    )  # leaves the betas of such a schedule as they are
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     noises = torch.randn(shape, generator=generator).split(batch_size)
     label_batches = [None] * len(noises) if labels is None else labels.to(device).split(batch_size)
     callback_lock = Lock()
 
-    def make_scheduler() -> Any:
-        scheduler = SAMPLERS[sampler](
-            schedule.config, timestep_spacing="trailing", prediction_type=form, **zero_snr
-        )
-        scheduler.set_timesteps(steps)
-        return scheduler
-
-    def finish(x: Tensor) -> Tensor:
-        return to_bytes(x if decode is None else decode(x)).cpu()
-
     def advance(generator: torch.Generator, noise: Tensor) -> torch.Generator:
         """The generator's state after a batch; a sampler's draws do not depend on the UNet's predictions."""
-        scheduler, advanced, zeros = make_scheduler(), generator.clone_state(), torch.zeros_like(noise)
+        scheduler, advanced, zeros = (
+            _make_scheduler(schedule, sampler, steps),
+            generator.clone_state(),
+            torch.zeros_like(noise),
+        )
         for t in scheduler.timesteps:
             scheduler.step(zeros, t, zeros, generator=advanced)
         return advanced
 
     @torch.no_grad()  # which is a setting of each thread
     def denoise(noise: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        scheduler, x_t = make_scheduler(), noise.to(device)
-        finite: list[Tensor] = []
-        for t in scheduler.timesteps:
-            predicted = _predict_guided(unet, x_t, t, labels, guidance)
-            alpha_bar = schedule.alphas_cumprod[t]
-            x_0 = to_image(predicted, x_t, alpha_bar, schedule.config.prediction_type)
-            x_0 = x_0.clamp(-1, 1) if decode is None else x_0
-            output = x_0 if form == "sample" else noise_between(x_0, x_t, alpha_bar)
-            x_t = scheduler.step(output, t, x_t, generator=generator).prev_sample
-            finite.append(predicted.isfinite().all() & x_t.isfinite().all())
+        batch = _Batch(schedule, sampler, steps, noise.to(device), generator, decode)
+        for t in batch.timesteps:
+            batch.step(_predict_guided(unet, batch.x_t, t, labels, guidance), t)
             with callback_lock:
                 on_step()
                 if on_frame is not None:
-                    on_frame(finish(x_t))
-        if diverged := torch.stack(finite).logical_not().nonzero().flatten().tolist():
-            step = (
-                f"denoising step {diverged[0] + 1} of {steps} (t = {int(scheduler.timesteps[diverged[0]])})"
-            )
-            raise Diverged(f"{model} draws images that are not finite, from {step} on; {_advise(unet)}")
-        return finish(x_t)
+                    on_frame(batch.frame())
+        return batch.images(model, unet)
 
     training = unet.training
     unet.eval()
@@ -162,15 +140,171 @@ def sample(
     return torch.cat(images)
 
 
+@torch.no_grad()
+def sample_together(
+    unet: nn.Module,
+    weights: Sequence[Mapping[str, Tensor]],
+    schedule: DDPMScheduler,
+    shape: tuple[int, int, int, int],
+    *,
+    sampler: str,
+    steps: int,
+    seeds: Sequence[int],
+    labels: Tensor | None = None,
+    guidance: float = 1.0,
+    batch_size: int = BATCH,
+    on_step: Callable[[], None] = lambda: None,
+    models: Sequence[str],
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> list[Tensor]:
+    """Draws images from several models of one kind, whose predictions are one computation by `vmap`.
+
+    Each model's random numbers are those that `sample` draws for its seed; its images differ from those of
+    `sample` by rounding.
+
+    Args:
+        unet: the kind of model.
+        weights: of each model, by the names of the UNet's parameters; those without a name in it, which are
+            frozen, are the UNet's own.
+        schedule, sampler, steps, labels, guidance, batch_size, on_step, decode: as for `sample`, of every
+            model.
+        shape: of the images of one model, or of its latents.
+        seeds: of each model.
+        models: names of the models in error messages.
+
+    Returns:
+        For each model its images, as `sample` returns them.
+
+    Raises:
+        BadInput, Diverged: as `sample`.
+    """
+    check_sampler(sampler, steps, schedule)
+    device = next(unet.parameters()).device
+    stacked = {name: torch.stack([own[name] for own in weights]).to(device) for name in weights[0]}
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noises = [torch.randn(shape, generator=generator).split(batch_size) for generator in generators]
+    label_batches = [None] * len(noises[0]) if labels is None else labels.to(device).split(batch_size)
+    images: list[list[Tensor]] = [[] for _ in weights]
+    training = unet.training
+    unet.eval()
+    for number, batch_labels in enumerate(label_batches):
+        batches = [
+            _Batch(schedule, sampler, steps, noise[number].to(device), generator, decode)
+            for noise, generator in zip(noises, generators, strict=True)
+        ]
+        for t in batches[0].timesteps:
+
+            def predict(
+                own: dict[str, Tensor], x_t: Tensor, t: Tensor = t, labels: Any = batch_labels
+            ) -> Tensor:
+                return _predict_guided(_WithWeights(unet, own), x_t, t, labels, guidance)
+
+            with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the others
+                predictions = vmap(predict)(stacked, torch.stack([batch.x_t for batch in batches]))
+            for batch, predicted in zip(batches, predictions, strict=True):
+                batch.step(predicted, t)
+                on_step()
+        for drawn, batch, model in zip(images, batches, models, strict=True):
+            drawn.append(batch.images(model, unet))
+    unet.train(training)
+    return [torch.cat(drawn) for drawn in images]
+
+
+class _WithWeights:
+    """A UNet that is called with other weights than its own."""
+
+    def __init__(self, unet: Any, weights: dict[str, Tensor]) -> None:
+        self.config = unet.config
+        self._unet = unet
+        self._weights = weights
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return functional_call(self._unet, self._weights, arguments, named)
+
+
+class _Batch:
+    """A batch of images on the way from noise to images.
+
+    Args:
+        schedule: the noise schedule of training.
+        sampler: one of SAMPLERS.
+        steps: number of denoising steps.
+        noise: to begin with, on the device of the UNet.
+        generator: draws the noise of the steps.
+        decode: makes images in [-1, 1] of latents, which are not clipped; None where images are denoised.
+
+    Attributes:
+        x_t: the images or latents now.
+        timesteps: of the steps.
+    """
+
+    def __init__(
+        self,
+        schedule: DDPMScheduler,
+        sampler: str,
+        steps: int,
+        noise: Tensor,
+        generator: torch.Generator,
+        decode: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self._decode = decode
+        self._schedule = schedule
+        self._scheduler = _make_scheduler(schedule, sampler, steps)
+        self._generator = generator
+        self._finite: list[Tensor] = []
+        self.x_t = noise
+        self.timesteps: Tensor = self._scheduler.timesteps
+
+    def step(self, predicted: Tensor, t: Tensor) -> None:
+        """Takes a step with the prediction of the UNet for `x_t` at time step t."""
+        alpha_bar = self._schedule.alphas_cumprod[t]
+        x_0 = to_image(predicted, self.x_t, alpha_bar, self._schedule.config.prediction_type)
+        x_0 = x_0.clamp(-1, 1) if self._decode is None else x_0
+        output = x_0 if _form(self._schedule) == "sample" else noise_between(x_0, self.x_t, alpha_bar)
+        self.x_t = self._scheduler.step(output, t, self.x_t, generator=self._generator).prev_sample
+        self._finite.append(predicted.isfinite().all() & self.x_t.isfinite().all())
+
+    def images(self, model: str, unet: nn.Module) -> Tensor:
+        """The images after the last step, uint8, on the CPU.
+
+        Raises:
+            Diverged: a predicted value was not finite.
+        """
+        if diverged := torch.stack(self._finite).logical_not().nonzero().flatten().tolist():
+            first = diverged[0]
+            step = f"denoising step {first + 1} of {len(self.timesteps)} (t = {int(self.timesteps[first])})"
+            raise Diverged(f"{model} draws images that are not finite, from {step} on; {_advise(unet)}")
+        return self.frame()
+
+    def frame(self) -> Tensor:
+        """The images now, uint8, on the CPU."""
+        return to_bytes(self.x_t if self._decode is None else self._decode(self.x_t)).cpu()
+
+
+def _form(schedule: DDPMScheduler) -> str:
+    """What a sampler takes, `sample` or `epsilon`."""
+    velocity = schedule.config.prediction_type == VELOCITY
+    return "sample" if velocity and schedule.alphas_cumprod.min() < LEAST_ALPHA_BAR else "epsilon"
+
+
+def _make_scheduler(schedule: DDPMScheduler, sampler: str, steps: int) -> Any:
+    zero_snr = (
+        {"rescale_betas_zero_snr": True} if schedule.alphas_cumprod.min() == 0 else {}
+    )  # leaves the betas of such a schedule as they are
+    scheduler = SAMPLERS[sampler](
+        schedule.config, timestep_spacing="trailing", prediction_type=_form(schedule), **zero_snr
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
 def no_label(unet: Any) -> int:
     """The label of a conditional UNet that means no label: its last one; with prompts, the empty prompt."""
     prompts = getattr(unet, PROMPTS, None)
     return (unet.config.num_class_embeds if prompts is None else len(prompts)) - 1
 
 
-def _predict_guided(
-    unet: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, guidance: float
-) -> Tensor:
+def _predict_guided(unet: Any, x_t: Tensor, t: Tensor, labels: Tensor | None, guidance: float) -> Tensor:
     """The UNet's prediction with classifier-free guidance (arXiv 2207.12598, whose w is guidance - 1)."""
     if labels is None:
         return unet(x_t, t).sample

@@ -20,6 +20,7 @@ from fedlight.experiment.evaluate import evaluate_models
 from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.setup import make_cell_server, set_up
 from fedlight.federation.checkpoint import ServerCheckpoint
+from fedlight.federation.grouping import group_evaluations
 from fedlight.federation.site import Site
 from fedlight.federation.transport.worker import LOOK, begin
 from fedlight.loggers.bars import ProgressBars
@@ -75,7 +76,8 @@ class EvaluationTask:
         bars = ProgressBars(folder.name, self.config.rounds)  # never entered, so that it draws no bar
 
         def ask_clients(requests: Any) -> Any:
-            return map(opened.site.evaluate, requests)
+            for group in group_evaluations(requests, opened.site.setup):
+                yield from opened.site.evaluate_group(group)
 
         evaluator = opened.parts.model_evaluator
         fid = evaluate_models(folder, server, ask_clients, evaluator, bars, lambda: None)

@@ -88,6 +88,8 @@ def run_cell(
     precision = parts.make_trainer().precision
     record = Record(folder, blank_result(cell, config, server, precision), lease.check)
     result = record.result
+    if config.trainer.fuse:
+        result["fuse"] = parts.fuse
     bars = ProgressBars(cell, config.rounds, cohort_size(config.clients, config.fraction))
     with stoppable() as stop, record.closing(), bars, ExitStack() as exit_stack:
         _picture_data(folder, parts)

@@ -10,6 +10,7 @@ from lightning import Callback
 
 from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData, Sampling
+from fedlight.experiment.fusing import choose_drawn_together
 from fedlight.experiment.mechanisms import make_mechanism, make_private_training
 from fedlight.experiment.model_evaluation import check_scores
 from fedlight.experiment.parts import CHECKPOINT, CellParts
@@ -58,9 +59,10 @@ def make_site(
             pixels, client_indices[client], config.data.batch_size, labels, poisson
         ),
         make_trainer=lambda own: parts.make_trainer(callbacks=[*own, *callbacks]),
-        evaluate=partial(parts.model_evaluator.evaluate_client, on_step=on_step),
+        evaluate=partial(parts.model_evaluator.evaluate_clients, on_step=on_step),
         rate=partial(rate, rounds=config.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"),
-        fuse=config.trainer.fuse or 1,
+        fuse=parts.fuse,
+        drawn_together=choose_drawn_together(config, parts.fuse, parts.device, parts.dataset.classes),
         privacy=make_mechanism(config, parts.noise),
         private_training=private_training,
         drawing=parts.drawing,

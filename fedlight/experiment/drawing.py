@@ -1,13 +1,13 @@
 """Images are drawn from a model of a cell, as the cell's `evaluation` section says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from fedlight.config import CellConfig
 from fedlight.diffusion.ddpm import DDPM
-from fedlight.diffusion.sampling import sample
+from fedlight.diffusion.sampling import sample, sample_together
 from fedlight.federation.messages import State
 from fedlight.finetuning.latents import LatentSpace
 from fedlight.loggers import pictures
@@ -22,6 +22,12 @@ def grid_images(config: CellConfig) -> int:
 def images_per_model(config: CellConfig) -> int:
     """The number of images to draw from one model: enough for the scores and for the sample grid."""
     return max(config.evaluation.samples, grid_images(config))
+
+
+def names_of_denoiser(module: DDPM, state: State) -> str:
+    """The prefix of the names of the UNet to sample from: its moving average where it has begun."""
+    averaged = module.ema is not None and state["ema.n_averaged"] > 0
+    return "ema.module." if averaged else "unet."
 
 
 def cycle_labels(config: CellConfig, images: int, classes: int) -> Tensor | None:
@@ -83,6 +89,58 @@ def draw_images(
         on_step=on_step,
         on_frame=on_frame,
         model=model,
+        decode=latents.decode if latents else None,
+    )
+    module.cpu()
+    return drawn
+
+
+def draw_images_together(
+    module: DDPM,
+    device: torch.device,
+    states: Sequence[State],
+    config: CellConfig,
+    images: int,
+    seeds: Sequence[int],
+    labels: Tensor | None,
+    models: Sequence[str],
+    on_step: Callable[[], None] = lambda: None,
+    latents: LatentSpace | None = None,
+) -> list[Tensor]:
+    """Draws images from several models in one computation; each differs by rounding from what it draws alone.
+
+    Args:
+        module: the kind of model, of whose weights only frozen ones are used; it is left on the CPU.
+        states: the state_dict of each model.
+        seeds: decide the images of each model.
+        models: names of the models in error messages.
+        device, config, images, labels, on_step, latents: as for `draw_images`; `images` is the number for
+            each model.
+
+    Returns:
+        For each model its images, as `draw_images` returns them.
+
+    Raises:
+        Diverged: the images of a model are not finite.
+    """
+    module.to(device)
+    weights = []
+    for state in states:
+        prefix = names_of_denoiser(module, state)
+        trained = [name for name, _ in module.unet.named_parameters() if f"{prefix}{name}" in state]
+        weights.append({name: state[f"{prefix}{name}"] for name in trained})
+    drawn = sample_together(
+        module.unet,
+        weights,
+        module.schedule,
+        (images, *(latents.shape if latents else config.data.shape)),
+        sampler=config.evaluation.sampler,
+        steps=config.evaluation.steps,
+        seeds=seeds,
+        labels=labels,
+        guidance=config.evaluation.guidance,
+        on_step=on_step,
+        models=models,
         decode=latents.decode if latents else None,
     )
     module.cpu()

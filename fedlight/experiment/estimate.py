@@ -11,6 +11,7 @@ import torch
 from fedlight.data.client_data import ClientData
 from fedlight.diffusion.depthwise import use_stacked_layers
 from fedlight.experiment.checks import check_fuse
+from fedlight.experiment.fusing import AUTO, LIMIT
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.scored_models import is_evaluation_round, scored_clients
 from fedlight.experiment.setup import make_cell_server
@@ -18,7 +19,6 @@ from fedlight.federation.cohort import cohort_size
 from fedlight.federation.stack import RandomState, Stack
 from fedlight.runtime.errors import BadInput
 
-FUSE_LIMIT = 32  # clients in one computation; more of them were not faster
 WORTH = 1.2  # times as fast, from which on fusing is suggested
 MEMORY_SHARE = 0.25  # of the machine's memory that stacked weights, gradients and two moments may take
 
@@ -77,6 +77,20 @@ def estimate(parts: CellParts, taken: int = 0) -> Estimate:
     return Estimate(steps, server.ledger.bytes - bytes_taken, _seconds(parts, steps, max(sizes), taken))
 
 
+def describe_fuse(parts: CellParts) -> str | None:
+    """What `trainer.fuse=auto` picks, or which number would make steps faster here; None where none would."""
+    if parts.config.trainer.fuse == AUTO:
+        if parts.fuse == 1:
+            return "trainer.fuse=auto trains each client alone"
+        gain = _fused_gain(parts, parts.fuse)
+        number = f"trainer.fuse=auto trains up to {parts.fuse} clients at once"
+        return f"{number}, {gain:.1f} times as fast a step here"
+    if suggestion := suggest_fuse(parts):
+        fuse, gain = suggestion
+        return f"trainer.fuse={fuse} would train {fuse} clients at once, {gain:.1f} times as fast a step"
+    return None
+
+
 def suggest_fuse(parts: CellParts) -> tuple[int, float] | None:
     """How many clients one computation should train here (`trainer.fuse`), from memory and a measured step.
 
@@ -89,19 +103,22 @@ def suggest_fuse(parts: CellParts) -> tuple[int, float] | None:
     model_bytes = sum(tensor.nbytes for tensor in parts.model.state_dict().values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     fitting = int(MEMORY_SHARE * memory / parts.max_workers / (4 * model_bytes))
-    fuse = min(FUSE_LIMIT, per_worker, fitting)
+    fuse = min(LIMIT, per_worker, fitting)
     if config.trainer.fuse or parts.method.pool or fuse < 2:
         return None
-    batch = min(config.data.batch_size, max(map(len, parts.training_indices)))
-    settings = config.model_dump_json(include=STEP_SECTIONS)
-    alone = _step_seconds(settings, parts, batch)
     use_stacked_layers(parts.model)
     try:
         check_fuse(config, parts.model, parts.algorithm, parts.device, parts.denoised_shape)
     except BadInput:
         return None
-    gain = fuse * alone / _step_seconds(f"{settings} {fuse}", parts, batch, fuse)
+    gain = _fused_gain(parts, fuse)
     return (fuse, gain) if gain > WORTH else None
+
+
+def _fused_gain(parts: CellParts, fuse: int) -> float:
+    """How many times as fast the steps of so many clients are in one computation, measured here."""
+    batch = min(parts.config.data.batch_size, max(map(len, parts.training_indices)))
+    return fuse * _alone_seconds(parts, batch) / _fused_seconds(parts, batch, fuse)
 
 
 def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
@@ -115,13 +132,33 @@ def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
     """
     config = parts.config
     batch = min(config.data.batch_size, largest)
-    settings = config.model_dump_json(include=STEP_SECTIONS)
-    per_image = _step_seconds(settings, parts, batch) / batch
-    parallel = min(parts.max_workers, cohort_size(config.clients, config.fraction))
+    cohort = cohort_size(config.clients, config.fraction)
+    per_image = _alone_seconds(parts, batch) / batch
+    trained, groups = per_image, cohort
+    if parts.fuse > 1 and not parts.method.pool:
+        trained = _fused_seconds(parts, batch, parts.fuse) / (parts.fuse * batch)
+        groups = -(-cohort // parts.fuse)
     models = len(scored_clients(config, frozenset())) if parts.method.evaluate == "clients" else 1
     evaluations = sum(is_evaluation_round(round_, config) for round_ in range(taken + 1, config.rounds + 1))
     forwards = models * evaluations * config.evaluation.samples * config.evaluation.steps
-    return (steps * config.data.batch_size * per_image + forwards * per_image / 3) / parallel
+    training = steps * config.data.batch_size * trained / min(parts.max_workers, groups)
+    return training + forwards * per_image / 3 / min(parts.max_workers, cohort)
+
+
+def _alone_seconds(parts: CellParts, batch: int) -> float:
+    """The time of one optimizer step of one client."""
+    use_stacked_layers(parts.model, False)
+    return _step_seconds(_step_settings(parts), parts, batch)
+
+
+def _fused_seconds(parts: CellParts, batch: int, fuse: int) -> float:
+    """The time of one optimizer step of several clients in one computation."""
+    use_stacked_layers(parts.model)
+    return _step_seconds(f"{_step_settings(parts)} {fuse}", parts, batch, fuse)
+
+
+def _step_settings(parts: CellParts) -> str:
+    return parts.config.model_dump_json(include=STEP_SECTIONS)
 
 
 def _step_seconds(settings: str, parts: CellParts, batch: int, fuse: int = 1) -> float:

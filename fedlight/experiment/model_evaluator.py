@@ -4,11 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedlight.config import CellConfig
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.evaluation.evaluator import Evaluator
-from fedlight.experiment.drawing import cycle_labels, draw_images, grid_images, images_per_model
+from fedlight.experiment.drawing import (
+    cycle_labels,
+    draw_images,
+    draw_images_together,
+    grid_images,
+    images_per_model,
+)
 from fedlight.experiment.model_evaluation import ModelEvaluation
 from fedlight.federation.messages import State
 from fedlight.finetuning.latents import LatentSpace
@@ -73,16 +80,43 @@ class ModelEvaluator:
                 on_step,
                 latents=self.latents,
             )
-        grid = drawn[: grid_images(config)].clone()
+        return self._score(drawn, client, labels)
+
+    def evaluate_clients(
+        self, states: Sequence[State], round_: int, clients: Sequence[int], on_step: Callable[[], None]
+    ) -> list[tuple[dict[str, float], dict[str, State]]]:
+        """Evaluates the models of clients, several of which draw their images in one computation.
+
+        Returns:
+            For each client the metrics, and the tensors as a message carries them.
+        """
+        if len(clients) == 1:
+            evaluations = [self.evaluate(states[0], round_, clients[0], on_step)]
+        else:
+            config, images = self.config, images_per_model(self.config)
+            labels = cycle_labels(config, images, len(self.classes))
+            with self.drawing:
+                drawn = draw_images_together(
+                    self.module,
+                    self.device,
+                    states,
+                    config,
+                    images,
+                    [derive_seed(config.seed, "sample", round_, client) for client in clients],
+                    labels,
+                    [f"the model of client {client} after round {round_}" for client in clients],
+                    on_step,
+                    self.latents,
+                )
+            pairs = zip(drawn, clients, strict=True)
+            evaluations = [self._score(own, client, labels) for own, client in pairs]
+        return [(evaluation.metrics, evaluation.to_groups()) for evaluation in evaluations]
+
+    def _score(self, drawn: Tensor, client: int | None, labels: Tensor | None) -> ModelEvaluation:
+        """Scores the images of a model, and takes some of them for the grid."""
+        grid = drawn[: grid_images(self.config)].clone()
         if self.evaluator is None:
             return ModelEvaluation(grid, {}, None)
-        samples = config.evaluation.samples
+        samples = self.config.evaluation.samples
         scored_labels = None if labels is None else labels[:samples]
         return ModelEvaluation(grid, *self.evaluator(drawn[:samples], client, scored_labels))
-
-    def evaluate_client(
-        self, state: State, round_: int, client: int, on_step: Callable[[], None]
-    ) -> tuple[dict[str, float], dict[str, State]]:
-        """Evaluates a client's own model; returns the metrics, and the tensors as a message carries them."""
-        evaluation = self.evaluate(state, round_, client, on_step)
-        return evaluation.metrics, evaluation.to_groups()

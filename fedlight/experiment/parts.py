@@ -40,6 +40,7 @@ class CellParts:
         noise: multiplier of the noise of `privacy`, 0 without privacy.
         make_trainer: makes a fresh Trainer from its `callbacks`.
         device: that clients train on.
+        fuse: largest number of clients that train in one computation.
         evaluator: None where no image is scored.
         drawing: measures the time in which images are drawn from models.
         latents: where the model denoises; None for images.
@@ -56,6 +57,7 @@ class CellParts:
     noise: float
     make_trainer: Callable[..., Trainer]
     device: torch.device
+    fuse: int = 1
     evaluator: Evaluator | None = None
     drawing: Stopwatch = field(default_factory=Stopwatch)
     latents: LatentSpace | None = None

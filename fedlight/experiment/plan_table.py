@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlight.config import CellConfig
-from fedlight.experiment.estimate import Estimate, estimate, suggest_fuse
+from fedlight.experiment.estimate import Estimate, describe_fuse, estimate
 from fedlight.experiment.footprint import measure_footprint
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.result import describe_here
@@ -52,9 +52,7 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
             taken = max([*planned[folder], _rounds_beside(folder, parts)])
             state += f", from round {taken}" if taken else ""
         cost = estimate(parts, taken)
-        if cell.state != DONE and (suggestion := suggest_fuse(parts)):
-            fuse, gain = suggestion
-            note = f"trainer.fuse={fuse} would train {fuse} clients at once, {gain:.1f} times as fast a step"
+        if cell.state != DONE and (note := describe_fuse(parts)):
             notes[note] = None
         most = "at most " if config.early_stopping else ""
         figures = [f"{most}{figure}" for figure in _formatted(cost)]

@@ -13,12 +13,11 @@ from fedlight.data.dataset import Dataset
 from fedlight.data.loading import load
 from fedlight.data.partition import Indices
 from fedlight.diffusion.ddpm import DDPM
-from fedlight.diffusion.depthwise import use_plain_layers, use_stacked_layers
+from fedlight.diffusion.depthwise import use_plain_layers
 from fedlight.diffusion.model import check_unet, make_model
 from fedlight.evaluation.downstream import Downstream
 from fedlight.evaluation.factory import make_evaluator
 from fedlight.experiment.checks import (
-    check_fuse,
     check_fused_optimizer,
     check_pretrained,
     check_privacy,
@@ -26,6 +25,7 @@ from fedlight.experiment.checks import (
     check_sampling,
 )
 from fedlight.experiment.early_stopping import check_early_stopping
+from fedlight.experiment.fusing import choose_fuse
 from fedlight.experiment.mechanisms import EXAMPLE, make_mechanism, make_participation
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.privacy_account import noise_multiplier
@@ -126,7 +126,8 @@ def assemble(
         device,
         latents=latents,
     )
-    check_steps(config.trainer, config.data.batch_size, [len(indices) for indices in parts.training_indices])
+    sizes = [len(indices) for indices in parts.training_indices]
+    check_steps(config.trainer, config.data.batch_size, sizes)
     check_fused_optimizer(config, accelerator)
     check_products(config, algorithm)
     check_early_stopping(config)
@@ -134,12 +135,10 @@ def assemble(
     check_privacy(config, noise, method, algorithm, slices, model.state_dict())
     if config.privacy and config.privacy.name == EXAMPLE:
         use_plain_layers(model)
-    if config.trainer.fuse:
-        use_stacked_layers(model)
-        check_fuse(config, model, algorithm, device, parts.denoised_shape)
+    fuse = choose_fuse(parts)
     if config.trainer.compile:
         model.unet.compile()
-    return parts
+    return replace(parts, fuse=fuse)
 
 
 class ClientModel(NamedTuple):

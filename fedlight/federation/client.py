@@ -23,8 +23,11 @@ Memory: TypeAlias = dict[str, State]
 """The state of a client between rounds: `model` (private tensors), `optimizer`, `algorithm`, `errors` (of
 encoding), `reference` (the received slices, where later broadcasts hold deltas to them)."""
 
-Evaluate: TypeAlias = Callable[[State, int, int], tuple[dict[str, float], dict[str, State]]]
-"""Draws images from a model and scores them: (state_dict, round, client) -> metrics, images for the grid."""
+Evaluate: TypeAlias = Callable[
+    [Sequence[State], int, Sequence[int]], list[tuple[dict[str, float], dict[str, State]]]
+]
+"""Draws images from models and scores them: (state_dicts, round, clients) -> for each its metrics, and images
+for the grid."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,10 @@ class ClientSetup:
         codec: how reported slices are encoded.
         data: returns the data module of a client; it has `num_examples`.
         make_trainer: makes the Trainer of one local update from its callbacks.
-        evaluate: draws from a model and scores it.
+        evaluate: draws from models and scores them.
         rate: returns the factor of the optimizer's learning rate in a round.
         fuse: largest number of clients that train in one computation; with more than 1 the module is Fusible.
+        drawn_together: largest number of models from which images are drawn in one computation.
         first: the first state_dict; the cell's seed decides it.
         privacy: client-level privacy: clips updates and adds noise; n_k and the loss are not reported. None
             for no such privacy.
@@ -61,6 +65,7 @@ class ClientSetup:
     evaluate: Evaluate
     rate: Callable[[int], float] = lambda round_: 1.0
     fuse: int = 1
+    drawn_together: int = 1
     privacy: GaussianMechanism | None = None
     private_training: Callable[[int], Callback] | None = None
     drawing: Stopwatch = field(default_factory=Stopwatch)
@@ -278,12 +283,25 @@ def _finish(start: Start, end: End | None, setup: ClientSetup) -> tuple[Update |
     return update, new_memory
 
 
-def evaluate(request: Evaluation, memory: Memory, setup: ClientSetup) -> Scores:
-    """Hashes the client's own model, its private slices over the global ones; scores it on request."""
-    state = {**setup.first, **_merge(request.payloads), **memory.get("model", {})}
-    metrics, shown = setup.evaluate(state, request.round, request.client) if request.draw else ({}, {})
-    payloads = {name: Payload.plain(tensors) for name, tensors in shown.items()}
-    return Scores(request.client, state_sha256(state), metrics, payloads)
+def evaluate(requests: Sequence[Evaluation], memories: Sequence[Memory], setup: ClientSetup) -> list[Scores]:
+    """Hashes each client's own model, its private slices over the global ones; scores it on request.
+
+    Args:
+        requests: of one evaluation; all of them are to draw images, or none.
+        memories: of the clients.
+        setup: of the clients.
+    """
+    pairs = list(zip(requests, memories, strict=True))
+    states = [
+        {**setup.first, **_merge(request.payloads), **memory.get("model", {})} for request, memory in pairs
+    ]
+    clients, first = [request.client for request in requests], requests[0]
+    evaluated = setup.evaluate(states, first.round, clients) if first.draw else [({}, {})] * len(states)
+    scores = []
+    for client, state, (metrics, shown) in zip(clients, states, evaluated, strict=True):
+        payloads = {name: Payload.plain(tensors) for name, tensors in shown.items()}
+        scores.append(Scores(client, state_sha256(state), metrics, payloads))
+    return scores
 
 
 def _merge(payloads: dict[str, Payload]) -> State:

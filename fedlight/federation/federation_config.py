@@ -32,7 +32,7 @@ class TrainerConfig(OpenSection, Sparse):
     threads: PositiveInt | None
     compile: bool = False
     workers: PositiveInt | None = None
-    fuse: PositiveInt | None = None
+    fuse: PositiveInt | Literal["auto"] | None = None
 
 
 class ExtensionConfig(OpenSection):

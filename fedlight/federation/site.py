@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedlight.federation.checkpoint import ClientMemory
 from fedlight.federation.client import ClientSetup, Memory, evaluate, local_updates
+from fedlight.federation.grouping import EvaluationGroup, Group, is_evaluation
 from fedlight.federation.journal import Journal, Receipt
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, to_bytes
 from fedlight.runtime.errors import Damaged, MemoryLost
@@ -34,9 +35,9 @@ class Site:
         self.memory = client_memory(folder, cell)
         self.journal = Journal(folder / "updates")
 
-    def answer(self, request: Sequence[Broadcast] | Evaluation) -> list[Receipt | None] | Scores:
-        """Answers an evaluation, or the broadcasts of a group."""
-        return self.evaluate(request) if isinstance(request, Evaluation) else self.update(request)
+    def answer(self, request: Group | EvaluationGroup) -> list[Receipt | None] | list[Scores]:
+        """Answers the messages of a group."""
+        return self.evaluate_group(request) if is_evaluation(request) else self.update(request)
 
     def update(self, group: Sequence[Broadcast]) -> list[Receipt | None]:
         """Does the local updates of a group of clients, unless the journal has all of them.
@@ -89,7 +90,16 @@ class Site:
         Raises:
             MemoryLost: the client's memory is missing or damaged.
         """
-        return evaluate(request, self._read_memory(request.client, request.previous), self.setup)
+        return self.evaluate_group([request])[0]
+
+    def evaluate_group(self, requests: Sequence[Evaluation]) -> list[Scores]:
+        """Evaluates the models of several clients, whose images are drawn in one computation.
+
+        Raises:
+            MemoryLost: a client's memory is missing or damaged.
+        """
+        memories = [self._read_memory(request.client, request.previous) for request in requests]
+        return evaluate(requests, memories, self.setup)
 
     def take_seconds(self) -> float:
         """Seconds of reading and writing files since the last call."""

@@ -119,6 +119,9 @@ def check_stackable(module: Any, batch: Any, optimizer: Optimizer) -> None:
             f"trainer.fuse: {type(optimizer).__name__} is not one of {names}: choose trainer.fuse=null"
         )
     parameters = dict(module.named_parameters())
+    every_name = (name for name, _ in module.named_parameters(remove_duplicate=False))
+    if shared := next((name for name in every_name if name not in parameters), None):
+        raise BadInput(f"trainer.fuse: {shared} is the parameter of two layers: choose trainer.fuse=null")
     for name, tensor in module.state_dict().items():
         if (tensor.dim() == 0) == (name in parameters):
             what = "a parameter without a dimension" if name in parameters else "a buffer"
@@ -215,6 +218,17 @@ class Stack(ResidentModule):
 
     def training_step(self, batch: list[Any], batch_idx: int) -> dict[str, Tensor]:
         """The sum of the clients' losses, and the loss and the number of images of each."""
+        inputs, weights, images = self.draw(batch)
+        losses = self.losses(inputs, weights)
+        return {"loss": losses.sum(), CLIENT_LOSSES: losses.detach(), CLIENT_IMAGES: images}
+
+    def draw(self, batch: list[Any]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Draws all random numbers of a step, for each client those that it draws alone.
+
+        Returns:
+            What each client has drawn, stacked and padded to the same number of images; the weights of the
+            images' losses, 0 for padding, shape (clients, images); and the clients' numbers of images.
+        """
         drawn = []
         for part, random in zip(batch, self.random, strict=True):
             with random:
@@ -224,12 +238,16 @@ class Stack(ResidentModule):
         longest = next(iter(inputs.values())).shape[1]
         present = torch.arange(longest, device=self.device) < images[:, None]
         weights = present.to(next(iter(self._named.values())).dtype) / images[:, None]
+        return inputs, weights, images
+
+    def losses(self, inputs: dict[str, Tensor], weights: Tensor) -> Tensor:
+        """The loss of each client for what `draw` has drawn, shape (clients,)."""
         with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the others
-            losses = vmap(self._loss)(self._named, inputs, weights)
-        return {"loss": losses.sum(), CLIENT_LOSSES: losses.detach(), CLIENT_IMAGES: images}
+            losses: Tensor = vmap(self._loss)(self._named, inputs, weights)
+        return losses
 
     def _loss(self, parameters: dict[str, Tensor], drawn: dict[str, Tensor], weights: Tensor) -> Tensor:
-        loss: Tensor = functional_call(self._one[0], parameters, (drawn, weights))
+        loss: Tensor = functional_call(self._one[0], parameters, (drawn, weights), tie_weights=False)
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -255,9 +273,9 @@ class Stack(ResidentModule):
         self._stacked[0].on_train_batch_end(outputs, batch, batch_idx)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def cached_stack(module: Any, clients: int) -> Stack:
-    """The stack of the last group; most groups have the same number of clients."""
+    """The stacks of the last groups; equally large groups differ by one client at most."""
     return Stack(module, clients)
 
 

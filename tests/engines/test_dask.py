@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from heapq import heapreplace
@@ -33,7 +33,7 @@ from fedlight.federation.server import Server
 from fedlight.federation.site import Site
 from fedlight.federation.transport.dask import Dask
 from fedlight.federation.transport.dask_workers import WorkerSetup, started
-from fedlight.federation.transport.tasks import write
+from fedlight.federation.transport.tasks import Written, write
 from fedlight.federation.transport.worker import SIGNALS
 
 MakeCell = Callable[..., Cell]
@@ -78,6 +78,7 @@ def at(client: Client) -> list[str]:
         ["method=UDEC", "clients=4", "partition=quantity_skew"],
         ["algorithm=scaffold", "method=ULATDEC", "clients=4", "fraction=0.5", "rounds=3"],
         ["transform=int4", "method=FULL", "clients=4", "fraction=0.5", "rounds=3"],
+        ["trainer.fuse=2", "method=UDEC", "clients=7", "algorithm=scaffold", "federation.dropout=0.2"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -93,7 +94,7 @@ def test_a_skewed_round_takes_hardly_longer_than_it_must(
     """Steps of a round of 20 clients on four workers, of whom whoever is free takes the next that comes."""
     begun: list[int] = []
 
-    def note(group: Sequence[Broadcast]) -> list[bytes]:
+    def note(group: tuple[Broadcast, ...]) -> list[Written]:
         begun.extend(broadcast.client for broadcast in group)
         return write(group)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, Cell
+from fused_step import WARM, FusedStep
 
 from fedlight.federation.federator import Federator
 from fedlight.runtime.signals import Interrupted
@@ -45,6 +46,32 @@ def test_a_cell_trains_on_the_device_and_after_an_interruption_to_the_same_bits(
         assert command(*SMALL, "name=stopped", *asked) == 128 + 15
     assert command(*SMALL, "name=stopped", *asked) == 0
     assert bits(Cell(whole.folder.parents[1] / "stopped" / whole.folder.name)) == bits(whole)
+
+
+def test_fused_clients_train_on_the_device_to_the_same_bits_and_near_those_of_one_after_another(
+    cell: Callable[..., Cell],
+) -> None:
+    asked = ["clients=4", "method=UDEC", "algorithm=scaffold", "trainer.fuse=2", "optimizer.lr=2e-3"]
+    one, two = (cell(*asked, f"trainer.workers={workers}") for workers in (1, 2))
+    assert bits(one) == bits(two)
+    alone = cell(*asked, "trainer.fuse=null")
+    assert one.result["train_loss"] == pytest.approx(alone.result["train_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_a_recorded_step_is_the_step(clients: int) -> None:
+    """On a GPU a CUDA graph is replayed; on a CPU its computation is called."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    recorded, plain = (
+        FusedStep(clients, 3, device, ("data=digits", "model=tiny", "optimizer.lr=1e-4"), graph)
+        for graph in (True, False)
+    )
+    for _ in range(WARM if device == "cuda" else 0):  # the steps before the recording
+        plain._compute_once()
+    for _ in range(3):
+        losses = recorded()
+        assert losses.shape == (clients,)
+        torch.testing.assert_close(losses, plain(), rtol=1e-4, atol=1e-5)
 
 
 def test_clients_trained_at_once_come_to_the_same_bits(cell: Callable[..., Cell]) -> None:

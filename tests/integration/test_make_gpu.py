@@ -56,6 +56,7 @@ def test_all_parts_interrupted_twice_end_with_the_scores_of_an_uninterrupted_run
     assert "no GPU" in page
     assert gpu_tables.NOT_YET not in page
     assert all(f"| {name} | " in page for name in gpu.STEPS)
+    assert all(f"| {name}: {n} of 2 images | " in page for name in gpu.FUSED for n in (1, 3))
 
     tables = page, (folder / "cells.csv").read_bytes()
     assert begin(tmp_path).wait() == 0

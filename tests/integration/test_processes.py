@@ -135,8 +135,11 @@ def test_the_transport_is_no_part_of_the_cell(cell: MakeCell, shares: list[int])
 
 
 @pytest.mark.slow
-def test_updates_are_received_in_any_sequence(cell: MakeCell, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("method=ULATDEC", "clients=4", "partition=quantity_skew")
+@pytest.mark.parametrize("fuse", ["null", "2"])
+def test_updates_are_received_in_any_sequence(
+    cell: MakeCell, monkeypatch: pytest.MonkeyPatch, fuse: str
+) -> None:
+    arguments = ("method=ULATDEC", "clients=4", "partition=quantity_skew", f"trainer.fuse={fuse}")
     plain = outcome(cell(*arguments))
     exchange = processes.Processes.exchange
 
@@ -194,11 +197,12 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
 
 @pytest.mark.usefixtures("warm")
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [["clients=4"], ["clients=8", "trainer.fuse=2"]], ids=["alone", "fused"])
 def test_what_a_killed_worker_was_doing_is_done_again(
-    cell: MakeCell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    cell: MakeCell, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
     """After the third worker is lost the cell goes on alone."""
-    arguments = ["method=UDEC", "clients=4", "epochs=4", "rounds=6"]
+    arguments = ["method=UDEC", "epochs=4", "rounds=6", *more]
     alone = outcome(cell(*arguments))
     submit = processes.LokyPool._submit
     killed: list[int] = []

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -224,6 +225,31 @@ def test_a_cell_killed_at_any_instant_ends_the_same(
         assert outcome(runner.cell) == expected["outcome"]
         repeated = sum(runner.updates.values()) - expected["updates"]
         assert 0 <= repeated <= 1, runner.updates
+        shutil.rmtree(runner.folder)
+
+
+FUSED = ["method=UDEC", "trainer.fuse=2", "clients=3", "rounds=2", "partition=quantity_skew", "epochs=1"]
+FUSED += ["partition.beta=5", "data.batch_size=16", "algorithm=localadam", "evaluation.every=null"]
+OF_A_GROUP = re.compile(r"\w+ (Federator|ClientMemory|Journal|Site|Server|ServerCheckpoint)\.")
+
+
+@pytest.mark.slow
+def test_a_cell_of_fused_clients_killed_at_any_instant_ends_the_same(
+    tmp_path: Path, quiet: Callable[..., dict[str, Any]]
+) -> None:
+    """A group of which some clients are done trains again as a whole, and the others get the same bits."""
+    expected = quiet(*FUSED)
+    instants = expected["instants"]
+    fits = [kind for kind in instants if kind == "before Federator.on_fit_start"]
+    assert expected["updates"] == 6 > len(fits), "some clients are fused, and not all of them"
+    points = [point for point in kill_points(instants, SEED) if OF_A_GROUP.match(instants[point])]
+    assert len({instants[point] for point in points}) == 16
+    for point in points:
+        runner = Runner(tmp_path / f"kill{point}", *FUSED)
+        assert runner.run(kill_at=point) == -signal.SIGKILL
+        assert runner.run() == 0, runner.err
+        assert outcome(runner.cell) == expected["outcome"], f"killed {instants[point]} (instant {point})"
+        assert 0 <= sum(runner.updates.values()) - expected["updates"] <= 2, runner.updates
         shutil.rmtree(runner.folder)
 
 

@@ -91,10 +91,10 @@ def toy_setup(
         codec=codec or Codec(),
         data=ToyData,
         make_trainer=make_trainer,
-        evaluate=lambda state, round_, client: (
-            {"norm": float(state["own.weight"].norm())},
-            {"grid": {"pixels": state["own.weight"]}},
-        ),
+        evaluate=lambda states, round_, clients: [
+            ({"norm": float(state["own.weight"].norm())}, {"grid": {"pixels": state["own.weight"]}})
+            for state in states
+        ],
         privacy=privacy,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.cuda import device_count
 
-from fedlight.federation.grouping import count_images, make_groups
+from fedlight.federation.grouping import count_images, group_evaluations, make_groups
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.scheduler import Request, answer_in_order
@@ -62,7 +62,9 @@ class Dask:
             yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        yield from answer_in_order(enumerate(requests), self._pool, self._context.monitor)
+        groups = group_evaluations(requests, self._context.site.setup)
+        for scores in answer_in_order(enumerate(groups), self._pool, self._context.monitor):
+            yield from scores
 
 
 class DaskPool:
@@ -107,9 +109,8 @@ class DaskPool:
             ClientFailed: an error that does not name its client, or several workers were killed by it.
             ConnectionError: the scheduler was lost.
         """
-        first = message if isinstance(message, Evaluation) else message[0]
-        others = 0 if isinstance(message, Evaluation) else len(message) - 1
-        clients = f"client {first.client}" + (f" or one of {others} that train with it" if others else "")
+        first, others = message[0], len(message) - 1
+        clients = f"client {first.client}" + (f" or one of {others} computed with it" if others else "")
         who = f"{clients} failed in round {first.round}"
         try:
             answered, usage = future.result()

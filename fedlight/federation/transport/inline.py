@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from fedlight.federation.grouping import make_groups
+from fedlight.federation.grouping import group_evaluations, make_groups
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes
 from fedlight.federation.transport.transport import TransportContext
 
@@ -18,4 +18,5 @@ class Inline:
             yield from (from_bytes(receipt.read()) for receipt in self._site.update(group) if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        yield from map(self._site.evaluate, requests)
+        for group in group_evaluations(requests, self._site.setup):
+            yield from self._site.evaluate_group(group)

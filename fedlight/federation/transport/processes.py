@@ -12,7 +12,7 @@ from typing import Any
 from loky import get_reusable_executor
 from loky.process_executor import BrokenProcessPool
 
-from fedlight.federation.grouping import make_groups
+from fedlight.federation.grouping import group_evaluations, make_groups
 from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.scheduler import Request, WorkersLost, answer_in_order
@@ -45,7 +45,8 @@ class Processes:
             yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
-        yield from self._answers(requests)
+        for scores in self._answers(group_evaluations(requests, self._context.site.setup)):
+            yield from scores
 
     def _answers(self, messages: Iterable[Request]) -> Iterator[Any]:
         context = self._context

@@ -5,14 +5,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Protocol, TypeAlias
 
-from fedlight.federation.grouping import Group
-from fedlight.federation.messages import Evaluation
+from fedlight.federation.grouping import EvaluationGroup, Group, is_evaluation
 from fedlight.federation.transport.transport import Monitor
 from fedlight.federation.transport.worker import LOOK
 
-Request: TypeAlias = Group | Evaluation
+Request: TypeAlias = Group | EvaluationGroup
 Task: TypeAlias = tuple[int, Request]
-"""The place of its answer in the results, from 0, and the message or the messages of a group."""
+"""The place of its answer in the results, from 0, and the messages of a group."""
 
 
 class WorkersLost(Exception):
@@ -23,7 +22,7 @@ class WorkerPool(Protocol):
     """Processes that answer messages."""
 
     def capacity(self) -> int:
-        """How many tasks may be submitted at once."""
+        """How many tasks may be submitted at once; where this process answers, too, two for each worker."""
 
     def submit(self, message: Request) -> Future[Any]:
         """Starts a task."""
@@ -67,6 +66,8 @@ def answer_in_order(
     try:
         while queue or submitted:
             while queue and len(submitted) < pool.capacity():
+                if answer_here and len(queue) == 1 and 2 * len(submitted) >= pool.capacity():
+                    break  # the workers are busy: this process begins with the last task earlier than they do
                 task = queue.popleft()
                 submitted[pool.submit(task[1])] = task
             if queue and answer_here:
@@ -83,7 +84,7 @@ def answer_in_order(
                     queue.extendleft(sorted(lost, key=_number, reverse=True))
                     submitted.clear()
                     break
-                for _ in () if isinstance(message, Evaluation) else message:
+                for _ in () if is_evaluation(message) else message:
                     monitor.end_update()
             monitor.check()
             pool.check()

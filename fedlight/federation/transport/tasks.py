@@ -3,11 +3,13 @@
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Lock
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from fedlight.federation.journal import Receipt
-from fedlight.federation.messages import Evaluation, Scores, from_bytes, to_bytes
+from fedlight.federation.messages import Scores, from_bytes, to_bytes
 from fedlight.federation.site import Site
 from fedlight.federation.transport.scheduler import Request
 from fedlight.runtime.usage import Usage, UsageMeter
@@ -46,16 +48,42 @@ def prepare(make_site: Callable[[], Site]) -> None:
         pass
 
 
-def write(request: Request) -> list[bytes]:
-    """The bytes of an evaluation, or of the broadcasts of a group."""
-    return [to_bytes(message) for message in ((request,) if isinstance(request, Evaluation) else request)]
+class Written(NamedTuple):
+    """A message of a group.
+
+    Attributes:
+        content: its bytes, without payloads that an earlier message of the group has.
+        like: the place of that message in the group; its own place where it has its payloads.
+    """
+
+    content: bytes
+    like: int
+
+
+def write(request: Request) -> list[Written]:
+    """The bytes of the messages of a group; payloads that they share are written once."""
+    places: dict[int, int] = {}
+    written = []
+    messages: Sequence[Any] = request
+    for place, message in enumerate(messages):
+        like = places.setdefault(id(message.payloads), place)
+        written.append(Written(to_bytes(message if like == place else replace(message, payloads={})), like))
+    return written
+
+
+def read(written: Sequence[Written]) -> Request:
+    """The messages of a group, as `write` wrote them; what they shared they share again."""
+    messages: list[Any] = []
+    for place, (content, like) in enumerate(written):
+        message = from_bytes(content)
+        messages.append(message if like == place else replace(message, payloads=messages[like].payloads))
+    return tuple(messages)
 
 
 def answer(
-    make_site: Callable[[], Site], contents: Sequence[bytes]
-) -> tuple[list[Receipt | None] | Scores, Usage]:
+    make_site: Callable[[], Site], written: Sequence[Written]
+) -> tuple[list[Receipt | None] | list[Scores], Usage]:
     """Answers what `write` returned; says what this process has used."""
-    messages = [from_bytes(content) for content in contents]
+    request = read(written)
     with SITE_CACHE.opened(make_site) as site:
-        answered = site.answer(messages[0] if isinstance(messages[0], Evaluation) else messages)
-        return answered, SITE_CACHE.usage(site)
+        return site.answer(request), SITE_CACHE.usage(site)

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from denoisers import SAMPLERS, Oracle
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from fedlight.diffusion.sampling import check_sampler, sample, sampling_steps
+from fedlight.diffusion.sampling import check_sampler, sample, sample_together, sampling_steps
 from fedlight.diffusion.unet import ConvNextUNet
 from fedlight.runtime.errors import BadInput, Diverged
 
@@ -432,3 +433,48 @@ def test_latents_are_not_clipped_and_every_image_and_frame_is_decoded(sampler: s
     assert torch.equal(images, torch.full((3, 1, 8, 8), 191, dtype=torch.uint8))  # 0.5 in [-1, 1]
     assert [frame.shape for frame in frames] == [(3, 1, 8, 8)] * 5
     assert torch.equal(frames[-1], images)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("guidance", [None, 1.0, 3.0])
+def test_several_models_together_draw_what_each_draws_alone(sampler: str, guidance: float | None) -> None:
+    """Three models of 5 images in batches of 2; a rounding error may cross the border of two grey levels."""
+    labels = None if guidance is None else torch.arange(5) % 3
+    settings: dict[str, Any] = {"sampler": sampler, "steps": 4, "batch_size": 2, "labels": labels}
+    settings["guidance"] = guidance or 1.0
+    unets = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        embedding = {} if guidance is None else {"num_class_embeds": 4}
+        unets.append(
+            ConvNextUNet(sample_size=8, dim=8, dim_mults=(1, 2), heads=2, head_width=8, **embedding).eval()
+        )
+    shape = (5, 1, 8, 8)
+    alone = [sample(unet, SCHEDULE, shape, seed=7 + i, **settings) for i, unet in enumerate(unets)]
+    weights, names, counted = [dict(unet.named_parameters()) for unet in unets], ["a", "b", "c"], []
+    together = sample_together(
+        unets[0],
+        weights,
+        SCHEDULE,
+        shape,
+        seeds=[7, 8, 9],
+        models=names,
+        on_step=lambda: counted.append(1),
+        **settings,
+    )
+    assert len(counted) == 3 * sampling_steps(5, 4) * 3  # three batches of each model, not one
+    for one, other in zip(alone, together, strict=True):
+        difference = (one.int() - other.int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 0.01
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_a_model_that_diverges_among_others_is_named() -> None:
+    unets = [tiny_unet(), tiny_unet()]
+    with torch.no_grad():
+        next(unets[1].parameters()).fill_(float("nan"))
+    weights = [dict(unet.named_parameters()) for unet in unets]
+    settings: dict[str, Any] = {"sampler": "ddim", "steps": 2, "seeds": [1, 2], "models": ["one", "two"]}
+    with pytest.raises(Diverged, match="two draws images that are not finite, from denoising step 1 of 2"):
+        sample_together(unets[0], weights, SCHEDULE, (2, 1, 8, 8), **settings)

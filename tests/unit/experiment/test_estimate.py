@@ -34,6 +34,19 @@ def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) ->
     assert cost.seconds == pytest.approx((72 * 8 * image + models * 2 * 100 * 10 * image / 3) / 2)
 
 
+def test_fused_clients_share_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six clients of one batch in two groups of three: a step of a group takes 4 s, not 6."""
+    arguments = ("clients=6", "data.limit=60", "data.batch_size=10", "epochs=1", "rounds=2", "trainer.fuse=3")
+    made = check(config(*arguments, "partition=iid", "trainer.workers=2"), elsewhere=False)
+    assert made is not None
+
+    def seconds(settings: str, parts: object, batch: int, fuse: int = 1) -> float:
+        return 2.0 if fuse == 1 else 4.0
+
+    monkeypatch.setattr(estimate, "_step_seconds", seconds)
+    assert estimate.estimate(made).seconds == pytest.approx(2 * 2 * 4.0 / 2)
+
+
 def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -290,7 +290,7 @@ def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -
     server.theta = {name: tensor + 1 for name, tensor in server.theta.items()}
     memory: Memory = {"model": {"own.weight": torch.full((2, 3), 2.0), "own.bias": torch.zeros(2)}}
     first, second = server.evaluations([0, 1], draw=True)
-    first_scores, second_scores = evaluate(first, memory, setup), evaluate(second, {}, setup)
+    first_scores, second_scores = evaluate([first, second], [memory, {}], setup)
     assert (first_scores.client, second_scores.client) == (0, 1)
     assert first_scores.metrics["norm"] == pytest.approx((6 * 4) ** 0.5)
     assert second_scores.metrics["norm"] != first_scores.metrics["norm"]
@@ -302,8 +302,8 @@ def test_a_client_scores_its_own_model_with_its_private_slices(tmp_path: Path) -
     assert torch.equal(shown.tensors["pixels"], memory["model"]["own.weight"])
     assert shown.params == 6
     (silent,) = server.evaluations([0], draw=False)
-    assert evaluate(silent, memory, setup).metrics == {}
-    assert evaluate(silent, memory, setup).payloads == {}
+    assert evaluate([silent], [memory], setup)[0].metrics == {}
+    assert evaluate([silent], [memory], setup)[0].payloads == {}
 
 
 def test_a_finished_update_is_not_repeated_and_its_memory_is_checked(tmp_path: Path) -> None:

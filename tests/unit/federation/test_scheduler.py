@@ -3,15 +3,18 @@
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from loky.process_executor import BrokenProcessPool
 from toy import Quiet
 
 from fedlight.federation.cohort import Participation
-from fedlight.federation.messages import Broadcast, Evaluation
+from fedlight.federation.grouping import EvaluationGroup
+from fedlight.federation.messages import Broadcast, Evaluation, Payload, to_bytes
 from fedlight.federation.transport import processes, tasks
 from fedlight.federation.transport.processes import LOST, LokyPool, Processes
 from fedlight.federation.transport.scheduler import WorkersLost, answer_in_order
@@ -21,6 +24,11 @@ from fedlight.runtime.stopwatch import Stopwatch
 
 def requests(number: int = 6) -> Iterator[Evaluation]:
     return (Evaluation("cell", 1, client, 0, False, {}) for client in range(number))
+
+
+def groups(number: int = 6) -> Iterator[EvaluationGroup]:
+    """The requests, each a group."""
+    return ((request,) for request in requests(number))
 
 
 class Watch:
@@ -39,8 +47,8 @@ class Watch:
 
 
 def client_of(message: Any) -> int:
-    """The client of a request, the first one of a group."""
-    return message.client if isinstance(message, Evaluation) else message[0].client
+    """The first client of a group."""
+    return message[0].client
 
 
 class Manual:
@@ -73,7 +81,7 @@ class Manual:
 
 
 def test_answers_come_in_the_order_of_their_numbers_and_tasks_start_in_the_order_given() -> None:
-    pool, numbered = Manual(), list(enumerate(requests()))
+    pool, numbered = Manual(), list(enumerate(groups()))
     answers = answer_in_order(reversed(numbered), pool, Quiet())
     assert list(answers) == [0, 1, 2, 3, 4, 5]
     assert pool.started == [5, 4, 3, 2, 1, 0]
@@ -82,7 +90,7 @@ def test_answers_come_in_the_order_of_their_numbers_and_tasks_start_in_the_order
 
 def test_tasks_of_lost_workers_are_started_again_and_finished_ones_are_not() -> None:
     pool = Manual(lost={2})
-    assert list(answer_in_order(enumerate(requests()), pool, Quiet())) == [0, 1, 2, 3, 4, 5]
+    assert list(answer_in_order(enumerate(groups()), pool, Quiet())) == [0, 1, 2, 3, 4, 5]
     assert pool.started == [0, 1, 2, 3, 2, 3, 4, 5]
 
 
@@ -91,16 +99,16 @@ def test_the_updates_of_workers_are_counted_and_evaluations_and_updates_of_this_
     monitor = Watch()
     assert len(list(answer_in_order(enumerate(broadcasts), Manual(), monitor, lambda message: 0))) == 6
     assert monitor.updates == 4
-    assert list(answer_in_order(enumerate(requests()), Manual(), monitor)) == [0, 1, 2, 3, 4, 5]
+    assert list(answer_in_order(enumerate(groups()), Manual(), monitor)) == [0, 1, 2, 3, 4, 5]
     assert monitor.updates == 4
 
 
 def test_a_pool_is_stopped_where_the_cell_ends_or_its_reader_goes_away() -> None:
     pool = Manual()
     with pytest.raises(KeyboardInterrupt):
-        list(answer_in_order(enumerate(requests()), pool, Watch(end_at=2)))
+        list(answer_in_order(enumerate(groups()), pool, Watch(end_at=2)))
     assert pool.stopped == 1
-    answers = answer_in_order(enumerate(requests()), pool, Quiet())
+    answers = answer_in_order(enumerate(groups()), pool, Quiet())
     next(answers)
     answers.close()  # type: ignore[attr-defined]
     assert pool.stopped == 2
@@ -110,7 +118,7 @@ def test_an_error_of_a_task_ends_the_cell() -> None:
     pool = Manual()
     pool.result = lambda future, message: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     with pytest.raises(ZeroDivisionError):
-        list(answer_in_order(enumerate(requests()), pool, Quiet()))
+        list(answer_in_order(enumerate(groups()), pool, Quiet()))
     assert pool.stopped == 1
 
 
@@ -144,8 +152,8 @@ class Executor:
 
 
 def place(name: str) -> Any:
-    setup = SimpleNamespace(drawing=Stopwatch())
-    return SimpleNamespace(answer=lambda request: (name, request.client), setup=setup)
+    setup = SimpleNamespace(drawing=Stopwatch(), drawn_together=1)
+    return SimpleNamespace(answer=lambda group: [(name, request.client) for request in group], setup=setup)
 
 
 def processes_of(
@@ -178,6 +186,33 @@ def test_there_are_no_more_workers_than_clients_of_a_round(
 def test_a_worker_has_two_tasks_while_this_process_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = list(processes_of(monkeypatch, Executor()).evaluate(requests()))
     assert answers == list(zip(["there", "there", "here"] * 2, range(6), strict=True))
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1, "t"), (2, "th"), (3, "tth"), (4, "tthh")])
+def test_this_process_takes_the_last_task_where_the_worker_is_busy(
+    monkeypatch: pytest.MonkeyPatch, number: int, expected: str
+) -> None:
+    class Slow(Executor):
+        def submit(self, task: Callable[..., Any], *arguments: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            Timer(0.3, lambda: future.set_result(task(*arguments))).start()
+            return future
+
+    answers = list(processes_of(monkeypatch, Slow(), workers=2).evaluate(requests(number)))
+    assert "".join(name[0] for name, _ in answers) == expected  # type: ignore[misc]
+
+
+def test_payloads_that_broadcasts_share_are_sent_once_and_shared_again() -> None:
+    shared = {"encoder": Payload.plain({"w": torch.arange(6.0)})}
+    group = tuple(
+        Broadcast("cell", 2, client, 1, ("encoder",), False, dict(shared) if client == 2 else shared)
+        for client in range(4)
+    )
+    written = tasks.write(group)
+    assert [like for _, like in written] == [0, 0, 2, 0]
+    received = tasks.read(written)
+    assert [to_bytes(message) for message in received] == [to_bytes(message) for message in group]
+    assert received[3].payloads is received[0].payloads is not received[2].payloads
 
 
 def test_a_pool_that_broke_while_it_was_idle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,17 @@ def test_groups_have_equally_many_batches_and_leave_out_clients_that_drop_out(tm
     assert make_groups(reversed(broadcasts), fused) == groups
 
 
+@pytest.mark.parametrize(
+    ("clients", "fuse", "sizes"),
+    [(10, 4, [3, 3, 4]), (10, 5, [5, 5]), (5, 4, [2, 3]), (3, 4, [3]), (1, 4, [1])],
+)
+def test_groups_are_equally_large(clients: int, fuse: int, sizes: list[int]) -> None:
+    setup = replace(toy_setup(FULL), fuse=fuse, data=lambda client: ToyData(3))
+    groups = make_groups(toy_server(setup, clients=clients).start_round(), setup)
+    assert [len(group) for group in groups] == sizes
+    assert [b.client for group in groups for b in group] == list(range(clients))
+
+
 def test_the_bits_of_a_fused_client_do_not_depend_on_what_was_done_before_a_kill(tmp_path: Path) -> None:
     """The journal and the memory hold all possible parts of a group of two before the group is done again."""
     _, fused = setups(PARTIAL)
@@ -201,6 +212,11 @@ def test_what_cannot_be_stacked_is_named() -> None:
     buffered.register_buffer("running_mean", torch.zeros(2))
     with pytest.raises(BadInput, match="running_mean is a buffer"):
         check(buffered)
+
+    tied = NoisyToy()
+    tied.other = tied.own
+    with pytest.raises(BadInput, match=r"other\.weight is the parameter of two layers"):
+        check(tied)
 
     class Branching(NoisyToy):
         def loss_of(self, drawn: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:

@@ -1,0 +1,89 @@
+"""How many clients of a cell train in one computation (`trainer.fuse`)."""
+
+from collections.abc import Sequence
+
+import torch
+
+from fedlight.config import CellConfig
+from fedlight.diffusion.depthwise import use_stacked_layers
+from fedlight.diffusion.sampling import BATCH
+from fedlight.experiment.checks import check_fuse
+from fedlight.experiment.drawing import images_per_model
+from fedlight.experiment.flops import image_flops
+from fedlight.experiment.parts import CellParts
+from fedlight.federation.cohort import cohort_size
+from fedlight.runtime.errors import BadInput
+
+AUTO = "auto"
+LIMIT = 32  # clients in one computation; more of them were not faster
+MEMORY = 2**30  # bytes that stacked weights, gradients and two moments may take in a process
+SMALL_STEP = {"cpu": 5e8, "cuda": 2e10}
+"""Floating-point operations of a client's step, up to which calls bound it, by the type of the device.
+
+That of a CPU is measured (docs/performance.md); that of a GPU follows from its data sheet.
+"""
+
+
+def choose_fuse(parts: CellParts) -> int:
+    """The number of clients of `trainer.fuse`; 1 where each trains alone.
+
+    A number is that number, and refused where it cannot be done. `auto` is a function of the configuration
+    and of the type of the device alone, and no measurement, so that a cell has the same bits in every run,
+    for any number of workers, and after a restart.
+
+    Args:
+        parts: of the cell; the layers of the model are switched to the form that serves several clients.
+
+    Raises:
+        BadInput: `trainer.fuse` is a number, and clients cannot be fused.
+    """
+    config, model = parts.config, parts.model
+    fuse = config.trainer.fuse
+    if fuse is None:
+        return 1
+    number = fuse if isinstance(fuse, int) else _number_by_rule(parts)
+    if fuse == AUTO and number == 1:
+        return 1
+    use_stacked_layers(model)
+    try:
+        check_fuse(config, model, parts.algorithm, parts.device, parts.denoised_shape)
+    except BadInput:
+        if fuse != AUTO:
+            raise
+        use_stacked_layers(model, False)
+        return 1
+    return number
+
+
+def _number_by_rule(parts: CellParts) -> int:
+    """Half a cohort, up to LIMIT clients that fit in MEMORY, where a step is small; otherwise 1."""
+    config, sizes = parts.config, [len(indices) for indices in parts.training_indices]
+    model_bytes = sum(tensor.nbytes for tensor in parts.model.state_dict().values())
+    cohort = cohort_size(len(sizes), config.fraction)
+    number = min(LIMIT, -(-cohort // 2), MEMORY // (4 * model_bytes))
+    if number < 2:
+        return 1
+    images = min(config.data.batch_size, max(sizes))
+    operations = images * image_flops(config, parts.dataset.classes).training
+    small = operations <= SMALL_STEP.get(parts.device.type, 0)
+    return number if small else 1
+
+
+def choose_drawn_together(config: CellConfig, fuse: int, device: torch.device, classes: Sequence[str]) -> int:
+    """From how many clients' own models images are drawn in one computation; 1 where from one after another.
+
+    As many as are trained in one, where so few images are drawn from each that calls bound a denoising step,
+    which costs a third of a training step. Like `choose_fuse` it is no measurement.
+
+    Args:
+        config: of the cell.
+        fuse: number of clients that train in one computation.
+        device: that images are drawn on.
+        classes: the class names of the data.
+    """
+    images = min(images_per_model(config), BATCH)
+    if fuse == 1 or config.method.evaluate != "clients" or not images:
+        return 1
+    calls = 2 if config.model.conditional and config.evaluation.guidance != 1 else 1
+    operations = images * calls * image_flops(config, classes).denoising
+    return fuse if operations <= SMALL_STEP.get(device.type, 0) / 3 else 1
