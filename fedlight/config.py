@@ -13,6 +13,7 @@ from fedlight.data.data_config import DataConfig, PartitionConfig
 from fedlight.diffusion.model_config import ModelConfig, OptimizerConfig
 from fedlight.evaluation.evaluation_config import EvaluationConfig
 from fedlight.federation.federation_config import (
+    AggregationConfig,
     ExtensionConfig,
     FederationConfig,
     PrivacyConfig,
@@ -55,9 +56,12 @@ class CellConfig(Section):
     transform: TransformConfig | None = None
     transport: ExtensionConfig | None = None
     privacy: PrivacyConfig | None = None
+    aggregation: AggregationConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
 
-    @field_validator("algorithm", "transform", "transport", "privacy", "early_stopping", mode="before")
+    @field_validator(
+        "algorithm", "transform", "transport", "privacy", "aggregation", "early_stopping", mode="before"
+    )
     @classmethod
     def _none(cls, value: Any) -> Any:
         """`GROUP=none` is an empty group: the same cell as without the group."""

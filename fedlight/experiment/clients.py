@@ -62,6 +62,7 @@ def make_site(
         rate=partial(rate, rounds=config.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"),
         fuse=config.trainer.fuse or 1,
         privacy=make_mechanism(config, parts.noise),
+        secure=parts.aggregation,
         private_training=private_training,
         drawing=parts.drawing,
     )

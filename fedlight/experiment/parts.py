@@ -16,6 +16,7 @@ from fedlight.experiment.model_evaluator import ModelEvaluator
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import Codec
 from fedlight.federation.method import Method
+from fedlight.federation.secure.secure_sum import SecureAggregation
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.trainer import max_workers
 from fedlight.runtime.stopwatch import Stopwatch
@@ -39,6 +40,7 @@ class CellParts:
         noise: multiplier of the noise of `privacy`, 0 without privacy.
         make_trainer: makes a fresh Trainer from its `callbacks`.
         device: that clients train on.
+        aggregation: how updates are summed securely; None where the server receives them one by one.
         evaluator: None where no image is scored.
         drawing: measures the time in which images are drawn from models.
     """
@@ -54,6 +56,7 @@ class CellParts:
     noise: float
     make_trainer: Callable[..., Trainer]
     device: torch.device
+    aggregation: SecureAggregation | None = None
     evaluator: Evaluator | None = None
     drawing: Stopwatch = field(default_factory=Stopwatch)
 

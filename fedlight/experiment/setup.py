@@ -15,9 +15,10 @@ from fedlight.diffusion.depthwise import use_plain_layers, use_stacked_layers
 from fedlight.diffusion.model import check_unet, make_model
 from fedlight.evaluation.downstream import Downstream
 from fedlight.evaluation.factory import make_evaluator
+from fedlight.experiment.aggregation_checks import check_aggregation
 from fedlight.experiment.checks import check_fuse, check_fused_optimizer, check_privacy, check_sampling
 from fedlight.experiment.early_stopping import check_early_stopping
-from fedlight.experiment.mechanisms import EXAMPLE, make_mechanism, make_participation
+from fedlight.experiment.mechanisms import EXAMPLE, make_aggregation, make_mechanism, make_participation
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.privacy_account import noise_multiplier
 from fedlight.experiment.scored_models import scored_clients
@@ -101,14 +102,29 @@ def assemble(
         raise BadInput(f"optimizer or trainer: {error or type(error).__name__}") from error
     if noise is None:
         noise = noise_multiplier(config, client_indices, method)
+    secure = make_aggregation(config, method, slices, algorithm, noise, model.state_dict())
     parts = CellParts(
-        config, dataset, client_indices, model, slices, method, algorithm, codec, noise, make_trainer, device
+        config,
+        dataset,
+        client_indices,
+        model,
+        slices,
+        method,
+        algorithm,
+        codec,
+        noise,
+        make_trainer,
+        device,
+        secure,
     )
     check_steps(config.trainer, config.data.batch_size, [len(indices) for indices in parts.training_indices])
     check_fused_optimizer(config, accelerator)
     check_early_stopping(config)
     check_unet(model, config.model, config.data.shape)
     check_privacy(config, noise, method, algorithm, slices, model.state_dict())
+    if secure:
+        sizes = [len(indices) for indices in parts.training_indices]
+        check_aggregation(config, secure, method, make_participation(config), model.state_dict(), sizes)
     if config.privacy and config.privacy.name == EXAMPLE:
         use_plain_layers(model)
     if config.trainer.fuse:
@@ -145,7 +161,18 @@ def make_server(
     method, initial = config.method.resolve(slices.names), on_cpu(model.state_dict())
     decay = config.model.ema_decay if _server_averages(config) else None
     privacy = make_mechanism(config, noise, checkpoint)
-    return Server(cell, method, slices, initial, make_participation(config), algorithm, codec, decay, privacy)
+    return Server(
+        cell,
+        method,
+        slices,
+        initial,
+        make_participation(config),
+        algorithm,
+        codec,
+        decay,
+        privacy,
+        make_aggregation(config, method, slices, algorithm, noise, initial),
+    )
 
 
 def make_cell_server(cell: str, parts: CellParts, checkpoint: Path | None = None) -> Server:

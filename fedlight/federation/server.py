@@ -4,6 +4,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedlight.federation.admission import check_private_update, check_turn, check_update
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.average import update_average
@@ -11,16 +14,20 @@ from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation
 from fedlight.federation.downlink import Downlink
-from fedlight.federation.ledger import Ledger
+from fedlight.federation.ledger import Direction, Ledger
 from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
+from fedlight.federation.secure.secure_sum import SecureAggregation, SliceSums
 from fedlight.federation.open_round import OpenRound, Outcome
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.step import step_model
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.printable import printable
 from fedlight.runtime.stopwatch import Stopwatch
+
+
+MASKS = "aggregation"  # name in the ledger of keys and shares
 
 
 class Server:
@@ -39,6 +46,7 @@ class Server:
         average_decay: decay a round of the exponential moving average of the global model that is evaluated
             in its place; None for no average.
         privacy: how updates are clipped and noised; None where they are not.
+        secure: how the sums of updates are decoded; None where updates are received one by one.
 
     Attributes:
         round: rounds completed.
@@ -61,6 +69,7 @@ class Server:
         codec: Codec,
         average_decay: float | None = None,
         privacy: GaussianMechanism | None = None,
+        secure: SecureAggregation | None = None,
     ) -> None:
         self.cell = cell
         self.method = method
@@ -70,6 +79,7 @@ class Server:
         self._codec = codec
         self._average_decay = average_decay
         self._privacy = privacy
+        self.secure = secure
         self._initial = initial
         self._downlink = Downlink(method, slices, initial, codec, participation.seed)
         self._watch = Stopwatch()
@@ -101,7 +111,8 @@ class Server:
         cohort, tasks = self.participation.draw(self._method_now(), round_)
         self.ledger.discard_round()
         self.theta = self._downlink.advance(round_, self.theta)
-        self._open = OpenRound(cohort, tasks, self.met, self._federated(), self._aux_like())
+        sums = SliceSums(self.secure, self._federated()) if self.secure else None
+        self._open = OpenRound(cohort, tasks, self.met, self._federated(), self._aux_like(), sums)
         self._watch.take()
 
         aux = self.slices.auxiliary(self._method_now().downlink, self._algorithm.broadcast(self.state))
@@ -144,7 +155,9 @@ class Server:
                     del self.met[client]
             for update in current.take_waiting():
                 self._add(update)
-            if self._privacy:
+            if current.sums:
+                self._decode_sums(current.sums)
+            if self._privacy and not current.lost:
                 self._private = self._privacy.finish(
                     self.round + 1,
                     current.mean,
@@ -154,7 +167,7 @@ class Server:
                     current.within_clip,
                     self._private,
                 )
-            if current.reports or self._privacy:
+            if not current.lost and (current.reports or self._privacy):
                 self._step()
             self.round += 1
             if current.memory_lost:
@@ -185,6 +198,9 @@ class Server:
             Damaged: it is not of this round, or fails `check_update`.
         """
         check_turn(update, self.cell, self.round + 1, self._open.cohort, self._open.received)
+        if self.secure:
+            self.secure.check_update(update, uplink, self._federated())
+            return
         aux_like = self._algorithm.aux_like(self.slices.parameters(self.slices.select(uplink, self.theta)))
         received = {slice_: self._downlink.received(slice_) for slice_ in uplink}
         optional = self._algorithm.absent_is_zero
@@ -200,6 +216,26 @@ class Server:
     def forget(self, client: int) -> None:
         """Treats a client whose memory is lost as one that has never taken part."""
         self._open.note_lost_memory(client)
+
+    # --- masks of secure aggregation ---
+
+    @property
+    def planned(self) -> dict[int, tuple[str, ...]]:
+        """Client of the open round: the slices that it is to report."""
+        return self._open.planned
+
+    def count_masks(self, client: int, direction: Direction, size: int) -> None:
+        """Counts bytes of keys and shares that were sent in the open round."""
+        key = client, direction
+        self._open.mask_bytes[key] = self._open.mask_bytes.get(key, 0) + size
+
+    def unmask(self, masks: dict[str, NDArray[np.uint64]]) -> None:
+        """Takes the sum of the masks of each slice, to be subtracted from that of the received updates."""
+        self._open.masks = masks
+
+    def lose_round(self, reason: str) -> None:
+        """Discards the updates of the open round, whose sum must not be known."""
+        self._open.lost = reason
 
     # --- the global model ---
 
@@ -309,6 +345,10 @@ class Server:
 
     def _add(self, update: Update) -> None:
         """Decodes an update and adds it to the mean; client-level privacy refuses an invalid one."""
+        if self._open.sums:
+            self._open.sums.add(update)
+            self._open.reports[update.client] = 0, None
+            return
         if self._privacy is None:
             values, aux = self.decode(update)
             weight = self._algorithm.weight(update.num_examples)
@@ -326,6 +366,49 @@ class Server:
         self._open.mean.add(values, weight)
         self.trained.add(update.client)
         self._open.reports[update.client] = update.num_examples, update.loss
+
+    def _decode_sums(self, sums: SliceSums) -> None:
+        """Decodes the sums of the round; one of too few clients, or an invalid one, is lost."""
+        current, secure = self._open, self.secure
+        assert secure
+        round_, fewest = self.round + 1, secure.smallest_sums(current.planned)
+        reporters = set(current.reports)
+        if current.masks is not None:
+            sums.unmask(current.masks)
+        if not current.mask_bytes:
+            for client, (down, up) in secure.mask_traffic(current.planned, reporters).items():
+                current.mask_bytes |= {(client, "down"): down, (client, "up"): up}
+        for (client, direction), size in sorted(current.mask_bytes.items()):
+            self.ledger.add_bytes(round_, client, direction, MASKS, size)
+        if current.planned and not current.lost and not secure.can_unmask(len(current.planned), len(reporters)):
+            current.lost = f"{len(reporters)} of {len(current.planned)} clients reported, too few to unmask"
+        counted: set[int] = set()
+        for slice_ in self.slices.names if not current.lost else ():
+            if slice_ not in fewest:
+                continue
+            clients = sums.reporters.get(slice_, set())
+            if len(clients) < fewest[slice_]:
+                self._report(f"slice {slice_} is lost: {len(clients)} clients, a sum has {fewest[slice_]}")
+                continue
+            try:
+                mean = sums.decode(slice_)
+            except Damaged as error:
+                self._report(f"slice {slice_} is lost: {error}")
+                continue
+            current.mean.add(mean.values, mean.weight)
+            current.aux.add(mean.aux, mean.weight)
+            if secure.sums_loss:
+                current.add_loss(mean.loss, mean.weight)
+            counted |= clients
+        if current.planned and not counted:
+            current.lost = current.lost or "no slice has a sum"
+            self._report(f"the round is lost: {current.lost}; the global model stays as it is")
+        self.trained |= counted
+        current.reports = {client: (0, None) for client in sorted(counted)}
+        current.within_clip = [True] * len(counted)
+
+    def _report(self, what: str) -> None:
+        print(f"fedlight: round {self.round + 1}: {what}", file=sys.stderr)
 
     def _clip(self, update: Update, privacy: GaussianMechanism) -> tuple[State, State, bool]:
         """Validates one untrusted update and clips it; also returns whether it was within the clip."""
