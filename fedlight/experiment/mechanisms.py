@@ -1,4 +1,4 @@
-"""What protects the clients of a cell: cohorts, noise on updates, noise on gradients, sums in place of updates."""
+"""What protects the clients of a cell: cohorts, noise on updates and on gradients, secure aggregation."""
 
 import math
 from collections.abc import Callable, Sequence

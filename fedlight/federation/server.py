@@ -18,14 +18,13 @@ from fedlight.federation.ledger import Direction, Ledger
 from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
-from fedlight.federation.secure.secure_sum import SecureAggregation, SliceSums
 from fedlight.federation.open_round import OpenRound, Outcome
+from fedlight.federation.secure.secure_sum import SecureAggregation, SliceSums
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.step import step_model
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.printable import printable
 from fedlight.runtime.stopwatch import Stopwatch
-
 
 MASKS = "aggregation"  # name in the ledger of keys and shares
 
@@ -380,7 +379,11 @@ class Server:
                 current.mask_bytes |= {(client, "down"): down, (client, "up"): up}
         for (client, direction), size in sorted(current.mask_bytes.items()):
             self.ledger.add_bytes(round_, client, direction, MASKS, size)
-        if current.planned and not current.lost and not secure.can_unmask(len(current.planned), len(reporters)):
+        if (
+            current.planned
+            and not current.lost
+            and not secure.can_unmask(len(current.planned), len(reporters))
+        ):
             current.lost = f"{len(reporters)} of {len(current.planned)} clients reported, too few to unmask"
         counted: set[int] = set()
         for slice_ in self.slices.names if not current.lost else ():
@@ -388,7 +391,8 @@ class Server:
                 continue
             clients = sums.reporters.get(slice_, set())
             if len(clients) < fewest[slice_]:
-                self._report(f"slice {slice_} is lost: {len(clients)} clients, a sum has {fewest[slice_]}")
+                some = "1 client" if len(clients) == 1 else f"{len(clients)} clients"
+                self._report(f"slice {slice_} is lost: {some}, and a sum has {fewest[slice_]} at least")
                 continue
             try:
                 mean = sums.decode(slice_)
@@ -404,7 +408,7 @@ class Server:
             current.lost = current.lost or "no slice has a sum"
             self._report(f"the round is lost: {current.lost}; the global model stays as it is")
         self.trained |= counted
-        current.reports = {client: (0, None) for client in sorted(counted)}
+        current.reports = dict.fromkeys(sorted(counted), (0, None))
         current.within_clip = [True] * len(counted)
 
     def _report(self, what: str) -> None:

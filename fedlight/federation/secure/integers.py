@@ -1,4 +1,4 @@
-"""Vectors of integers modulo 2^m as bytes; m is a multiple of 8, so that every byte string is such a vector."""
+"""Vectors of integers modulo 2^m as bytes; m is a multiple of 8, so that all bytes are such a vector."""
 
 import numpy as np
 import torch

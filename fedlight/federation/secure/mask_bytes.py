@@ -15,7 +15,7 @@ HEAD_BYTES = 3 * PLACE_BYTES  # before encrypted shares: round, sender, receiver
 
 
 def token_bytes(slices: int) -> int:
-    """Bytes of an encrypted message with the shares of a client's key and of a seed for each slice (Fernet)."""
+    """Bytes of an encrypted message (Fernet): a share of a client's key, and of a seed for each slice."""
     plain = HEAD_BYTES + SHARE_BYTES * (1 + slices)
     encrypted = 1 + 8 + 16 + 16 * (plain // 16 + 1) + 32  # version, time, start, padded blocks, HMAC
     return 4 * -(-encrypted // 3)
