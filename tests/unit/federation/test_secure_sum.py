@@ -1,8 +1,6 @@
 """Secure aggregation: sums of integers are exact, whatever the order, and of enough clients."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
+from sums import FIXED, secure_server, secure_setup
 from toy import FULL, PARTIAL, ToyData, federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.algorithms.scaffold import Scaffold
-from fedlight.federation.client import ClientSetup, local_update
+from fedlight.federation.client import local_update
 from fedlight.federation.cohort import Participation, Task
 from fedlight.federation.mechanism import GaussianMechanism, update_norm
 from fedlight.federation.messages import Update
@@ -31,34 +30,11 @@ from fedlight.federation.secure.secure_sum import (
     SliceSums,
 )
 from fedlight.federation.secure.sum_sizes import fewest_in_sum, fewest_that_unmask
-from fedlight.federation.server import Server
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput, Damaged
 from fedlight.runtime.system_random import SystemGenerator
 
-FIXED = FixedPoint(clip=8.0, bits=16, modulus_bits=32)
 MODULI = (16, 24, 32, 40, 48, 56, 64)
-
-
-def secure_setup(*arguments: Any, fields: dict[str, Any] | None = None, **chosen: Any) -> ClientSetup:
-    setup = toy_setup(*arguments, **chosen)
-    values = {"fixed": FIXED, "threshold": None, **(fields or {})}
-    secure = SecureAggregation(slices=setup.slices, algorithm=setup.algorithm, seed=setup.seed, **values)
-    return replace(setup, secure=secure)
-
-
-def secure_server(setup: ClientSetup, clients: int = 3, dropout: float = 0.0) -> Server:
-    return Server(
-        "toy",
-        setup.method,
-        setup.slices,
-        setup.first,
-        Participation(clients, 1.0, dropout, setup.seed, poisson=setup.privacy is not None),
-        setup.algorithm,
-        setup.codec,
-        privacy=setup.privacy,
-        secure=setup.secure,
-    )
 
 
 # --- integers ---
