@@ -10,7 +10,7 @@ from fedlight.federation.cohort import Participation
 from fedlight.federation.messages import State
 from fedlight.federation.method import Method
 from fedlight.federation.secure.secure_sum import SecureAggregation, check_whole
-from fedlight.federation.secure.sum_sizes import count_reporters
+from fedlight.federation.secure.sum_sizes import count_reporters, smallest_sums
 from fedlight.runtime.errors import BadInput
 
 TAIL = 8  # standard deviations of noise that a sum must have room for; more occur once in 10^15 numbers
@@ -37,7 +37,7 @@ def check_aggregation(
     for requirement, violated in _requirements(config, secure, method, first).items():
         if violated:
             raise BadInput(f"aggregation=secure needs {requirement}")
-    _check_sums(config, secure, method, participation)
+    check_sums(config, method, participation, tuple(secure.slices.names))
     _check_modulus(config, secure, participation, sizes)
 
 
@@ -70,20 +70,29 @@ def _requirements(
     }
 
 
-def _check_sums(
-    config: CellConfig, secure: SecureAggregation, method: Method, participation: Participation
+def check_sums(
+    config: CellConfig, method: Method, participation: Participation, slices: tuple[str, ...]
 ) -> None:
-    """Raises BadInput where a slice is to be reported by fewer clients than a sum may have."""
+    """Raises BadInput where a slice is to be reported by fewer clients than a sum may have.
+
+    Args:
+        config: of the cell.
+        method: resolved over the slices.
+        participation: who takes part in which round.
+        slices: of the model.
+    """
+    assert config.aggregation
+    threshold = config.aggregation.threshold
     for round_ in range(1, config.rounds + 1):
-        planned = planned_uplinks(method.in_round(round_, secure.slices.names), participation, round_)
-        fewest = secure.smallest_sums(planned)
+        planned = planned_uplinks(method.in_round(round_, slices), participation, round_)
+        fewest = smallest_sums(planned, threshold)
         for slice_, reporters in count_reporters(planned).items():
             if reporters < fewest[slice_]:
                 whose = "that client's update" if reporters == 1 else "of too few"
                 raise BadInput(
                     f"aggregation=secure: in round {round_} slice {slice_} is reported by {reporters} of "
                     f"{len(planned)} clients, and a sum has {fewest[slice_]} at least "
-                    f"(aggregation.threshold={_plain(secure.threshold)}): its sum would be {whose}; choose "
+                    f"(aggregation.threshold={_plain(threshold)}): its sum would be {whose}; choose "
                     "more clients, a larger fraction, or a method in which more of them report the slice"
                 )
 

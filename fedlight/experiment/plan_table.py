@@ -12,6 +12,7 @@ from fedlight.config import CellConfig
 from fedlight.experiment.estimate import Estimate, estimate, suggest_fuse
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.result import describe_here
+from fedlight.experiment.server_view import describe_server_view
 from fedlight.experiment.trial import check
 from fedlight.reporting import numbers
 from fedlight.runs.beginnings import find_beginning, find_shorter
@@ -43,6 +44,8 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
         parts = check(config, elsewhere=False)
         assert parts is not None
         notes |= dict.fromkeys(parts.dataset.notes)
+        if view := describe_server_view(config):
+            notes[f"aggregation=secure: the server sees {view}, and no single update"] = None
         taken = 0
         if cell.state != DONE:
             taken = max([*planned[folder], _rounds_beside(folder, parts)])

@@ -110,8 +110,7 @@ class OpenRound:
 
     def missing(self) -> dict[int, int]:
         """Client: the earlier round in which it last took part, 0 for never; of those that did not report."""
-        absent = set(self._awaited).difference(self.waiting)
-        return {client: self._previous[client] for client in absent}
+        return {client: self._previous[client] for client in self.awaited}
 
     def note_lost_memory(self, client: int) -> None:
         """Treats a client as one that has never taken part."""
@@ -122,6 +121,11 @@ class OpenRound:
         """Adds a sum of losses times weights, and that of the weights, of several clients."""
         before = self._loss or (0.0, 0)
         self._loss = before[0] + loss, before[1] + weight
+
+    @property
+    def awaited(self) -> set[int]:
+        """The clients whose update has not arrived and is awaited."""
+        return set(self._awaited).difference(self.waiting)
 
     @property
     def received(self) -> set[int]:

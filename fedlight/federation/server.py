@@ -228,6 +228,11 @@ class Server:
         key = client, direction
         self._open.mask_bytes[key] = self._open.mask_bytes.get(key, 0) + size
 
+    def count_expected_masks(self) -> None:
+        """Adds to the ledger the keys and shares of the open round, of all clients that do not drop out."""
+        self._expect_masks(self._open.awaited)
+        self._add_masks()
+
     def unmask(self, masks: dict[str, NDArray[np.uint64]]) -> None:
         """Takes the sum of the masks of each slice, to be subtracted from that of the received updates."""
         self._open.masks = masks
@@ -370,15 +375,13 @@ class Server:
         """Decodes the sums of the round; one of too few clients, or an invalid one, is lost."""
         current, secure = self._open, self.secure
         assert secure
-        round_, fewest = self.round + 1, secure.smallest_sums(current.planned)
+        fewest = secure.smallest_sums(current.planned)
         reporters = set(current.reports)
         if current.masks is not None:
             sums.unmask(current.masks)
         if not current.mask_bytes:
-            for client, (down, up) in secure.mask_traffic(current.planned, reporters).items():
-                current.mask_bytes |= {(client, "down"): down, (client, "up"): up}
-        for (client, direction), size in sorted(current.mask_bytes.items()):
-            self.ledger.add_bytes(round_, client, direction, MASKS, size)
+            self._expect_masks(reporters)
+        self._add_masks()
         if (
             current.planned
             and not current.lost
@@ -410,6 +413,17 @@ class Server:
         self.trained |= counted
         current.reports = dict.fromkeys(sorted(counted), (0, None))
         current.within_clip = [True] * len(counted)
+
+    def _expect_masks(self, reporters: set[int]) -> None:
+        """Counts the keys and shares that would be sent if these clients report and none of them fails."""
+        assert self.secure
+        for client, (down, up) in self.secure.mask_traffic(self.planned, reporters).items():
+            self.count_masks(client, "down", down)
+            self.count_masks(client, "up", up)
+
+    def _add_masks(self) -> None:
+        for (client, direction), size in sorted(self._open.mask_bytes.items()):
+            self.ledger.add_bytes(self.round + 1, client, direction, MASKS, size)
 
     def _report(self, what: str) -> None:
         print(f"fedlight: round {self.round + 1}: {what}", file=sys.stderr)

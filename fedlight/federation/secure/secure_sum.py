@@ -163,6 +163,13 @@ class SecureAggregation:
         aux_like = self.algorithm.aux_like(self.slices.parameters(values))
         return values, self.slices.auxiliary([slice_], aux_like)
 
+    def add_changes(self, slice_: str, theta: State, changes: NDArray[np.float64]) -> tuple[State, State]:
+        """The values of a slice after changes of its scalars, and the auxiliary state that follows them."""
+        values, aux = self.tensors_like(slice_, theta)
+        parts = _split(torch.from_numpy(changes), [*values.values(), *aux.values()])
+        after = {name: tensor.double() + parts.pop(0) for name, tensor in values.items()}
+        return after, dict(zip(aux, parts, strict=True))
+
     def count_params(self, slice_: str, theta: State) -> int:
         """The number of scalars of a slice and of its auxiliary state."""
         return sum(tensor.numel() for like in self.tensors_like(slice_, theta) for tensor in like.values())
@@ -266,12 +273,8 @@ class SliceSums:
         total = to_signed(self._sums[slice_], fixed.modulus_bits)
         weight, loss = int(total[0]), int(total[1])
         check_weight(weight, clients)
-        means = torch.from_numpy(fixed.mean(total[STATISTICS:], weight))
-        values, aux = self._secure.tensors_like(slice_, self._theta)
-        changes = _split(means, [*values.values(), *aux.values()])
-        after = {name: tensor.double() + changes.pop(0) for name, tensor in values.items()}
-        loss_sum = weight * fixed.mean_loss(loss, weight)
-        return MeanUpdate(after, dict(zip(aux, changes, strict=True)), weight, loss_sum, clients)
+        values, aux = self._secure.add_changes(slice_, self._theta, fixed.mean(total[STATISTICS:], weight))
+        return MeanUpdate(values, aux, weight, weight * fixed.mean_loss(loss, weight), clients)
 
 
 def check_whole(weight: float) -> int:

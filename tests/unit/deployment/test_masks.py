@@ -1,4 +1,4 @@
-"""Masked updates over Flower's messages: the sum is exact, whoever fails when, and single updates are noise."""
+"""Masked updates over Flower's messages: the sum is exact, whoever fails, and single updates are uniform."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -90,11 +90,12 @@ def test_a_node_that_fails_between_the_steps_costs_its_own_update_alone(
 def test_two_nodes_fail_at_different_steps_and_the_sum_is_that_of_the_others(
     masked: MakeMasked, tmp_path: Path
 ) -> None:
-    over = masked(secure_setup(fields={"threshold": 3}))
+    setup = secure_setup(fields={"threshold": 3})
+    over = masked(setup)
     over.kill(1, "key list")
     over.kill(2, "share list")
     over.run(1)
-    assert same(over.server, plain_server(secure_setup(), tmp_path / "plain", 5, 1, {0, 3, 4}))
+    assert same(over.server, plain_server(setup, tmp_path / "plain", 5, 1, {0, 3, 4}))
     assert over.server.met == dict.fromkeys((0, 3, 4), 1)
     over.run(2)  # two are away
     assert over.server.round == 2
@@ -327,7 +328,16 @@ def survivors(*clients: int) -> Callable[[Any], Any]:
 LIES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "another key of mine": (
         "key list",
-        lambda m: with_payload(m, "keys", first_byte(m.payloads["keys"])),
+        lambda m: with_payload(
+            m, "keys", Payload({**m.payloads["keys"].tensors, "0": torch.zeros(64, dtype=torch.uint8)}, 0)
+        ),
+        "the key list has a key twice",
+    ),
+    "another valid key of mine": (
+        "key list",
+        lambda m: with_payload(
+            m, "keys", Payload({**m.payloads["keys"].tensors, "0": torch.arange(64, dtype=torch.uint8)}, 0)
+        ),
         "has other keys of this client than it sent",
     ),
     "an unknown client": (
@@ -388,6 +398,18 @@ LIES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
 }
 
 
+def test_a_key_that_is_not_the_same_for_all_is_noticed_by_all(masked: MakeMasked, capfd: Line) -> None:
+    """The keys of shares and masks depend on all public keys of the round."""
+    over = masked()
+
+    def other(message: MaskMessage) -> MaskMessage:
+        tensors = {**message.payloads["keys"].tensors, "1": torch.arange(64, dtype=torch.uint8)}
+        return with_payload(message, "keys", Payload(tensors, 0))
+
+    assert driven(over, "key list", other) == ["has shares that cannot be decrypted"] * 5
+    assert "0 of 5 clients sent masked updates" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("lie", LIES)
 def test_a_client_answers_no_message_that_an_honest_server_does_not_send(
     lie: str, masked: MakeMasked
@@ -418,9 +440,11 @@ def test_a_server_that_starts_a_round_again_gets_the_same_update_under_new_masks
     masked: MakeMasked, tmp_path: Path
 ) -> None:
     over = masked()
-    messages = [
-        from_bytes(over.institutions[k].answer(to_bytes(b))) for k, b in enumerate(over.server.start_round())
+    answers = [
+        over.institutions[message.client].answer(to_bytes(message)) for message in over.server.start_round()
     ]
+    messages = [from_bytes(answer) for answer in answers]
+    over.server.reset()
     assert {message.step for message in messages} == {"keys"}
     over.run(1)
     again = from_bytes(over.received[0][0])
