@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from composed import config
 
 from fedlight.deployment.disclosure import describe_disclosure
@@ -40,7 +39,7 @@ REFUSED = {
         r"aggregation.modulus_bits=16 holds sums up to 32,767, and 5 clients of weight 24 at "
         r"aggregation.bits=16 reach 3,932,040: increase aggregation.modulus_bits or decrease aggregation.bits"
     ),
-    "privacy=client privacy.noise_at=clients privacy.noise=5000": r"reach 163,835 and [\d,]+ for noise",
+    "privacy=client privacy.noise_at=clients privacy.noise=9000.0": r"reach 163,835 and [\d,]+ for noise",
 }
 
 
@@ -57,13 +56,13 @@ def test_what_secure_aggregation_refuses(overrides: str) -> None:
     [
         (
             "aggregation.threshold=1",
-            "aggregation.threshold: input should be greater than or equal to 2, got 1",
+            "aggregation.threshold: input should be greater than or equal to 2",
         ),
         ("aggregation.modulus_bits=20", "aggregation.modulus_bits: input should be 16, 24, 32"),
         ("aggregation.bits=1", "aggregation.bits: input should be greater than or equal to 2"),
         ("aggregation.bits=33", "aggregation.bits: input should be less than or equal to 32"),
         ("aggregation.clip=0.0", "aggregation.clip: input should be greater than 0"),
-        ("aggregation.clip=.inf", "aggregation.clip: input should be a finite number"),
+        ("aggregation.clip=inf", "aggregation.clip: input should be a finite number"),
     ],
 )
 def test_values_out_of_their_range(override: str, error_line: str) -> None:
@@ -121,8 +120,8 @@ def test_the_noise_of_the_fewest_clients_is_that_of_the_account() -> None:
 
 
 @pytest.mark.parametrize("method", ["FULL", "UDEC", "USPLIT"])
-def test_the_estimate_counts_what_the_ledger_counts(method: str, tmp_path: Path) -> None:
-    cell = config(*SECURE, f"method={method}", "rounds=2", "federation.dropout=0.1", "algorithm=scaffold")
+def test_the_estimate_counts_what_the_ledger_counts(method: str) -> None:
+    cell = config(*SECURE, f"method={method}", "rounds=2", "federation.dropout=0.1")
     parts = check(cell, elsewhere=False)
     assert parts is not None
     assert parts.aggregation is not None
@@ -136,9 +135,7 @@ def test_the_estimate_counts_what_the_ledger_counts(method: str, tmp_path: Path)
                     payload.tensors["integers"][0] = 1  # the weight
                 server.receive(Update("", message.round, message.client, 0, None, payloads))
         server.finish_round()
-    expected = estimate(parts).bytes
-    down = [row for row in server.ledger.entries if (row.direction, row.slice) == ("down", "algorithm")]
-    assert server.ledger.bytes == expected + sum(row.bytes for row in down) * 0
+    assert server.ledger.bytes == estimate(parts).bytes
 
 
 def test_the_server_view_is_that_of_the_smallest_sum() -> None:
@@ -170,4 +167,3 @@ def test_clients_of_a_cell_encode_integers(tmp_path: Path) -> None:
     assert parts is not None
     setup = make_site(parts, tmp_path).setup
     assert setup.secure == parts.aggregation
-    assert torch.get_num_threads() >= 1
