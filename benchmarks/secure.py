@@ -4,8 +4,8 @@ python benchmarks/secure.py [--quick] [--clients 5,20,100] [--out FILE.json]
 
 All slices are reported (method FULL), and no client fails. The messages are those that institutions send, in
 one process. Seconds are of one client (its encoding, its keys and shares, its masks) and of the server (the
-sum of all updates, the reconstruction of all seeds and the removal of all masks), with one thread. All clients
-make their shares; the vector of the first one stands for those of all.
+sum of all updates, the reconstruction of all seeds and the removal of all masks), with one thread. All
+clients make their shares; the vector of the first one stands for those of all.
 """
 
 import time

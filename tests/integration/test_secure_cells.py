@@ -1,6 +1,7 @@
-"""Whole cells under secure aggregation: the same bits in any process, after a kill, and near those without."""
+"""Whole cells under secure aggregation: the same bits in any process and after a kill; the audit."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,10 @@ import pytest
 from conftest import SMALL, Cell, invoke
 
 from fedlight import audit
+from fedlight.federation.server import Server
 
 MakeCell = Callable[..., Cell]
 SECURE = ["aggregation=secure", "clients=3", "data.limit=60", "rounds=2", "evaluation.grid=0"]
-COLUMNS = ("round", "train_loss", "params_up", "bytes_cumulative", "reports", "fid")
 
 
 def same_bits(one: Cell, other: Cell) -> None:
@@ -34,10 +35,6 @@ def test_the_transport_changes_no_bit(cell: MakeCell, more: list[str]) -> None:
 @pytest.mark.slow
 def test_a_killed_cell_goes_on_to_the_same_bits(cell: MakeCell, tmp_path: Path) -> None:
     """Starts two processes, of which one is killed in its second round."""
-    import os
-
-    from fedlight.federation.server import Server
-
     whole = cell(*SECURE, "transport=inline")
     typed = [*SMALL, *SECURE, "transport=inline", "name=killed", f"output={tmp_path / 'out'}"]
     child = os.fork()
@@ -76,10 +73,8 @@ def test_the_audit_sees_nothing_in_a_masked_update(
         f"{prefix}sum of 3 clients",
     }
     for client in (0, 1):
-        masked, plain = (
-            auc[f"{prefix}masked update of client {client}"],
-            auc[f"update of client {client} before its mask"],
-        )
+        masked = auc[f"{prefix}masked update of client {client}"]
+        plain = auc[f"update of client {client} before its mask"]
         assert masked[1] <= 0.5 <= masked[2], "chance lies within the interval"
         assert plain[0] > 0.6
     assert auc[f"{prefix}sum of 3 clients"][0] > 0.5
