@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from fedlight.config import CellConfig, validate
 from fedlight.data.class_names import published_classes
 from fedlight.deployment.agreement import read_agreement
-from fedlight.experiment.aggregation_checks import check_sums
+from fedlight.experiment.aggregation_checks import check_sections, check_sums
 from fedlight.experiment.mechanisms import make_participation
 from fedlight.experiment.targets import check_targets
 from fedlight.federation.algorithms.fedavg import FedAvg
@@ -90,6 +90,7 @@ def check_deployable(config: CellConfig) -> None:
         )
     if config.aggregation:
         slices = tuple(config.model.slices)
+        check_sections(config)
         check_sums(config, config.method.resolve(slices), make_participation(config), slices)
     if config.model.conditional and not agreed_classes(config):
         raise BadInput(

@@ -34,17 +34,38 @@ def check_aggregation(
         first: the first state_dict.
         sizes: images of each client that trains; 0 where they are on another machine.
     """
-    for requirement, violated in _requirements(config, secure, method, first).items():
-        if violated:
-            raise BadInput(f"aggregation=secure needs {requirement}")
+    check_sections(config)
+    _check_requirements(_requirements(secure, method, first))
     check_sums(config, method, participation, tuple(secure.slices.names))
     _check_modulus(config, secure, participation, sizes)
 
 
-def _requirements(
-    config: CellConfig, secure: SecureAggregation, method: Method, first: State
-) -> dict[str, Any]:
-    privacy, algorithm, slices = config.privacy, secure.algorithm, secure.slices
+def check_sections(config: CellConfig) -> None:
+    """Raises BadInput where the sections `transform` and `privacy` do not go together with it."""
+    private = config.privacy if config.privacy and config.privacy.name == CLIENT else None
+    _check_requirements(
+        {
+            "a transform without stages for the uplink (transform.up=[]): scales, positions and codes of one "
+            "client do not add up; aggregation.bits is what quantises": (
+                config.transform and config.transform.up
+            ),
+            "privacy.noise_at=clients: the server sees no update that it could clip": (
+                private and private.noise_at != "clients"
+            ),
+            f"fraction=1 under privacy=client, got {config.fraction:g}: the server draws the cohort, so that "
+            "sampling hides no client from it": private and config.fraction < 1,
+        }
+    )
+
+
+def _check_requirements(requirements: dict[str, Any]) -> None:
+    for requirement, violated in requirements.items():
+        if violated:
+            raise BadInput(f"aggregation=secure needs {requirement}")
+
+
+def _requirements(secure: SecureAggregation, method: Method, first: State) -> dict[str, Any]:
+    algorithm, slices = secure.algorithm, secure.slices
     unsent = [slice_ for slice_ in method.uplink if slice_ not in method.downlink]
     reported = [name for slice_ in slices.names for name in slices.names[slice_]]
     buffers = [name for name in reported if name in slices.buffers or not first[name].is_floating_point()]
@@ -52,7 +73,6 @@ def _requirements(
     undeclared = type(algorithm).report is not FedAvg.report and not aux_like
     names = set(reported)
     shared = [name for name in aux_like if name.split("/", 1)[-1] not in names]
-    central = privacy is not None and privacy.name == CLIENT
     return {
         "a method whose clients report: CENTRAL and LOCAL have none": method.pool or not method.uplink,
         f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
@@ -60,13 +80,6 @@ def _requirements(
         "fixed point": buffers,
         "an algorithm that declares by aux_like what clients report beside the slices": undeclared,
         f"auxiliary state that belongs to a slice: {', '.join(shared)} is of the whole model": shared,
-        "a transform without stages for the uplink (transform.up=[]): scales, positions and codes of one "
-        "client do not add up; aggregation.bits is what quantises": config.transform and config.transform.up,
-        "privacy.noise_at=clients: the server sees no update that it could clip": (
-            central and privacy and privacy.noise_at != "clients"
-        ),
-        f"fraction=1 under privacy=client, got {config.fraction:g}: the server draws the cohort, so that "
-        "sampling hides no client from it": central and config.fraction < 1,
     }
 
 
