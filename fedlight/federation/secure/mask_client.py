@@ -189,7 +189,10 @@ class MaskClient:
     def _read_shares(
         self, current: MaskSession, round_: int, sender: int, token: bytes
     ) -> tuple[bytes, dict[str, bytes]]:
-        plain = unseal(self._cipher_key(current, sender), token)
+        try:
+            plain = unseal(self._cipher_key(current, sender), token)
+        except Damaged as error:
+            raise Damaged(f"the shares of client {sender} cannot be decrypted") from error
         uplink, place = current.planned[sender], current.places[self._client]
         if plain[:HEAD_BYTES] != _head(round_, sender, self._client):
             raise Damaged(f"the shares of client {sender} are those of another round or client")

@@ -99,6 +99,8 @@ class MaskServer:
         taken = {half for key in self._public.values() for half in (key[:KEY_BYTES], key[KEY_BYTES:])}
         if len(halves) < 2 or halves & taken:
             raise Damaged("has a public key that another one is equal to")
+        for half in halves:
+            KeyPair().agree(half, "check")
         self._public[message.client], self._commitments[message.client] = opened, bound
 
     def key_lists(self) -> list[MaskMessage]:

@@ -125,7 +125,7 @@ def unseal(key: bytes, token: bytes) -> bytes:
     try:
         return bytes(decrypt(base64.urlsafe_b64encode(key), token))
     except InvalidToken as error:
-        raise Damaged("has shares that cannot be decrypted") from error
+        raise Damaged("cannot be decrypted") from error
 
 
 def transcript(cell: str, round_: int, keys: Mapping[int, bytes]) -> bytes:
