@@ -58,6 +58,10 @@ class Ledger:
         """Removes the entries of the open round of a client that its broadcast did not reach."""
         self._open = [entry for entry in self._open if entry.client != client]
 
+    def withdraw_updates(self) -> None:
+        """Removes what was received in the open round."""
+        self._open = [entry for entry in self._open if entry.direction == "down"]
+
     def finish_round(self, visits: int) -> list[Entry]:
         """Closes the round; returns its entries by client, downlink first."""
         closed = sorted(self._open, key=lambda entry: (entry.client, entry.direction == "up"))

@@ -375,44 +375,43 @@ class Server:
         """Decodes the sums of the round; one of too few clients, or an invalid one, is lost."""
         current, secure = self._open, self.secure
         assert secure
-        fewest = secure.smallest_sums(current.planned)
-        reporters = set(current.reports)
+        reporters, planned = set(current.reports), len(current.planned)
         if current.masks is not None:
             sums.unmask(current.masks)
+        if not current.lost and not secure.can_unmask(planned, len(reporters)):
+            current.lost = f"{len(reporters)} of {planned} clients reported, too few to unmask"
+            self.ledger.withdraw_updates()  # between institutions none would have been sent
         if not current.mask_bytes:
             self._expect_masks(reporters)
         self._add_masks()
-        if (
-            current.planned
-            and not current.lost
-            and not secure.can_unmask(len(current.planned), len(reporters))
-        ):
-            current.lost = f"{len(reporters)} of {len(current.planned)} clients reported, too few to unmask"
         counted: set[int] = set()
-        for slice_ in self.slices.names if not current.lost else ():
-            if slice_ not in fewest:
-                continue
-            clients = sums.reporters.get(slice_, set())
-            if len(clients) < fewest[slice_]:
-                some = "1 client" if len(clients) == 1 else f"{len(clients)} clients"
-                self._report(f"slice {slice_} is lost: {some}, and a sum has {fewest[slice_]} at least")
-                continue
-            try:
-                mean = sums.decode(slice_)
-            except Damaged as error:
-                self._report(f"slice {slice_} is lost: {error}")
-                continue
-            current.mean.add(mean.values, mean.weight)
-            current.aux.add(mean.aux, mean.weight)
-            if secure.sums_loss:
-                current.add_loss(mean.loss, mean.weight)
-            counted |= clients
-        if current.planned and not counted:
+        for slice_, fewest in secure.smallest_sums(current.planned).items():
+            if not current.lost:
+                counted |= self._decode_sum(sums, slice_, fewest)
+        if not counted:
             current.lost = current.lost or "no slice has a sum"
             self._report(f"the round is lost: {current.lost}; the global model stays as it is")
         self.trained |= counted
         current.reports = dict.fromkeys(sorted(counted), (0, None))
         current.within_clip = [True] * len(counted)
+
+    def _decode_sum(self, sums: SliceSums, slice_: str, fewest: int) -> set[int]:
+        """Adds the mean of a slice to those of the round; returns its clients, none where it is lost."""
+        clients = sums.reporters.get(slice_, set())
+        if len(clients) < fewest:
+            some = "1 client" if len(clients) == 1 else f"{len(clients)} clients"
+            self._report(f"slice {slice_} is lost: {some}, and a sum has {fewest} at least")
+            return set()
+        try:
+            mean = sums.decode(slice_)
+        except Damaged as error:
+            self._report(f"slice {slice_} is lost: {error}")
+            return set()
+        self._open.mean.add(mean.values, mean.weight)
+        self._open.aux.add(mean.aux, mean.weight)
+        if self.secure and self.secure.sums_loss:
+            self._open.add_loss(mean.loss, mean.weight)
+        return clients
 
     def _expect_masks(self, reporters: set[int]) -> None:
         """Counts the keys and shares that would be sent if these clients report and none of them fails."""

@@ -32,13 +32,14 @@ def mask_traffic(
             that they send their keys alone.
     """
     clients = len(uplinks)
+    commitments = {client: KEY_BYTES * len(uplink) for client, uplink in uplinks.items()}
     if summed is None:
-        return dict.fromkeys(uplinks, (0, KEYS_BYTES))
+        return {client: (0, KEYS_BYTES + commitments[client]) for client in uplinks}
     tokens = {client: token_bytes(len(uplink)) for client, uplink in uplinks.items()}
     revealed = SHARE_BYTES * sum(slice_ in summed for uplink in uplinks.values() for slice_ in uplink)
     traffic = {}
-    for client, uplink in uplinks.items():
+    for client in uplinks:
         down = clients * KEYS_BYTES + sum(tokens.values()) - tokens[client] + clients * PLACE_BYTES
-        commitments = KEY_BYTES * len(uplink)
-        traffic[client] = down, KEYS_BYTES + commitments + (clients - 1) * tokens[client] + revealed
+        up = KEYS_BYTES + commitments[client] + (clients - 1) * tokens[client] + revealed
+        traffic[client] = down, up
     return traffic

@@ -273,6 +273,9 @@ class SliceSums:
         total = to_signed(self._sums[slice_], fixed.modulus_bits)
         weight, loss = int(total[0]), int(total[1])
         check_weight(weight, clients)
+        largest = int(np.abs(total[STATISTICS:]).max(initial=0))
+        if self._secure.noise is None and largest > weight * fixed.levels:
+            raise Damaged(f"the sum exceeds that of {clients} clients whose changes are within the clip")
         values, aux = self._secure.add_changes(slice_, self._theta, fixed.mean(total[STATISTICS:], weight))
         return MeanUpdate(values, aux, weight, weight * fixed.mean_loss(loss, weight), clients)
 

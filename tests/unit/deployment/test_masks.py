@@ -113,7 +113,7 @@ def test_two_nodes_fail_at_different_steps_and_the_sum_is_that_of_the_others(
     ],
 )
 def test_below_the_threshold_the_round_is_lost_and_the_next_one_counts(
-    step: str, reason: str, masked: MakeMasked, capfd: Line
+    step: str, reason: str, masked: MakeMasked, tmp_path: Path, capfd: Line
 ) -> None:
     over = masked()
     before = dict(over.server.theta)
@@ -122,6 +122,9 @@ def test_below_the_threshold_the_round_is_lost_and_the_next_one_counts(
     over.run(1)
     assert all(tensor.equal(before[name]) for name, tensor in over.server.theta.items())
     lines = capfd.readouterr().err.splitlines()
+    if step == "Broadcast":
+        plain = plain_server(secure_setup(), tmp_path / "plain", 5, 1, {1, 2, 4})
+        assert over.server.ledger.rows() == plain.ledger.rows()
     assert lines[-1] == f"fedlight: round 1: the round is lost: {reason}; the global model stays as it is"
     for client in (0, 3):
         over.grid.nodes[NODE + client].online = True

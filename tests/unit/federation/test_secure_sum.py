@@ -16,7 +16,7 @@ from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.client import local_update
 from fedlight.federation.cohort import Participation, Task
 from fedlight.federation.mechanism import GaussianMechanism, update_norm
-from fedlight.federation.messages import Update
+from fedlight.federation.messages import Payload, Update
 from fedlight.federation.method import Method
 from fedlight.federation.noise import SeededNoise
 from fedlight.federation.secure.discrete_gaussian import draw_discrete_gaussian
@@ -251,6 +251,26 @@ def test_a_slice_that_one_client_reports_is_not_summed(
     changed = {name for name, tensor in server.theta.items() if not tensor.equal(before[name])}
     assert changed == {"shared.weight", "shared.bias"}
     assert server.trained == {2, 3}
+
+
+def test_a_sum_that_honest_clients_cannot_reach_is_refused() -> None:
+    setup = secure_setup()
+    assert setup.secure
+    updates = [local_update(message, {}, setup)[0] for message in secure_server(setup).start_round()]
+    for place, value, reason in (
+        (2, 2**30, "exceeds that of 3 clients"),
+        (0, -(2**20), "weights of 3 clients"),
+    ):
+        sums = SliceSums(setup.secure, setup.first)
+        for update in updates:
+            assert update
+            vector = unpack_integers(update.payloads["own"].tensors[INTEGERS], 32, 10)
+            if update.client == 1:
+                vector[place] += np.int64(value).view(np.uint64)
+            payload = Payload({INTEGERS: pack_integers(vector, 32)}, 8)
+            sums.add(replace(update, payloads={"own": payload}))
+        with pytest.raises(Damaged, match=reason):
+            sums.decode("own")
 
 
 def test_sums_have_two_thirds_of_the_clients_by_default_and_never_one() -> None:
