@@ -1,5 +1,6 @@
 """Secure aggregation: sums of integers are exact, whatever the order, and of enough clients."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
