@@ -417,7 +417,8 @@ class Server:
         """Counts the keys and shares that would be sent if these clients report and none of them fails."""
         assert self.secure
         for client, (down, up) in self.secure.mask_traffic(self.planned, reporters).items():
-            self.count_masks(client, "down", down)
+            if down:
+                self.count_masks(client, "down", down)
             self.count_masks(client, "up", up)
 
     def _add_masks(self) -> None:
