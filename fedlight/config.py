@@ -13,6 +13,7 @@ from fedlight.data.data_config import DataConfig, PartitionConfig
 from fedlight.diffusion.model_config import ModelConfig, OptimizerConfig
 from fedlight.evaluation.evaluation_config import EvaluationConfig
 from fedlight.federation.federation_config import (
+    AggregationConfig,
     ExtensionConfig,
     FederationConfig,
     PrivacyConfig,
@@ -33,7 +34,15 @@ class EarlyStoppingConfig(Section):
     min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-OPTIONAL_GROUPS = ("algorithm", "transform", "transport", "privacy", "early_stopping", "finetuning")
+OPTIONAL_GROUPS = (
+    "algorithm",
+    "transform",
+    "transport",
+    "privacy",
+    "aggregation",
+    "early_stopping",
+    "finetuning",
+)
 
 
 class CellConfig(Section):
@@ -59,6 +68,7 @@ class CellConfig(Section):
     transform: TransformConfig | None = None
     transport: ExtensionConfig | None = None
     privacy: PrivacyConfig | None = None
+    aggregation: AggregationConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
     finetuning: FinetuningConfig | None = None
 

@@ -10,8 +10,8 @@ from hydra.errors import HydraException
 from fedlight.config import TEXT_KEYS
 
 GROUPS = frozenset(
-    ("algorithm", "data", "early_stopping", "evaluation", "experiment", "finetuning", "logger", "method")
-    + ("model", "optimizer", "partition", "privacy", "sweeps", "trainer", "transform", "transport")
+    ("aggregation", "algorithm", "data", "early_stopping", "evaluation", "experiment", "finetuning", "logger")
+    + ("method", "model", "optimizer", "partition", "privacy", "sweeps", "trainer", "transform", "transport")
     + ("hydra/launcher", "hydra/sweeper")
 )
 NONE = "none"  # the file that leaves out an optional group

@@ -6,6 +6,7 @@ from string import Template
 from fedlight.config import CellConfig
 from fedlight.deployment.agreement import FILE, hash_agreement, write_agreement
 from fedlight.deployment.deployable import agreed_classes, check_deployable
+from fedlight.experiment.server_view import describe_server_view
 from fedlight.experiment.targets import check_targets
 from fedlight.runtime.errors import BadInput
 
@@ -42,6 +43,7 @@ def write_app(folder: Path, config: CellConfig) -> str:
         "rounds": config.rounds,
         "method": config.method.name,
         "sha256": sha256,
+        "sees": describe_server_view(config) or "each update by itself",
         "classes": f", which are {', '.join(classes)}" if classes else "",
     }
     _write(inner / "__init__.py", f'"""The federation {config.name}."""\n')

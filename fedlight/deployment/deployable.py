@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from fedlight.config import CellConfig, validate
 from fedlight.data.class_names import published_classes
 from fedlight.deployment.agreement import read_agreement
+from fedlight.experiment.aggregation_checks import check_sections, check_sums
+from fedlight.experiment.mechanisms import make_participation
 from fedlight.experiment.targets import check_targets
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.factories import make_algorithm
@@ -37,8 +39,8 @@ def check_deployable(config: CellConfig) -> None:
 
     Raises:
         BadInput: one place would have to see all images, clients fail on purpose, scores decide when to stop,
-            the noise is drawn from the public seed, an algorithm does not declare its auxiliary state, or the
-            node keys are not one a client.
+            the noise is drawn from the public seed, a sum would be of too few clients, an algorithm does not
+            declare its auxiliary state, or the node keys are not one a client.
     """
     algorithm = make_algorithm(config.algorithm)
     if type(algorithm).report is not FedAvg.report and not algorithm.aux_like({"": torch.zeros(1)}):
@@ -86,6 +88,10 @@ def check_deployable(config: CellConfig) -> None:
             "privacy.secure_noise=false draws noise from the seed, which every participant knows and can "
             "subtract again: make an agreement without it (fedlight deploy init sets it to true)"
         )
+    if config.aggregation:
+        slices = tuple(config.model.slices)
+        check_sections(config)
+        check_sums(config, config.method.resolve(slices), make_participation(config), slices)
     if config.model.conditional and not agreed_classes(config):
         raise BadInput(
             "model.conditional=true needs the names of the classes, so that every institution gives them the "

@@ -9,6 +9,7 @@ from fedlight.config import CellConfig
 from fedlight.deployment.deployable import agreed_classes
 from fedlight.deployment.institution import MODELS
 from fedlight.experiment.parts import CellParts
+from fedlight.experiment.server_view import describe_server_view
 from fedlight.runtime.errors import BadInput
 
 
@@ -43,17 +44,25 @@ def describe_disclosure(config: CellConfig, parts: CellParts) -> Iterator[str]:
     """Line by line what leaves in each round, what leaves at the end, and what never leaves."""
     slices, method = parts.slices.names, parts.method
     state = parts.model.state_dict()
-    yield f"leaves, in each of up to {config.rounds} rounds:"
+    view = describe_server_view(config)
+    masked = ", masked" if view else ""
+    yield f"leaves, in each of up to {config.rounds} rounds{masked}:"
     for slice_ in method.uplink:
         tensors = [state[name] for name in slices[slice_]]
         size = sum(tensor.nbytes for tensor in tensors)
+        if parts.aggregation:
+            size = parts.aggregation.payload_like(slice_, state).bytes
         encoded = ", encoded" if config.transform and config.transform.up else ""
         params = sum(tensor.numel() for tensor in tensors)
         yield f"  {slice_:12} {params:,} trained parameters, {size:,} bytes{encoded}"
     if aux := parts.algorithm.aux_like({n: state[n] for s in method.uplink for n in slices[s]}):
         numbers = sum(tensor.numel() for tensor in aux.values())
         yield f"  {'algorithm':12} {numbers:,} numbers of auxiliary state"
-    if not config.privacy:
+    if view:
+        hidden = "" if config.privacy else ", likewise of the numbers of images and the losses"
+        yield f"the server sees {view}, and no single update{hidden}"
+        yield "leaves, encrypted for the others: shares of the keys of its masks, which unmask sums alone"
+    elif not config.privacy:
         yield "  the number of images, the mean training loss"
     if method.evaluate == "clients":
         due = f"and every {config.evaluation.every} rounds" if config.evaluation.every else "once"

@@ -12,7 +12,8 @@ from fedlight.deployment.terms import Terms
 from fedlight.experiment.clients import make_site
 from fedlight.experiment.parts import CHECKPOINT
 from fedlight.federation.admission import check_broadcast, check_evaluation
-from fedlight.federation.messages import Broadcast, Evaluation, from_bytes, to_bytes
+from fedlight.federation.messages import Broadcast, Evaluation, MaskMessage, from_bytes, to_bytes
+from fedlight.federation.secure.mask_client import MaskClient
 from fedlight.federation.site import Site
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import Damaged
@@ -24,6 +25,9 @@ MODELS = 2  # versions of the global slices that a client scores after a round, 
 class Institution:
     """Answers the server's messages for the one client of this institution.
 
+    Under secure aggregation the update that a broadcast requests stays here, and its public keys leave; the
+    masked update leaves at a later step.
+
     What leaves is recorded in `answers.json` and bounded by the agreement: one update in each round, in
     order, of the slices that the agreement names for it; and scores after the rounds that it names. A message
     that is repeated gets the same bytes again, since a server that restarts may go back by one round.
@@ -34,6 +38,7 @@ class Institution:
         site: with its images and its memory.
         folder: of its memory.
         terms: of the agreement.
+        masking: its part in secure aggregation; None without.
     """
 
     cell: str
@@ -41,6 +46,7 @@ class Institution:
     site: Site
     folder: Path
     terms: Terms
+    masking: MaskClient | None = None
 
     @classmethod
     def make(cls, path: Path, sha256: str, client: int, root: str | None, memory: Path) -> "Institution":
@@ -64,7 +70,8 @@ class Institution:
         parts = set_up_institution(config, client)
         print_notes(parts.dataset)
         terms = Terms.make(config, parts.method, tuple(parts.slices.names))
-        return cls(cell, client, make_site(parts, folder), folder / CHECKPOINT, terms)
+        masking = MaskClient(parts.aggregation, client) if parts.aggregation else None
+        return cls(cell, client, make_site(parts, folder), folder / CHECKPOINT, terms, masking)
 
     def answer(self, content: bytes) -> bytes:
         """The update, or the scores, that a message requests.
@@ -82,21 +89,26 @@ class Institution:
                     f"{answers.last}. A server that lost its results starts again; to let this node start "
                     f"again with it, move {self.folder.parent} elsewhere. What left before counts, too"
                 )
+            if isinstance(message, MaskMessage):
+                return self._unmask(message, content, answers)
             if isinstance(message, Broadcast):
-                return self._update(message, content, answers)
+                update = self._update(message, content, answers)
+                return self._begin_masking(update) if self.masking else update
             return self._scores(message, content, answers)
 
-    def read(self, content: bytes) -> Broadcast | Evaluation:
+    def read(self, content: bytes) -> Broadcast | Evaluation | MaskMessage:
         """Parses a message and checks it against the agreement, before anything is computed or stored.
 
         Raises:
             Damaged: as `answer` does.
         """
         message, setup = from_bytes(content), self.site.setup
-        if not isinstance(message, Broadcast | Evaluation):
+        if not isinstance(message, Broadcast | Evaluation | MaskMessage):
             raise Damaged(f"a server does not send {type(message).__name__}")
         if (message.cell, message.client) != (self.cell, self.client):
             raise Damaged(f"the message is for client {message.client} of {message.cell}")
+        if isinstance(message, MaskMessage):
+            return message
         if isinstance(message, Broadcast):
             self.terms.check_broadcast(message)
             check_broadcast(message, setup.first, setup.slices, setup.method, setup.codec, setup.algorithm)
@@ -116,6 +128,24 @@ class Institution:
         ((update, _),) = self.site.train([broadcast])
         assert update, "the terms admit no client that drops out"
         return answers.add("update", round_, content, to_bytes(update))
+
+    def _begin_masking(self, content: bytes) -> bytes:
+        """The public keys for the masks of an update; the update itself stays here."""
+        assert self.masking
+        update = from_bytes(content)
+        return to_bytes(self.masking.begin(update, self.terms.uplinks(update.round)))
+
+    def _unmask(self, message: MaskMessage, content: bytes, answers: Answers) -> bytes:
+        """Answers a step of secure aggregation; the shares that unmask a round are revealed once."""
+        if self.masking is None:
+            raise Damaged("the agreement has no secure aggregation")
+        if message.step != "survivors":
+            return to_bytes(self.masking.answer(message))
+        if (repeated := answers.repeat("unmask", message.round, content)) is not None:
+            return repeated
+        if answers.count("unmask", message.round):
+            raise Damaged(f"round {message.round} was unmasked already, and these are other survivors")
+        return answers.add("unmask", message.round, content, to_bytes(self.masking.answer(message)))
 
     def _scores(self, request: Evaluation, content: bytes, answers: Answers) -> bytes:
         round_, kind = request.round, "images" if request.draw else "fingerprint"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedlight.config import CellConfig
+from fedlight.experiment.aggregation_checks import planned_uplinks
 from fedlight.experiment.mechanisms import make_participation
 from fedlight.experiment.scored_models import is_evaluation_round
 from fedlight.federation.cohort import Participation
@@ -58,6 +59,10 @@ class Terms:
             what = "images from a client's model" if request.draw else "the fingerprint of a client's model"
             raise Damaged(f"the agreement does not provide for {what} after round {request.round}")
         self._check_previous(request.previous, request.round)
+
+    def uplinks(self, round_: int) -> dict[int, tuple[str, ...]]:
+        """Client: the slices that the agreement has it report in a round, under secure aggregation."""
+        return planned_uplinks(self._method_in(round_), self.participation, round_)
 
     def _method_in(self, round_: int) -> Method:
         if not 1 <= round_ <= self.rounds:

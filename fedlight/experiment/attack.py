@@ -22,7 +22,9 @@ from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.setup import assemble, make_cell_server
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
-from fedlight.federation.messages import Broadcast, State
+from fedlight.federation.messages import Broadcast, State, Update
+from fedlight.federation.secure.integers import to_signed
+from fedlight.federation.secure.secure_sum import STATISTICS, SecureAggregation, SliceSums
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
 from fedlight.privacy.lower_bound import lower_bound
@@ -106,7 +108,11 @@ class Attacker:
             return
         before = server.global_state()
         others = self._score(before, self._nonmembers, _losses)
-        for client, uplink, reported in self._repeat_round(server):
+        if parts.aggregation:
+            yield from self._attack_sums(server, parts.aggregation, before, others)
+            return
+        for broadcast, update in self._repeat_round(server, self._clients):
+            client, uplink, (reported, _) = broadcast.client, broadcast.uplink, server.decode(update)
             images = self._members(client), self._nonmembers
             losses = self._score(before, images[0], _losses), others
             updates = {slice_: parts.slices.select([slice_], reported) for slice_ in uplink}
@@ -115,8 +121,66 @@ class Attacker:
                 drops = [loss - trained for loss, trained in zip(losses, after, strict=True)]
                 yield Attack(f"update of client {client}: {observed}", "loss drop", *drops)
 
-    def _repeat_round(self, server: Server) -> Iterator[tuple[int, tuple[str, ...], State]]:
-        """Repeats the server's next round for the first clients; yields client, uplink and decoded update.
+    def _attack_sums(
+        self, server: Server, secure: SecureAggregation, before: State, others: NDArray[np.float64]
+    ) -> Iterator[Attack]:
+        """Attacks what a server sees under secure aggregation: a masked update, and the sum of a cohort.
+
+        Beside them stands the update before it is masked, which the server does not see. What it receives of
+        one client is scaled to the size of the mean change, which it knows.
+
+        Args:
+            server: after all rounds but the last.
+            secure: of the cell.
+            before: the global model then.
+            others: losses of non-members under it.
+        """
+        cohort = SliceSums(secure, before)
+        updates = [update for _, update in self._repeat_round(server, None)]
+        for update in updates:
+            cohort.add(update)
+        fewest = secure.smallest_sums(server.planned)
+        mean: State = {}
+        for slice_, clients in cohort.reporters.items():
+            if len(clients) >= fewest[slice_]:
+                mean |= cohort.decode(slice_).values
+        rng = np.random.default_rng(self._seed)
+        for update in updates[: self._clients]:
+            alone, masked = SliceSums(secure, before), dict[str, Tensor]()
+            alone.add(update)
+            for slice_, payload in update.payloads.items():
+                vector = secure.check_payload(slice_, payload, before)
+                mask = rng.integers(0, 2**64, len(vector), dtype=np.uint64)
+                received = to_signed(vector + mask, secure.fixed.modulus_bits)[STATISTICS:]
+                change = (
+                    received / 2.0 ** (secure.fixed.modulus_bits - 1) * np.sqrt(3) * _spread(mean, before)
+                )
+                masked |= secure.add_changes(slice_, before, change)[0]
+            plain = {n: t for slice_ in update.payloads for n, t in alone.decode(slice_).values.items()}
+            who = f"client {update.client}"
+            images = self._members(update.client)
+            yield self._attack_change(f"update of {who} before its mask", before, plain, images, others)
+            seen = f"server, under secure aggregation: masked update of {who}"
+            yield self._attack_change(seen, before, masked, images, others)
+        if mean:
+            trained = sorted(set().union(*cohort.reporters.values()))
+            indices = np.concatenate([self._parts.client_indices[client] for client in trained])
+            images = self._choose(self._parts.dataset.train, indices)
+            seen = f"server, under secure aggregation: sum of {len(trained)} clients"
+            yield self._attack_change(seen, before, mean, images, others)
+
+    def _attack_change(
+        self, sees: str, before: State, values: State, members: LabelledImages, others: NDArray[np.float64]
+    ) -> Attack:
+        """Attacks a change of the global model by how much it lowers the loss of each image."""
+        after = {**before, **{name: tensor.to(before[name].dtype) for name, tensor in values.items()}}
+        losses = self._score(before, members, _losses), others
+        changed = (self._score(after, side, _losses) for side in (members, self._nonmembers))
+        drops = [loss - trained for loss, trained in zip(losses, changed, strict=True)]
+        return Attack(sees, "loss drop", *drops)
+
+    def _repeat_round(self, server: Server, clients: int | None) -> Iterator[tuple[Broadcast, Update]]:
+        """Repeats the server's next round for the first clients, or for all; yields broadcast and update.
 
         A client whose memory is missing is left out. Nothing of the repetition is kept.
         """
@@ -126,7 +190,7 @@ class Attacker:
             (Path(scratch) / CHECKPOINT).mkdir()
             setup = make_site(parts, Path(scratch)).setup
             chosen: list[Broadcast] = [one for one in server.start_round() if not one.drops_out]
-            for broadcast in chosen[: self._clients]:
+            for broadcast in chosen[:clients]:
                 try:
                     kept = memory.read(broadcast.client, broadcast.previous) if broadcast.previous else {}
                 except Damaged:
@@ -136,8 +200,7 @@ class Attacker:
                 parts.model.train()  # _score leaves it in evaluation mode
                 update, _ = local_update(broadcast, kept, setup)
                 assert update is not None
-                reported, _ = server.decode(update)
-                yield broadcast.client, tuple(broadcast.uplink), reported
+                yield broadcast, update
 
     def _measure_extraction(self, client: int | None) -> dict[str, Any]:
         """The memorisation check of generated images, with distances between pixels in [0, 1]."""
@@ -170,6 +233,12 @@ class Attacker:
                 x_0 = latents.encode(on_device) if latents else to_floats(on_device)
                 scores.append(score(module, x_0, labels.to(module.device), generator).cpu())
         return torch.cat(scores).numpy()
+
+
+def _spread(mean: State, before: State) -> float:
+    """The root mean square of a change of the global model."""
+    changes = [(tensor - before[name].double()).flatten() for name, tensor in mean.items()]
+    return float(torch.cat(changes).square().mean().sqrt()) if changes else 0.0
 
 
 def _losses(module: DDPM, x_0: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -27,7 +27,8 @@ def canary_scores(
     Each canary has a random direction. Half of the canaries are clients, which report their direction, ten
     times the clip, in every round in which they take part. There are no other clients, which stands for an
     attacker who knows their updates. At a large delta fewer canaries give a larger lower bound on epsilon,
-    since the bound's correction for delta grows with their number (arXiv 2305.08846, theorem 3.1).
+    since the bound's correction for delta grows with their number (arXiv 2305.08846, theorem 3.1). Secure
+    aggregation is left out: half of the canaries are no clients, and would be fewer than a sum may have.
 
     Args:
         config: of a cell with client-level privacy; its clip, cohorts and rounds are used.
@@ -40,7 +41,7 @@ def canary_scores(
     assert config.privacy is not None
     clip = config.privacy.clip
     canaries = round(min(MAX_CANARIES, max(MIN_CANARIES, 0.1 / config.privacy.delta)))
-    config = config.model_copy(update={"clients": canaries, "seed": seed})
+    config = config.model_copy(update={"clients": canaries, "seed": seed, "aggregation": None})
     rng = np.random.default_rng(seed)
     included = rng.random(canaries) < 0.5
     directions = rng.standard_normal((canaries, SIZE)).astype(np.float32)

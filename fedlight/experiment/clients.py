@@ -64,6 +64,7 @@ def make_site(
         fuse=parts.fuse,
         drawn_together=choose_drawn_together(config, parts.fuse, parts.device, parts.dataset.classes),
         privacy=make_mechanism(config, parts.noise),
+        secure=parts.aggregation,
         private_training=private_training,
         drawing=parts.drawing,
     )

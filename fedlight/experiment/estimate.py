@@ -35,7 +35,8 @@ class Estimate:
     Attributes:
         steps: optimizer steps of all clients.
         bytes: bytes exchanged in both directions, without the auxiliary state that clients report; where a
-            transform encodes updates, those of normally distributed deltas.
+            transform encodes updates, those of normally distributed deltas. Under secure aggregation
+            auxiliary state, keys and shares are among them.
         seconds: training and sampling time on this machine.
     """
 
@@ -59,6 +60,9 @@ def estimate(parts: CellParts, taken: int = 0) -> Estimate:
     delta = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
     sent = {}
     for slice_ in method.in_round(1, parts.slices.names).uplink:
+        if parts.aggregation:
+            sent[slice_] = parts.aggregation.payload_like(slice_, state)
+            continue
         values = parts.slices.select([slice_], delta)
         zeros = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
         sent[slice_], _ = parts.codec.encode(values, zeros, {}, np.random.default_rng(0), slice_)
@@ -70,6 +74,8 @@ def estimate(parts: CellParts, taken: int = 0) -> Estimate:
                 if not method.pool:
                     up = {name: sent[name] for name in message.uplink}
                     server.ledger.add(message.round, message.client, "up", up)
+        if parts.aggregation:
+            server.count_expected_masks()
         server.ledger.finish_round(0)
         server.round += 1
         if round_ == taken:

@@ -1,6 +1,8 @@
-"""What protects the clients of a cell: its cohorts, its noise on updates, its noise on gradients."""
+"""What protects the clients of a cell: cohorts, noise on updates and on gradients, secure aggregation."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lightning import Callback
@@ -8,9 +10,16 @@ from lightning import Callback
 from fedlight.config import CellConfig
 from fedlight.data.client_data import poisson_rate
 from fedlight.data.partition import Indices
+from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.cohort import Participation
 from fedlight.federation.mechanism import GaussianMechanism
+from fedlight.federation.messages import State
+from fedlight.federation.method import Method
 from fedlight.federation.noise import SecretNoise, SeededNoise, note
+from fedlight.federation.secure.fixed_point import FixedPoint
+from fedlight.federation.secure.secure_sum import DiscreteNoise, SecureAggregation
+from fedlight.federation.secure.sum_sizes import fewest_in_sum
+from fedlight.federation.slices import SliceMap
 from fedlight.privacy.example_level import PrivateGradients
 
 CLIENT, EXAMPLE = "client", "example"
@@ -53,7 +62,40 @@ def make_mechanism(
         privacy.noise_at == "clients",
         privacy.clip_quantile,
         secret if privacy.secure_noise else SeededNoise(config.seed),
+        summed=config.aggregation is not None,
     )
+
+
+def make_aggregation(
+    config: CellConfig, method: Method, slices: SliceMap, algorithm: FedAvg, noise: float, theta: State
+) -> SecureAggregation | None:
+    """How updates are encoded so that their sum alone is known; None without secure aggregation.
+
+    Under client-level privacy the fewest clients in a sum have all the noise together. Rounding moves each
+    of d numbers by less than one, so the largest norm in whole numbers is that of the clip plus sqrt(d).
+
+    Args:
+        config: of the cell.
+        method: resolved over the slices.
+        slices: the slice map of the model.
+        algorithm: of the cell.
+        noise: multiplier of the noise of `privacy`.
+        theta: the first state_dict.
+    """
+    section, privacy = config.aggregation, config.privacy
+    if section is None:
+        return None
+    fixed = FixedPoint(section.clip, section.bits, section.modulus_bits)
+    secure = SecureAggregation(
+        fixed, section.threshold, slices, algorithm, config.seed, sums_loss=privacy is None
+    )
+    if privacy is None or privacy.name != CLIENT or not noise:
+        return secure
+    numbers = sum(secure.count_params(slice_, theta) for slice_ in method.uplink)
+    largest = privacy.clip * fixed.scale + math.sqrt(numbers)
+    share = math.sqrt(fewest_in_sum(section.threshold, config.clients))
+    source = SecretNoise() if privacy.secure_noise else SeededNoise(config.seed)
+    return replace(secure, noise=DiscreteNoise(noise * largest / share, source))
 
 
 def make_private_training(

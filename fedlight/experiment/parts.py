@@ -16,6 +16,7 @@ from fedlight.experiment.model_evaluator import ModelEvaluator
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import Codec
 from fedlight.federation.method import Method
+from fedlight.federation.secure.secure_sum import SecureAggregation
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.trainer import max_workers
 from fedlight.finetuning.latents import LatentSpace
@@ -41,6 +42,7 @@ class CellParts:
         make_trainer: makes a fresh Trainer from its `callbacks`.
         device: that clients train on.
         fuse: largest number of clients that train in one computation.
+        aggregation: how updates are summed securely; None where the server receives them one by one.
         evaluator: None where no image is scored.
         drawing: measures the time in which images are drawn from models.
         latents: where the model denoises; None for images.
@@ -58,6 +60,7 @@ class CellParts:
     make_trainer: Callable[..., Trainer]
     device: torch.device
     fuse: int = 1
+    aggregation: SecureAggregation | None = None
     evaluator: Evaluator | None = None
     drawing: Stopwatch = field(default_factory=Stopwatch)
     latents: LatentSpace | None = None

@@ -13,6 +13,7 @@ from fedlight.experiment.estimate import Estimate, describe_fuse, estimate
 from fedlight.experiment.footprint import measure_footprint
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.result import describe_here
+from fedlight.experiment.server_view import describe_server_view
 from fedlight.experiment.trial import check
 from fedlight.reporting import numbers
 from fedlight.runs.beginnings import find_beginning, find_shorter
@@ -47,6 +48,8 @@ def print_plan(cells: Sequence[CellConfig]) -> None:
         parts = check(config, elsewhere=False)
         assert parts is not None
         notes |= dict.fromkeys(parts.dataset.notes)
+        if view := describe_server_view(config):
+            notes[f"aggregation=secure: the server sees {view}, and no single update"] = None
         taken = 0
         if cell.state != DONE:
             taken = max([*planned[folder], _rounds_beside(folder, parts)])

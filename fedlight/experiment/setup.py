@@ -17,6 +17,7 @@ from fedlight.diffusion.depthwise import use_plain_layers
 from fedlight.diffusion.model import check_unet, make_model
 from fedlight.evaluation.downstream import Downstream
 from fedlight.evaluation.factory import make_evaluator
+from fedlight.experiment.aggregation_checks import check_aggregation
 from fedlight.experiment.checks import (
     check_fused_optimizer,
     check_pretrained,
@@ -26,7 +27,7 @@ from fedlight.experiment.checks import (
 )
 from fedlight.experiment.early_stopping import check_early_stopping
 from fedlight.experiment.fusing import choose_fuse
-from fedlight.experiment.mechanisms import EXAMPLE, make_mechanism, make_participation
+from fedlight.experiment.mechanisms import EXAMPLE, make_aggregation, make_mechanism, make_participation
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.privacy_account import noise_multiplier
 from fedlight.experiment.scored_models import scored_clients
@@ -112,6 +113,7 @@ def assemble(
         raise BadInput(f"optimizer or trainer: {error or type(error).__name__}") from error
     if noise is None:
         noise = noise_multiplier(config, client_indices, method)
+    secure = make_aggregation(config, method, slices, algorithm, noise, model.state_dict())
     parts = CellParts(
         config,
         dataset,
@@ -124,6 +126,7 @@ def assemble(
         noise,
         make_trainer,
         device,
+        aggregation=secure,
         latents=latents,
     )
     sizes = [len(indices) for indices in parts.training_indices]
@@ -133,6 +136,8 @@ def assemble(
     check_early_stopping(config)
     check_unet(model, config.model, parts.denoised_shape)
     check_privacy(config, noise, method, algorithm, slices, model.state_dict())
+    if secure:
+        check_aggregation(config, secure, method, make_participation(config), model.state_dict(), sizes)
     if config.privacy and config.privacy.name == EXAMPLE:
         use_plain_layers(model)
     fuse = choose_fuse(parts)
@@ -195,7 +200,18 @@ def make_server(
     method, initial = config.method.resolve(slices.names), on_cpu(model.state_dict())
     decay = config.model.ema_decay if _server_averages(config) else None
     privacy = make_mechanism(config, noise, checkpoint)
-    return Server(cell, method, slices, initial, make_participation(config), algorithm, codec, decay, privacy)
+    return Server(
+        cell,
+        method,
+        slices,
+        initial,
+        make_participation(config),
+        algorithm,
+        codec,
+        decay,
+        privacy,
+        make_aggregation(config, method, slices, algorithm, noise, initial),
+    )
 
 
 def make_cell_server(cell: str, parts: CellParts, checkpoint: Path | None = None) -> Server:

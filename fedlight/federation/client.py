@@ -13,6 +13,7 @@ from fedlight.federation.federator import Federator, on_cpu
 from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, Scores, State, Update
 from fedlight.federation.method import Method
+from fedlight.federation.secure.secure_sum import SecureAggregation
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.stack import RandomState, StackedData, cached_stack, stack, unstack
 from fedlight.runtime.hashing import state_sha256
@@ -50,6 +51,8 @@ class ClientSetup:
         first: the first state_dict; the cell's seed decides it.
         privacy: client-level privacy: clips updates and adds noise; n_k and the loss are not reported. None
             for no such privacy.
+        secure: secure aggregation: updates are vectors of integers, n_k and the loss are parts of them. None
+            for none.
         private_training: example-level privacy: makes the callback of a client that clips its gradients and
             adds noise to them. None for no such privacy.
     """
@@ -67,6 +70,7 @@ class ClientSetup:
     fuse: int = 1
     drawn_together: int = 1
     privacy: GaussianMechanism | None = None
+    secure: SecureAggregation | None = None
     private_training: Callable[[int], Callback] | None = None
     drawing: Stopwatch = field(default_factory=Stopwatch)
     first: State = field(init=False)
@@ -263,22 +267,28 @@ def _finish(start: Start, end: End | None, setup: ClientSetup) -> tuple[Update |
     if setup.privacy and setup.privacy.at_clients:
         reported, aux_up = setup.privacy.share(reported, aux_up, state, round_, client)
 
+    images = 0 if setup.privacy else end.images
+    loss = None if setup.privacy or setup.private_training else end.loss
     payloads, errors = {}, dict(memory.get("errors", {}))
-    for slice_ in broadcast.uplink:
+    if setup.secure:
+        weight = 1 if setup.privacy else setup.algorithm.weight(images)
+        payloads = setup.secure.encode(
+            broadcast.uplink, reported, state, aux_up, weight, loss, round_, client
+        )
+        images, loss = 0, None
+    for slice_ in () if setup.secure else broadcast.uplink:
         values = setup.slices.select([slice_], reported)
         slice_errors = {name: errors[name] for name in values if name in errors}
         rng = stream(setup.seed, "uplink", round_, client, slice_)
         whose = f"slice {slice_} of client {client} in round {round_}"
         payloads[slice_], slice_errors = setup.codec.encode(values, state, slice_errors, rng, whose)
         errors |= slice_errors
-    if aux_up:
+    if aux_up and not setup.secure:
         payloads[AUX] = Payload.plain(aux_up)
 
     model = {name: trained[name] for name in setup.private}
     new_memory = {"model": model, "reference": reference, "optimizer": end.optimizer}
     new_memory |= {"algorithm": algorithm_memory, "errors": errors}
-    images = 0 if setup.privacy else end.images
-    loss = None if setup.privacy or setup.private_training else end.loss
     update = Update(broadcast.cell, round_, client, images, loss, payloads)
     return update, new_memory
 

@@ -1,4 +1,4 @@
-"""The sections `trainer`, `algorithm`, `transform`, `transport`, `privacy` and `federation`."""
+"""The sections `trainer`, `algorithm`, `transform`, `transport`, `privacy`, `aggregation`, `federation`."""
 
 from typing import Annotated, Literal
 
@@ -63,6 +63,16 @@ class PrivacyConfig(Section):
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     draws: PositiveInt | None = None
     secure_noise: bool = False
+
+
+class AggregationConfig(Section):
+    """Secure aggregation: the server learns sums of updates and no single update."""
+
+    name: Literal["secure"]
+    threshold: Annotated[int, Field(ge=2)] | None = None
+    modulus_bits: Literal[16, 24, 32, 40, 48, 56, 64]
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    bits: Annotated[int, Field(ge=2, le=32)]
 
 
 class FederationConfig(Section):

@@ -17,7 +17,7 @@ class Entry:
         round: 1..R.
         client: 0..K-1.
         direction: `down`, server to client, or `up`, client to server.
-        slice: the slice's name, or `algorithm` for auxiliary state.
+        slice: the slice's name, `algorithm` for auxiliary state, or `aggregation` for keys and shares.
         params: number of scalars that the payload encodes.
         bytes: size of the payload.
     """
@@ -50,9 +50,17 @@ class Ledger:
             for name, payload in payloads.items()
         ]
 
+    def add_bytes(self, round_: int, client: int, direction: Direction, name: str, size: int) -> None:
+        """Counts bytes that stand for no parameter of the model."""
+        self._open.append(Entry(round_, client, direction, name, 0, size))
+
     def withdraw(self, client: int) -> None:
         """Removes the entries of the open round of a client that its broadcast did not reach."""
         self._open = [entry for entry in self._open if entry.client != client]
+
+    def withdraw_updates(self) -> None:
+        """Removes what was received in the open round."""
+        self._open = [entry for entry in self._open if entry.direction == "down"]
 
     def finish_round(self, visits: int) -> list[Entry]:
         """Closes the round; returns its entries by client, downlink first."""

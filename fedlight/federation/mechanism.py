@@ -32,6 +32,8 @@ class GaussianMechanism:
         quantile: the share of updates that the clip leaves unchanged; the clip adapts to it from round to
             round (arXiv 1905.03871). None for a constant clip.
         source: of the noise.
+        summed: secure aggregation adds updates up. A client clips alone; the noise is added to its integers,
+            and that of the clients in a sum is all the noise that the sum needs.
     """
 
     clip: float
@@ -41,6 +43,7 @@ class GaussianMechanism:
     at_clients: bool
     quantile: float | None
     source: Source
+    summed: bool = False
 
     def init(self) -> State:
         """The server's state, which it keeps from round to round."""
@@ -58,6 +61,8 @@ class GaussianMechanism:
             round_, client: name the noise.
         """
         bounded, scaled, _ = self.clip_update(values, aux, received, {})
+        if self.summed:
+            return bounded, scaled
         deviation = self.noise * self.clip / math.sqrt(self.clients) if self.noise else 0.0
         normal = self.source("client", round_, client)
         return _add_noise(bounded, values, deviation, normal), _add_noise(scaled, aux, deviation, normal)
@@ -113,7 +118,7 @@ class GaussianMechanism:
             noise = (noise**-2 - (2 * count_noise) ** -2) ** -0.5
         missing = 1 - len(within_clip) / self.clients if self.at_clients else 1.0
         normal = self.source("server", round_)
-        if noise and missing:
+        if noise and missing and not self.summed:
             deviation = noise * self._clip(state) * math.sqrt(missing)
             mean.shift(_draw(theta, deviation, normal))
             aux.shift(_draw(like, deviation, normal))

@@ -134,8 +134,30 @@ class Scores:
     payloads: dict[str, Payload]
 
 
-Message: TypeAlias = Broadcast | Update | Evaluation | Scores
-KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Broadcast, Update, Evaluation, Scores)}
+MaskStep: TypeAlias = Literal["keys", "key list", "shares", "share list", "survivors", "revealed"]
+"""A step of secure aggregation; keys, shares and revealed shares are sent by clients, the others to them."""
+
+
+@dataclass(frozen=True)
+class MaskMessage:
+    """A message of secure aggregation beside broadcasts and updates, in either direction.
+
+    Attributes:
+        step: says what the payloads are; `secure.mask_client` and `secure.mask_server` define them.
+        payloads: tensors of bytes by the name of a client, of a slice or both; none is a parameter.
+    """
+
+    cell: CellId
+    round: RoundNumber
+    client: Number
+    step: MaskStep
+    payloads: dict[str, Payload]
+
+
+Message: TypeAlias = Broadcast | Update | Evaluation | Scores | MaskMessage
+KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Broadcast, Update, Evaluation, Scores, MaskMessage)
+}
 AUX = "algorithm"  # name of the payload with the auxiliary state
 
 

@@ -13,7 +13,10 @@ from fedlight.runtime.system_random import SystemGenerator
 
 
 class Normal(Protocol):
-    """Draws standard normal numbers; NumPy's Generator has this interface."""
+    """Draws standard normal and uniform numbers; NumPy's Generator has this interface."""
+
+    def random(self, size: Any) -> NDArray[np.float64]:
+        """Independent numbers, uniform in (0, 1), in the given shape."""
 
     def standard_normal(self, size: Any) -> NDArray[np.float64]:
         """Independent numbers with mean 0 and variance 1, in the given shape."""

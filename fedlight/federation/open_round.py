@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedlight.federation.aggregate import WeightedMean
 from fedlight.federation.cohort import Task
-from fedlight.federation.ledger import Entry
+from fedlight.federation.ledger import Direction, Entry
 from fedlight.federation.messages import State, Update
+from fedlight.federation.secure.secure_sum import SliceSums
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,19 @@ class OpenRound:
         last_rounds: client: the round before this one in which it last took part.
         reported: tensors with the dtypes of the slices that clients report.
         aux_like: tensors with the dtypes of the auxiliary state that clients report.
+        sums: takes the updates under secure aggregation.
 
     Attributes:
         cohort: the clients of the round.
+        planned: client: the slices that it is to report.
         waiting: client: its update, which has arrived and is not yet added.
         mean: weighted mean of the reported slices.
         aux: weighted mean of the reported auxiliary state.
         reports: client: n_k and training loss of each update that was added.
+        sums: of the updates under secure aggregation; None without.
+        masks: slice: the sum of the masks in its sum; None where nothing is masked, as in a simulation.
+        lost: why the round counts no update, empty where it counts them.
+        mask_bytes: bytes of keys and shares, by client and direction, as a transport has counted them.
         within_clip: whether each update that was added was within the clip of client-level privacy.
         unsent: clients that their broadcast did not reach.
         memory_lost: whether a client reported that its memory is lost.
@@ -65,13 +75,20 @@ class OpenRound:
         last_rounds: Mapping[int, int],
         reported: State,
         aux_like: State,
+        sums: SliceSums | None = None,
     ) -> None:
         self.cohort = cohort
         self.waiting: dict[int, Update] = {}
         self.mean = WeightedMean(reported)
         self.aux = WeightedMean(aux_like)
         self.reports: dict[int, tuple[int, float | None]] = {}
+        self.sums = sums
+        self.masks: dict[str, NDArray[np.uint64]] | None = None
+        self.lost = ""
+        self.mask_bytes: dict[tuple[int, Direction], int] = {}
         self.within_clip: list[bool] = []
+        self.planned = {task.client: task.uplink for task in tasks}
+        self._loss: tuple[float, int] | None = None
         self.unsent: set[int] = set()
         self.memory_lost = False
         self._awaited = sorted(task.client for task in tasks if not task.drops_out)
@@ -93,13 +110,22 @@ class OpenRound:
 
     def missing(self) -> dict[int, int]:
         """Client: the earlier round in which it last took part, 0 for never; of those that did not report."""
-        absent = set(self._awaited).difference(self.waiting)
-        return {client: self._previous[client] for client in absent}
+        return {client: self._previous[client] for client in self.awaited}
 
     def note_lost_memory(self, client: int) -> None:
         """Treats a client as one that has never taken part."""
         self.memory_lost = True
         self._previous[client] = 0
+
+    def add_loss(self, loss: float, weight: int) -> None:
+        """Adds a sum of losses times weights, and that of the weights, of several clients."""
+        before = self._loss or (0.0, 0)
+        self._loss = before[0] + loss, before[1] + weight
+
+    @property
+    def awaited(self) -> set[int]:
+        """The clients whose update has not arrived and is awaited."""
+        return set(self._awaited).difference(self.waiting)
 
     @property
     def received(self) -> set[int]:
@@ -109,6 +135,8 @@ class OpenRound:
     @property
     def train_loss(self) -> float | None:
         """Mean loss over the reports, weighted by n_k; None where no loss is known."""
+        if self._loss:
+            return self._loss[0] / self._loss[1]
         known = [(images, loss) for images, loss in self.reports.values() if loss is not None]
         total = sum(images for images, _ in known)
         return sum(images * loss for images, loss in known) / total if total else None

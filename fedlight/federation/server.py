@@ -4,6 +4,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedlight.federation.admission import check_private_update, check_turn, check_update
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.average import update_average
@@ -11,16 +14,19 @@ from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation
 from fedlight.federation.downlink import Downlink
-from fedlight.federation.ledger import Ledger
+from fedlight.federation.ledger import Direction, Ledger
 from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.open_round import OpenRound, Outcome
+from fedlight.federation.secure.secure_sum import SecureAggregation, SliceSums
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.step import step_model
 from fedlight.runtime.errors import Damaged
 from fedlight.runtime.printable import printable
 from fedlight.runtime.stopwatch import Stopwatch
+
+MASKS = "aggregation"  # name in the ledger of keys and shares
 
 
 class Server:
@@ -39,6 +45,7 @@ class Server:
         average_decay: decay a round of the exponential moving average of the global model that is evaluated
             in its place; None for no average.
         privacy: how updates are clipped and noised; None where they are not.
+        secure: how the sums of updates are decoded; None where updates are received one by one.
 
     Attributes:
         round: rounds completed.
@@ -61,6 +68,7 @@ class Server:
         codec: Codec,
         average_decay: float | None = None,
         privacy: GaussianMechanism | None = None,
+        secure: SecureAggregation | None = None,
     ) -> None:
         self.cell = cell
         self.method = method
@@ -70,6 +78,7 @@ class Server:
         self._codec = codec
         self._average_decay = average_decay
         self._privacy = privacy
+        self.secure = secure
         self._initial = initial
         self._downlink = Downlink(method, slices, initial, codec, participation.seed)
         self._watch = Stopwatch()
@@ -101,7 +110,8 @@ class Server:
         cohort, tasks = self.participation.draw(self._method_now(), round_)
         self.ledger.discard_round()
         self.theta = self._downlink.advance(round_, self.theta)
-        self._open = OpenRound(cohort, tasks, self.met, self._federated(), self._aux_like())
+        sums = SliceSums(self.secure, self._federated()) if self.secure else None
+        self._open = OpenRound(cohort, tasks, self.met, self._federated(), self._aux_like(), sums)
         self._watch.take()
 
         aux = self.slices.auxiliary(self._method_now().downlink, self._algorithm.broadcast(self.state))
@@ -144,7 +154,9 @@ class Server:
                     del self.met[client]
             for update in current.take_waiting():
                 self._add(update)
-            if self._privacy:
+            if current.sums:
+                self._decode_sums(current.sums)
+            if self._privacy and not current.lost:
                 self._private = self._privacy.finish(
                     self.round + 1,
                     current.mean,
@@ -154,7 +166,7 @@ class Server:
                     current.within_clip,
                     self._private,
                 )
-            if current.reports or self._privacy:
+            if not current.lost and (current.reports or self._privacy):
                 self._step()
             self.round += 1
             if current.memory_lost:
@@ -185,6 +197,9 @@ class Server:
             Damaged: it is not of this round, or fails `check_update`.
         """
         check_turn(update, self.cell, self.round + 1, self._open.cohort, self._open.received)
+        if self.secure:
+            self.secure.check_update(update, uplink, self._federated())
+            return
         aux_like = self._algorithm.aux_like(self.slices.parameters(self.slices.select(uplink, self.theta)))
         received = {slice_: self._downlink.received(slice_) for slice_ in uplink}
         optional = self._algorithm.absent_is_zero
@@ -200,6 +215,31 @@ class Server:
     def forget(self, client: int) -> None:
         """Treats a client whose memory is lost as one that has never taken part."""
         self._open.note_lost_memory(client)
+
+    # --- masks of secure aggregation ---
+
+    @property
+    def planned(self) -> dict[int, tuple[str, ...]]:
+        """Client of the open round: the slices that it is to report."""
+        return self._open.planned
+
+    def count_masks(self, client: int, direction: Direction, size: int) -> None:
+        """Counts bytes of keys and shares that were sent in the open round."""
+        key = client, direction
+        self._open.mask_bytes[key] = self._open.mask_bytes.get(key, 0) + size
+
+    def count_expected_masks(self) -> None:
+        """Adds to the ledger the keys and shares of the open round, of all clients that do not drop out."""
+        self._expect_masks(self._open.awaited)
+        self._add_masks()
+
+    def unmask(self, masks: dict[str, NDArray[np.uint64]]) -> None:
+        """Takes the sum of the masks of each slice, to be subtracted from that of the received updates."""
+        self._open.masks = masks
+
+    def lose_round(self, reason: str) -> None:
+        """Discards the updates of the open round, whose sum must not be known."""
+        self._open.lost = reason
 
     # --- the global model ---
 
@@ -309,6 +349,10 @@ class Server:
 
     def _add(self, update: Update) -> None:
         """Decodes an update and adds it to the mean; client-level privacy refuses an invalid one."""
+        if self._open.sums:
+            self._open.sums.add(update)
+            self._open.reports[update.client] = 0, None
+            return
         if self._privacy is None:
             values, aux = self.decode(update)
             weight = self._algorithm.weight(update.num_examples)
@@ -326,6 +370,63 @@ class Server:
         self._open.mean.add(self._algorithm.summand(values), weight)
         self.trained.add(update.client)
         self._open.reports[update.client] = update.num_examples, update.loss
+
+    def _decode_sums(self, sums: SliceSums) -> None:
+        """Decodes the sums of the round; one of too few clients, or an invalid one, is lost."""
+        current, secure = self._open, self.secure
+        assert secure
+        reporters, planned = set(current.reports), len(current.planned)
+        if current.masks is not None:
+            sums.unmask(current.masks)
+        if not current.lost and not secure.can_unmask(planned, len(reporters)):
+            current.lost = f"{len(reporters)} of {planned} clients reported, too few to unmask"
+            self.ledger.withdraw_updates()  # between institutions none would have been sent
+        if not current.mask_bytes:
+            self._expect_masks(reporters)
+        self._add_masks()
+        counted: set[int] = set()
+        for slice_, fewest in secure.smallest_sums(current.planned).items():
+            if not current.lost:
+                counted |= self._decode_sum(sums, slice_, fewest)
+        if not counted:
+            current.lost = current.lost or "no slice has a sum"
+            self._report(f"the round is lost: {current.lost}; the global model stays as it is")
+        self.trained |= counted
+        current.reports = dict.fromkeys(sorted(counted), (0, None))
+        current.within_clip = [True] * len(counted)
+
+    def _decode_sum(self, sums: SliceSums, slice_: str, fewest: int) -> set[int]:
+        """Adds the mean of a slice to those of the round; returns its clients, none where it is lost."""
+        clients = sums.reporters.get(slice_, set())
+        if len(clients) < fewest:
+            some = "1 client" if len(clients) == 1 else f"{len(clients)} clients"
+            self._report(f"slice {slice_} is lost: {some}, and a sum has {fewest} at least")
+            return set()
+        try:
+            mean = sums.decode(slice_)
+        except Damaged as error:
+            self._report(f"slice {slice_} is lost: {error}")
+            return set()
+        self._open.mean.add(mean.values, mean.weight)
+        self._open.aux.add(mean.aux, mean.weight)
+        if self.secure and self.secure.sums_loss:
+            self._open.add_loss(mean.loss, mean.weight)
+        return clients
+
+    def _expect_masks(self, reporters: set[int]) -> None:
+        """Counts the keys and shares that would be sent if these clients report and none of them fails."""
+        assert self.secure
+        for client, (down, up) in self.secure.mask_traffic(self.planned, reporters).items():
+            if down:
+                self.count_masks(client, "down", down)
+            self.count_masks(client, "up", up)
+
+    def _add_masks(self) -> None:
+        for (client, direction), size in sorted(self._open.mask_bytes.items()):
+            self.ledger.add_bytes(self.round + 1, client, direction, MASKS, size)
+
+    def _report(self, what: str) -> None:
+        print(f"fedlight: round {self.round + 1}: {what}", file=sys.stderr)
 
     def _clip(self, update: Update, privacy: GaussianMechanism) -> tuple[State, State, bool]:
         """Validates one untrusted update and clips it; also returns whether it was within the clip."""

@@ -484,6 +484,21 @@ def test_an_institution_sees_what_it_has_and_what_would_leave(
     assert out.endswith("never leaves: the images\n")
 
 
+def test_an_agreement_names_the_sums_that_the_server_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sums"
+    assert invoke("init", str(folder), *COMMON, "aggregation=secure", main=deploy.main) == 0
+    assert (
+        "Of the updates the server sees: sums of at least 2 clients.\n" in (folder / "README.md").read_text()
+    )
+    assert "\naggregation:\n  name: secure\n" in (folder / "federation" / "cell.yaml").read_text()
+    assert look(folder) == 0
+    out = capsys.readouterr().out
+    assert "leaves, in each of up to 2 rounds, masked:" in out
+    assert "the server sees sums of at least 2 clients, and no single update" in out
+
+
 def test_an_institution_sees_how_long_a_warm_start_lets_everything_leave(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -573,6 +588,9 @@ def test_an_agreement_runs_no_code_of_others(
         ("evaluation.background=true", "evaluation.background=true scores models where all of them are"),
         ("privacy=example", "privacy=example accounts for the size"),
         ("privacy=client privacy.secure_noise=false", "privacy.secure_noise=false draws noise from the seed"),
+        ("aggregation=secure aggregation.threshold=4", "by 3 of 3 clients, and a sum has 4 at least"),
+        ("aggregation=secure privacy=client", "aggregation=secure needs privacy.noise_at=clients"),
+        ("aggregation=secure transform=topk", "aggregation=secure needs a transform without stages"),
         ("transport.nodes=[SHA256:abc]", "transport.nodes must list 3 fingerprints"),
         ("transport.nodes=[SHA256:abc,b,c]", "'SHA256:abc' is no fingerprint of a node's key"),
     ],

@@ -110,6 +110,7 @@ class Consortium:
         ca: str = "ca",
         home: Path | None = None,
         heartbeat: int = 300,
+        stops_at: str = "",
     ) -> None:
         """Starts a SuperNode, whose processes write down what they send.
 
@@ -120,6 +121,7 @@ class Consortium:
             ca: the authority that it trusts.
             home: where it keeps its memory and, if it has any of its own, its `images`.
             heartbeat: seconds; after twice that without one, it counts as away.
+            stops_at: round and message at which the institution stops for good, such as `2 share list`.
         """
         home = home or self.folder / key
         agreed = hash_agreement(app / "federation" / "cell.yaml")
@@ -134,6 +136,7 @@ class Consortium:
             "PYTHONPATH": f"{ROOT}:{TAP}",
             "TAPPED": str(self.sent(app, key).folder),
             "FEDLIGHT_CACHE": str(home / "cache"),
+            "STOPS_AT": stops_at,
         }
         command = [warm_python(), str(SUPPORT / "supernode.py"), str(heartbeat), *options.split()]
         self._spawn(key, [*command, "--node-config", config], environment)
@@ -209,10 +212,17 @@ class Consortium:
 @contextmanager
 def consortium_of_three(folder: Path) -> Iterator[Consortium]:
     """A SuperLink, and the keys node0, node1 and node2 of three institutions; nothing is left of it."""
+    with consortium_of(folder, 3) as found:
+        yield found
+
+
+@contextmanager
+def consortium_of(folder: Path, institutions: int) -> Iterator[Consortium]:
+    """A SuperLink, and the keys of so many institutions; nothing is left of it."""
     found = Consortium(folder)
     try:
         found.start_superlink()
-        for client in range(3):
+        for client in range(institutions):
             found.make_key(f"node{client}")
         yield found
     finally:
@@ -239,6 +249,10 @@ class Sent:
         everything = b"".join(self.requests())
         forms = (form for x in images for form in (x, x.float() / 255, x.float() / 127.5 - 1))
         return any(form.numpy().tobytes() in everything for form in forms)
+
+    def has_stopped(self) -> bool:
+        """Whether the institution has received the message at which it stops."""
+        return (self.folder / "stopped").exists()
 
     def addresses(self) -> set[str]:
         """Where to connections were opened."""

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlight.federation.admission import check_scores
-from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
+from fedlight.federation.messages import (
+    Broadcast,
+    Evaluation,
+    MaskMessage,
+    Scores,
+    Update,
+    from_bytes,
+    to_bytes,
+)
 from fedlight.federation.transport.flower_grid import FlowerGrid
 from fedlight.federation.transport.node_directory import NodeDirectory
 from fedlight.federation.transport.node_keys import NodeKeys
@@ -23,7 +31,7 @@ TRAIN, EVALUATE = "train", "evaluate"  # types of Flower's messages
 class Sent:
     """A message that was sent: its content and node, and the time until which a reply counts."""
 
-    message: Broadcast | Evaluation
+    message: Broadcast | Evaluation | MaskMessage
     node: int
     until: float
 
@@ -59,6 +67,9 @@ class Flower:
         self._first = True
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
+        if self._context.server.secure:
+            yield from self._exchange_masked(broadcasts)
+            return
         waiting = {broadcast.client: broadcast for broadcast in broadcasts}
         for broadcast, reply in self._request(TRAIN, waiting):
             if reply is None:
@@ -66,6 +77,15 @@ class Flower:
             elif (update := self._read_update(broadcast, reply)) is not None:
                 yield update
         self._first = False
+
+    def _exchange_masked(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
+        from fedlight.federation.transport.flower_masks import MaskedExchange
+
+        def request(waiting: dict[int, Any]) -> Iterator[tuple[Any, Any]]:
+            yield from self._request(TRAIN, waiting)
+            self._first = False
+
+        yield from MaskedExchange(self._context.server, request, self._read, self._report).run(broadcasts)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
         waiting = {request.client: request for request in requests}

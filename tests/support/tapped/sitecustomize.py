@@ -3,6 +3,7 @@
 import os
 import ssl
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,25 @@ def send(socket: ssl.SSLSocket, content: Any, flags: int = 0) -> int:
     return count
 
 
+def stop_at(round_: str, what: str) -> None:
+    """Stops this process for good when it receives a message of that round and kind over a connection."""
+    from multiprocessing.connection import Connection
+
+    receive = Connection.recv_bytes
+    signs = [f'round\\": {round_},'.encode(), f'\\": \\"{what}\\"'.encode()]  # JSON in a string of JSON
+
+    def recv_bytes(connection: Connection, maxlength: int | None = None) -> bytes:
+        content = receive(connection, maxlength)
+        if all(sign in content[: 2**20] for sign in signs):
+            (FOLDER / "stopped").touch()
+            time.sleep(10**6)
+        return content
+
+    Connection.recv_bytes = recv_bytes  # type: ignore[method-assign]
+
+
 FOLDER.mkdir(parents=True, exist_ok=True)
+if os.environ.get("STOPS_AT"):
+    stop_at(*os.environ["STOPS_AT"].split(" ", 1))
 sys.addaudithook(connects)
 encrypt, ssl.SSLSocket.send = ssl.SSLSocket.send, send  # type: ignore[method-assign]

@@ -1,0 +1,24 @@
+"""What the server of a cell learns of updates, in words."""
+
+from fedlight.config import CellConfig
+from fedlight.experiment.aggregation_checks import planned_uplinks
+from fedlight.experiment.mechanisms import make_participation
+from fedlight.federation.secure.sum_sizes import smallest_sums
+
+
+def describe_server_view(config: CellConfig) -> str:
+    """What the server sees, such as `sums of at least 4 clients`; empty without secure aggregation.
+
+    Args:
+        config: of a cell that passed its checks.
+    """
+    if config.aggregation is None:
+        return ""
+    slices = tuple(config.model.slices)
+    method, participation = config.method.resolve(slices), make_participation(config)
+    plans = (
+        planned_uplinks(method.in_round(round_, slices), participation, round_)
+        for round_ in range(1, config.rounds + 1)
+    )
+    fewest = [min(smallest_sums(plan, config.aggregation.threshold).values()) for plan in plans if plan]
+    return f"sums of at least {min(fewest)} clients" if fewest else ""

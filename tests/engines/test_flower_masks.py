@@ -1,0 +1,118 @@
+"""Secure aggregation between five institutions over TLS: failing nodes, and what the server receives."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Cell, invoke
+from consortium import Consortium, consortium_of, missing, until, update_in
+from scipy.stats import chisquare
+
+from fedlight import deploy
+from fedlight.federation.messages import Update, from_bytes
+from fedlight.federation.secure.integers import to_signed, unpack_integers
+from fedlight.federation.secure.secure_sum import INTEGERS
+
+pytest.importorskip("flwr")
+
+pytestmark = pytest.mark.slow
+
+COMMON = ["name=masks", "logger=none", "data.limit=150", "rounds=4", "epochs=1", "clients=5"]
+COMMON += ["evaluation.samples=0", "evaluation.grid=0", "aggregation=secure", "aggregation.threshold=3"]
+STOPS = {2: "4 Broadcast", 3: "2 key list", 4: "2 share list"}
+"""Client: the message at which its node is killed, before its keys, before its shares, and after them."""
+BITS = 32
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A federation of four rounds that ended, and what its nodes sent."""
+
+    consortium: Consortium
+    app: Path
+
+    def updates(self, client: int) -> dict[int, Update]:
+        """Round: the masked update that the SuperLink received of a client."""
+        requests = self.consortium.sent(self.app, f"node{client}").requests()
+        updates = [update for request in requests if (update := update_in(request))]
+        return {update.round: update for update in updates}
+
+    def kept(self, client: int) -> dict[int, Update]:
+        """Round: the update before its masks, of the last rounds, which the institution keeps for itself."""
+        memory = self.consortium.folder / f"node{client}" / "memory"
+        messages = [from_bytes(path.read_bytes()) for path in memory.rglob("answers/*.safetensors")]
+        return {message.round: message for message in messages if isinstance(message, Update)}
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Masked]:
+    if absent := missing():
+        pytest.skip(absent)
+    folder = tmp_path_factory.mktemp("masks")
+    app = folder / "cell" / "app"
+    app.parent.mkdir()
+    typed = [*COMMON, "transport.timeout=200"]
+    assert invoke("init", str(app), *typed, main=deploy.main) == 0
+    with consortium_of(folder / "all", 5) as consortium:
+        for client in range(5):
+            stops_at = STOPS.get(client, "")
+            consortium.start_node(app, client, f"node{client}", heartbeat=10, stops_at=stops_at)
+        consortium.submit(app)
+        for client in (3, 4, 2):
+            until(consortium.sent(app, f"node{client}").has_stopped, 200)
+            consortium.kill(f"node{client}")
+        assert consortium.result(app)["status"] == "completed"
+        for client in (0, 1):
+            consortium.end(f"node{client}")
+        yield Masked(consortium, app)
+
+
+def test_the_sum_is_that_of_the_survivors_and_a_round_of_too_few_is_lost(masked: Masked) -> None:
+    rows = masked.consortium.rows(masked.app, "rounds.csv")
+    assert [int(row["reports"]) for row in rows] == [5, 3, 3, 0]
+    assert [bool(row["train_loss"]) for row in rows] == [True, True, True, False]
+    lost = "round 4: the round is lost: 2 of 5 clients sent keys, and 3 are needed; the global model stays"
+    assert lost in masked.consortium.log("superlink")
+    sent = {client: sorted(masked.updates(client)) for client in range(5)}
+    assert sent == {0: [1, 2, 3], 1: [1, 2, 3], 2: [1, 2, 3], 3: [1], 4: [1]}
+
+
+def test_the_first_round_has_the_bits_of_one_process(masked: Masked, cell: Callable[..., Cell]) -> None:
+    plain = cell(*COMMON[2:], "rounds=1", "transport=inline")
+    (first, *_) = masked.consortium.rows(masked.app, "rounds.csv")
+    (row,) = plain.rows("rounds.csv")
+    for column in ("train_loss", "params_down", "params_up", "bytes_cumulative", "reports"):
+        assert first[column] == row[column], column
+
+
+def test_what_the_superlink_received_of_one_client_is_uniform(masked: Masked) -> None:
+    """Chi-square over all bytes of the masked vectors, of each client by itself."""
+    for client in range(5):
+        counts = np.zeros(256)
+        for update in masked.updates(client).values():
+            assert (update.num_examples, update.loss) == (0, None)
+            for payload in update.payloads.values():
+                counts += np.bincount(payload.tensors[INTEGERS].numpy(), minlength=256)
+        assert counts.sum() > 400_000
+        assert chisquare(counts).pvalue > 1e-6, client
+
+
+def test_a_masked_update_has_nothing_in_common_with_the_update(masked: Masked) -> None:
+    compared = 0
+    for client in (0, 1):
+        received = masked.updates(client)
+        for round_, update in masked.kept(client).items():
+            if round_ not in received:
+                continue
+            pairs = []
+            for slice_, payload in update.payloads.items():
+                count = 2 + payload.params
+                vectors = [payload.tensors[INTEGERS], received[round_].payloads[slice_].tensors[INTEGERS]]
+                pairs.append([to_signed(unpack_integers(v, BITS, count), BITS)[2:] for v in vectors])
+            plain, sent = (np.concatenate(side).astype(float) for side in zip(*pairs, strict=True))
+            assert plain.std() > 0
+            assert abs(np.corrcoef(plain, sent)[0, 1]) < 5 / len(plain) ** 0.5
+            compared += 1
+    assert compared >= 2
