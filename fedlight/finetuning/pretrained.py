@@ -62,6 +62,7 @@ class PretrainedPipeline:
                 place,
                 use_safetensors=True,
                 local_files_only=True,
+                low_cpu_mem_usage=False,  # whose errors depend on whether accelerate is installed
                 torch_dtype=torch.float32,
                 output_loading_info=True,
             )

@@ -38,6 +38,8 @@ def _make_unet(kind: str, classes: int | None) -> ModelMixin:
 
 def save_pretrained(folder: Path, kind: str = "ConvNextUNet", classes: int | None = None) -> Path:
     """Saves a pipeline with such a UNet; returns its folder."""
-    schedule = DDPMScheduler(20, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    schedule = DDPMScheduler(
+        num_train_timesteps=20, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    )
     DDPMPipeline(tiny_unet(kind, classes), schedule).save_pretrained(folder)
     return folder

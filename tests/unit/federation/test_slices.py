@@ -10,7 +10,8 @@ from diffusers import UNet2DModel
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput
 
-MODELS = sorted((Path(__file__).parents[3] / "configs" / "model").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[3] / "configs" / "model").glob("*.yaml"))
+MODELS = [path for path in FILES if path.stem != "pretrained"]  # which has no UNet of its own
 SIZES = {path.stem: 28 if path.stem == "paper" else 8 for path in MODELS}
 STATE = [
     "stem.weight",

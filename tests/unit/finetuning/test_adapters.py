@@ -31,7 +31,7 @@ from fedlight.finetuning.finetuning_config import FinetuningConfig
 from fedlight.privacy.example_level import TrainingStep, per_sample_gradients
 from fedlight.runtime.errors import BadInput
 
-SCHEDULE = DDPMScheduler(20, beta_schedule="squaredcos_cap_v2")
+SCHEDULE = DDPMScheduler(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2")
 SLICES = config("finetuning=lora").model.slices
 KINDS = ("ConvNextUNet", "UNet2DModel")
 EVERYWHERE = ["attention", "convolutions"]
@@ -88,6 +88,15 @@ def test_only_adapters_are_stored_and_trained_and_each_slice_has_some(kind: str)
     assert {name for names in slices.names.values() for name in names} == state.keys()
     decoder = {name.split(".")[1] for name in slices.names["decoder"]}
     assert decoder <= {"ups", "head", "up_blocks", "conv_out"}
+
+
+@pytest.mark.parametrize(("kind", "model"), [*zip(KINDS, ("tiny", "unet2d"), strict=True)])
+def test_the_slices_of_a_pretrained_model_are_those_of_its_kind(kind: str, model: str) -> None:
+    names = tiny_unet(kind).state_dict()
+    ours, theirs = (
+        SliceMap.build(prefixes, names) for prefixes in (SLICES, config(f"model={model}").model.slices)
+    )
+    assert ours == theirs
 
 
 def test_loading_replaces_adapters_and_leaves_what_is_frozen() -> None:

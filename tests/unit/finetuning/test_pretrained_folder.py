@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import PNDMScheduler
 from pretrained import save_pretrained, tiny_unet
+from safetensors.torch import load_file, save_file
 
 from fedlight.finetuning.finetuning_config import FinetuningConfig
 from fedlight.finetuning.pretrained import PretrainedPipeline, open_pretrained
@@ -43,7 +44,9 @@ def test_a_saved_pipeline_is_loaded_with_its_weights_and_its_schedule(tmp_path: 
 
 
 def test_the_schedule_of_training_is_taken_from_any_sampler(folder: Path, opened: PretrainedPipeline) -> None:
-    sampler = PNDMScheduler(50, beta_start=0.001, beta_end=0.012, beta_schedule="scaled_linear")
+    sampler = PNDMScheduler(
+        num_train_timesteps=50, beta_start=0.001, beta_end=0.012, beta_schedule="scaled_linear"
+    )
     sampler.save_pretrained(folder / "scheduler")
     schedule = opened.load_schedule()
     assert schedule.config.prediction_type == "epsilon"
@@ -107,9 +110,18 @@ def test_weights_are_safetensors_that_fit(folder: Path) -> None:
     config = folder / "unet" / "config.json"
     described = json.loads(config.read_text())
 
-    config.write_text(json.dumps({**described, "dim_mults": [1, 2, 2]}))
-    assert "do not fit ConvNextUNet" in refusal(folder)
+    config.write_text(json.dumps({**described, "dim": 16}))
+    assert "cannot be loaded as ConvNextUNet from safetensors" in refusal(folder)
     config.write_text(json.dumps(described))
+
+    tensors = load_file(weights)
+    removed = tensors.pop("mid.attention.qkv.weight")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert "do not fit ConvNextUNet: missing keys mid.attention.qkv.weight" in refusal(folder)
+    save_file(
+        {**tensors, "mid.attention.qkv.weight": removed, "more": removed.clone()}, weights, {"format": "pt"}
+    )
+    assert "do not fit ConvNextUNet: unexpected keys more" in refusal(folder)
 
     torch.save(tiny_unet().state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
     weights.unlink()
