@@ -183,6 +183,7 @@ def test_images_are_encoded_once_and_clients_see_latents(
     assert cell(*arguments, cache).result["state_sha256"] == first.result["state_sha256"]
 
 
+@pytest.mark.slow  # trains the classifier that scores
 def test_models_of_latents_are_scored_and_audited(folders: dict[str, Path], cell: MakeCell) -> None:
     made = cell(*SHORT, *TEXT, f"finetuning.pretrained={folders['text']}", "evaluation.samples=70")
     assert made.result["fid"]["value"] > 0
