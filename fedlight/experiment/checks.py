@@ -17,7 +17,7 @@ from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.stack import check_stackable
 from fedlight.federation.trainer import choose_precision
-from fedlight.finetuning.start import LORA, Start
+from fedlight.finetuning.start import LORA, PretrainedStart
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.machine import FULL
 
@@ -44,7 +44,7 @@ def check_sampling(config: CellConfig, schedule: SchedulerMixin) -> None:
         )
 
 
-def check_pretrained(config: CellConfig, start: Start, classes: int) -> None:
+def check_pretrained(config: CellConfig, start: PretrainedStart, classes: int) -> None:
     """Sections `finetuning`, `model` and `data`: whether the pretrained UNet fits them.
 
     Args:

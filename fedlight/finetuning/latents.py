@@ -95,13 +95,14 @@ class LatentSpace:
             latents: float32, shape (n, *shape).
 
         Returns:
-            Float32, about -1 to 1, shape (n, *image_shape), on the same device.
+            Float32, about -1 to 1, shape (n, *image_shape), on the same device; the mean of a grey image's
+            channels is taken of values that are clipped to [-1, 1].
         """
         self.autoencoder.to(latents.device)
         scaled = latents / self.autoencoder.config.scaling_factor
         images = torch.cat([self.autoencoder.decode(batch).sample for batch in scaled.split(BATCH)])
         if self.image_shape[0] < images.shape[1]:
-            images = images.mean(dim=1, keepdim=True)
+            images = images.clamp(-1, 1).mean(dim=1, keepdim=True)
         return images
 
     def encode_cached(self, pixels: Tensor, cache: str, device: torch.device) -> Tensor:

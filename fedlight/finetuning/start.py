@@ -18,7 +18,7 @@ LORA = "lora"
 
 
 @dataclass(frozen=True)
-class Start:
+class PretrainedStart:
     """What a fine-tuned cell starts from.
 
     Attributes:
@@ -34,7 +34,7 @@ class Start:
 
 def make_start(
     config: FinetuningConfig, seed: int, cache: str, classes: Sequence[str], image_shape: tuple[int, int, int]
-) -> Start:
+) -> PretrainedStart:
     """The pretrained UNet and its schedule; with `finetuning=lora` the UNet has adapters, which are trained.
 
     Args:
@@ -65,4 +65,4 @@ def make_start(
             f"finetuning.prompt needs a pipeline that is conditioned on text, with a text encoder, and "
             f"{pipeline.folder} has {', '.join(pipeline.classes)}"
         )
-    return Start(pipeline, Backbone(unet, schedule, frozen), latents)
+    return PretrainedStart(pipeline, Backbone(unet, schedule, frozen), latents)

@@ -70,11 +70,9 @@ def test_a_federation_in_latent_space_is_drawn_alike_by_diffusers(
     pretrained = LDMPipeline.from_pretrained(folders[kind])
     alone = LDMPipeline.from_pretrained(made.folder / "model")
     assert images.shape == (5, 1, 8, 8)
-    differences = np.abs(draw(alone, 3, batch_size=5) - images)
-    if kind == "vq":  # rounding may choose another vector of the codebook
-        assert np.quantile(differences, 0.9) <= ROUNDED
-    else:
-        assert differences.max() <= ROUNDED
+    differences = np.sort(np.abs(draw(alone, 3, batch_size=5) - images).max(axis=(1, 2, 3)))
+    alike = 4 if kind == "vq" else 5  # the last bit may decide between two vectors of the codebook
+    assert differences[alike - 1] <= ROUNDED, differences
     assert np.abs(draw(pretrained, 3, batch_size=5) - images).max() > 5
     for name, tensor in pretrained.vqvae.state_dict().items():
         assert torch.equal(alone.vqvae.state_dict()[name], tensor)
@@ -113,10 +111,12 @@ def test_a_text_model_is_trained_on_the_prompts_of_its_classes(
 
 def test_nothing_frozen_is_sent_or_stored(folders: dict[str, Path], cell: MakeCell, wire: Wire) -> None:
     made = cell(*SHORT, *TEXT, "method=UDEC", f"finetuning.pretrained={folders['text']}")
-    components = {"unet": {}, "vae": {}, "text_encoder": {}}
+    components: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "vae": {}, "text_encoder": {}}
     for component in components:
         (weights,) = (folders["text"] / component).glob("*.safetensors")
-        components[component] = {n: t for n, t in load_file(weights).items() if t.numel() > 8}
+        components[component] = {
+            name: tensor for name, tensor in load_file(weights).items() if len(tensor.unique()) > 8
+        }
     stored = [path for path in made.folder.rglob("*") if path.is_file()]
     assert any("clients" in path.parts for path in stored)
     contents = [path.read_bytes() for path in stored]
@@ -183,6 +183,7 @@ def test_images_are_encoded_once_and_clients_see_latents(
     assert cell(*arguments, cache).result["state_sha256"] == first.result["state_sha256"]
 
 
+@pytest.mark.slow  # trains the classifier that scores
 def test_models_of_latents_are_scored_and_audited(folders: dict[str, Path], cell: MakeCell) -> None:
     made = cell(*SHORT, *TEXT, f"finetuning.pretrained={folders['text']}", "evaluation.samples=70")
     assert made.result["fid"]["value"] > 0
