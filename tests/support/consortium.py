@@ -169,6 +169,10 @@ class Consortium:
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def server_log(self) -> str:
+        """What the server's process printed, as the SuperLink stored it."""
+        return "".join(path.read_bytes().decode(errors="replace") for path in self.folder.glob("flower.db*"))
+
     def end(self, name: str) -> None:
         """Ends a SuperNode or the SuperLink as Ctrl-C would, and then what it leaves."""
         self.processes[name].terminate()
