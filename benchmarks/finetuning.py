@@ -115,7 +115,7 @@ def main() -> None:
         megabytes = {}
         for variant in VARIANTS:
             command = [sys.executable, __file__, PEAK, folder, variant]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
             megabytes[variant] = json.loads(done.stdout.splitlines()[-1])["megabytes"]
     trained = {
         variant: sum(tensor.numel() for tensor in part.model.state_dict().values())

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
-from fedlight.config_errors import describe_invalid
+from fedlight.config_errors import OPTIONAL_GROUPS, describe_invalid
 from fedlight.data.data_config import DataConfig, PartitionConfig
 from fedlight.diffusion.model_config import ModelConfig, OptimizerConfig
 from fedlight.evaluation.evaluation_config import EvaluationConfig
@@ -22,6 +23,7 @@ from fedlight.federation.federation_config import (
 )
 from fedlight.federation.method import Method
 from fedlight.finetuning.finetuning_config import FinetuningConfig
+from fedlight.loggers.several import split_loggers
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.section import FilePath, PositiveInt, Section, Target
 
@@ -32,17 +34,6 @@ class EarlyStoppingConfig(Section):
     monitor: Literal["fid", "train_loss"]
     patience: PositiveInt
     min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-OPTIONAL_GROUPS = (
-    "algorithm",
-    "transform",
-    "transport",
-    "privacy",
-    "aggregation",
-    "early_stopping",
-    "finetuning",
-)
 
 
 class CellConfig(Section):
@@ -71,6 +62,19 @@ class CellConfig(Section):
     aggregation: AggregationConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
     finetuning: FinetuningConfig | None = None
+
+    @field_validator("logger")
+    @classmethod
+    def _named(cls, value: Target) -> Target:
+        """Each logger's `_target_` is a name."""
+        for key, node in split_loggers(value).items():
+            if not isinstance(node["_target_"], str):
+                raise PydanticCustomError(
+                    "logger_target",
+                    "the _target_ of {key} must be the name of a class or function",
+                    {"key": key},
+                )
+        return value
 
     @field_validator(*OPTIONAL_GROUPS, mode="before")
     @classmethod

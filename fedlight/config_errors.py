@@ -10,7 +10,9 @@ from fedlight.runtime.secret import masked
 
 GLOBAL_GROUPS = ("experiment", "sweeps")
 """Groups whose files set keys of other groups."""
-OPTIONAL_GROUPS = ("algorithm", "early_stopping", "privacy", "transform", "transport")
+OPTIONAL_GROUPS = frozenset(
+    ("algorithm", "transform", "transport", "privacy", "aggregation", "early_stopping", "finetuning")
+)
 SWEEPER = "hydra.sweeper"
 
 

@@ -126,8 +126,6 @@ def _make_logger(
     A function is called with folder, sweep, cell and parameters; a class of Lightning with the keys of the
     section alone, and with the cell's folder as `save_dir` where it takes that and the section has none.
     """
-    if not isinstance(node["_target_"], str):
-        raise BadInput(f"_target_ must be the name of a class or function, got {node['_target_']!r}")
     target = get_object(node["_target_"])
     if not (isinstance(target, type) and issubclass(target, Logger)):
         made: Logger = instantiate(node, _partial_=True)(folder, sweep, cell, parameters)

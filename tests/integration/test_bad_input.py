@@ -39,7 +39,7 @@ CASES = {
     "resampling of no images": (["evaluation.bootstrap=200", "evaluation.samples=0"], "=0 scores none"),
     "logger that is a number": (
         ["logger=none", "logger._target_=3"],
-        "logger: _target_ must be the name of a class or function, got 3",
+        "logger: the _target_ of logger must be the name of a class or function, got ",
     ),
     "search without -m": (["hydra/sweeper=optuna"], "is a search of several cells: add -m"),
     "key of a search in a grid": (
