@@ -2,7 +2,7 @@
 
 python benchmarks/finetuning.py [--quick] [--out FILE.json]
 
-The same UNet (diffusers' UNet2DModel, 64 and 128 channels) denoises images of 64 x 64, or latents of 16 x 16
+The same UNet (diffusers' UNet2DModel, 32 and 64 channels) denoises images of 32 x 32, or latents of 8 x 8
 that an autoencoder makes of them. Each peak is that of a process of its own, which takes two steps, above
 what it had before the first. Times are measured in turns.
 """
@@ -25,7 +25,7 @@ from fedlight.experiment.parts import CellParts
 from fedlight.experiment.setup import assemble
 from fedlight.runtime.peak_memory import PeakMemory
 
-SIZE, BATCH = 64, 8
+SIZE, BATCH = 32, 8
 PEAK = "--peak"
 VARIANTS = {
     "images, all weights": ("images", "full"),
@@ -43,7 +43,7 @@ def save_pipelines(root: Path) -> None:
             sample_size=size,
             in_channels=channels,
             out_channels=channels,
-            block_out_channels=(64, 128),
+            block_out_channels=(32, 64),
             layers_per_block=2,
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),

@@ -5,7 +5,7 @@ python examples/latent_pipeline.py --out FOLDER [--steps N]
 The VAE (AutoencoderKL) is trained on the last 50,000 training images, so that no client of a cell with
 data.limit=10000 or less has one of them. It takes images of 28 x 28 to latents of 4 x 7 x 7. The UNet of the
 pipeline has random weights: `finetuning=full finetuning.pretrained=FOLDER` trains it in latent space.
-About 15 minutes on one core.
+About 15 minutes on an idle core.
 """
 
 import argparse

@@ -27,8 +27,8 @@ class DDPM(ResidentModule):
     With a schedule of `prediction_type` v_prediction the UNet predicts the velocity sqrt(alpha_bar) eps -
     sqrt(1 - alpha_bar) x_0 instead (arXiv 2202.00512).
 
-    A batch is a float tensor of images in [-1, 1], shape (n, channels, height, width); for a conditional
-    model, images and labels, int64, shape (n,).
+    A batch is a float tensor of images in [-1, 1], or of latents, shape (n, channels, height, width); for a
+    conditional model, these and labels, int64, shape (n,).
 
     Args:
         unet: predicts the noise or the velocity, called as `unet(x_t, t).sample`.
