@@ -1,5 +1,6 @@
 """Cells that fine-tune a pretrained model: what is sent and stored, restarts, models, bad input."""
 
+import json
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,7 @@ from diffusers import DDPMPipeline
 from pretrained import save_pretrained, tiny_unet
 from safetensors import safe_open
 
-from fedlight import export
+from fedlight import audit, export
 from fedlight.experiment.finished import open_cell
 from fedlight.federation.server import Server
 from fedlight.finetuning.adapters import ADAPTER_FILE, ADAPTER_FOLDER
@@ -207,6 +208,14 @@ def test_models_of_a_cell_are_opened_exported_and_loaded_by_diffusers_alone(
     with safe_open(tmp_path / "adapter" / ADAPTER_FILE, "pt") as tensors:
         assert all(name.startswith("unet.") and ".lora_" in name for name in tensors.keys())  # noqa: SIM118
     assert opened.sample(0, images=2).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.slow
+def test_an_adapted_model_and_its_updates_are_attacked(cell: MakeCell, pretrained: str) -> None:
+    made = cell(*LORA, pretrained, "method=UDEC", "rounds=2", "transform=int8")
+    assert invoke(str(made.folder), "--client", "0", "--images", "20", main=audit.main) == 0
+    attacks = json.loads((made.folder / "audit.json").read_text())["attacks"]
+    assert {"update of client 0: decoder"} <= {attack["sees"] for attack in attacks}
 
 
 def test_a_global_model_is_saved_as_its_adapters(cell: MakeCell, pretrained: str) -> None:
