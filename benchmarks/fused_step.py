@@ -11,6 +11,7 @@ import torch
 from common import composed
 from torch import Tensor
 
+from fedlight.data.class_names import DIGITS
 from fedlight.diffusion.depthwise import use_stacked_layers
 from fedlight.experiment.setup import make_client_model
 from fedlight.federation.stack import RandomState, Stack
@@ -49,7 +50,7 @@ class FusedStep:
     def __init__(self, clients: int, images: int, device: str, network: Sequence[str], graph: bool) -> None:
         _, config = composed(*network)
         torch.manual_seed(0)
-        module: Any = make_client_model(config, 10)[0].to(device)
+        module: Any = make_client_model(config, DIGITS).module.to(device)
         self._model: Any = _Alone(module)
         if clients > 1:
             use_stacked_layers(module)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from common import composed, parser, show, write
 
+from fedlight.data.class_names import DIGITS
 from fedlight.experiment.mechanisms import make_aggregation
 from fedlight.experiment.setup import make_client_model
 from fedlight.federation.algorithms.fedavg import FedAvg
@@ -35,7 +36,7 @@ class Round:
 
     def __init__(self, clients: int) -> None:
         _, config = composed(*PAPER, f"clients={clients}", "trainer.accelerator=cpu")
-        model, slices = make_client_model(config, 10)
+        model, slices, _ = make_client_model(config, DIGITS)
         self.theta = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         method = config.method.resolve(slices.names)
         secure = make_aggregation(config, method, slices, FedAvg(), 0.0, self.theta)

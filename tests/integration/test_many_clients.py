@@ -18,13 +18,13 @@ def test_clients_that_never_took_part_are_asked_once_for_all(
     cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    evaluate = Site.evaluate
+    evaluate = Site.evaluate_group
 
-    def noted(site: Site, request: Any) -> Any:
-        asked.append(request.client)
-        return evaluate(site, request)
+    def noted(site: Site, requests: Any) -> Any:
+        asked.extend(request.client for request in requests)
+        return evaluate(site, requests)
 
-    monkeypatch.setattr(Site, "evaluate", noted)
+    monkeypatch.setattr(Site, "evaluate_group", noted)
     done = cell("method=UDEC", "clients=12", "fraction=0.2", "transport=inline")
     met = {int(row["client"]) for row in done.rows("ledger.csv")}
     strangers = sorted(set(range(12)) - met)
