@@ -211,12 +211,12 @@ def judge(grid: Grid, claim: Claim, spread: Spread | None) -> tuple[str, str, st
         return "–", "–", "not run yet"
     quotient = f"{mean(first) / mean(second):.2f}"
     if spread is None:
-        return quotient, "–", "cannot be told from one seed"
+        return quotient, "–", "undecided: one seed"
     limits = [claim.limit * value for value in second]
     difference, half = mean(first) - mean(limits), spread.half_width([first, limits])
     interval = f"{difference:+.1f} ± {half:.1f}"
     if abs(difference) <= half:
-        return quotient, interval, "cannot be told at this size"
+        return quotient, interval, "undecided at this size"
     return quotient, interval, "comes out" if (difference < 0) == claim.below else "does not"
 
 

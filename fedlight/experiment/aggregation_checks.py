@@ -1,6 +1,7 @@
 """Checks of the section `aggregation` and all others: each raises BadInput with the way out."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from fedlight.config import CellConfig
@@ -96,8 +97,7 @@ def check_sums(
     """
     assert config.aggregation
     threshold = config.aggregation.threshold
-    for round_ in range(1, config.rounds + 1):
-        planned = planned_uplinks(method.in_round(round_, slices), participation, round_)
+    for round_, planned in planned_rounds(config, method, participation, slices):
         fewest = smallest_sums(planned, threshold)
         for slice_, reporters in count_reporters(planned).items():
             if reporters < fewest[slice_]:
@@ -110,13 +110,25 @@ def check_sums(
                 )
 
 
+def planned_rounds(
+    config: CellConfig, method: Method, participation: Participation, slices: tuple[str, ...]
+) -> Iterator[tuple[int, dict[int, tuple[str, ...]]]]:
+    """Each round of a cell, from 1, and for its clients the slices that they are to report.
+
+    Args:
+        config, method, participation, slices: as for `check_sums`.
+    """
+    for round_ in range(1, config.rounds + 1):
+        yield round_, planned_uplinks(method.in_round(round_, slices), participation, round_)
+
+
 def planned_uplinks(method: Method, participation: Participation, round_: int) -> dict[int, tuple[str, ...]]:
     """Client: the slices that it is to report in a round.
 
     A secret cohort consists of all clients: under client-level privacy secure aggregation needs fraction=1.
 
     Args:
-        method: as it is in the round.
+        method: with the slices of the round.
         participation: who takes part.
         round_: 1..R.
     """

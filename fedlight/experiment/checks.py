@@ -222,7 +222,7 @@ def _violated_by_client_privacy(
         f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
         f"floating tensors: {', '.join(integers)} holds whole numbers, which noise cannot hide": integers,
         f"parameters alone: {', '.join(buffers)} is a buffer, which noise would spoil": buffers,
-        "an algorithm that averages what clients report, as it is": (
+        "an algorithm that takes the plain mean of what clients report": (
             type(algorithm).summand is not FedAvg.summand
         ),
         "an algorithm that declares by aux_like what clients report beside the slices": undeclared,

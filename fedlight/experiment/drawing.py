@@ -1,6 +1,7 @@
 """Images are drawn from a model of a cell, as the cell's `evaluation` section says."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,17 +80,13 @@ def draw_images(
     drawn = sample(
         module.denoiser,
         module.schedule,
-        (images, *(latents.shape if latents else config.data.shape)),
-        sampler=config.evaluation.sampler,
-        steps=config.evaluation.steps,
+        **_sampling(config, images, latents),
         seed=seed,
         labels=labels,
-        guidance=config.evaluation.guidance,
         workers=workers,
         on_step=on_step,
         on_frame=on_frame,
         model=model,
-        decode=latents.decode if latents else None,
     )
     module.cpu()
     return drawn
@@ -133,15 +130,23 @@ def draw_images_together(
         module.unet,
         weights,
         module.schedule,
-        (images, *(latents.shape if latents else config.data.shape)),
-        sampler=config.evaluation.sampler,
-        steps=config.evaluation.steps,
+        **_sampling(config, images, latents),
         seeds=seeds,
         labels=labels,
-        guidance=config.evaluation.guidance,
         on_step=on_step,
         models=models,
-        decode=latents.decode if latents else None,
     )
     module.cpu()
     return drawn
+
+
+def _sampling(config: CellConfig, images: int, latents: LatentSpace | None) -> dict[str, Any]:
+    """The arguments of `sample` and `sample_together` that a cell decides."""
+    evaluation = config.evaluation
+    return {
+        "shape": (images, *(latents.shape if latents else config.data.shape)),
+        "sampler": evaluation.sampler,
+        "steps": evaluation.steps,
+        "guidance": evaluation.guidance,
+        "decode": latents.decode if latents else None,
+    }

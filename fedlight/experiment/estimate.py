@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedlight.data.client_data import ClientData
 from fedlight.diffusion.depthwise import use_stacked_layers
 from fedlight.experiment.checks import check_fuse
 from fedlight.experiment.fusing import AUTO, LIMIT
@@ -80,7 +79,7 @@ def estimate(parts: CellParts, taken: int = 0) -> Estimate:
         server.round += 1
         if round_ == taken:
             bytes_taken = server.ledger.bytes
-    return Estimate(steps, server.ledger.bytes - bytes_taken, _seconds(parts, steps, max(sizes), taken))
+    return Estimate(steps, server.ledger.bytes - bytes_taken, _seconds(parts, steps, taken))
 
 
 def describe_fuse(parts: CellParts) -> str | None:
@@ -123,26 +122,23 @@ def suggest_fuse(parts: CellParts) -> tuple[int, float] | None:
 
 def _fused_gain(parts: CellParts, fuse: int) -> float:
     """How many times as fast the steps of so many clients are in one computation, measured here."""
-    batch = min(parts.config.data.batch_size, max(map(len, parts.training_indices)))
-    return fuse * _alone_seconds(parts, batch) / _fused_seconds(parts, batch, fuse)
+    return fuse * _alone_seconds(parts) / _fused_seconds(parts, fuse)
 
 
-def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
+def _seconds(parts: CellParts, steps: int, taken: int) -> float:
     """The time of training and sampling, from that of one step, of which the forward pass is a third.
 
     Args:
         parts: of the cell.
         steps: optimizer steps of all clients.
-        largest: images of the largest client.
         taken: number of first rounds that cost nothing.
     """
     config = parts.config
-    batch = min(config.data.batch_size, largest)
-    cohort = cohort_size(config.clients, config.fraction)
-    per_image = _alone_seconds(parts, batch) / batch
+    batch, cohort = parts.largest_batch, cohort_size(config.clients, config.fraction)
+    per_image = _alone_seconds(parts) / batch
     trained, groups = per_image, cohort
     if parts.fuse > 1 and not parts.method.pool:
-        trained = _fused_seconds(parts, batch, parts.fuse) / (parts.fuse * batch)
+        trained = _fused_seconds(parts, parts.fuse) / (parts.fuse * batch)
         groups = -(-cohort // parts.fuse)
     models = len(scored_clients(config, frozenset())) if parts.method.evaluate == "clients" else 1
     evaluations = sum(is_evaluation_round(round_, config) for round_ in range(taken + 1, config.rounds + 1))
@@ -151,16 +147,16 @@ def _seconds(parts: CellParts, steps: int, largest: int, taken: int) -> float:
     return training + forwards * per_image / 3 / min(parts.max_workers, cohort)
 
 
-def _alone_seconds(parts: CellParts, batch: int) -> float:
+def _alone_seconds(parts: CellParts) -> float:
     """The time of one optimizer step of one client."""
     use_stacked_layers(parts.model, False)
-    return _step_seconds(_step_settings(parts), parts, batch)
+    return _step_seconds(_step_settings(parts), parts, parts.largest_batch)
 
 
-def _fused_seconds(parts: CellParts, batch: int, fuse: int) -> float:
+def _fused_seconds(parts: CellParts, fuse: int) -> float:
     """The time of one optimizer step of several clients in one computation."""
     use_stacked_layers(parts.model)
-    return _step_seconds(f"{_step_settings(parts)} {fuse}", parts, batch, fuse)
+    return _step_seconds(f"{_step_settings(parts)} {fuse}", parts, parts.largest_batch, fuse)
 
 
 def _step_settings(parts: CellParts) -> str:
@@ -171,10 +167,7 @@ def _step_seconds(settings: str, parts: CellParts, batch: int, fuse: int = 1) ->
     """The time of one optimizer step of `fuse` clients, measured once for each value of `settings`."""
     if settings not in _step_seconds_cache:
         module: Any = parts.model.to(parts.device)
-        pixels, labels = parts.training_data(batch)
-        data = ClientData(pixels, np.arange(batch), batch, labels)
-        (drawn,) = data.train_dataloader()
-        images: Any = data.on_after_batch_transfer(drawn, 0)
+        images = parts.first_batch(batch)
         if fuse > 1:
             module, images = Stack(module, fuse), [images] * fuse
             module.random = [RandomState(0, parts.device) for _ in range(fuse)]

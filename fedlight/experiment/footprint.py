@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from fedlight.data.client_data import ClientData
 from fedlight.experiment.estimate import STEP_SECTIONS
 from fedlight.experiment.parts import CellParts
 from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
@@ -42,14 +39,10 @@ def measure_footprint(parts: CellParts) -> Footprint:
 
 
 def _take_step(parts: CellParts) -> float | None:
-    batch = min(parts.config.data.batch_size, max(map(len, parts.training_indices)))
-    pixels, labels = parts.training_data(batch)
-    data = ClientData(pixels, np.arange(batch), batch, labels)
-    (drawn,) = data.train_dataloader()
+    images = parts.first_batch(parts.largest_batch)
     peak: Any = PeakGpuMemory() if parts.device.type == "cuda" else PeakMemory()
     module: Any = parts.model.to(parts.device)
     optimizer = module.configure_optimizers()
-    images: Any = data.on_after_batch_transfer(drawn, 0)
     module.training_step(images, 0).backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -57,14 +57,13 @@ def choose_fuse(parts: CellParts) -> int:
 
 def _number_by_rule(parts: CellParts) -> int:
     """Half a cohort, up to LIMIT clients that fit in MEMORY, where a step is small; otherwise 1."""
-    config, sizes = parts.config, [len(indices) for indices in parts.training_indices]
+    config = parts.config
     model_bytes = sum(tensor.nbytes for tensor in parts.model.state_dict().values())
-    cohort = cohort_size(len(sizes), config.fraction)
+    cohort = cohort_size(len(parts.training_indices), config.fraction)
     number = min(LIMIT, -(-cohort // 2), MEMORY // (4 * model_bytes))
     if number < 2:
         return 1
-    images = min(config.data.batch_size, max(sizes))
-    operations = images * image_flops(config, parts.dataset.classes).training
+    operations = parts.largest_batch * image_flops(config, parts.dataset.classes).training
     small = operations <= SMALL_STEP.get(parts.device.type, 0)
     return number if small else 1
 

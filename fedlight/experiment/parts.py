@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from lightning import Trainer
 from torch import Tensor
 
 from fedlight.config import CellConfig
+from fedlight.data.client_data import ClientData
 from fedlight.data.dataset import Dataset
 from fedlight.data.partition import Indices, pool
 from fedlight.diffusion.ddpm import DDPM
@@ -93,6 +96,18 @@ class CellParts:
     def denoised_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of what the model denoises: of an image, or of its latents."""
         return self.latents.shape if self.latents else self.config.data.shape
+
+    @property
+    def largest_batch(self) -> int:
+        """Images of the largest training step of a client."""
+        return min(self.config.data.batch_size, max(map(len, self.training_indices)))
+
+    def first_batch(self, images: int) -> Any:
+        """A batch of the first training images, as a training step receives it, on the device."""
+        pixels, labels = self.training_data(images)
+        data = ClientData(pixels, np.arange(images), images, labels)
+        (drawn,) = data.train_dataloader()
+        return data.on_after_batch_transfer(drawn, 0)
 
     def training_data(self, images: int | None = None) -> tuple[Tensor, Tensor | None]:
         """What the model is trained on, on the device, and the labels where it takes them.

@@ -1,7 +1,7 @@
 """What the server of a cell learns of updates, in words."""
 
 from fedlight.config import CellConfig
-from fedlight.experiment.aggregation_checks import planned_uplinks
+from fedlight.experiment.aggregation_checks import planned_rounds
 from fedlight.experiment.mechanisms import make_participation
 from fedlight.federation.secure.sum_sizes import smallest_sums
 
@@ -16,9 +16,6 @@ def describe_server_view(config: CellConfig) -> str:
         return ""
     slices = tuple(config.model.slices)
     method, participation = config.method.resolve(slices), make_participation(config)
-    plans = (
-        planned_uplinks(method.in_round(round_, slices), participation, round_)
-        for round_ in range(1, config.rounds + 1)
-    )
-    fewest = [min(smallest_sums(plan, config.aggregation.threshold).values()) for plan in plans if plan]
+    plans = planned_rounds(config, method, participation, slices)
+    fewest = [min(smallest_sums(plan, config.aggregation.threshold).values()) for _, plan in plans if plan]
     return f"sums of at least {min(fewest)} clients" if fewest else ""

@@ -47,7 +47,7 @@ def add_adapters(unet: ModelMixin, config: FinetuningConfig, seed: int) -> froze
         raise BadInput(INSTALL) from error
     if running := [name for name, buffer in unet.named_buffers() if buffer.is_floating_point()]:
         raise BadInput(
-            f"finetuning=lora leaves the pretrained model as it is, and {running[0]} changes while it "
+            f"finetuning=lora does not train the pretrained model, and {running[0]} changes while it "
             "trains: choose finetuning=full, or a model without BatchNorm"
         )
     layers = find_targets(unet, config.targets or DEFAULT_TARGETS)

@@ -13,6 +13,7 @@ from fedlight.diffusion.unet import ConvNextUNet
 from fedlight.finetuning.finetuning_config import FinetuningConfig
 from fedlight.finetuning.pretrained_files import INDEX, find_pretrained, hash_pretrained
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.printable import LENGTH, plain_line
 from fedlight.runtime.untrusted import parse_json
 
 MODELS: Mapping[str, tuple[str, ...]] = {
@@ -67,7 +68,7 @@ class PretrainedPipeline:
                 output_loading_info=True,
             )
         except Exception as error:  # each library below has errors of its own
-            reason = " ".join(str(error).split())[:300]
+            reason = plain_line(error, LENGTH)
             raise BadInput(
                 f"finetuning.pretrained: {place} cannot be loaded as {name} from safetensors: {reason}"
             ) from error
@@ -90,7 +91,7 @@ class PretrainedPipeline:
         try:
             return DDPMScheduler(**arguments)
         except Exception as error:  # each value of the file reaches diffusers
-            reason = " ".join(str(error).split())[:300]
+            reason = plain_line(error, LENGTH)
             raise BadInput(f"finetuning.pretrained: {path} is no noise schedule: {reason}") from error
 
     def class_of(self, component: str) -> str:

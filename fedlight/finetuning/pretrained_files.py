@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedlight.data.file_hashes import UNREADABLE, file_hashes
 from fedlight.runtime.errors import BadInput
+from fedlight.runtime.printable import plain_line
 
 INDEX = "model_index.json"
 COMPONENTS = ("unet", "scheduler", "vae", "vqvae", "text_encoder", "tokenizer")
@@ -51,10 +52,10 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT))
     except Exception as error:  # each library below has errors of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = plain_line(error, 200) or type(error).__name__
         raise BadInput(
             f"finetuning.pretrained={hub_id} is no folder here and cannot be fetched from the Hugging Face "
-            f"Hub ({reason[:200]}); without internet give the folder of a pipeline"
+            f"Hub ({reason}); without internet give the folder of a pipeline"
         ) from error
 
 

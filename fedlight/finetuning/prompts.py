@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedlight.diffusion.sampling import PROMPTS
 from fedlight.runtime.cache import load_or_make
 from fedlight.runtime.errors import BadInput, format_error
+from fedlight.runtime.printable import LENGTH, plain_line
 
 DEFAULT_PROMPT = "a photo of a {label}"
 LABEL = "{label}"
@@ -25,7 +26,7 @@ def condition_on_prompts(unet: nn.Module, embeddings: Tensor) -> None:
     `unet(x_t, t, class_labels=labels)` is `unet(x_t, t, encoder_hidden_states=embeddings[labels])`.
 
     Args:
-        unet: a `UNet2DConditionModel`; its state_dict stays as it is.
+        unet: a `UNet2DConditionModel`; its state_dict does not change.
         embeddings: of the prompt of each class and, last, of the empty prompt, which means no label; float32,
             shape (classes + 1, tokens, width).
     """
@@ -36,7 +37,7 @@ def condition_on_prompts(unet: nn.Module, embeddings: Tensor) -> None:
 def _replace_labels(
     unet: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A hook before `forward`: labels become embeddings; a call without labels stays as it is."""
+    """A hook before `forward`: labels become embeddings; a call without labels is unchanged."""
     if "class_labels" not in keywords:
         return arguments, keywords
     others = {name: value for name, value in keywords.items() if name != "class_labels"}
@@ -133,5 +134,5 @@ def _load(load: Callable[..., Any], folder: Path, **options: Any) -> Any:
     try:
         return load(folder, local_files_only=True, **options)
     except Exception as error:  # each library below has errors of its own
-        reason = " ".join(format_error(error).split())[:300]
+        reason = plain_line(format_error(error), LENGTH)
         raise BadInput(f"finetuning.pretrained: {folder} cannot be loaded: {reason}") from error

@@ -25,6 +25,11 @@ def printable(text: object, length: int = LENGTH) -> str:
     return shown if len(shown) <= length else f"{shown[: length - 1]}…"
 
 
-def plain_line(text: str) -> str:
-    """An error message, which may quote untrusted text, on one line; white space becomes single spaces."""
-    return printable(" ".join(text.split()), LONGEST)
+def plain_line(text: object, length: int = LONGEST) -> str:
+    """An error message, which may quote untrusted text, on one line; white space becomes single spaces.
+
+    Args:
+        text: converted by `str` first.
+        length: maximum number of characters of the result.
+    """
+    return printable(" ".join(str(text).split()), length)

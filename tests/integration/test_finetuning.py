@@ -36,7 +36,7 @@ def digest(cell: Cell) -> tuple[Any, ...]:
 
 
 def frozen_tensors() -> list[bytes]:
-    """The bytes of the pretrained tensors, of those that are long enough to be found by chance nowhere."""
+    """The bytes of the pretrained tensors, of those that are too long to occur elsewhere by chance."""
     arrays = (tensor.contiguous().numpy() for tensor in tiny_unet().state_dict().values())
     return [np.ascontiguousarray(array).tobytes() for array in arrays if array.size > 8]
 

@@ -220,7 +220,7 @@ class MaskClient:
             raise Damaged(f"{len(survivors)} clients survive, and {threshold} are needed to unmask")
         if self._client not in survivors:
             raise Damaged("the survivors are without this client, which has sent its masked update")
-        summed = summed_slices(self._secure, current.planned, survivors)
+        summed = self._secure.summed_slices(current.planned, survivors)
         seeds = {
             f"{client}.{slice_}": content
             for client in sorted(survivors)
@@ -241,15 +241,6 @@ class MaskClient:
         assert self._current
         update = self._current.update
         return MaskMessage(update.cell, update.round, self._client, step, payloads)
-
-
-def summed_slices(
-    secure: SecureAggregation, planned: dict[int, tuple[str, ...]], survivors: set[int]
-) -> set[str]:
-    """The slices that enough survivors report for their sum to be known."""
-    fewest = secure.smallest_sums(planned)
-    reporting = {slice_: sum(slice_ in planned[client] for client in survivors) for slice_ in fewest}
-    return {slice_ for slice_, count in reporting.items() if count >= fewest[slice_]}
 
 
 def read_survivors(message: MaskMessage, known: set[int]) -> set[int]:

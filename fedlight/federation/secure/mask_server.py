@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from fedlight.federation.messages import MaskMessage, MaskStep, Payload
 from fedlight.federation.secure.mask_bytes import KEY_BYTES, KEYS_BYTES, SHARE_BYTES, token_bytes
-from fedlight.federation.secure.mask_client import summed_slices
 from fedlight.federation.secure.masks import (
     KeyPair,
     bytes_payload,
@@ -50,7 +49,7 @@ class MaskServer:
     Attributes:
         keyed: the clients that have sent keys.
         sharing: those of them that have sent shares.
-        liars: clients whose revealed share was wrong, as far as it could be told.
+        liars: clients whose revealed share was wrong, as far as the others show it.
     """
 
     def __init__(
@@ -141,7 +140,7 @@ class MaskServer:
     def survivor_lists(self, survivors: Collection[int]) -> list[MaskMessage]:
         """The clients whose masked update arrived, for each of them."""
         self._survivors = set(survivors)
-        self._summed = summed_slices(self._secure, self._planned, self._survivors)
+        self._summed = self._secure.summed_slices(self._planned, self._survivors)
         tensor = torch.tensor(sorted(survivors), dtype=torch.int32)
         payloads = {"clients": Payload({"survivors": tensor}, 0)}
         return [self._message(client, "survivors", payloads) for client in sorted(survivors)]

@@ -22,7 +22,7 @@ from fedlight.federation.secure.discrete_gaussian import draw_discrete_gaussian
 from fedlight.federation.secure.fixed_point import FixedPoint, check_weight
 from fedlight.federation.secure.integers import pack_integers, to_signed, unpack_integers
 from fedlight.federation.secure.mask_bytes import mask_traffic
-from fedlight.federation.secure.sum_sizes import fewest_that_unmask, smallest_sums
+from fedlight.federation.secure.sum_sizes import count_reporters, fewest_that_unmask, smallest_sums
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput, Damaged
 from fedlight.runtime.seeds import stream
@@ -96,36 +96,22 @@ class SecureAggregation:
         Raises:
             BadInput: the weight is no whole number, or the sum of a cohort might exceed the modulus.
         """
-        return {
-            slice_: self._payload(slice_, values, received, aux, weight, loss, round_, client)
-            for slice_ in uplink
-        }
-
-    def _payload(
-        self,
-        slice_: str,
-        values: State,
-        received: State,
-        aux: State,
-        weight: float,
-        loss: float | None,
-        round_: int,
-        client: int,
-    ) -> Payload:
-        rng = stream(self.seed, "secure", round_, client, slice_)
-        like, aux_like = self.tensors_like(slice_, received)
-        parts = [values[name].double() - received[name].double() for name in like]
-        parts += [aux.get(name, torch.zeros_like(tensor)).double() for name, tensor in aux_like.items()]
-        real = torch.cat([part.flatten() for part in parts]).numpy()
-        whole = check_whole(weight)
-        rounded = whole * self.fixed.round(real, rng)
-        if self.noise:
-            uniform = self.noise.source("client", round_, client, slice_)
-            rounded += draw_discrete_gaussian(self.noise.deviation, len(rounded), uniform)
-        weighted_loss = 0 if loss is None else whole * self.fixed.round_loss(loss, rng)
-        vector = np.concatenate([np.array([whole, weighted_loss], np.int64), rounded])
-        packed = pack_integers(vector.view(np.uint64), self.fixed.modulus_bits)
-        return Payload({INTEGERS: packed}, len(real))
+        whole, payloads = check_whole(weight), {}
+        for slice_ in uplink:
+            rng = stream(self.seed, "secure", round_, client, slice_)
+            like, aux_like = self.tensors_like(slice_, received)
+            parts = [values[name].double() - received[name].double() for name in like]
+            parts += [aux.get(name, torch.zeros_like(tensor)).double() for name, tensor in aux_like.items()]
+            real = torch.cat([part.flatten() for part in parts]).numpy()
+            rounded = whole * self.fixed.round(real, rng)
+            if self.noise:
+                uniform = self.noise.source("client", round_, client, slice_)
+                rounded += draw_discrete_gaussian(self.noise.deviation, len(rounded), uniform)
+            weighted_loss = 0 if loss is None else whole * self.fixed.round_loss(loss, rng)
+            vector = np.concatenate([np.array([whole, weighted_loss], np.int64), rounded])
+            packed = pack_integers(vector.view(np.uint64), self.fixed.modulus_bits)
+            payloads[slice_] = Payload({INTEGERS: packed}, len(real))
+        return payloads
 
     # --- at the server ---
 
@@ -184,6 +170,16 @@ class SecureAggregation:
         """Slice: the fewest clients in its sum, of those that are to report it in a round."""
         return smallest_sums(uplinks, self.threshold)
 
+    def summed_slices(self, planned: Mapping[int, tuple[str, ...]], reporters: Collection[int]) -> set[str]:
+        """The slices that enough clients report for their sum to be known.
+
+        Args:
+            planned: the slices that each client of the cohort is to report.
+            reporters: the clients of it that do.
+        """
+        counts = count_reporters({client: planned[client] for client in reporters})
+        return {slice_ for slice_, few in self.smallest_sums(planned).items() if counts[slice_] >= few}
+
     def mask_traffic(
         self, planned: Mapping[int, tuple[str, ...]], reporters: Collection[int]
     ) -> dict[int, tuple[int, int]]:
@@ -194,11 +190,8 @@ class SecureAggregation:
             reporters: the clients that trained.
         """
         reported = {client: uplink for client, uplink in planned.items() if client in reporters}
-        fewest = self.smallest_sums(planned)
-        counts = {slice_: sum(slice_ in uplink for uplink in reported.values()) for slice_ in fewest}
-        enough = len(reported) >= fewest_that_unmask(self.threshold, len(planned))
-        summed = [slice_ for slice_, count in counts.items() if count >= fewest[slice_]]
-        return mask_traffic(reported, summed if enough else None)
+        enough = self.can_unmask(len(planned), len(reported))
+        return mask_traffic(reported, self.summed_slices(planned, reported) if enough else None)
 
     def can_unmask(self, planned: int, reporters: int) -> bool:
         """Whether so many reporters of a cohort can unmask a sum."""

@@ -437,11 +437,11 @@ def test_a_client_answers_no_message_that_an_honest_server_does_not_send(
 def test_a_round_is_unmasked_once(masked: MakeMasked) -> None:
     """Two sums of one round with different clients would differ by the update of one of them."""
     over = masked()
-    asked: list[bytes] = []
+    received: list[bytes] = []
     act = over._tapped(0)
-    over.grid.nodes[NODE].act = lambda content: (asked.append(content), act(content))[1]
+    over.grid.nodes[NODE].act = lambda content: (received.append(content), act(content))[1]
     over.run(1)
-    broadcast, *_, last = asked
+    broadcast, *_, last = received
     institution = over.institutions[0]
     assert institution.answer(last) == over.received[0][-1], "the same message gets the same bytes"
     institution.answer(broadcast)  # the server starts the round again

@@ -53,7 +53,7 @@ def test_bytes_are_the_integers_that_were_packed(bits: int, numbers: list[int]) 
 
 @given(st.sampled_from(MODULI), st.integers(0, 2**63), st.integers(1, 20))
 def test_a_sum_modulo_the_modulus_is_that_of_the_masked_numbers(bits: int, seed: int, clients: int) -> None:
-    """Masks that add up to zero leave the sum as it is, in any order."""
+    """Masks that add up to zero do not change the sum, in any order."""
     rng = np.random.default_rng(seed)
     largest = 2 ** (bits - 1) // clients
     plain = rng.integers(-largest, largest, (clients, 5))
