@@ -12,6 +12,7 @@ from fedlight.reporting.intervals import Difference, paired_difference
 SAME = 0.01  # shares of the exchange closer than this count as equal
 FULL = "FULL"
 NAMED_PLACES = 2  # more are counted
+NAMED_SETTINGS = 3  # the others are in the tables
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def headline(comparison: Comparison) -> str:
     most = max(contenders, key=lambda contender: contender.exchanged(set(contender.groups)))
     baseline = next((contender for contender in contenders if contender.name == FULL), most)
     others = [contender for contender in contenders if contender is not baseline]
+    if baseline.unit == "bytes":
+        others = sorted(others, key=_first_named)[:NAMED_SETTINGS]
     clauses = [clause for other in others if (clause := _against(baseline, other, len(others)))]
     if not clauses:
         return ""
@@ -97,13 +100,20 @@ def _settings(comparison: Comparison) -> list[Contender]:
     return contenders if totals and max(totals) > (1 + SAME) * min(totals) else []
 
 
+def _first_named(setting: Contender) -> tuple[int, float]:
+    """Orders settings: most seeds first, then the lowest FID."""
+    groups = setting.groups.values()
+    return -max(len(group.fid_by_seed) for group in groups), mean(group.fid or 0.0 for group in groups)
+
+
 def _against(baseline: Contender, other: Contender, comparisons: int) -> str:
     """What a contender costs in FID and saves in exchange; empty without a common place."""
     places = set(baseline.groups) & set(other.groups)
     if not places:
         return ""
     share = other.exchanged(places) / (baseline.exchanged(places) or 1.0)
-    saved = f"{100 * abs(1 - share):.0f} % {'fewer' if share < 1 else 'more'}"
+    changed = 100 * abs(1 - share)
+    saved = f"{changed:.{1 if 99 <= changed < 100 else 0}f} % {'fewer' if share < 1 else 'more'}"
     saved = saved if abs(1 - share) >= SAME else "as many"
     difference = paired_difference(other.log_fids(places), baseline.log_fids(places), comparisons)
     if difference is None:

@@ -13,12 +13,22 @@ REPEATED = ("seed", "partition.seed", "trainer.threads", "trainer.accelerator")
 
 
 def describe_setting(values: dict[str, Any]) -> str:
-    """A setting in words, such as `optimizer.lr=0.01`.
+    """A setting in words, such as `optimizer.lr=0.01`; without what another group's choice leaves out.
 
     Args:
         values: values of the configuration by key.
     """
-    return ", ".join(f"{key}={numbers.plain(value)}" for key, value in values.items())
+    return ", ".join(
+        f"{key}={numbers.plain(value)}"
+        for key, value in values.items()
+        if value is not None or not any(f"{group}.name" in values.keys() - {key} for group in _deciding(key))
+    )
+
+
+def _deciding(key: str) -> tuple[str, ...]:
+    """The groups whose choice leaves a key out: a pretrained model comes without the keys of another."""
+    group = key.partition(".")[0]
+    return (group, "finetuning") if group == "model" else (group,)
 
 
 def varying_keys(cells: Iterable[SweepCell], others: Collection[str]) -> list[str]:

@@ -22,7 +22,7 @@ from plausible import METHODS, read_result, write_cell, write_grid
 from report_page import Page, run_report
 
 from fedlight.reporting.comparison import make_comparisons
-from fedlight.reporting.exchange_figure import frontier
+from fedlight.reporting.exchange_figure import frontier, quality_exchange
 from fedlight.reporting.paper import beside_paper
 from fedlight.reporting.summaries import by_cell, summaries
 from fedlight.reporting.terminal import print_summary
@@ -451,6 +451,32 @@ def test_transforms_share_a_panel_of_quality_against_exchange(sweep: Path) -> No
     kept = [list(point) for point in points.to_numpy().tolist()]
     beaten = [p for p in kept if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in kept)]
     assert frontier(points).to_numpy().tolist() == sorted(p for p in kept if p not in beaten)
+
+
+def test_fine_tuned_cells_share_a_panel_whatever_else_differs(tmp_path: Path) -> None:
+    settings: list[dict[str, Any]] = [
+        {"model": {"name": "paper", "unet": {"dim": 16}}},
+        {"finetuning": {"name": "full"}, "model": {"name": "pretrained"}},
+    ]
+    for rank, rate in ((4, 0.01), (4, 0.02), ([1, 4], 0.01)):
+        adapters = {"name": "lora", "rank": rank, "train": "both"}
+        transform = {"transform": {"name": "best", "up": [{"_target_": "best"}]}} if rate == 0.02 else {}
+        tuned = {"finetuning": adapters, "model": {"name": "pretrained"}, "optimizer": {"lr": rate}}
+        settings.append({**tuned, **transform})
+    for sections in settings:
+        write_cell(tmp_path / "made", picture=False, sections=sections)
+    (comparison,) = make_comparisons(read_sweep(tmp_path / "made"))
+    plot = quality_exchange(comparison, "")
+    assert plot.panels == ["iid"]
+    assert sorted(plot.data["kind"]) == [
+        "all weights",
+        "from scratch",
+        "rank 4",
+        "rank 4, best",
+        "rank [1, 4]",
+    ]
+    _, curves = plot.view("iid")
+    assert len(curves) == len(settings)
 
 
 def test_a_group_that_a_cell_does_not_use_is_none_in_every_table(sweep: Path) -> None:
