@@ -87,7 +87,7 @@ class Round:
         self.timed("unmask", server.masks)
         self._check(update, masked)
         plain = sum(tensor.nbytes for tensor in self.theta.values())
-        down, up = mask_traffic(self.planned, self.uplink)[0]
+        down, up = mask_traffic(self.planned, clients, self.uplink)[0]
         vectors = sum(payload.bytes for payload in masked.payloads.values())
         counted = _size(server.key_lists()[0]) + _size(lists[0]) + _size(survivors[0])
         assert counted == down

@@ -62,6 +62,13 @@ def describe_disclosure(config: CellConfig, parts: CellParts) -> Iterator[str]:
         hidden = "" if config.privacy else ", likewise of the numbers of images and the losses"
         yield f"the server sees {view}, and no single update{hidden}"
         yield "leaves, encrypted for the others: shares of the keys of its masks, which unmask sums alone"
+        if parts.aggregation and parts.aggregation.signers:
+            yield "the keys of its masks are signed by its node's key, which the agreement lists"
+        else:
+            yield (
+                "the keys of its masks are not signed: a server that replaces them sees single updates; with "
+                "transport.nodes in the agreement they are"
+            )
     elif not config.privacy:
         yield "  the number of images, the mean training loss"
     if method.evaluate == "clients":

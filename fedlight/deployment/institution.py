@@ -14,9 +14,11 @@ from fedlight.experiment.parts import CHECKPOINT
 from fedlight.federation.admission import check_broadcast, check_evaluation
 from fedlight.federation.messages import Broadcast, Evaluation, MaskMessage, from_bytes, to_bytes
 from fedlight.federation.secure.mask_client import MaskClient
+from fedlight.federation.secure.secure_sum import SecureAggregation
+from fedlight.federation.secure.signatures import Signer
 from fedlight.federation.site import Site
 from fedlight.runs.identity import cell_id
-from fedlight.runtime.errors import Damaged
+from fedlight.runtime.errors import BadInput, Damaged
 
 MODELS = 2  # versions of the global slices that a client scores after a round, which may be repeated once
 
@@ -49,7 +51,9 @@ class Institution:
     masking: MaskClient | None = None
 
     @classmethod
-    def make(cls, path: Path, sha256: str, client: int, root: str | None, memory: Path) -> "Institution":
+    def make(
+        cls, path: Path, sha256: str, client: int, root: str | None, memory: Path, key: Path | None = None
+    ) -> "Institution":
         """Builds the site.
 
         Args:
@@ -58,6 +62,7 @@ class Institution:
             client: the institution's number.
             root: folder of its images, or None.
             memory: the folder for what it keeps.
+            key: the private key of its node; None where nothing is signed.
 
         Raises:
             BadInput: the agreement is another one, or cannot be followed here.
@@ -65,12 +70,12 @@ class Institution:
         check_agreed(path, sha256)
         config = load_agreed_config(path, root)
         cell = cell_id(config.plain())
+        parts = set_up_institution(config, client)
+        masking = make_masking(parts.aggregation, client, key) if parts.aggregation else None
         folder = memory / cell
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        parts = set_up_institution(config, client)
         print_notes(parts.dataset)
         terms = Terms.make(config, parts.method, tuple(parts.slices.names))
-        masking = MaskClient(parts.aggregation, client) if parts.aggregation else None
         return cls(cell, client, make_site(parts, folder), folder / CHECKPOINT, terms, masking)
 
     def answer(self, content: bytes) -> bytes:
@@ -154,3 +159,25 @@ class Institution:
         if (count := answers.count(kind, round_)) >= MODELS:
             raise Damaged(f"{kind} of {count} models left after round {round_} already")
         return answers.add(kind, round_, content, to_bytes(self.site.evaluate(request)))
+
+
+def make_masking(secure: SecureAggregation, client: int, key: Path | None) -> MaskClient:
+    """The institution's part in secure aggregation.
+
+    Raises:
+        BadInput: the agreement lists nodes' keys, and `key` is not that of the client.
+    """
+    if secure.signers is None:
+        return MaskClient(secure, client)
+    if key is None:
+        raise BadInput(
+            "the agreement has the keys of masks signed by the nodes' keys (transport.nodes): add "
+            'key="/path/to/node.key" to --node-config'
+        )
+    signer = Signer(key)
+    if signer.fingerprint != secure.signers[client]:
+        raise BadInput(
+            f"key={key} has the fingerprint {signer.fingerprint}, and the agreement lists "
+            f"{secure.signers[client]} for client {client}"
+        )
+    return MaskClient(secure, client, signer)
