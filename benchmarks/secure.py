@@ -27,6 +27,7 @@ from fedlight.federation.secure.mask_bytes import mask_traffic
 from fedlight.federation.secure.mask_client import MaskClient
 from fedlight.federation.secure.mask_server import MaskServer
 from fedlight.federation.secure.secure_sum import INTEGERS, STATISTICS
+from fedlight.runtime.hashing import state_sha256
 
 PAPER = ("experiment=paper", "logger=none", "aggregation=secure")
 
@@ -59,11 +60,12 @@ class Round:
             "encode", lambda: secure.encode(self.uplink, trained, self.theta, {}, 600, 0.1, 1, 0)
         )
         params = {slice_: payload.params for slice_, payload in payloads.items()}
-        server = MaskServer("bench", 1, secure, self.planned, params)
+        model = bytes.fromhex(state_sha256(self.theta))
+        server = MaskServer("bench", 1, secure, self.planned, params, model)
         members = [MaskClient(secure, client) for client in clients]
         update = Update("bench", 1, 0, 0, None, payloads)
         for client in clients:
-            server.add_keys(members[client].begin(replace(update, client=client), self.planned))
+            server.add_keys(members[client].begin(replace(update, client=client), self.planned, model))
         for message in server.key_lists():
             own = message.client == 0
             answer = (

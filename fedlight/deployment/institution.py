@@ -12,13 +12,14 @@ from fedlight.deployment.terms import Terms
 from fedlight.experiment.clients import make_site
 from fedlight.experiment.parts import CHECKPOINT
 from fedlight.federation.admission import check_broadcast, check_evaluation
-from fedlight.federation.messages import Broadcast, Evaluation, MaskMessage, from_bytes, to_bytes
+from fedlight.federation.messages import AUX, Broadcast, Evaluation, MaskMessage, from_bytes, to_bytes
 from fedlight.federation.secure.mask_client import MaskClient
 from fedlight.federation.secure.secure_sum import SecureAggregation
 from fedlight.federation.secure.signatures import Signer
 from fedlight.federation.site import Site
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput, Damaged
+from fedlight.runtime.hashing import state_sha256
 
 MODELS = 2  # versions of the global slices that a client scores after a round, which may be repeated once
 
@@ -98,7 +99,7 @@ class Institution:
                 return self._unmask(message, content, answers)
             if isinstance(message, Broadcast):
                 update = self._update(message, content, answers)
-                return self._begin_masking(update) if self.masking else update
+                return self._begin_masking(message, update) if self.masking else update
             return self._scores(message, content, answers)
 
     def read(self, content: bytes) -> Broadcast | Evaluation | MaskMessage:
@@ -134,11 +135,23 @@ class Institution:
         assert update, "the terms admit no client that drops out"
         return answers.add("update", round_, content, to_bytes(update))
 
-    def _begin_masking(self, content: bytes) -> bytes:
+    def _begin_masking(self, broadcast: Broadcast, content: bytes) -> bytes:
         """The public keys for the masks of an update; the update itself stays here."""
         assert self.masking
-        update = from_bytes(content)
-        return to_bytes(self.masking.begin(update, self.terms.uplinks(update.round)))
+        planned, model = self.terms.uplinks(broadcast.round), self._hash_received(broadcast)
+        return to_bytes(self.masking.begin(from_bytes(content), planned, model))
+
+    def _hash_received(self, broadcast: Broadcast) -> bytes:
+        """SHA-256 of the global slices and the auxiliary state that a broadcast leads to."""
+        setup = self.site.setup
+        sent = {slice_: payload.tensors for slice_, payload in broadcast.payloads.items()}
+        aux, state = sent.pop(AUX, {}), dict(setup.first)
+        if setup.codec.down:  # deltas to what this client had
+            state |= self.site.memory.read(self.client, broadcast.round)["reference"]
+        else:
+            state |= {name: tensor for tensors in sent.values() for name, tensor in tensors.items()}
+        downlink = setup.method.in_round(broadcast.round, setup.slices.names).downlink
+        return bytes.fromhex(state_sha256({**setup.slices.select(downlink, state), **aux}))
 
     def _unmask(self, message: MaskMessage, content: bytes, answers: Answers) -> bytes:
         """Answers a step of secure aggregation; the shares that unmask a round are revealed once."""

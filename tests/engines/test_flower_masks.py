@@ -1,6 +1,7 @@
 """Secure aggregation between five institutions over TLS: failing nodes, and what the server receives."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,19 @@ from consortium import Consortium, consortium_of, missing, until, update_in
 from scipy.stats import chisquare
 
 from fedlight import deploy
+from fedlight.experiment.attack import Attacker
+from fedlight.experiment.finished import open_cell
 from fedlight.federation.messages import Update, from_bytes
 from fedlight.federation.secure.integers import to_signed, unpack_integers
 from fedlight.federation.secure.secure_sum import INTEGERS
+from fedlight.federation.secure.signatures import SIGNATURE_BYTES
 
 pytest.importorskip("flwr")
 
 pytestmark = pytest.mark.slow
 
-COMMON = ["name=masks", "logger=none", "data.limit=150", "rounds=4", "epochs=1", "clients=5"]
+COMMON = ["name=masks", "logger=none", "data.limit=150", "rounds=4", "epochs=40", "optimizer.lr=0.003"]
+COMMON += ["clients=5"]
 COMMON += ["evaluation.samples=0", "evaluation.grid=0", "aggregation=secure", "aggregation.threshold=3"]
 STOPS = {2: "4 Broadcast", 3: "2 key list", 4: "2 share list"}
 """Client: the message at which its node is killed, before its keys, before its shares, and after them."""
@@ -54,9 +59,10 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Masked]:
     folder = tmp_path_factory.mktemp("masks")
     app = folder / "cell" / "app"
     app.parent.mkdir()
-    typed = [*COMMON, "transport.timeout=200"]
-    assert invoke("init", str(app), *typed, main=deploy.main) == 0
     with consortium_of(folder / "all", 5) as consortium:
+        nodes = ",".join(consortium.fingerprint(f"node{client}") for client in range(5))
+        typed = [*COMMON, "transport.timeout=200", f"transport.nodes=[{nodes}]"]
+        assert invoke("init", str(app), *typed, main=deploy.main) == 0
         for client in range(5):
             stops_at = STOPS.get(client, "")
             consortium.start_node(app, client, f"node{client}", heartbeat=10, stops_at=stops_at)
@@ -86,8 +92,10 @@ def test_the_first_round_has_the_bits_of_one_process(masked: Masked, cell: Calla
     plain = cell(*COMMON[2:], "rounds=1", "transport=inline")
     (first, *_) = masked.consortium.rows(masked.app, "rounds.csv")
     (row,) = plain.rows("rounds.csv")
-    for column in ("train_loss", "params_down", "params_up", "bytes_cumulative", "reports"):
+    for column in ("train_loss", "params_down", "params_up", "reports"):
         assert first[column] == row[column], column
+    signatures = 5 * (1 + 5) * SIGNATURE_BYTES  # each client sends its own, and gets those of all
+    assert int(first["bytes_cumulative"]) == int(row["bytes_cumulative"]) + signatures
 
 
 def test_what_the_superlink_received_of_one_client_is_uniform(masked: Masked) -> None:
@@ -119,3 +127,17 @@ def test_a_masked_update_has_nothing_in_common_with_the_update(masked: Masked) -
             assert abs(np.corrcoef(plain, sent)[0, 1]) < 5 / len(plain) ** 0.5
             compared += 1
     assert compared >= 2
+
+
+def test_the_membership_attack_on_what_the_superlink_received_is_at_chance(
+    masked: Masked, cell: Callable[..., Cell]
+) -> None:
+    """The clients overfit, so that there is something to see in their updates before the masks."""
+    plain = cell(*COMMON[2:], "rounds=1", "transport=inline")
+    attacker = Attacker(open_cell(plain.folder), images=1000, clients=5, seed=0)
+    received = {client: masked.updates(client)[1] for client in range(5)}
+    auc = defaultdict[str, list[float]](list)
+    for attack in attacker._attack_updates(received):
+        kind = re.sub(r"of (client )?\d.*?( before|$)", r"\2", attack.observed)
+        auc[kind].append(attack.summary(1e-5)["auc"][0])
+    print(dict(auc))

@@ -1,8 +1,8 @@
 """The bytes of keys, shares and unmasking in a round of secure aggregation, counted without any secret.
 
-A client sends 2 public keys, a share of each of its secrets to each other client, and in the end a share of
-the secrets of each client. So its traffic grows linearly with the cohort, and that of the server with its
-square (Bonawitz et al. 2017, table 1).
+A client sends 2 public keys and a hash of the model that it received, a share of each of its secrets to each
+other client, and in the end a share of the secrets of each client. So its traffic grows linearly with the
+cohort, and that of the server with its square (Bonawitz et al. 2017, table 1).
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from fedlight.federation.secure.signatures import SIGNATURE_BYTES
 from fedlight.federation.secure.sum_sizes import group_slices
 
 KEY_BYTES = 32  # of an X25519 key, of a SHA-256
-KEYS_BYTES = 2 * KEY_BYTES  # public keys of a client: of masks and of encryption
+KEYS_BYTES = 3 * KEY_BYTES  # public keys of a client, of masks and of encryption, and a hash of its model
 SECRET_BYTES = 16  # of a secret that is shared: one block of Shamir's secret sharing
 PLACE_BYTES = 4  # of a client number
 SHARE_BYTES = PLACE_BYTES + SECRET_BYTES
@@ -19,7 +19,7 @@ HEAD_BYTES = 3 * PLACE_BYTES  # before encrypted shares: round, sender, receiver
 
 
 def keys_bytes(signed: bool) -> int:
-    """Bytes of the public keys of a client, with its signature where the agreement lists the nodes' keys."""
+    """Bytes of the public keys of a client and of the hash, with its signature or without."""
     return KEYS_BYTES + (SIGNATURE_BYTES if signed else 0)
 
 

@@ -2,10 +2,11 @@
 
 The steps of a round (Bonawitz et al. 2017, figure 4); each message names cell, round and client:
 
-1. After training, `keys`: two public keys, signed where the agreement lists nodes' keys, and a commitment to
-   the seed of its own mask. Slices that the same clients report are a group with one mask, and one seed.
-2. On `key list`, the keys of all clients that trained: `shares`, for each other client the encrypted shares
-   of the mask key and of the seeds.
+1. After training, `keys`: two public keys and a hash of the received model, signed where the agreement lists
+   nodes' keys, and a commitment to the seed of its own mask. Slices that the same clients report are a group
+   with one mask, and one seed.
+2. On `key list`, the keys of all clients that trained, who must have received the same model: `shares`, for
+   each other client the encrypted shares of the mask key and of the seeds.
 3. On `share list`, the encrypted shares for this client: the masked update.
 4. On `survivors`, the clients whose masked update arrived: `revealed`, a share of the seeds of each survivor,
    and of the mask key of each client that has not survived; never both of one client.
@@ -33,6 +34,7 @@ from fedlight.federation.secure.masks import (
     bytes_payload,
     check_share,
     commit,
+    hash_of_model,
     new_secret,
     open_payload,
     own_mask,
@@ -58,7 +60,7 @@ class MaskSession:
         planned: client: the slices that it is to report in the round.
         keys: of masks and of encryption.
         seeds: group of slices: seed of this client's own mask.
-        own: the public keys, as they left.
+        own: the public keys, the hash and the signature, as they left.
         step: the message that comes next.
         public: client: the public keys of those that trained.
         session: the transcript of the round.
@@ -105,17 +107,18 @@ class MaskClient:
         self._signer = signer
         self._current: MaskSession | None = None
 
-    def begin(self, update: Update, planned: dict[int, tuple[str, ...]]) -> MaskMessage:
+    def begin(self, update: Update, planned: dict[int, tuple[str, ...]], model: bytes) -> MaskMessage:
         """Begins the masking of an update with new keys; earlier ones are forgotten.
 
         Args:
             update: of a round, not masked.
             planned: client: the slices that it is to report in the round.
+            model: SHA-256 of what the server sent.
         """
         keys = KeyPair(), KeyPair()
         groups = [group for group in group_slices(planned) if group in update.payloads]
         seeds = {group: new_secret() for group in groups}
-        public = keys[0].public + keys[1].public
+        public = keys[0].public + keys[1].public + model
         if self._signer:
             public += self._signer.sign(signed_content(update.cell, update.round, self._client, public))
         self._current = MaskSession(update, planned, keys, seeds, own=public)
@@ -192,6 +195,8 @@ class MaskClient:
                 self._secure.check_keys(message.cell, message.round, client, content)
             except Damaged as error:
                 raise Damaged(f"in the key list client {client} {error}") from error
+            if hash_of_model(content) != hash_of_model(current.own):
+                raise Damaged(f"client {client} received another model than this one: nothing is masked")
         return public
 
     def _mask(self, current: MaskSession, message: MaskMessage) -> Update:

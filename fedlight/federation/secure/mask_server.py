@@ -17,6 +17,7 @@ from fedlight.federation.secure.masks import (
     check_share,
     combine,
     commit,
+    hash_of_model,
     open_payload,
     own_mask,
     pair_mask,
@@ -47,6 +48,7 @@ class MaskServer:
         secure: encodes updates, and has the rules of sums.
         planned: client: the slices that it is to report in the round.
         params: slice: the number of scalars in its vector.
+        model: SHA-256 of what clients receive.
 
     Attributes:
         keyed: the clients that have sent keys.
@@ -61,12 +63,14 @@ class MaskServer:
         secure: SecureAggregation,
         planned: dict[int, tuple[str, ...]],
         params: dict[str, int],
+        model: bytes,
     ) -> None:
         self._cell = cell
         self._round = round_
         self._secure = secure
         self._planned = planned
         self._params = params
+        self._model = model
         self.threshold = fewest_that_unmask(secure.threshold, len(planned))
         self._public: dict[int, bytes] = {}
         self._commitments: dict[int, dict[str, bytes]] = {}
@@ -102,6 +106,8 @@ class MaskServer:
             raise Damaged("has a public key that another one is equal to")
         for half in halves:
             KeyPair().agree(half, "check")
+        if hash_of_model(opened) != self._model:
+            raise Damaged("says that it received another model than that of the round")
         self._secure.check_keys(self._cell, self._round, message.client, opened)
         self._public[message.client], self._commitments[message.client] = opened, bound
 

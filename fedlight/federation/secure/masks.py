@@ -143,8 +143,13 @@ def unseal(key: bytes, token: bytes) -> bytes:
 
 
 def split_keys(content: bytes) -> tuple[bytes, bytes]:
-    """A client's public keys of masks and of encryption."""
-    return content[:KEY_BYTES], content[KEY_BYTES:KEYS_BYTES]
+    """A client's public keys of masks and of encryption, from its keys as they are sent."""
+    return content[:KEY_BYTES], content[KEY_BYTES : 2 * KEY_BYTES]
+
+
+def hash_of_model(content: bytes) -> bytes:
+    """The hash that stands behind a client's public keys."""
+    return content[2 * KEY_BYTES : KEYS_BYTES]
 
 
 def transcript(cell: str, round_: int, keys: Mapping[int, bytes]) -> bytes:

@@ -16,7 +16,8 @@ from toy import FULL, PARTIAL, federate, inline, toy_site
 
 from fedlight.deployment.institution import make_masking
 from fedlight.federation.algorithms.scaffold import Scaffold
-from fedlight.federation.messages import MaskMessage, Payload, Update, from_bytes, to_bytes
+from fedlight.federation.codec import Codec
+from fedlight.federation.messages import Broadcast, MaskMessage, Payload, Update, from_bytes, to_bytes
 from fedlight.federation.method import Method
 from fedlight.federation.secure.fixed_point import FixedPoint
 from fedlight.federation.secure.integers import to_signed, unpack_integers
@@ -25,6 +26,7 @@ from fedlight.federation.secure.masks import KeyPair, combine, commit, expand, s
 from fedlight.federation.secure.secure_sum import INTEGERS
 from fedlight.federation.secure.signatures import SIGNATURE_BYTES, Signer, signed_content
 from fedlight.federation.server import Server
+from fedlight.federation.transforms.quantisation import Quantisation
 from fedlight.runtime.errors import BadInput, Damaged
 
 pytest.importorskip("flwr")
@@ -241,7 +243,7 @@ WRONG: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "weak key": (
         "Broadcast",
         lambda m: with_payload(
-            m, "keys", Payload({"own": torch.tensor([0] * 32 + [9] * 32, dtype=torch.uint8)}, 0)
+            m, "keys", Payload({"own": torch.tensor([0] * 32 + [9] * 64, dtype=torch.uint8)}, 0)
         ),
         "has a public key that is none",
     ),
@@ -340,18 +342,23 @@ def survivors(*clients: int) -> Callable[[Any], Any]:
     return lambda m: with_payload(m, "clients", Payload({"survivors": listed}, 0))
 
 
+def other_keys(message: MaskMessage, client: str) -> torch.Tensor:
+    """The keys that a list has of a client, with other public keys."""
+    return torch.cat([torch.arange(64, dtype=torch.uint8), message.payloads["keys"].tensors[client][64:]])
+
+
 LIES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "another key of mine": (
         "key list",
         lambda m: with_payload(
-            m, "keys", Payload({**m.payloads["keys"].tensors, "0": torch.zeros(64, dtype=torch.uint8)}, 0)
+            m, "keys", Payload({**m.payloads["keys"].tensors, "0": torch.zeros(96, dtype=torch.uint8)}, 0)
         ),
         "the key list has a key twice",
     ),
     "another valid key of mine": (
         "key list",
         lambda m: with_payload(
-            m, "keys", Payload({**m.payloads["keys"].tensors, "0": torch.arange(64, dtype=torch.uint8)}, 0)
+            m, "keys", Payload({**m.payloads["keys"].tensors, "0": other_keys(m, "0")}, 0)
         ),
         "has other keys of this client than it sent",
     ),
@@ -418,7 +425,7 @@ def test_a_key_that_is_not_the_same_for_all_is_noticed_by_all(masked: MakeMasked
     over = masked()
 
     def other(message: MaskMessage) -> MaskMessage:
-        tensors = {**message.payloads["keys"].tensors, "1": torch.arange(64, dtype=torch.uint8)}
+        tensors = {**message.payloads["keys"].tensors, "1": other_keys(message, "1")}
         return with_payload(message, "keys", Payload(tensors, 0))
 
     refusals = driven(over, "key list", other)
@@ -435,6 +442,52 @@ def test_a_client_answers_no_message_that_an_honest_server_does_not_send(
     refusals = driven(masked(), step, change)
     assert len(refusals) == 1
     assert reason in refusals[0]
+
+
+# --- one model for all ---
+
+
+@pytest.mark.parametrize("chosen", [{}, {"codec": Codec(down=[Quantisation(8)])}, {"algorithm": Scaffold()}])
+def test_a_server_that_sends_one_client_another_model_is_noticed_before_anything_is_masked(
+    chosen: dict[str, Any], masked: MakeMasked, tmp_path: Path
+) -> None:
+    """Model inconsistency (arXiv 2111.07380): models can be such that one client's update is the sum."""
+    over = masked(secure_setup(**chosen))
+    over.run(2)  # with one model the hashes are equal, at first contact and with deltas
+    assert over.server.met == dict.fromkeys(range(5), 2)
+    act = over._tapped(0)
+
+    def received(content: bytes) -> bytes:
+        message = from_bytes(content)
+        if not isinstance(message, Broadcast):
+            return act(content)
+        values = {n: t.clone() for n, t in message.payloads["own"].tensors.items()}
+        next(iter(values.values())).view(torch.uint8).flatten()[0] ^= 1
+        return act(to_bytes(with_payload(message, "own", replace(message.payloads["own"], tensors=values))))
+
+    over.grid.nodes[NODE].act = received
+    hidden = over.server.hash_sent
+    over.server.hash_sent = lambda: b""  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedlight.federation.secure.mask_server.hash_of_model", lambda content: b"")
+        over.run(3)
+    over.server.hash_sent = hidden  # type: ignore[method-assign]
+    assert len(over.refusals) == 5
+    assert all(
+        re.fullmatch(r"client \d received another model than this one: nothing is masked", refusal)
+        for refusal in over.refusals
+    )
+
+
+def test_a_client_that_names_another_model_drops_out(masked: MakeMasked, tmp_path: Path, capfd: Line) -> None:
+    over = masked()
+    over.change(1, "Broadcast", lambda m: with_payload(m, "keys", first_byte(m.payloads["keys"])))
+    over.run(1)
+    assert same(over.server, plain_server(secure_setup(), tmp_path / "plain", 5, 1, {0, 2, 3, 4}))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith(
+        "sent a message that says that it received another model than that of the round: refused"
+    )
 
 
 # --- public keys that the nodes sign ---
@@ -472,8 +525,9 @@ def replacing(change: Callable[[int, bytes], bytes]) -> Callable[[Any], Any]:
     return replaced
 
 
-def own_keys() -> bytes:
-    return KeyPair().public + KeyPair().public
+def own_keys(content: bytes) -> bytes:
+    """Keys of the server's own, with the hash of the model that the client sent."""
+    return KeyPair().public + KeyPair().public + content[64:KEYS_BYTES]
 
 
 def test_without_signatures_keys_that_a_server_puts_in_get_shares_that_it_can_read(
@@ -481,22 +535,24 @@ def test_without_signatures_keys_that_a_server_puts_in_get_shares_that_it_can_re
 ) -> None:
     """A machine in the middle: from the answer of client 0 it has the seed of that client's own mask."""
     over, pairs = masked(), {client: (KeyPair(), KeyPair()) for client in (1, 2, 3, 4)}
-    put_in = {client: b"".join(pair.public for pair in both) for client, both in pairs.items()}
-    assert not driven_first(over, replacing(lambda client, content: put_in[client]))
+    put_in = {client: both[0].public + both[1].public for client, both in pairs.items()}
+    assert not driven_first(over, replacing(lambda client, content: put_in[client] + content[64:]))
     keys, shares = map(from_bytes, over.received[0][:2])
     own = keys.payloads["keys"].tensors["own"].numpy().tobytes()
-    session = transcript("toy", 1, {0: own, **put_in})
+    session = transcript("toy", 1, {0: own, **{k: public + own[64:] for k, public in put_in.items()}})
     read = []
     for client, (_, pair) in pairs.items():
         token = shares.payloads["shares"].tensors[str(client)].numpy().tobytes()
-        plain = unseal(pair.agree(own[32:], "shares", session, 0, client), token)
+        plain = unseal(pair.agree(own[32:64], "shares", session, 0, client), token)
         read.append(plain[-SHARE_BYTES:])
     commitment = keys.payloads["commitments"].tensors["own"].numpy().tobytes()
     assert commit(combine(read)) == commitment
 
 
 def test_keys_that_a_server_puts_in_are_noticed_where_nodes_sign(signed: MaskedToys) -> None:
-    refusals = driven_first(signed, replacing(lambda client, content: own_keys() + content[KEYS_BYTES:]))
+    refusals = driven_first(
+        signed, replacing(lambda client, content: own_keys(content) + content[KEYS_BYTES:])
+    )
     assert refusals == ["in the key list client 1 has public keys whose signature is invalid"]
 
 
@@ -521,7 +577,7 @@ def test_keys_that_another_key_signs_are_refused(signed: MaskedToys, tmp_path: P
     stranger = Signer(write_key(tmp_path / "stranger.key"))
 
     def put_in(client: int, content: bytes) -> bytes:
-        keys = own_keys()
+        keys = own_keys(content)
         return keys + stranger.sign(signed_content("toy", 1, client, keys))
 
     (refusal,) = driven_first(signed, replacing(put_in))
@@ -537,7 +593,7 @@ def test_a_signature_holds_for_one_client_in_one_round_of_one_cell(
     def earlier(client: int, content: bytes) -> bytes:
         if client != 1:
             return content
-        keys = own_keys()
+        keys = own_keys(content)
         return keys + signed.signers[1].sign(signed_content(*whose, keys))
 
     (refusal,) = driven_first(signed, replacing(earlier))
