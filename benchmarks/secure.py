@@ -26,8 +26,8 @@ from fedlight.federation.secure.integers import unpack_integers
 from fedlight.federation.secure.mask_bytes import mask_traffic
 from fedlight.federation.secure.mask_client import MaskClient
 from fedlight.federation.secure.mask_server import MaskServer
+from fedlight.federation.secure.masks import hash_model
 from fedlight.federation.secure.secure_sum import INTEGERS, STATISTICS
-from fedlight.runtime.hashing import state_sha256
 
 PAPER = ("experiment=paper", "logger=none", "aggregation=secure")
 
@@ -60,7 +60,7 @@ class Round:
             "encode", lambda: secure.encode(self.uplink, trained, self.theta, {}, 600, 0.1, 1, 0)
         )
         params = {slice_: payload.params for slice_, payload in payloads.items()}
-        model = bytes.fromhex(state_sha256(self.theta))
+        model = hash_model(self.theta, {})
         server = MaskServer("bench", 1, secure, self.planned, params, model)
         members = [MaskClient(secure, client) for client in clients]
         update = Update("bench", 1, 0, 0, None, payloads)

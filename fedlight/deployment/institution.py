@@ -14,12 +14,12 @@ from fedlight.experiment.parts import CHECKPOINT
 from fedlight.federation.admission import check_broadcast, check_evaluation
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, MaskMessage, from_bytes, to_bytes
 from fedlight.federation.secure.mask_client import MaskClient
+from fedlight.federation.secure.masks import hash_model
 from fedlight.federation.secure.secure_sum import SecureAggregation
 from fedlight.federation.secure.signatures import Signer
 from fedlight.federation.site import Site
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput, Damaged
-from fedlight.runtime.hashing import state_sha256
 
 MODELS = 2  # versions of the global slices that a client scores after a round, which may be repeated once
 
@@ -151,7 +151,7 @@ class Institution:
         else:
             state |= {name: tensor for tensors in sent.values() for name, tensor in tensors.items()}
         downlink = setup.method.in_round(broadcast.round, setup.slices.names).downlink
-        return bytes.fromhex(state_sha256({**setup.slices.select(downlink, state), **aux}))
+        return hash_model(setup.slices.select(downlink, state), aux)
 
     def _unmask(self, message: MaskMessage, content: bytes, answers: Answers) -> bytes:
         """Answers a step of secure aggregation; the shares that unmask a round are revealed once."""

@@ -19,11 +19,11 @@ from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.open_round import OpenRound, Outcome
+from fedlight.federation.secure.masks import hash_model
 from fedlight.federation.secure.secure_sum import SecureAggregation, SliceSums
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.step import step_model
 from fedlight.runtime.errors import Damaged
-from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.printable import printable
 from fedlight.runtime.stopwatch import Stopwatch
 
@@ -229,7 +229,7 @@ class Server:
         slices = self._method_now().downlink
         values = {name: tensor for s in slices for name, tensor in self._downlink.received(s).items()}
         aux = self.slices.auxiliary(slices, self._algorithm.broadcast(self.state))
-        return bytes.fromhex(state_sha256({**values, **aux}))
+        return hash_model(values, aux)
 
     def count_masks(self, client: int, direction: Direction, size: int) -> None:
         """Counts bytes of keys and shares that were sent in the open round."""

@@ -190,7 +190,7 @@ class MaskClient:
             raise Damaged("the key list has a key twice")
         if public.get(self._client) != current.own:
             raise Damaged("the key list has other keys of this client than it sent")
-        for client, content in public.items():
+        for client, content in sorted(public.items()):
             try:
                 self._secure.check_keys(message.cell, message.round, client, content)
             except Damaged as error:

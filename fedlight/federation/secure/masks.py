@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedlight.federation.messages import Payload, State
+from fedlight.federation.messages import AUX, Payload, State
 from fedlight.federation.secure.integers import unpack_integers
 from fedlight.federation.secure.mask_bytes import (
     KEY_BYTES,
@@ -25,6 +25,7 @@ from fedlight.federation.secure.mask_bytes import (
     SHARE_BYTES,
 )
 from fedlight.runtime.errors import Damaged
+from fedlight.runtime.hashing import state_sha256
 
 START = bytes(16)  # of the counter; a key encrypts one stream only
 
@@ -96,7 +97,7 @@ def share(secret: bytes, threshold: int, count: int) -> list[bytes]:
     """Shares of a secret of 16 bytes, of which `threshold` reveal it and fewer say nothing (Shamir)."""
     from Crypto.Protocol.SecretSharing import Shamir
 
-    shares = Shamir.split(threshold, count, secret)
+    shares = Shamir.split(threshold, count, secret, ssss=False)
     return [place.to_bytes(PLACE_BYTES, "little") + content for place, content in shares]
 
 
@@ -106,7 +107,7 @@ def combine(shares: list[bytes]) -> bytes:
 
     places = [int.from_bytes(one[:PLACE_BYTES], "little") for one in shares]
     contents = [one[PLACE_BYTES:] for one in shares]
-    return bytes(Shamir.combine(list(zip(places, contents, strict=True))))
+    return bytes(Shamir.combine(list(zip(places, contents, strict=True)), ssss=False))
 
 
 def check_share(content: bytes, place: int) -> bytes:
@@ -150,6 +151,12 @@ def split_keys(content: bytes) -> tuple[bytes, bytes]:
 def hash_of_model(content: bytes) -> bytes:
     """The hash that stands behind a client's public keys."""
     return content[2 * KEY_BYTES : KEYS_BYTES]
+
+
+def hash_model(values: State, aux: State) -> bytes:
+    """SHA-256 of the global slices and of the auxiliary state that a server sends in a round, 32 bytes."""
+    named = {**values, **{f"{AUX}/{name}": tensor for name, tensor in aux.items()}}
+    return bytes.fromhex(state_sha256(named))
 
 
 def transcript(cell: str, round_: int, keys: Mapping[int, bytes]) -> bytes:
