@@ -16,16 +16,19 @@ from toy import FULL, PARTIAL, federate, inline, toy_site
 
 from fedlight.deployment.institution import make_masking
 from fedlight.federation.algorithms.scaffold import Scaffold
+from fedlight.federation.client import ClientSetup
 from fedlight.federation.codec import Codec
 from fedlight.federation.messages import Broadcast, MaskMessage, Payload, Update, from_bytes, to_bytes
-from fedlight.federation.method import Method
+from fedlight.federation.method import Method, Split
 from fedlight.federation.secure.fixed_point import FixedPoint
 from fedlight.federation.secure.integers import to_signed, unpack_integers
 from fedlight.federation.secure.mask_bytes import KEYS_BYTES, SHARE_BYTES, token_bytes
 from fedlight.federation.secure.masks import KeyPair, combine, commit, expand, share, transcript, unseal
 from fedlight.federation.secure.secure_sum import INTEGERS
 from fedlight.federation.secure.signatures import SIGNATURE_BYTES, Signer, signed_content
+from fedlight.federation.secure.sum_sizes import group_slices
 from fedlight.federation.server import Server
+from fedlight.federation.slices import SliceMap
 from fedlight.federation.transforms.quantisation import Quantisation
 from fedlight.runtime.errors import BadInput, Damaged
 
@@ -106,6 +109,27 @@ def test_two_nodes_fail_at_different_steps_and_the_sum_is_that_of_the_others(
     assert over.server.met == dict.fromkeys((0, 3, 4), 1)
     over.run(2)  # two are away
     assert over.server.round == 2
+
+
+def split_setup() -> ClientSetup:
+    """A federation in which clients report different slices: one of a pair `own`, the other `shared`."""
+    setup = secure_setup(fields={"threshold": 2})
+    parts = {"own": ("own.weight",), "bias": ("own.bias",), "shared": ("shared.weight", "shared.bias")}
+    slices, split = SliceMap(parts), Split(either=("own", "shared"), coin="bias")
+    method = Method(name="SPLIT", downlink="all", uplink="all", split=split, evaluate="global")
+    assert setup.secure
+    secure = replace(setup.secure, slices=slices)
+    return replace(setup, slices=slices, method=method.resolve(slices.names), secure=secure)
+
+
+def test_slices_of_different_clients_have_masks_of_their_own(masked: MakeMasked, tmp_path: Path) -> None:
+    over = masked(split_setup(), 8)
+    over.kill(3, "share list")
+    over.run(1)
+    assert len(group_slices(over.server._open.planned)) > 1
+    plain = plain_server(split_setup(), tmp_path / "plain", 8, 1, {*range(8)} - {3})
+    assert same(over.server, plain)
+    assert not all(tensor.equal(over.setup.first[name]) for name, tensor in plain.theta.items())
 
 
 @pytest.mark.parametrize(
