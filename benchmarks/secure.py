@@ -79,7 +79,7 @@ class Round:
         for client, message in zip(clients[1:], lists[1:], strict=True):  # shares are read, nothing is masked
             session = members[client]._current
             assert session
-            session.update = replace(session.update, payloads={})
+            session.update, session.seeds = replace(session.update, payloads={}), {}
             members[client].answer(message)
         survivors = server.survivor_lists(clients)
         revealed = [members[message.client].answer(message) for message in survivors]

@@ -144,6 +144,6 @@ def test_the_membership_attack_on_what_the_superlink_received_is_at_chance(
         auc[kind].append(attack.summary(1e-5)["auc"][0])
     single, tapped, total = (sum(values) / len(values) for values in auc.values())
     assert len(auc["masked update"]) == 5
-    assert abs(tapped - 0.5) < 0.2
-    assert single > 0.75
+    assert abs(tapped - 0.5) < 0.15  # more than four standard errors
+    assert single > 0.65
     assert total < single
