@@ -26,6 +26,7 @@ from fedlight.federation.secure.integers import unpack_integers
 from fedlight.federation.secure.mask_bytes import mask_traffic
 from fedlight.federation.secure.mask_client import MaskClient
 from fedlight.federation.secure.mask_server import MaskServer
+from fedlight.federation.secure.masks import hash_model
 from fedlight.federation.secure.secure_sum import INTEGERS, STATISTICS
 
 PAPER = ("experiment=paper", "logger=none", "aggregation=secure")
@@ -59,11 +60,12 @@ class Round:
             "encode", lambda: secure.encode(self.uplink, trained, self.theta, {}, 600, 0.1, 1, 0)
         )
         params = {slice_: payload.params for slice_, payload in payloads.items()}
-        server = MaskServer("bench", 1, secure, self.planned, params)
+        model = hash_model(self.theta, {})
+        server = MaskServer("bench", 1, secure, self.planned, params, model)
         members = [MaskClient(secure, client) for client in clients]
         update = Update("bench", 1, 0, 0, None, payloads)
         for client in clients:
-            server.add_keys(members[client].begin(replace(update, client=client), self.planned))
+            server.add_keys(members[client].begin(replace(update, client=client), self.planned, model))
         for message in server.key_lists():
             own = message.client == 0
             answer = (
@@ -77,7 +79,7 @@ class Round:
         for client, message in zip(clients[1:], lists[1:], strict=True):  # shares are read, nothing is masked
             session = members[client]._current
             assert session
-            session.update = replace(session.update, payloads={})
+            session.update, session.seeds = replace(session.update, payloads={}), {}
             members[client].answer(message)
         survivors = server.survivor_lists(clients)
         revealed = [members[message.client].answer(message) for message in survivors]
@@ -87,7 +89,7 @@ class Round:
         self.timed("unmask", server.masks)
         self._check(update, masked)
         plain = sum(tensor.nbytes for tensor in self.theta.values())
-        down, up = mask_traffic(self.planned, self.uplink)[0]
+        down, up = mask_traffic(self.planned, clients, self.uplink)[0]
         vectors = sum(payload.bytes for payload in masked.payloads.values())
         counted = _size(server.key_lists()[0]) + _size(lists[0]) + _size(survivors[0])
         assert counted == down

@@ -6,7 +6,8 @@ from string import Template
 from fedlight.config import CellConfig
 from fedlight.deployment.agreement import FILE, hash_agreement, write_agreement
 from fedlight.deployment.deployable import agreed_classes, check_deployable
-from fedlight.experiment.server_view import describe_server_view
+from fedlight.experiment.mechanisms import listed_nodes
+from fedlight.experiment.server_view import describe_server_view, describe_signing
 from fedlight.experiment.targets import check_targets
 from fedlight.runtime.errors import BadInput
 
@@ -44,6 +45,8 @@ def write_app(folder: Path, config: CellConfig) -> str:
         "method": config.method.name,
         "sha256": sha256,
         "sees": describe_server_view(config) or "each update by itself",
+        "signing": f"; {signing}" if (signing := describe_signing(config)) else "",
+        "key": ' key="/path/to/node.key"' if config.aggregation and listed_nodes(config) else "",
         "classes": f", which are {', '.join(classes)}" if classes else "",
     }
     _write(inner / "__init__.py", f'"""The federation {config.name}."""\n')

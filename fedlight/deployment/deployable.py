@@ -9,7 +9,7 @@ from fedlight.config import CellConfig, validate
 from fedlight.data.class_names import published_classes
 from fedlight.deployment.agreement import read_agreement
 from fedlight.experiment.aggregation_checks import check_sections, check_sums
-from fedlight.experiment.mechanisms import make_participation
+from fedlight.experiment.mechanisms import listed_nodes, make_participation
 from fedlight.experiment.targets import check_targets
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.factories import make_algorithm
@@ -111,7 +111,7 @@ def agreed_classes(config: CellConfig) -> list[str] | None:
 
 def _check_nodes(config: CellConfig) -> None:
     """Raises BadInput where the agreement lists node keys, and not exactly one for each client."""
-    nodes = (config.transport.model_extra or {}).get("nodes") if config.transport else None
+    nodes = listed_nodes(config)
     if nodes is None:
         return
     if not isinstance(nodes, list) or len(nodes) != config.clients or len(set(map(str, nodes))) != len(nodes):

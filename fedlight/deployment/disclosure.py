@@ -9,7 +9,7 @@ from fedlight.config import CellConfig
 from fedlight.deployment.deployable import agreed_classes
 from fedlight.deployment.institution import MODELS
 from fedlight.experiment.parts import CellParts
-from fedlight.experiment.server_view import describe_server_view
+from fedlight.experiment.server_view import describe_server_view, describe_signing
 from fedlight.runtime.errors import BadInput
 
 
@@ -62,6 +62,7 @@ def describe_disclosure(config: CellConfig, parts: CellParts) -> Iterator[str]:
         hidden = "" if config.privacy else ", likewise of the numbers of images and the losses"
         yield f"the server sees {view}, and no single update{hidden}"
         yield "leaves, encrypted for the others: shares of the keys of its masks, which unmask sums alone"
+        yield describe_signing(config)
     elif not config.privacy:
         yield "  the number of images, the mean training loss"
     if method.evaluate == "clients":

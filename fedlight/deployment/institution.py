@@ -12,11 +12,14 @@ from fedlight.deployment.terms import Terms
 from fedlight.experiment.clients import make_site
 from fedlight.experiment.parts import CHECKPOINT
 from fedlight.federation.admission import check_broadcast, check_evaluation
-from fedlight.federation.messages import Broadcast, Evaluation, MaskMessage, from_bytes, to_bytes
+from fedlight.federation.messages import AUX, Broadcast, Evaluation, MaskMessage, from_bytes, to_bytes
 from fedlight.federation.secure.mask_client import MaskClient
+from fedlight.federation.secure.masks import hash_model
+from fedlight.federation.secure.secure_sum import SecureAggregation
+from fedlight.federation.secure.signatures import Signer
 from fedlight.federation.site import Site
 from fedlight.runs.identity import cell_id
-from fedlight.runtime.errors import Damaged
+from fedlight.runtime.errors import BadInput, Damaged
 
 MODELS = 2  # versions of the global slices that a client scores after a round, which may be repeated once
 
@@ -49,7 +52,9 @@ class Institution:
     masking: MaskClient | None = None
 
     @classmethod
-    def make(cls, path: Path, sha256: str, client: int, root: str | None, memory: Path) -> "Institution":
+    def make(
+        cls, path: Path, sha256: str, client: int, root: str | None, memory: Path, key: Path | None = None
+    ) -> "Institution":
         """Builds the site.
 
         Args:
@@ -58,6 +63,7 @@ class Institution:
             client: the institution's number.
             root: folder of its images, or None.
             memory: the folder for what it keeps.
+            key: the private key of its node; None where nothing is signed.
 
         Raises:
             BadInput: the agreement is another one, or cannot be followed here.
@@ -65,12 +71,12 @@ class Institution:
         check_agreed(path, sha256)
         config = load_agreed_config(path, root)
         cell = cell_id(config.plain())
+        parts = set_up_institution(config, client)
+        masking = make_masking(parts.aggregation, client, key) if parts.aggregation else None
         folder = memory / cell
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        parts = set_up_institution(config, client)
         print_notes(parts.dataset)
         terms = Terms.make(config, parts.method, tuple(parts.slices.names))
-        masking = MaskClient(parts.aggregation, client) if parts.aggregation else None
         return cls(cell, client, make_site(parts, folder), folder / CHECKPOINT, terms, masking)
 
     def answer(self, content: bytes) -> bytes:
@@ -93,7 +99,7 @@ class Institution:
                 return self._unmask(message, content, answers)
             if isinstance(message, Broadcast):
                 update = self._update(message, content, answers)
-                return self._begin_masking(update) if self.masking else update
+                return self._begin_masking(message, update) if self.masking else update
             return self._scores(message, content, answers)
 
     def read(self, content: bytes) -> Broadcast | Evaluation | MaskMessage:
@@ -129,11 +135,23 @@ class Institution:
         assert update, "the terms admit no client that drops out"
         return answers.add("update", round_, content, to_bytes(update))
 
-    def _begin_masking(self, content: bytes) -> bytes:
+    def _begin_masking(self, broadcast: Broadcast, content: bytes) -> bytes:
         """The public keys for the masks of an update; the update itself stays here."""
         assert self.masking
-        update = from_bytes(content)
-        return to_bytes(self.masking.begin(update, self.terms.uplinks(update.round)))
+        planned, model = self.terms.uplinks(broadcast.round), self._hash_received(broadcast)
+        return to_bytes(self.masking.begin(from_bytes(content), planned, model))
+
+    def _hash_received(self, broadcast: Broadcast) -> bytes:
+        """SHA-256 of the global slices and the auxiliary state that a broadcast leads to."""
+        setup = self.site.setup
+        sent = {slice_: payload.tensors for slice_, payload in broadcast.payloads.items()}
+        aux, state = sent.pop(AUX, {}), dict(setup.first)
+        if setup.codec.down:  # deltas to what this client had
+            state |= self.site.memory.read(self.client, broadcast.round)["reference"]
+        else:
+            state |= {name: tensor for tensors in sent.values() for name, tensor in tensors.items()}
+        downlink = setup.method.in_round(broadcast.round, setup.slices.names).downlink
+        return hash_model(setup.slices.select(downlink, state), aux)
 
     def _unmask(self, message: MaskMessage, content: bytes, answers: Answers) -> bytes:
         """Answers a step of secure aggregation; the shares that unmask a round are revealed once."""
@@ -154,3 +172,25 @@ class Institution:
         if (count := answers.count(kind, round_)) >= MODELS:
             raise Damaged(f"{kind} of {count} models left after round {round_} already")
         return answers.add(kind, round_, content, to_bytes(self.site.evaluate(request)))
+
+
+def make_masking(secure: SecureAggregation, client: int, key: Path | None) -> MaskClient:
+    """The institution's part in secure aggregation.
+
+    Raises:
+        BadInput: the agreement lists nodes' keys, and `key` is not that of the client.
+    """
+    if secure.signers is None:
+        return MaskClient(secure, client)
+    if key is None:
+        raise BadInput(
+            "the agreement has the keys of masks signed by the nodes' keys (transport.nodes): add "
+            'key="/path/to/node.key" to --node-config'
+        )
+    signer = Signer(key)
+    if signer.fingerprint != secure.signers[client]:
+        raise BadInput(
+            f"key={key} has the fingerprint {signer.fingerprint}, and the agreement lists "
+            f"{secure.signers[client]} for client {client}"
+        )
+    return MaskClient(secure, client, signer)

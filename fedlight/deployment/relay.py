@@ -26,7 +26,8 @@ def answer(content: Any, path: Path, node_config: dict[str, Any]) -> Any:
         content: the server's message as bytes, or none where the server only asks which client this is.
         path: of the agreement that came with the app.
         node_config: `client`, the institution's number; `agreed`, the SHA-256 of the agreement; `data-root`,
-            its images; `memory`, the folder for what it keeps. The last two may be absent.
+            its images; `memory`, the folder for what it keeps; `key`, the private key of its node, where the
+            agreement has it sign. The last three may be absent.
     """
     sha256 = hash_agreement(path)
     client, agreed = int(node_config["client"]), str(node_config["agreed"])
@@ -34,12 +35,14 @@ def answer(content: Any, path: Path, node_config: dict[str, Any]) -> Any:
         print(f"fedlight: the app's {path.name} has the SHA-256 {sha256}, and {agreed} was agreed: refused")
         return wrap(b"", {CLIENT: client, HASH: agreed})
     root = node_config.get("data-root")
+    key = node_config.get("key")
     institution = {
         "path": str(path),
         "agreed": agreed,
         "client": client,
         "root": None if root is None else str(Path(root).absolute()),
         "memory": str(Path(node_config.get("memory", "memory")).absolute()),
+        "key": None if key is None else str(Path(key).absolute()),
     }
     try:
         message = open_bytes(content)

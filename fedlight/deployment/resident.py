@@ -33,7 +33,8 @@ def serve_socket(socket: Path) -> None:
     def make_institution(arguments: bytes) -> Institution:
         values = json.loads(arguments)
         path, memory = Path(values["path"]), Path(values["memory"])
-        return Institution.make(path, values["agreed"], values["client"], values["root"], memory)
+        key = Path(values["key"]) if values["key"] else None
+        return Institution.make(path, values["agreed"], values["client"], values["root"], memory, key)
 
     current: tuple[bytes, Institution] | None = None
     socket.unlink(missing_ok=True)

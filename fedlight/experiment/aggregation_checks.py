@@ -80,6 +80,8 @@ def _requirements(secure: SecureAggregation, method: Method, first: State) -> di
         f"parameters alone: {', '.join(buffers)} is a buffer or holds whole numbers, which have no sum in "
         "fixed point": buffers,
         "an algorithm that declares by aux_like what clients report beside the slices": undeclared,
+        f"aggregation.share=1 with an algorithm that has auxiliary state, got {secure.share:g}: a part of it "
+        "would not fit the rest": aux_like and secure.share < 1,
         f"auxiliary state that belongs to a slice: {', '.join(shared)} is of the whole model": shared,
     }
 

@@ -1,6 +1,7 @@
 """Membership inference on a finished cell: from its models, its updates and its generated images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -22,9 +23,9 @@ from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.setup import assemble, make_cell_server
 from fedlight.federation.checkpoint import ServerCheckpoint
 from fedlight.federation.client import local_update
-from fedlight.federation.messages import Broadcast, State, Update
-from fedlight.federation.secure.integers import to_signed
-from fedlight.federation.secure.secure_sum import STATISTICS, SecureAggregation, SliceSums
+from fedlight.federation.messages import Broadcast, Payload, State, Update
+from fedlight.federation.secure.integers import pack_integers, to_signed
+from fedlight.federation.secure.secure_sum import INTEGERS, STATISTICS, SecureAggregation, SliceSums
 from fedlight.federation.server import Server
 from fedlight.federation.site import client_memory
 from fedlight.privacy.lower_bound import lower_bound
@@ -96,10 +97,13 @@ class Attacker:
             scores = [-self._score(state, images, score) for images in (members, self._nonmembers)]
             yield Attack(sees, name, *scores)
 
-    def _attack_updates(self) -> Iterator[Attack]:
+    def _attack_updates(self, received: Mapping[int, Update] | None = None) -> Iterator[Attack]:
         """Attacks updates and their slices, by how much each lowers the loss of an image, as a server could.
 
         Makes no attack where clients send no updates, or the checkpoint before the last round is missing.
+
+        Args:
+            received: client: its masked update of the last round, as it arrived; None to simulate the masks.
         """
         parts, folder, rounds = self._parts, self._cell.folder, self._cell.server.round
         server = make_cell_server(folder.name, parts)
@@ -109,7 +113,7 @@ class Attacker:
         before = server.global_state()
         others = self._score(before, self._nonmembers, _losses)
         if parts.aggregation:
-            yield from self._attack_sums(server, parts.aggregation, before, others)
+            yield from self._attack_sums(server, parts.aggregation, before, others, received)
             return
         for broadcast, update in self._repeat_round(server, self._clients):
             client, uplink, (reported, _) = broadcast.client, broadcast.uplink, server.decode(update)
@@ -122,18 +126,23 @@ class Attacker:
                 yield Attack(f"update of client {client}: {observed}", "loss drop", *drops)
 
     def _attack_sums(
-        self, server: Server, secure: SecureAggregation, before: State, others: NDArray[np.float64]
+        self,
+        server: Server,
+        secure: SecureAggregation,
+        before: State,
+        others: NDArray[np.float64],
+        received: Mapping[int, Update] | None,
     ) -> Iterator[Attack]:
         """Attacks what a server sees under secure aggregation: a masked update, and the sum of a cohort.
 
-        Beside them stands the update before it is masked, which the server does not see. What it receives of
-        one client is scaled to the size of the mean change, which it knows.
+        Beside them stands the update before it is masked, which the server does not see.
 
         Args:
             server: after all rounds but the last.
             secure: of the cell.
             before: the global model then.
             others: losses of non-members under it.
+            received: as for `_attack_updates`.
         """
         cohort = SliceSums(secure, before)
         updates = [update for _, update in self._repeat_round(server, None)]
@@ -144,18 +153,12 @@ class Attacker:
         for slice_, clients in cohort.reporters.items():
             if len(clients) >= fewest[slice_]:
                 mean |= cohort.decode(slice_).values
-        rng = np.random.default_rng(self._seed)
+        rng, spread = np.random.default_rng(self._seed), _spread(mean, before)
         for update in updates[: self._clients]:
-            alone, masked = SliceSums(secure, before), dict[str, Tensor]()
+            alone = SliceSums(secure, before)
             alone.add(update)
-            for slice_, payload in update.payloads.items():
-                vector = secure.check_payload(slice_, payload, before)
-                mask = rng.integers(0, 2**64, len(vector), dtype=np.uint64)
-                received = to_signed(vector + mask, secure.fixed.modulus_bits)[STATISTICS:]
-                change = (
-                    received / 2.0 ** (secure.fixed.modulus_bits - 1) * np.sqrt(3) * _spread(mean, before)
-                )
-                masked |= secure.add_changes(slice_, before, change)[0]
+            arrived = received[update.client] if received else _mask(secure, update, before, rng)
+            masked = _read_masked(secure, arrived, before, spread)
             plain = {n: t for slice_ in update.payloads for n, t in alone.decode(slice_).values.items()}
             who = f"client {update.client}"
             images = self._members(update.client)
@@ -233,6 +236,34 @@ class Attacker:
                 x_0 = latents.encode(on_device) if latents else to_floats(on_device)
                 scores.append(score(module, x_0, labels.to(module.device), generator).cpu())
         return torch.cat(scores).numpy()
+
+
+def _mask(secure: SecureAggregation, update: Update, before: State, rng: np.random.Generator) -> Update:
+    """An update with a uniform mask, as one arrives where the masks are real."""
+    bits, payloads = secure.fixed.modulus_bits, {}
+    for slice_, payload in update.payloads.items():
+        vector = secure.check_payload(slice_, payload, before)
+        mask = rng.integers(0, 2**64, len(vector), dtype=np.uint64)
+        payloads[slice_] = Payload({INTEGERS: pack_integers(vector + mask, bits)}, payload.params)
+    return replace(update, payloads=payloads)
+
+
+def _read_masked(secure: SecureAggregation, update: Update, before: State, spread: float) -> State:
+    """What a server can read of a masked update: its integers as changes of the size of the mean change.
+
+    Args:
+        secure: of the cell.
+        update: masked.
+        before: the global model that the clients received.
+        spread: root mean square of the mean change, which the server knows.
+    """
+    values: State = {}
+    for slice_, payload in update.payloads.items():
+        vector = secure.check_payload(slice_, payload, before)
+        received = to_signed(vector, secure.fixed.modulus_bits)[STATISTICS:]
+        change = received / 2.0 ** (secure.fixed.modulus_bits - 1) * np.sqrt(3) * spread
+        values |= secure.add_changes(slice_, before, change, update.round)[0]
+    return values
 
 
 def _spread(mean: State, before: State) -> float:

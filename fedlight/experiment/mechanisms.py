@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback
 
@@ -86,8 +87,16 @@ def make_aggregation(
     if section is None:
         return None
     fixed = FixedPoint(section.clip, section.bits, section.modulus_bits)
+    nodes = listed_nodes(config)
     secure = SecureAggregation(
-        fixed, section.threshold, slices, algorithm, config.seed, sums_loss=privacy is None
+        fixed,
+        section.threshold,
+        slices,
+        algorithm,
+        config.seed,
+        sums_loss=privacy is None,
+        share=section.share,
+        signers=tuple(map(str, nodes)) if isinstance(nodes, list) else None,
     )
     if privacy is None or privacy.name != CLIENT or not noise:
         return secure
@@ -96,6 +105,11 @@ def make_aggregation(
     share = math.sqrt(fewest_in_sum(section.threshold, config.clients))
     source = SecretNoise() if privacy.secure_noise else SeededNoise(config.seed)
     return replace(secure, noise=DiscreteNoise(noise * largest / share, source))
+
+
+def listed_nodes(config: CellConfig) -> Any:
+    """`transport.nodes`: fingerprints of the keys of clients' nodes, not checked; None for none."""
+    return (config.transport.model_extra or {}).get("nodes") if config.transport else None
 
 
 def make_private_training(

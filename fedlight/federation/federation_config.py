@@ -65,14 +65,17 @@ class PrivacyConfig(Section):
     secure_noise: bool = False
 
 
-class AggregationConfig(Section):
+class AggregationConfig(Section, Sparse):
     """Secure aggregation: the server learns sums of updates and no single update."""
+
+    always = frozenset({"threshold"})
 
     name: Literal["secure"]
     threshold: Annotated[int, Field(ge=2)] | None = None
     modulus_bits: Literal[16, 24, 32, 40, 48, 56, 64]
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     bits: Annotated[int, Field(ge=2, le=32)]
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class FederationConfig(Section):

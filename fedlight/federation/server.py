@@ -19,6 +19,7 @@ from fedlight.federation.mechanism import GaussianMechanism
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.open_round import OpenRound, Outcome
+from fedlight.federation.secure.masks import hash_model
 from fedlight.federation.secure.secure_sum import SecureAggregation, SliceSums
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.step import step_model
@@ -222,6 +223,13 @@ class Server:
     def planned(self) -> dict[int, tuple[str, ...]]:
         """Client of the open round: the slices that it is to report."""
         return self._open.planned
+
+    def hash_sent(self) -> bytes:
+        """SHA-256 of what the clients of the open round receive: the global slices and auxiliary state."""
+        slices = self._method_now().downlink
+        values = {name: tensor for s in slices for name, tensor in self._downlink.received(s).items()}
+        aux = self.slices.auxiliary(slices, self._algorithm.broadcast(self.state))
+        return hash_model(values, aux)
 
     def count_masks(self, client: int, direction: Direction, size: int) -> None:
         """Counts bytes of keys and shares that were sent in the open round."""

@@ -489,14 +489,21 @@ def test_an_agreement_names_the_sums_that_the_server_sees(
 ) -> None:
     folder = tmp_path / "sums"
     assert invoke("init", str(folder), *COMMON, "aggregation=secure", main=deploy.main) == 0
-    assert (
-        "Of the updates the server sees: sums of at least 2 clients.\n" in (folder / "README.md").read_text()
-    )
+    readme = (folder / "README.md").read_text()
+    seen = "Of the updates the server sees: sums of at least 2 clients; the keys of masks are "
+    assert f"{seen}not signed: a server that replaces them sees single updates" in readme
+    assert ' key="/path' not in readme
     assert "\naggregation:\n  name: secure\n" in (folder / "federation" / "cell.yaml").read_text()
     assert look(folder) == 0
     out = capsys.readouterr().out
     assert "leaves, in each of up to 2 rounds, masked:" in out
     assert "the server sees sums of at least 2 clients, and no single update" in out
+    keys = ",".join(f"SHA256:{letter * 42}A" for letter in "ABC")
+    signed = [*COMMON, "aggregation=secure", f"transport.nodes=[{keys}]"]
+    assert invoke("init", str(tmp_path / "signed"), *signed, main=deploy.main) == 0
+    readme = (tmp_path / "signed" / "README.md").read_text()
+    assert f"{seen}signed by the nodes' keys, which the agreement lists.\n" in readme
+    assert ' key="/path/to/node.key"\'\n' in readme
 
 
 def test_an_institution_sees_how_long_a_warm_start_lets_everything_leave(

@@ -126,6 +126,7 @@ class Consortium:
         home = home or self.folder / key
         agreed = hash_agreement(app / "federation" / "cell.yaml")
         config = f'client={client} agreed="{agreed}" memory="{home / "memory"}"'
+        config += f' key="{self.folder / key}.key"'
         config += f' data-root="{home / "images"}"' if (home / "images").exists() else ""
         options = (
             f"--superlink 127.0.0.1:{self.port} --host 127.0.0.1 --port {free_port()} "

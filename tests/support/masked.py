@@ -1,9 +1,12 @@
 """Toy clients over Flower's grid under secure aggregation, whose nodes fail at chosen steps."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grid import Grid, Node
 from sums import secure_server
 from toy import federate, toy_context, toy_site
@@ -13,11 +16,19 @@ from fedlight.deployment.terms import Terms
 from fedlight.federation.client import ClientSetup
 from fedlight.federation.messages import MaskMessage, from_bytes, to_bytes
 from fedlight.federation.secure.mask_client import MaskClient
+from fedlight.federation.secure.signatures import Signer
 from fedlight.federation.transport.flower import Flower
 from fedlight.federation.transport.transport import Deployment
 from fedlight.runtime.errors import Damaged
 
 NODE = 11  # number of the node of client 0; the others follow
+
+
+def write_key(path: Path, curve: ec.EllipticCurve | None = None) -> Path:
+    """A new private key in the file format of ssh-keygen."""
+    key = ec.generate_private_key(curve or ec.SECP384R1())
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    return path
 
 
 def step_of(content: bytes) -> str:
@@ -30,14 +41,23 @@ class MaskedToys:
     """A server and institutions.
 
     Attributes:
+        signers: sign the public keys of the clients; empty for none.
         received: what the server received from each client, in order.
         refusals: why clients refused a message.
     """
 
-    def __init__(self, setup: ClientSetup, folder: Path, patch: pytest.MonkeyPatch, clients: int = 5) -> None:
+    def __init__(
+        self,
+        setup: ClientSetup,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        clients: int = 5,
+        signers: Sequence[Signer] = (),
+    ) -> None:
         from flwr.supercore.task_identity import TaskIdentity
 
         assert setup.secure
+        self.signers = signers
         self.setup, self.server = setup, secure_server(setup, clients)
         terms = Terms(
             setup.method, tuple(setup.slices.names), 10, self.server.participation, lambda round_: False
@@ -49,7 +69,7 @@ class MaskedToys:
                 toy_site(setup, folder / str(k)),
                 folder / str(k),
                 terms,
-                MaskClient(setup.secure, k),
+                MaskClient(setup.secure, k, signers[k] if signers else None),
             )
             for k in range(clients)
         ]

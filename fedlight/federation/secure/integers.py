@@ -1,5 +1,7 @@
 """Vectors of integers modulo 2^m as bytes; m is a multiple of 8, so that all bytes are such a vector."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -33,6 +35,12 @@ def unpack_integers(packed: Tensor, bits: int, count: int) -> NDArray[np.uint64]
     padded = np.zeros((count, 8), np.uint8)
     padded[:, : bits // 8] = packed.numpy().reshape(count, bits // 8)
     return padded.view("<u8").reshape(count).astype(np.uint64, copy=False)
+
+
+def split_by(counts: Mapping[str, int], values: NDArray[np.uint64]) -> dict[str, NDArray[np.uint64]]:
+    """Consecutive parts of a vector, of so many integers each, by name."""
+    ends = np.cumsum([*counts.values()])[:-1]
+    return dict(zip(counts, np.split(values, ends), strict=True))
 
 
 def to_signed(values: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:

@@ -2,9 +2,11 @@
 
 The steps of a round (Bonawitz et al. 2017, figure 4); each message names cell, round and client:
 
-1. After training, `keys`: two public keys, and a commitment to the seed of each slice's own mask.
-2. On `key list`, the keys of all clients that trained: `shares`, for each other client the encrypted shares
-   of the mask key and of the seeds.
+1. After training, `keys`: two public keys and a hash of the received model, signed where the agreement lists
+   nodes' keys, and a commitment to the seed of its own mask. Slices that the same clients report are a group
+   with one mask, and one seed.
+2. On `key list`, the keys of all clients that trained, who must have received the same model: `shares`, for
+   each other client the encrypted shares of the mask key and of the seeds.
 3. On `share list`, the encrypted shares for this client: the masked update.
 4. On `survivors`, the clients whose masked update arrived: `revealed`, a share of the seeds of each survivor,
    and of the mask key of each client that has not survived; never both of one client.
@@ -12,20 +14,19 @@ The steps of a round (Bonawitz et al. 2017, figure 4); each message names cell, 
 Secrets are in memory alone and last one round: a client whose process ends drops out of the round.
 """
 
-import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from fedlight.federation.messages import MaskMessage, MaskStep, Payload, Update
-from fedlight.federation.secure.integers import pack_integers, unpack_integers
+from fedlight.federation.secure.integers import pack_integers, split_by, unpack_integers
 from fedlight.federation.secure.mask_bytes import (
     HEAD_BYTES,
-    KEY_BYTES,
-    KEYS_BYTES,
     PLACE_BYTES,
     SHARE_BYTES,
+    keys_bytes,
     token_bytes,
 )
 from fedlight.federation.secure.masks import (
@@ -33,16 +34,20 @@ from fedlight.federation.secure.masks import (
     bytes_payload,
     check_share,
     commit,
-    expand,
+    hash_of_model,
+    new_secret,
     open_payload,
+    own_mask,
     pair_mask,
     seal,
     share,
+    split_keys,
     transcript,
     unseal,
 )
 from fedlight.federation.secure.secure_sum import INTEGERS, STATISTICS, SecureAggregation
-from fedlight.federation.secure.sum_sizes import fewest_that_unmask
+from fedlight.federation.secure.signatures import Signer, signed_content
+from fedlight.federation.secure.sum_sizes import fewest_that_unmask, group_slices
 from fedlight.runtime.errors import Damaged
 
 
@@ -54,7 +59,8 @@ class MaskSession:
         update: of this client, not masked.
         planned: client: the slices that it is to report in the round.
         keys: of masks and of encryption.
-        seeds: slice: seed of this client's own mask.
+        seeds: group of slices: seed of this client's own mask.
+        own: the public keys, the hash and the signature, as they left.
         step: the message that comes next.
         public: client: the public keys of those that trained.
         session: the transcript of the round.
@@ -65,10 +71,20 @@ class MaskSession:
     planned: dict[int, tuple[str, ...]]
     keys: tuple[KeyPair, KeyPair]
     seeds: dict[str, bytes]
+    own: bytes
     step: MaskStep = "key list"
     public: dict[int, bytes] = field(default_factory=dict)
     session: bytes = b""
     held: dict[int, tuple[bytes, dict[str, bytes]]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The groups of slices of the round."""
+        return group_slices(self.planned)
+
+    def groups_of(self, client: int) -> list[str]:
+        """The groups that a client is to report, in the order of its seeds."""
+        return [group for group in self.groups if group in self.planned[client]]
 
     @property
     def places(self) -> dict[int, int]:
@@ -82,26 +98,33 @@ class MaskClient:
     Args:
         secure: encodes updates, and has the rules of sums.
         client: its number.
+        signer: signs its public keys; None where the agreement lists no keys of nodes.
     """
 
-    def __init__(self, secure: SecureAggregation, client: int) -> None:
+    def __init__(self, secure: SecureAggregation, client: int, signer: Signer | None = None) -> None:
         self._secure = secure
         self._client = client
+        self._signer = signer
         self._current: MaskSession | None = None
 
-    def begin(self, update: Update, planned: dict[int, tuple[str, ...]]) -> MaskMessage:
+    def begin(self, update: Update, planned: dict[int, tuple[str, ...]], model: bytes) -> MaskMessage:
         """Begins the masking of an update with new keys; earlier ones are forgotten.
 
         Args:
             update: of a round, not masked.
             planned: client: the slices that it is to report in the round.
+            model: SHA-256 of what the server sent.
         """
         keys = KeyPair(), KeyPair()
-        seeds = {slice_: secrets.token_bytes(KEY_BYTES) for slice_ in update.payloads}
-        self._current = MaskSession(update, planned, keys, seeds)
+        groups = [group for group in group_slices(planned) if group in update.payloads]
+        seeds = {group: new_secret() for group in groups}
+        public = keys[0].public + keys[1].public + model
+        if self._signer:
+            public += self._signer.sign(signed_content(update.cell, update.round, self._client, public))
+        self._current = MaskSession(update, planned, keys, seeds, own=public)
         payloads = {
-            "keys": bytes_payload({"own": keys[0].public + keys[1].public}),
-            "commitments": bytes_payload({slice_: commit(seed) for slice_, seed in seeds.items()}),
+            "keys": bytes_payload({"own": public}),
+            "commitments": bytes_payload({group: commit(seed) for group, seed in seeds.items()}),
         }
         return self._message("keys", payloads)
 
@@ -159,13 +182,21 @@ class MaskClient:
         names = {str(client): client for client in current.planned}
         if unknown := listed.tensors.keys() - names.keys():
             raise Damaged(f"the key list has {min(unknown)}, which is no client of round {message.round}")
-        contents = open_payload(listed, dict.fromkeys(listed.tensors, KEYS_BYTES))
+        size = keys_bytes(self._secure.signers is not None)
+        contents = open_payload(listed, dict.fromkeys(listed.tensors, size))
         public = {names[name]: content for name, content in contents.items()}
-        halves = [half for key in public.values() for half in (key[:KEY_BYTES], key[KEY_BYTES:])]
+        halves = [half for content in public.values() for half in split_keys(content)]
         if len(set(halves)) < len(halves):
             raise Damaged("the key list has a key twice")
-        if public.get(self._client) != current.keys[0].public + current.keys[1].public:
+        if public.get(self._client) != current.own:
             raise Damaged("the key list has other keys of this client than it sent")
+        for client, content in sorted(public.items()):
+            try:
+                self._secure.check_keys(message.cell, message.round, client, content)
+            except Damaged as error:
+                raise Damaged(f"in the key list client {client} {error}") from error
+            if hash_of_model(content) != hash_of_model(current.own):
+                raise Damaged(f"client {client} received another model than this one: nothing is masked")
         return public
 
     def _mask(self, current: MaskSession, message: MaskMessage) -> Update:
@@ -173,18 +204,20 @@ class MaskClient:
         listed = message.payloads["shares"]
         if unknown := listed.tensors.keys() - names.keys():
             raise Damaged(f"the share list has {min(unknown)}, which is no other client with keys")
-        sizes = {name: token_bytes(len(current.planned[names[name]])) for name in listed.tensors}
+        sizes = {name: token_bytes(len(current.groups_of(names[name]))) for name in listed.tensors}
         held = {self._client: current.held[self._client]}
         for name, token in open_payload(listed, sizes).items():
             held[names[name]] = self._read_shares(current, message.round, names[name], token)
         current.held = held
         if len(held) < (threshold := self._threshold(current)):
             raise Damaged(f"{len(held)} clients sent shares, and {threshold} are needed to unmask")
-        payloads = {
-            slice_: self._mask_slice(current, slice_, payload)
-            for slice_, payload in current.update.payloads.items()
-        }
-        return replace(current.update, payloads=payloads)
+        payloads = current.update.payloads
+        masked: dict[str, Payload] = {}
+        for group in current.seeds:
+            masked |= self._mask_group(
+                current, group, {name: payloads[name] for name in current.groups[group]}
+            )
+        return replace(current.update, payloads={slice_: masked[slice_] for slice_ in payloads})
 
     def _read_shares(
         self, current: MaskSession, round_: int, sender: int, token: bytes
@@ -193,26 +226,34 @@ class MaskClient:
             plain = unseal(self._cipher_key(current, sender), token)
         except Damaged as error:
             raise Damaged(f"the shares of client {sender} cannot be decrypted") from error
-        uplink, place = current.planned[sender], current.places[self._client]
+        groups, place = current.groups_of(sender), current.places[self._client]
         if plain[:HEAD_BYTES] != _head(round_, sender, self._client):
             raise Damaged(f"the shares of client {sender} are those of another round or client")
-        if len(plain) != HEAD_BYTES + SHARE_BYTES * (1 + len(uplink)):
+        if len(plain) != HEAD_BYTES + SHARE_BYTES * (1 + len(groups)):
             raise Damaged(f"client {sender} has sent {len(plain)} bytes of shares")
         starts = range(HEAD_BYTES, len(plain), SHARE_BYTES)
         key, *seeds = (check_share(plain[start : start + SHARE_BYTES], place) for start in starts)
-        return key, dict(zip(uplink, seeds, strict=True))
+        return key, dict(zip(groups, seeds, strict=True))
 
-    def _mask_slice(self, current: MaskSession, slice_: str, payload: Payload) -> Payload:
-        """The vector of a slice, with the client's own mask and one for each other client that reports it."""
-        bits, count = self._secure.fixed.modulus_bits, STATISTICS + payload.params
-        total = expand(current.seeds[slice_], count, bits)
+    def _mask_group(
+        self, current: MaskSession, group: str, payloads: Mapping[str, Payload]
+    ) -> dict[str, Payload]:
+        """The vectors of a group of slices, with the client's own mask and one for each other client."""
+        bits = self._secure.fixed.modulus_bits
+        counts = {slice_: STATISTICS + payload.params for slice_, payload in payloads.items()}
+        count = sum(counts.values())
+        total = own_mask(current.seeds[group], group, count, bits)
         for client in current.held:
-            if client != self._client and slice_ in current.planned[client]:
-                public = current.public[client][:KEY_BYTES]
+            if client != self._client and group in current.planned[client]:
+                public, _ = split_keys(current.public[client])
                 pair = (self._client, client)
-                total = total + pair_mask(current.keys[0], public, pair, current.session, slice_, count, bits)
-        total = total + unpack_integers(payload.tensors[INTEGERS], bits, count)
-        return Payload({INTEGERS: pack_integers(total, bits)}, payload.params)
+                total = total + pair_mask(current.keys[0], public, pair, current.session, group, count, bits)
+        masks = split_by(counts, total)
+        masked = {}
+        for slice_, payload in payloads.items():
+            vector = masks[slice_] + unpack_integers(payload.tensors[INTEGERS], bits, counts[slice_])
+            masked[slice_] = Payload({INTEGERS: pack_integers(vector, bits)}, payload.params)
+        return masked
 
     def _reveal(self, current: MaskSession, message: MaskMessage) -> MaskMessage:
         survivors = read_survivors(message, {*current.held})
@@ -222,17 +263,18 @@ class MaskClient:
             raise Damaged("the survivors are without this client, which has sent its masked update")
         summed = self._secure.summed_slices(current.planned, survivors)
         seeds = {
-            f"{client}.{slice_}": content
+            f"{client}.{group}": content
             for client in sorted(survivors)
-            for slice_, content in current.held[client][1].items()
-            if slice_ in summed
+            for group, content in current.held[client][1].items()
+            if group in summed
         }
         keys = {str(client): current.held[client][0] for client in sorted(current.held.keys() - survivors)}
         return self._message("revealed", {"seeds": bytes_payload(seeds), "keys": bytes_payload(keys)})
 
     def _cipher_key(self, current: MaskSession, client: int) -> bytes:
         low, high = sorted((self._client, client))
-        return current.keys[1].agree(current.public[client][KEY_BYTES:], "shares", current.session, low, high)
+        _, public = split_keys(current.public[client])
+        return current.keys[1].agree(public, "shares", current.session, low, high)
 
     def _threshold(self, current: MaskSession) -> int:
         return fewest_that_unmask(self._secure.threshold, len(current.planned))

@@ -9,20 +9,23 @@ import torch
 from numpy.typing import NDArray
 
 from fedlight.federation.messages import MaskMessage, MaskStep, Payload
-from fedlight.federation.secure.mask_bytes import KEY_BYTES, KEYS_BYTES, SHARE_BYTES, token_bytes
+from fedlight.federation.secure.integers import split_by
+from fedlight.federation.secure.mask_bytes import KEY_BYTES, SHARE_BYTES, keys_bytes, token_bytes
 from fedlight.federation.secure.masks import (
     KeyPair,
     bytes_payload,
     check_share,
     combine,
     commit,
-    expand,
+    hash_of_model,
     open_payload,
+    own_mask,
     pair_mask,
+    split_keys,
     transcript,
 )
 from fedlight.federation.secure.secure_sum import STATISTICS, SecureAggregation
-from fedlight.federation.secure.sum_sizes import fewest_that_unmask
+from fedlight.federation.secure.sum_sizes import fewest_that_unmask, group_slices
 from fedlight.runtime.errors import Damaged
 
 TRIES = 300  # sets of shares that are tried where a share is wrong
@@ -45,6 +48,7 @@ class MaskServer:
         secure: encodes updates, and has the rules of sums.
         planned: client: the slices that it is to report in the round.
         params: slice: the number of scalars in its vector.
+        model: SHA-256 of what clients receive.
 
     Attributes:
         keyed: the clients that have sent keys.
@@ -59,12 +63,14 @@ class MaskServer:
         secure: SecureAggregation,
         planned: dict[int, tuple[str, ...]],
         params: dict[str, int],
+        model: bytes,
     ) -> None:
         self._cell = cell
         self._round = round_
         self._secure = secure
         self._planned = planned
         self._params = params
+        self._model = model
         self.threshold = fewest_that_unmask(secure.threshold, len(planned))
         self._public: dict[int, bytes] = {}
         self._commitments: dict[int, dict[str, bytes]] = {}
@@ -72,6 +78,7 @@ class MaskServer:
         self._survivors: set[int] = set()
         self._summed: set[str] = set()
         self._revealed: dict[int, Revealed] = {}
+        self._groups = group_slices(planned)
         self.liars: set[int] = set()
 
     @property
@@ -91,15 +98,17 @@ class MaskServer:
             Damaged: they are invalid; nothing is kept then.
         """
         keys, commitments = _payloads(message, "keys", ("keys", "commitments"))
-        opened = open_payload(keys, {"own": KEYS_BYTES})["own"]
-        uplink = self._planned[message.client]
-        bound = open_payload(commitments, dict.fromkeys(uplink, KEY_BYTES))
-        halves = {opened[:KEY_BYTES], opened[KEY_BYTES:]}
-        taken = {half for key in self._public.values() for half in (key[:KEY_BYTES], key[KEY_BYTES:])}
+        opened = open_payload(keys, {"own": keys_bytes(self._secure.signers is not None)})["own"]
+        bound = open_payload(commitments, dict.fromkeys(self._groups_of(message.client), KEY_BYTES))
+        halves = {*split_keys(opened)}
+        taken = {half for content in self._public.values() for half in split_keys(content)}
         if len(halves) < 2 or halves & taken:
             raise Damaged("has a public key that another one is equal to")
         for half in halves:
             KeyPair().agree(half, "check")
+        if hash_of_model(opened) != self._model:
+            raise Damaged("says that it received another model than that of the round")
+        self._secure.check_keys(self._cell, self._round, message.client, opened)
         self._public[message.client], self._commitments[message.client] = opened, bound
 
     def key_lists(self) -> list[MaskMessage]:
@@ -114,7 +123,7 @@ class MaskServer:
             Damaged: they are not those for all other clients; nothing is kept then.
         """
         (shares,) = _payloads(message, "shares", ("shares",))
-        size = token_bytes(len(self._planned[message.client]))
+        size = token_bytes(len(self._groups_of(message.client)))
         others = {str(client): size for client in self._public if client != message.client}
         self._tokens[message.client] = open_payload(shares, others)
 
@@ -152,7 +161,7 @@ class MaskServer:
             Damaged: they are not those that were to be revealed; nothing is kept then.
         """
         seeds, keys = _payloads(message, "revealed", ("seeds", "keys"))
-        names = [f"{client}.{slice_}" for client, slice_ in self._own_masks()]
+        names = [f"{client}.{group}" for client, group in self._own_masks()]
         dropped = [str(client) for client in self._dropped()]
         revealed = Revealed(
             open_payload(seeds, dict.fromkeys(names, SHARE_BYTES)),
@@ -175,48 +184,54 @@ class MaskServer:
             Damaged: the revealed shares are too few, or do not give the secrets that clients committed to.
         """
         bits = self._secure.fixed.modulus_bits
-        counts = {slice_: STATISTICS + self._params[slice_] for slice_ in self._summed}
-        totals = {slice_: np.zeros(count, np.uint64) for slice_, count in counts.items()}
-        for client, slice_ in self._own_masks():
-            shares = {h: revealed.seeds[f"{client}.{slice_}"] for h, revealed in self._revealed.items()}
-            seed = self._reconstruct(client, shares, self._is_seed(client, slice_))
-            totals[slice_] = totals[slice_] + expand(seed, counts[slice_], bits)
+        counts = {
+            group: {slice_: STATISTICS + self._params[slice_] for slice_ in slices}
+            for group, slices in self._groups.items()
+            if group in self._summed
+        }
+        totals = {group: np.zeros(sum(sizes.values()), np.uint64) for group, sizes in counts.items()}
+        for client, group in self._own_masks():
+            shares = {h: revealed.seeds[f"{client}.{group}"] for h, revealed in self._revealed.items()}
+            seed = self._reconstruct(client, shares, self._is_seed(client, group))
+            totals[group] = totals[group] + own_mask(seed, group, len(totals[group]), bits)
         session = transcript(self._cell, self._round, self._public)
         for client in self._dropped():
             shares = {holder: revealed.keys[str(client)] for holder, revealed in self._revealed.items()}
             pair = KeyPair(self._reconstruct(client, shares, self._is_key(client)))
             for survivor in sorted(self._survivors):
-                for slice_ in self._summed.intersection(self._planned[client], self._planned[survivor]):
-                    totals[slice_] = totals[slice_] + pair_mask(
-                        pair,
-                        self._public[survivor][:KEY_BYTES],
-                        (survivor, client),
-                        session,
-                        slice_,
-                        counts[slice_],
-                        bits,
-                    )
-        return totals
+                for group in totals.keys() & {*self._groups_of(client)} & {*self._groups_of(survivor)}:
+                    public, _ = split_keys(self._public[survivor])
+                    size = len(totals[group])
+                    mask = pair_mask(pair, public, (survivor, client), session, group, size, bits)
+                    totals[group] = totals[group] + mask
+        masks: dict[str, NDArray[np.uint64]] = {}
+        for group, total in totals.items():
+            masks |= split_by(counts[group], total)
+        return masks
+
+    def _groups_of(self, client: int) -> list[str]:
+        """The groups of slices that a client is to report."""
+        return [group for group in self._groups if group in self._planned[client]]
 
     def _own_masks(self) -> list[tuple[int, str]]:
-        """Client and slice of each survivor's own mask in a sum that may be known."""
+        """Client and group of slices of each survivor's own mask in a sum that may be known."""
         return [
-            (client, slice_)
+            (client, group)
             for client in sorted(self._survivors)
-            for slice_ in self._planned[client]
-            if slice_ in self._summed
+            for group in self._groups_of(client)
+            if group in self._summed
         ]
 
     def _dropped(self) -> list[int]:
         """The clients whose masks are in the survivors' updates, and whose own update did not arrive."""
         return sorted(self._tokens.keys() - self._survivors)
 
-    def _is_seed(self, client: int, slice_: str) -> Callable[[bytes], bool]:
-        return lambda secret: commit(secret) == self._commitments[client][slice_]
+    def _is_seed(self, client: int, group: str) -> Callable[[bytes], bool]:
+        return lambda secret: commit(secret) == self._commitments[client][group]
 
     def _is_key(self, client: int) -> Callable[[bytes], bool]:
-        public = self._public[client][:KEY_BYTES]
-        return lambda secret: len(secret) == KEY_BYTES and KeyPair(secret).public == public
+        public, _ = split_keys(self._public[client])
+        return lambda secret: KeyPair(secret).public == public
 
     def _reconstruct(self, client: int, shares: dict[int, bytes], fits: Callable[[bytes], bool]) -> bytes:
         """The secret of a client from the shares of others, of which some may be wrong."""

@@ -1,42 +1,52 @@
 """Keys, seeds, shares and masks of secure aggregation, on the primitives of `cryptography` and Flower.
 
 Key agreement is X25519, key derivation HKDF-SHA256, a mask is the key stream of AES-256 in counter mode;
-secrets are shared by Flower's Shamir and sent under its Fernet. Flower's own generator of masks is not used:
-it reduces a seed to 32 bits and draws from a Mersenne Twister, whose output can be predicted.
+secrets of 128 bits are shared by PyCryptodome's Shamir, on which Flower's stands, and sent under Flower's
+Fernet. Flower's own generator of masks is not used: it reduces a seed to 32 bits and draws from a Mersenne
+Twister, whose output can be predicted. Nor is its Shamir: it pads a secret of 16 bytes to two blocks.
 """
 
 import base64
 import hashlib
+import secrets
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedlight.federation.messages import Payload, State
+from fedlight.federation.messages import AUX, Payload, State
 from fedlight.federation.secure.integers import unpack_integers
-from fedlight.federation.secure.mask_bytes import KEY_BYTES, PLACE_BYTES, SHARE_BYTES
+from fedlight.federation.secure.mask_bytes import (
+    KEY_BYTES,
+    KEYS_BYTES,
+    PLACE_BYTES,
+    SECRET_BYTES,
+    SHARE_BYTES,
+)
 from fedlight.runtime.errors import Damaged
+from fedlight.runtime.hashing import state_sha256
 
 START = bytes(16)  # of the counter; a key encrypts one stream only
 
 
 class KeyPair:
-    """An X25519 key of one round."""
+    """An X25519 key of one round.
+
+    Args:
+        secret: 16 bytes from which the private half is derived; None draws new ones.
+
+    Attributes:
+        secret: that secret.
+        public: the public half, 32 bytes.
+    """
 
     def __init__(self, secret: bytes | None = None) -> None:
-        """Takes a secret of 32 bytes, or draws a new one from the operating system."""
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-        private = X25519PrivateKey.from_private_bytes(secret) if secret else X25519PrivateKey.generate()
-        self._private = private
-        self.public = private.public_key().public_bytes_raw()
-
-    @property
-    def secret(self) -> bytes:
-        """The private half, 32 bytes."""
-        raw: bytes = self._private.private_bytes_raw()
-        return raw
+        self.secret = new_secret() if secret is None else secret
+        self._private = X25519PrivateKey.from_private_bytes(derive(self.secret, "key"))
+        self.public: bytes = self._private.public_key().public_bytes_raw()
 
     def agree(self, public: bytes, *purpose: int | str | bytes) -> bytes:
         """The secret that this key and another one have in common, 32 bytes, for one purpose.
@@ -51,6 +61,11 @@ class KeyPair:
         except ValueError as error:
             raise Damaged("has a public key that is none") from error
         return derive(shared, *purpose)
+
+
+def new_secret() -> bytes:
+    """16 random bytes of the operating system."""
+    return secrets.token_bytes(SECRET_BYTES)
 
 
 def derive(secret: bytes, *purpose: int | str | bytes) -> bytes:
@@ -74,25 +89,25 @@ def expand(key: bytes, count: int, bits: int) -> NDArray[np.uint64]:
 
 
 def commit(secret: bytes) -> bytes:
-    """A hash that binds a client to a random secret of 32 bytes without revealing it."""
+    """A hash that binds a client to a random secret of 16 bytes without revealing it."""
     return hashlib.sha256(b"fedlight commitment" + secret).digest()
 
 
 def share(secret: bytes, threshold: int, count: int) -> list[bytes]:
-    """Shares of a secret of 32 bytes, of which `threshold` reveal it and fewer say nothing (Shamir)."""
-    from flwr.common.secure_aggregation.crypto.shamir import create_shares
+    """Shares of a secret of 16 bytes, of which `threshold` reveal it and fewer say nothing (Shamir)."""
+    from Crypto.Protocol.SecretSharing import Shamir
 
-    return list(create_shares(secret, threshold, count))
+    shares = Shamir.split(threshold, count, secret, ssss=False)
+    return [place.to_bytes(PLACE_BYTES, "little") + content for place, content in shares]
 
 
 def combine(shares: list[bytes]) -> bytes:
-    """The secret of at least `threshold` shares; other bytes, or none, where a share is wrong."""
-    from flwr.common.secure_aggregation.crypto.shamir import combine_shares
+    """The secret of `threshold` shares of different holders; other bytes where one is wrong."""
+    from Crypto.Protocol.SecretSharing import Shamir
 
-    try:
-        return bytes(combine_shares(shares))
-    except ValueError:
-        return b""
+    places = [int.from_bytes(one[:PLACE_BYTES], "little") for one in shares]
+    contents = [one[PLACE_BYTES:] for one in shares]
+    return bytes(Shamir.combine(list(zip(places, contents, strict=True)), ssss=False))
 
 
 def check_share(content: bytes, place: int) -> bytes:
@@ -128,14 +143,35 @@ def unseal(key: bytes, token: bytes) -> bytes:
         raise Damaged("cannot be decrypted") from error
 
 
+def split_keys(content: bytes) -> tuple[bytes, bytes]:
+    """A client's public keys of masks and of encryption, from its keys as they are sent."""
+    return content[:KEY_BYTES], content[KEY_BYTES : 2 * KEY_BYTES]
+
+
+def hash_of_model(content: bytes) -> bytes:
+    """The hash that stands behind a client's public keys."""
+    return content[2 * KEY_BYTES : KEYS_BYTES]
+
+
+def hash_model(values: State, aux: State) -> bytes:
+    """SHA-256 of the global slices and of the auxiliary state that a server sends in a round, 32 bytes."""
+    named = {**values, **{f"{AUX}/{name}": tensor for name, tensor in aux.items()}}
+    return bytes.fromhex(state_sha256(named))
+
+
 def transcript(cell: str, round_: int, keys: Mapping[int, bytes]) -> bytes:
     """A hash of the public keys of a round; keys that are derived with it serve this round alone."""
     listed = b"".join(client.to_bytes(PLACE_BYTES, "little") + keys[client] for client in sorted(keys))
     return hashlib.sha256(repr((cell, round_)).encode() + listed).digest()
 
 
+def own_mask(seed: bytes, group: str, count: int, bits: int) -> NDArray[np.uint64]:
+    """What a client adds to a group of slices by itself, from a seed of 16 bytes."""
+    return expand(derive(seed, "own mask", group), count, bits)
+
+
 def pair_mask(
-    pair: KeyPair, public: bytes, clients: tuple[int, int], session: bytes, slice_: str, count: int, bits: int
+    pair: KeyPair, public: bytes, clients: tuple[int, int], session: bytes, group: str, count: int, bits: int
 ) -> NDArray[np.uint64]:
     """What the first of two clients adds for the second; the second adds its negative.
 
@@ -144,12 +180,12 @@ def pair_mask(
         public: the mask key of the other.
         clients: the two.
         session: the transcript of the round.
-        slice_: that is masked.
+        group: of the slices that are masked.
         count, bits: of the integers.
     """
     first, second = clients
     low, high = sorted(clients)
-    mask = expand(pair.agree(public, "mask", session, low, high, slice_), count, bits)
+    mask = expand(pair.agree(public, "mask", session, low, high, group), count, bits)
     return mask if first < second else -mask
 
 

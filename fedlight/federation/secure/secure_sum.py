@@ -2,8 +2,10 @@
 
 A slice is one vector modulo 2^m: the client's weight, its loss times its weight, and for each scalar the
 change since the broadcast in fixed point times the weight. The auxiliary state of an algorithm that belongs
-to the slice follows. A transport between institutions masks these vectors; in a simulation, where all
-processes trust each other, they are sent as they are, and the bytes of keys and shares are counted.
+to the slice follows. With a share below 1 the vector has a part of the scalars, drawn from the seed and the
+same for all clients of the round (a random mask, arXiv 1610.05492). A transport between institutions masks
+these vectors; in a simulation, where all processes trust each other, they are sent as they are, and the bytes
+of keys and shares are counted.
 """
 
 import math
@@ -21,7 +23,8 @@ from fedlight.federation.noise import Source
 from fedlight.federation.secure.discrete_gaussian import draw_discrete_gaussian
 from fedlight.federation.secure.fixed_point import FixedPoint, check_weight
 from fedlight.federation.secure.integers import pack_integers, to_signed, unpack_integers
-from fedlight.federation.secure.mask_bytes import mask_traffic
+from fedlight.federation.secure.mask_bytes import KEYS_BYTES, mask_traffic
+from fedlight.federation.secure.signatures import check_signature, signed_content
 from fedlight.federation.secure.sum_sizes import count_reporters, fewest_that_unmask, smallest_sums
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput, Damaged
@@ -59,6 +62,9 @@ class SecureAggregation:
         seed: of the federation; rounding at random draws from the stream (seed, round, client, slice).
         noise: under client-level privacy; None for none.
         sums_loss: whether the sum of the clients' losses may be known, which privacy forbids.
+        share: of the scalars of a slice that are sent in a round, above 0; the others stay as they are.
+        signers: fingerprints of the keys of clients' nodes, in client order, with which clients sign the
+            public keys of a round; None where the agreement lists none, so that nothing is signed.
     """
 
     fixed: FixedPoint
@@ -68,6 +74,8 @@ class SecureAggregation:
     seed: int
     noise: DiscreteNoise | None = None
     sums_loss: bool = True
+    share: float = 1.0
+    signers: tuple[str, ...] | None = None
 
     # --- at a client ---
 
@@ -103,6 +111,8 @@ class SecureAggregation:
             parts = [values[name].double() - received[name].double() for name in like]
             parts += [aux.get(name, torch.zeros_like(tensor)).double() for name, tensor in aux_like.items()]
             real = torch.cat([part.flatten() for part in parts]).numpy()
+            if self.share < 1:
+                real = real[self._sent_places(slice_, round_, len(real))]
             rounded = whole * self.fixed.round(real, rng)
             if self.noise:
                 uniform = self.noise.source("client", round_, client, slice_)
@@ -149,16 +159,40 @@ class SecureAggregation:
         aux_like = self.algorithm.aux_like(self.slices.parameters(values))
         return values, self.slices.auxiliary([slice_], aux_like)
 
-    def add_changes(self, slice_: str, theta: State, changes: NDArray[np.float64]) -> tuple[State, State]:
-        """The values of a slice after changes of its scalars, and the auxiliary state that follows them."""
+    def add_changes(
+        self, slice_: str, theta: State, changes: NDArray[np.float64], round_: int
+    ) -> tuple[State, State]:
+        """The values of a slice after changes of its scalars, and the auxiliary state that follows them.
+
+        Args:
+            slice_: of the model.
+            theta: the values before.
+            changes: of the scalars that are sent in the round.
+            round_: 1..R.
+        """
         values, aux = self.tensors_like(slice_, theta)
+        if self.share < 1:
+            everywhere = np.zeros(self._count_scalars(slice_, theta))
+            everywhere[self._sent_places(slice_, round_, len(everywhere))] = changes
+            changes = everywhere
         parts = _split(torch.from_numpy(changes), [*values.values(), *aux.values()])
         after = {name: tensor.double() + parts.pop(0) for name, tensor in values.items()}
         return after, dict(zip(aux, parts, strict=True))
 
     def count_params(self, slice_: str, theta: State) -> int:
-        """The number of scalars of a slice and of its auxiliary state."""
+        """The number of scalars that are sent of a slice and of its auxiliary state."""
+        return self._count_sent(self._count_scalars(slice_, theta))
+
+    def _count_scalars(self, slice_: str, theta: State) -> int:
         return sum(tensor.numel() for like in self.tensors_like(slice_, theta) for tensor in like.values())
+
+    def _count_sent(self, scalars: int) -> int:
+        return math.ceil(self.share * scalars)
+
+    def _sent_places(self, slice_: str, round_: int, scalars: int) -> NDArray[np.int64]:
+        """Which scalars of a slice are sent in a round, ascending."""
+        rng = stream(self.seed, "sent", round_, slice_)
+        return np.sort(rng.choice(scalars, self._count_sent(scalars), replace=False, shuffle=False))
 
     def payload_like(self, slice_: str, theta: State) -> Payload:
         """A payload of the size of those of a slice."""
@@ -189,9 +223,19 @@ class SecureAggregation:
             planned: the slices that each client of the cohort is to report.
             reporters: the clients that trained.
         """
-        reported = {client: uplink for client, uplink in planned.items() if client in reporters}
-        enough = self.can_unmask(len(planned), len(reported))
-        return mask_traffic(reported, self.summed_slices(planned, reported) if enough else None)
+        enough = self.can_unmask(len(planned), len(reporters))
+        summed = self.summed_slices(planned, reporters) if enough else None
+        return mask_traffic(planned, reporters, summed, self.signers is not None)
+
+    def check_keys(self, cell: str, round_: int, client: int, content: bytes) -> None:
+        """Checks that the node of a client has signed its public keys, where the agreement lists nodes' keys.
+
+        Raises:
+            Damaged: it has not signed them for this round.
+        """
+        if self.signers:
+            keys, signature = content[:KEYS_BYTES], content[KEYS_BYTES:]
+            check_signature(signature, signed_content(cell, round_, client, keys), self.signers[client])
 
     def can_unmask(self, planned: int, reporters: int) -> bool:
         """Whether so many reporters of a cohort can unmask a sum."""
@@ -232,10 +276,11 @@ class SliceSums:
         self._secure = secure
         self._theta = theta
         self._sums: dict[str, NDArray[np.uint64]] = {}
+        self._round = 0
         self.reporters: dict[str, set[int]] = {}
 
     def add(self, update: Update) -> None:
-        """Adds the vectors of an update, masked or not.
+        """Adds the vectors of an update, masked or not; all are of one round.
 
         Raises:
             Damaged: they are invalid; nothing is added then.
@@ -244,6 +289,7 @@ class SliceSums:
             slice_: self._secure.check_payload(slice_, payload, self._theta)
             for slice_, payload in update.payloads.items()
         }
+        self._round = update.round
         for slice_, vector in vectors.items():
             self._sums[slice_] = self._sums[slice_] + vector if slice_ in self._sums else vector
             self.reporters.setdefault(slice_, set()).add(update.client)
@@ -269,7 +315,8 @@ class SliceSums:
         largest = int(np.abs(total[STATISTICS:]).max(initial=0))
         if self._secure.noise is None and largest > weight * fixed.levels:
             raise Damaged(f"the sum exceeds that of {clients} clients whose changes are within the clip")
-        values, aux = self._secure.add_changes(slice_, self._theta, fixed.mean(total[STATISTICS:], weight))
+        changes = fixed.mean(total[STATISTICS:], weight)
+        values, aux = self._secure.add_changes(slice_, self._theta, changes, self._round)
         return MeanUpdate(values, aux, weight, weight * fixed.mean_loss(loss, weight), clients)
 
 

@@ -28,6 +28,25 @@ def count_reporters(uplinks: Mapping[int, tuple[str, ...]]) -> Counter[str]:
     return Counter(slice_ for uplink in uplinks.values() for slice_ in uplink)
 
 
+def group_slices(planned: Mapping[int, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The slices that the same clients are to report; they share their masks, since all are summed, or none.
+
+    Args:
+        planned: client: the slices that it is to report in the round.
+
+    Returns:
+        The slices of each group, sorted, by the first of them.
+    """
+    reporters: dict[str, list[int]] = {}
+    for client in sorted(planned):
+        for slice_ in planned[client]:
+            reporters.setdefault(slice_, []).append(client)
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for slice_ in sorted(reporters):
+        groups.setdefault(tuple(reporters[slice_]), []).append(slice_)
+    return {slices[0]: tuple(slices) for slices in groups.values()}
+
+
 def smallest_sums(uplinks: Mapping[int, tuple[str, ...]], threshold: int | None) -> dict[str, int]:
     """Slice: the fewest clients in its sum of a round."""
     counts = count_reporters(uplinks)

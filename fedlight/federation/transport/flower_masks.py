@@ -39,7 +39,9 @@ class MaskedExchange:
             for uplink in server.planned.values()
             for slice_ in uplink
         }
-        self._masks = MaskServer(server.cell, server.round + 1, server.secure, server.planned, params)
+        self._masks = MaskServer(
+            server.cell, server.round + 1, server.secure, server.planned, params, server.hash_sent()
+        )
 
     def run(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
         """Yields the masked updates as they arrive; after the last one the server has their masks."""

@@ -14,20 +14,28 @@ from scipy.stats import chisquare
 from sums import FIXED, secure_server, secure_setup
 from toy import FULL, PARTIAL, federate, inline, toy_site
 
+from fedlight.deployment.institution import make_masking
 from fedlight.federation.algorithms.scaffold import Scaffold
-from fedlight.federation.messages import MaskMessage, Payload, Update, from_bytes, to_bytes
-from fedlight.federation.method import Method
+from fedlight.federation.client import ClientSetup
+from fedlight.federation.codec import Codec
+from fedlight.federation.messages import Broadcast, MaskMessage, Payload, Update, from_bytes, to_bytes
+from fedlight.federation.method import Method, Split
 from fedlight.federation.secure.fixed_point import FixedPoint
 from fedlight.federation.secure.integers import to_signed, unpack_integers
-from fedlight.federation.secure.mask_bytes import KEYS_BYTES, token_bytes
-from fedlight.federation.secure.masks import KeyPair, combine, expand, share
+from fedlight.federation.secure.mask_bytes import KEYS_BYTES, SHARE_BYTES, token_bytes
+from fedlight.federation.secure.masks import KeyPair, combine, commit, expand, share, transcript, unseal
 from fedlight.federation.secure.secure_sum import INTEGERS
+from fedlight.federation.secure.signatures import SIGNATURE_BYTES, Signer, signed_content
+from fedlight.federation.secure.sum_sizes import group_slices
 from fedlight.federation.server import Server
-from fedlight.runtime.errors import Damaged
+from fedlight.federation.slices import SliceMap
+from fedlight.federation.transforms.quantisation import Quantisation
+from fedlight.runtime.errors import BadInput, Damaged
 
 pytest.importorskip("flwr")
 
-from masked import NODE, MaskedToys, step_of
+from cryptography.hazmat.primitives.asymmetric import ec
+from masked import NODE, MaskedToys, step_of, write_key
 
 MakeMasked = Callable[..., MaskedToys]
 Line = pytest.CaptureFixture[str]
@@ -35,8 +43,8 @@ Line = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMasked:
-    return lambda setup=None, clients=5: MaskedToys(
-        setup or secure_setup(), tmp_path / "masked", monkeypatch, clients
+    return lambda setup=None, clients=5, signers=(): MaskedToys(
+        setup or secure_setup(), tmp_path / "masked", monkeypatch, clients, signers
     )
 
 
@@ -101,6 +109,27 @@ def test_two_nodes_fail_at_different_steps_and_the_sum_is_that_of_the_others(
     assert over.server.met == dict.fromkeys((0, 3, 4), 1)
     over.run(2)  # two are away
     assert over.server.round == 2
+
+
+def split_setup() -> ClientSetup:
+    """A federation in which clients report different slices: one of a pair `own`, the other `shared`."""
+    setup = secure_setup(fields={"threshold": 2})
+    parts = {"own": ("own.weight",), "bias": ("own.bias",), "shared": ("shared.weight", "shared.bias")}
+    slices, split = SliceMap(parts), Split(either=("own", "shared"), coin="bias")
+    method = Method(name="SPLIT", downlink="all", uplink="all", split=split, evaluate="global")
+    assert setup.secure
+    secure = replace(setup.secure, slices=slices)
+    return replace(setup, slices=slices, method=method.resolve(slices.names), secure=secure)
+
+
+def test_slices_of_different_clients_have_masks_of_their_own(masked: MakeMasked, tmp_path: Path) -> None:
+    over = masked(split_setup())
+    over.kill(3, "share list")
+    over.run(1)
+    assert len(group_slices(over.server._open.planned)) > 1
+    plain = plain_server(split_setup(), tmp_path / "plain", 5, 1, {0, 1, 2, 4})
+    assert same(over.server, plain)
+    assert not all(tensor.equal(over.setup.first[name]) for name, tensor in plain.theta.items())
 
 
 @pytest.mark.parametrize(
@@ -172,7 +201,7 @@ def test_two_clients_agree_on_a_key_and_a_purpose() -> None:
 
 
 def test_shares_below_the_threshold_say_nothing() -> None:
-    secret = bytes(range(32))
+    secret = bytes(range(16))
     shares = share(secret, 3, 5)
     assert combine(shares[2:]) == secret
     assert combine(shares[3:]) != secret
@@ -238,7 +267,7 @@ WRONG: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "weak key": (
         "Broadcast",
         lambda m: with_payload(
-            m, "keys", Payload({"own": torch.tensor([0] * 32 + [9] * 32, dtype=torch.uint8)}, 0)
+            m, "keys", Payload({"own": torch.tensor([0] * 32 + [9] * 64, dtype=torch.uint8)}, 0)
         ),
         "has a public key that is none",
     ),
@@ -337,18 +366,23 @@ def survivors(*clients: int) -> Callable[[Any], Any]:
     return lambda m: with_payload(m, "clients", Payload({"survivors": listed}, 0))
 
 
+def other_keys(message: MaskMessage, client: str) -> torch.Tensor:
+    """The keys that a list has of a client, with other public keys."""
+    return torch.cat([torch.arange(64, dtype=torch.uint8), message.payloads["keys"].tensors[client][64:]])
+
+
 LIES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "another key of mine": (
         "key list",
         lambda m: with_payload(
-            m, "keys", Payload({**m.payloads["keys"].tensors, "0": torch.zeros(64, dtype=torch.uint8)}, 0)
+            m, "keys", Payload({**m.payloads["keys"].tensors, "0": torch.zeros(96, dtype=torch.uint8)}, 0)
         ),
         "the key list has a key twice",
     ),
     "another valid key of mine": (
         "key list",
         lambda m: with_payload(
-            m, "keys", Payload({**m.payloads["keys"].tensors, "0": torch.arange(64, dtype=torch.uint8)}, 0)
+            m, "keys", Payload({**m.payloads["keys"].tensors, "0": other_keys(m, "0")}, 0)
         ),
         "has other keys of this client than it sent",
     ),
@@ -415,7 +449,7 @@ def test_a_key_that_is_not_the_same_for_all_is_noticed_by_all(masked: MakeMasked
     over = masked()
 
     def other(message: MaskMessage) -> MaskMessage:
-        tensors = {**message.payloads["keys"].tensors, "1": torch.arange(64, dtype=torch.uint8)}
+        tensors = {**message.payloads["keys"].tensors, "1": other_keys(message, "1")}
         return with_payload(message, "keys", Payload(tensors, 0))
 
     refusals = driven(over, "key list", other)
@@ -432,6 +466,195 @@ def test_a_client_answers_no_message_that_an_honest_server_does_not_send(
     refusals = driven(masked(), step, change)
     assert len(refusals) == 1
     assert reason in refusals[0]
+
+
+# --- one model for all ---
+
+
+@pytest.mark.parametrize("chosen", [{}, {"codec": Codec(down=[Quantisation(8)])}, {"algorithm": Scaffold()}])
+def test_a_server_that_sends_one_client_another_model_is_noticed_before_anything_is_masked(
+    chosen: dict[str, Any], masked: MakeMasked, tmp_path: Path
+) -> None:
+    """Model inconsistency (arXiv 2111.07380): models can be such that one client's update is the sum."""
+    over = masked(secure_setup(**chosen))
+    over.run(2)  # with one model the hashes are equal, at first contact and with deltas
+    assert over.server.met == dict.fromkeys(range(5), 2)
+    act = over._tapped(0)
+
+    def received(content: bytes) -> bytes:
+        message = from_bytes(content)
+        if not isinstance(message, Broadcast):
+            return act(content)
+        values = {n: t.clone() for n, t in message.payloads["own"].tensors.items()}
+        next(iter(values.values())).view(torch.uint8).flatten()[0] ^= 1
+        return act(to_bytes(with_payload(message, "own", replace(message.payloads["own"], tensors=values))))
+
+    over.grid.nodes[NODE].act = received
+    hidden = over.server.hash_sent
+    over.server.hash_sent = lambda: b""  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedlight.federation.secure.mask_server.hash_of_model", lambda content: b"")
+        over.run(3)
+    over.server.hash_sent = hidden  # type: ignore[method-assign]
+    assert len(over.refusals) == 5
+    assert all(
+        re.fullmatch(r"client \d received another model than this one: nothing is masked", refusal)
+        for refusal in over.refusals
+    )
+
+
+def test_a_client_that_names_another_model_drops_out(masked: MakeMasked, tmp_path: Path, capfd: Line) -> None:
+    over = masked()
+    over.change(1, "Broadcast", lambda m: with_payload(m, "keys", first_byte(m.payloads["keys"])))
+    over.run(1)
+    assert same(over.server, plain_server(secure_setup(), tmp_path / "plain", 5, 1, {0, 2, 3, 4}))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith(
+        "sent a message that says that it received another model than that of the round: refused"
+    )
+
+
+# --- public keys that the nodes sign ---
+
+
+@pytest.fixture
+def signed(tmp_path: Path, masked: MakeMasked) -> MaskedToys:
+    """A federation whose agreement lists the keys of its nodes."""
+    signers = [Signer(write_key(tmp_path / f"node{client}.key")) for client in range(5)]
+    fingerprints = tuple(signer.fingerprint for signer in signers)
+    return masked(secure_setup(fields={"signers": fingerprints}), signers=signers)
+
+
+def test_signed_keys_change_no_bit_and_are_counted(signed: MaskedToys, tmp_path: Path) -> None:
+    signed.run(2)
+    plain = plain_server(signed.setup, tmp_path / "plain", 5, 2, {*range(5)})
+    assert same(signed.server, plain)
+    assert signed.server.ledger.rows() == plain.ledger.rows()
+    keys = from_bytes(signed.received[0][0]).payloads["keys"]
+    assert keys.bytes == KEYS_BYTES + SIGNATURE_BYTES
+
+
+def replacing(change: Callable[[int, bytes], bytes]) -> Callable[[Any], Any]:
+    """Changes the keys of all clients but the first in a key list, as a machine in the middle would."""
+
+    def replaced(message: MaskMessage) -> MaskMessage:
+        tensors = {
+            name: tensor
+            if name == "0"
+            else torch.frombuffer(bytearray(change(int(name), tensor.numpy().tobytes())), dtype=torch.uint8)
+            for name, tensor in message.payloads["keys"].tensors.items()
+        }
+        return with_payload(message, "keys", Payload(tensors, 0))
+
+    return replaced
+
+
+def own_keys(content: bytes) -> bytes:
+    """Keys of the server's own, with the hash of the model that the client sent."""
+    return KeyPair().public + KeyPair().public + content[64:KEYS_BYTES]
+
+
+def test_without_signatures_keys_that_a_server_puts_in_get_shares_that_it_can_read(
+    masked: MakeMasked,
+) -> None:
+    """A machine in the middle: from the answer of client 0 it has the seed of that client's own mask."""
+    over, pairs = masked(), {client: (KeyPair(), KeyPair()) for client in (1, 2, 3, 4)}
+    put_in = {client: both[0].public + both[1].public for client, both in pairs.items()}
+    assert not driven_first(over, replacing(lambda client, content: put_in[client] + content[64:]))
+    keys, shares = map(from_bytes, over.received[0][:2])
+    own = keys.payloads["keys"].tensors["own"].numpy().tobytes()
+    session = transcript("toy", 1, {0: own, **{k: public + own[64:] for k, public in put_in.items()}})
+    read = []
+    for client, (_, pair) in pairs.items():
+        token = shares.payloads["shares"].tensors[str(client)].numpy().tobytes()
+        plain = unseal(pair.agree(own[32:64], "shares", session, 0, client), token)
+        read.append(plain[-SHARE_BYTES:])
+    commitment = keys.payloads["commitments"].tensors["own"].numpy().tobytes()
+    assert commit(combine(read)) == commitment
+
+
+def test_keys_that_a_server_puts_in_are_noticed_where_nodes_sign(signed: MaskedToys) -> None:
+    refusals = driven_first(
+        signed, replacing(lambda client, content: own_keys(content) + content[KEYS_BYTES:])
+    )
+    assert refusals == ["in the key list client 1 has public keys whose signature is invalid"]
+
+
+def driven_first(over: MaskedToys, change: Callable[[Any], Any]) -> list[str]:
+    """The first client's refusals in a round in which its key list is changed."""
+    refusals: list[str] = []
+    act = over._tapped(0)
+
+    def received(content: bytes) -> bytes:
+        changes = step_of(content) == "key list"
+        answer: bytes = act(to_bytes(change(from_bytes(content))) if changes else content)
+        if changes:
+            refusals.extend(over.refusals)
+        return answer
+
+    over.grid.nodes[NODE].act = received
+    over.run(1)
+    return refusals
+
+
+def test_keys_that_another_key_signs_are_refused(signed: MaskedToys, tmp_path: Path) -> None:
+    stranger = Signer(write_key(tmp_path / "stranger.key"))
+
+    def put_in(client: int, content: bytes) -> bytes:
+        keys = own_keys(content)
+        return keys + stranger.sign(signed_content("toy", 1, client, keys))
+
+    (refusal,) = driven_first(signed, replacing(put_in))
+    assert refusal == (
+        "in the key list client 1 has public keys that are signed by another key than that of the agreement"
+    )
+
+
+@pytest.mark.parametrize("whose", [("toy", 2, 1), ("toy", 1, 2), ("other", 1, 1)])
+def test_a_signature_holds_for_one_client_in_one_round_of_one_cell(
+    whose: tuple[str, int, int], signed: MaskedToys
+) -> None:
+    def earlier(client: int, content: bytes) -> bytes:
+        if client != 1:
+            return content
+        keys = own_keys(content)
+        return keys + signed.signers[1].sign(signed_content(*whose, keys))
+
+    (refusal,) = driven_first(signed, replacing(earlier))
+    assert refusal == "in the key list client 1 has public keys whose signature is invalid"
+
+
+def test_a_node_whose_signature_is_invalid_drops_out(signed: MaskedToys, tmp_path: Path, capfd: Line) -> None:
+    signed.change(2, "Broadcast", lambda m: with_payload(m, "keys", first_byte(m.payloads["keys"])))
+    signed.run(1)
+    assert same(signed.server, plain_server(signed.setup, tmp_path / "plain", 5, 1, {0, 1, 3, 4}))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == (
+        f"fedlight: client 2 (node {NODE + 2}) sent a message that has public keys whose signature is "
+        "invalid: refused"
+    )
+
+
+def test_keys_of_nodes_that_cannot_sign_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no key")
+    for path, reason in (
+        (tmp_path / "absent", "cannot be read: No such file or directory"),
+        (tmp_path / "text", "is no private key of OpenSSH without a passphrase"),
+        (write_key(tmp_path / "short", ec.SECP256R1()), "is no ECDSA key on P-384"),
+    ):
+        with pytest.raises(BadInput, match=reason):
+            Signer(path)
+
+
+def test_an_institution_signs_with_the_key_of_the_agreement_alone(signed: MaskedToys, tmp_path: Path) -> None:
+    secure = signed.setup.secure
+    assert secure
+    with pytest.raises(BadInput, match=r'add key="/path/to/node.key" to --node-config'):
+        make_masking(secure, 0, None)
+    with pytest.raises(BadInput, match=r"the agreement lists SHA256:.* for client 1"):
+        make_masking(secure, 1, tmp_path / "node0.key")
+    make_masking(secure, 1, tmp_path / "node1.key")
+    make_masking(secure_setup().secure, 1, None)
 
 
 def test_a_round_is_unmasked_once(masked: MakeMasked) -> None:
@@ -505,7 +728,7 @@ def test_no_secret_is_on_the_disk_or_in_a_message(masked: MakeMasked) -> None:
     secrets = [pair.secret for pair in session.keys] + [*session.seeds.values()]
     written = [path.read_bytes() for path in over.institutions[0].folder.rglob("*") if path.is_file()]
     sent = [content for contents in over.received.values() for content in contents]
-    assert len(secrets) == 4
+    assert len(secrets) == 3, "two keys, and one seed for both slices"
     assert not [secret for secret in secrets if any(secret in content for content in written + sent)]
 
 
@@ -515,9 +738,9 @@ def test_the_messages_have_the_counted_sizes(masked: MakeMasked) -> None:
     for contents in over.received.values():
         keys, shares, update, revealed = map(from_bytes, contents)
         assert keys.payloads["keys"].bytes == KEYS_BYTES
-        assert {t.numel() for t in shares.payloads["shares"].tensors.values()} == {token_bytes(2)}
+        assert {t.numel() for t in shares.payloads["shares"].tensors.values()} == {token_bytes(1)}
         assert update.payloads["own"].bytes == 4 * (2 + 8)
-        assert revealed.payloads["seeds"].bytes == 52 * 5 * 2
+        assert revealed.payloads["seeds"].bytes == 20 * 5
         assert revealed.payloads["keys"].bytes == 0
 
 

@@ -19,6 +19,7 @@ from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput
 
 SECURE = ("aggregation=secure", "trainer.accelerator=cpu")
+SECURE_ID = "3d2fb6c7"  # of the default cell, before the group had a key that is optional
 NOISY = ("privacy=client", "privacy.noise_at=clients")
 
 REFUSED = {
@@ -26,6 +27,9 @@ REFUSED = {
     "method=LOCAL": r"needs a method whose clients report",
     "algorithm=fednova": r"needs an algorithm that declares by aux_like",
     "algorithm=localadam": r"needs an algorithm that declares by aux_like",
+    "aggregation.share=0.5 algorithm=scaffold": (
+        r"needs aggregation.share=1 with an algorithm that has auxiliary state, got 0.5"
+    ),
     "transform=topk": r"needs a transform without stages for the uplink .* do not add up",
     "transform=int4_huffman": r"needs a transform without stages for the uplink",
     "privacy=client": r"needs privacy.noise_at=clients: the server sees no update that it could clip",
@@ -61,6 +65,8 @@ def test_what_secure_aggregation_refuses(overrides: str) -> None:
         ("aggregation.modulus_bits=20", "aggregation.modulus_bits: input should be 16, 24, 32"),
         ("aggregation.bits=1", "aggregation.bits: input should be greater than or equal to 2"),
         ("aggregation.bits=33", "aggregation.bits: input should be less than or equal to 32"),
+        ("aggregation.share=0.0", "aggregation.share: input should be greater than 0"),
+        ("aggregation.share=1.5", "aggregation.share: input should be less than or equal to 1"),
         ("aggregation.clip=0.0", "aggregation.clip: input should be greater than 0"),
         ("aggregation.clip=inf", "aggregation.clip: input should be a finite number"),
     ],
@@ -82,6 +88,7 @@ def test_values_out_of_their_range(override: str, error_line: str) -> None:
         ("algorithm=fedprox",),
         ("privacy=example",),
         ("trainer.fuse=2",),
+        ("aggregation.share=0.25",),
         NOISY,
     ],
 )
@@ -101,11 +108,13 @@ def test_the_group_is_absent_from_the_id_and_its_keys_are_in_it() -> None:
             "aggregation=none",
             "aggregation=secure",
             "aggregation=secure aggregation.bits=20",
+            "aggregation=secure aggregation.share=0.5",
             "aggregation=secure aggregation.threshold=3",
         )
     }
     assert ids[""] == ids["aggregation=none"]
-    assert len(set(ids.values())) == 4
+    assert len(set(ids.values())) == 5
+    assert ids["aggregation=secure"].endswith(SECURE_ID)
 
 
 def test_the_noise_of_the_fewest_clients_is_that_of_the_account() -> None:
@@ -119,9 +128,9 @@ def test_the_noise_of_the_fewest_clients_is_that_of_the_account() -> None:
     assert parts.aggregation.noise.deviation * 4**0.5 == pytest.approx(2.0 * largest)
 
 
-@pytest.mark.parametrize("method", ["FULL", "UDEC", "USPLIT"])
-def test_the_estimate_counts_what_the_ledger_counts(method: str) -> None:
-    cell = config(*SECURE, f"method={method}", "rounds=2", "federation.dropout=0.1")
+@pytest.mark.parametrize("more", ["method=FULL", "method=UDEC", "method=USPLIT", "aggregation.share=0.3"])
+def test_the_estimate_counts_what_the_ledger_counts(more: str) -> None:
+    cell = config(*SECURE, more, "rounds=2", "federation.dropout=0.1")
     parts = check(cell, elsewhere=False)
     assert parts is not None
     assert parts.aggregation is not None
@@ -160,6 +169,18 @@ def test_a_plan_and_an_institution_say_what_the_server_sees(capsys: pytest.Captu
         "and the losses"
     ) in lines
     assert not [line for line in lines if "the mean training loss" in line]
+    assert [line for line in lines if line.startswith("the keys of masks are not signed: a server that rep")]
+
+
+def test_an_institution_is_told_whether_its_keys_are_signed() -> None:
+    keys = ",".join(f"SHA256:{digit * 42}A" for digit in "ABCDE")
+    cell = config("aggregation=secure", "transport=flower", f"transport.nodes=[{keys}]")
+    parts = check(cell, elsewhere=True)
+    assert parts is not None
+    assert parts.aggregation is not None
+    assert parts.aggregation.signers == tuple(keys.split(","))
+    lines = [*describe_disclosure(cell, parts)]
+    assert "the keys of masks are signed by the nodes' keys, which the agreement lists" in lines
 
 
 def test_clients_of_a_cell_encode_integers(tmp_path: Path) -> None:

@@ -553,7 +553,7 @@ def test_an_app_forwards_messages_and_sends_only_what_was_agreed(
             return answer, None, b""
         return answer, json.loads(theirs.recv_bytes()), theirs.recv_bytes()
 
-    whose = {"path": str(path), "agreed": agreed_to, "client": 2}
+    whose = {"path": str(path), "agreed": agreed_to, "client": 2, "key": None}
     answer, said, sent = answered(wrap(b"broadcast", {}), b"", b"update", memory="kept", **{"data-root": "x"})
     assert said == {**whose, "root": str(tmp_path / "x"), "memory": str(tmp_path / "kept")}
     assert (sent, open_bytes(answer)) == (b"broadcast", b"update")

@@ -14,10 +14,10 @@ from toy import FULL, PARTIAL, ToyData, federate, inline, toy_server, toy_setup,
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.algorithms.scaffold import Scaffold
-from fedlight.federation.client import local_update
+from fedlight.federation.client import ClientSetup, local_update
 from fedlight.federation.cohort import Participation, Task
 from fedlight.federation.mechanism import GaussianMechanism, update_norm
-from fedlight.federation.messages import Payload, Update
+from fedlight.federation.messages import Payload, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.noise import SeededNoise
 from fedlight.federation.secure.discrete_gaussian import draw_discrete_gaussian
@@ -30,7 +30,7 @@ from fedlight.federation.secure.secure_sum import (
     SecureAggregation,
     SliceSums,
 )
-from fedlight.federation.secure.sum_sizes import fewest_in_sum, fewest_that_unmask
+from fedlight.federation.secure.sum_sizes import fewest_in_sum, fewest_that_unmask, group_slices
 from fedlight.federation.slices import SliceMap
 from fedlight.runtime.errors import BadInput, Damaged
 from fedlight.runtime.system_random import SystemGenerator
@@ -282,6 +282,47 @@ def test_sums_have_two_thirds_of_the_clients_by_default_and_never_one() -> None:
             assert 2 * fewest_that_unmask(threshold, cohort) > cohort
 
 
+def test_slices_that_the_same_clients_report_share_their_masks() -> None:
+    both = {0: ("encoder", "middle"), 1: ("decoder",), 2: ("middle", "encoder"), 3: ("decoder", "head")}
+    assert group_slices(both) == {
+        "decoder": ("decoder",),
+        "encoder": ("encoder", "middle"),
+        "head": ("head",),
+    }
+    assert group_slices(dict.fromkeys(range(9), ("b", "a"))) == {"a": ("a", "b")}
+
+
+# --- a share of the scalars ---
+
+
+def test_a_share_of_the_scalars_is_that_of_all_clients_and_another_in_each_round(tmp_path: Path) -> None:
+    setup, all_sent = secure_setup(fields={"share": 0.4}), secure_setup()
+    server, whole = secure_server(setup), secure_server(all_sent)
+    changed = []
+    for round_ in (1, 2, 3):
+        before = dict(server.theta)
+        for _ in federate(server, inline(toy_site(setup, tmp_path / "part")), round_):
+            pass
+        changed.append({n: tensor.ne(before[n]) for n, tensor in server.theta.items()})
+        own = torch.cat([changed[-1][f"own.{part}"].flatten() for part in ("weight", "bias")])
+        assert (own.sum(), changed[-1]["shared.weight"].sum() + changed[-1]["shared.bias"].sum()) == (4, 2)
+    assert any(not changed[0][name].equal(changed[1][name]) for name in changed[0])
+    for _ in federate(whole, inline(toy_site(all_sent, tmp_path / "whole")), 1):
+        pass
+    for name, tensor in whole.theta.items():
+        first = torch.where(changed[0][name], tensor, setup.first[name])
+        assert torch.allclose(first, at_round_one(setup, tmp_path)[name], atol=1 / FIXED.scale)
+    rows = [(row.slice, row.params, row.bytes) for row in server.ledger.entries if row.direction == "up"]
+    assert ("own", 4, 4 * (2 + 4)) in rows
+
+
+def at_round_one(setup: ClientSetup, folder: Path) -> State:
+    server = secure_server(setup)
+    for _ in federate(server, inline(toy_site(setup, folder / "once")), 1):
+        pass
+    return server.theta
+
+
 def test_the_weight_of_a_client_must_be_a_whole_number() -> None:
     class Half(Scaffold):
         def weight(self, num_examples: int) -> float:
@@ -299,7 +340,7 @@ def test_the_weight_of_a_client_must_be_a_whole_number() -> None:
 def test_the_traffic_of_keys_and_shares_grows_linearly_for_a_client() -> None:
     sizes = {}
     for clients in (5, 20, 100):
-        traffic = mask_traffic(dict.fromkeys(range(clients), ("all",)), ["all"])
+        traffic = mask_traffic(dict.fromkeys(range(clients), ("all",)), range(clients), ["all"])
         assert len(set(traffic.values())) == 1
         sizes[clients] = sum(traffic[0])
     assert (sizes[20] - sizes[5]) / 15 == (sizes[100] - sizes[20]) / 80
@@ -311,7 +352,7 @@ def test_the_ledger_counts_masks_beside_the_vectors(tmp_path: Path) -> None:
     for _ in federate(server, inline(toy_site(setup, tmp_path)), 1):
         pass
     rows = [(row.client, row.direction, row.slice, row.params, row.bytes) for row in server.ledger.entries]
-    expected = mask_traffic(dict.fromkeys(range(3), ("own", "shared")), ["own", "shared"])
+    expected = mask_traffic(dict.fromkeys(range(3), ("own", "shared")), range(3), ["own", "shared"])
     for client, (down, up) in expected.items():
         assert (client, "down", "aggregation", 0, down) in rows
         assert (client, "up", "aggregation", 0, up) in rows
