@@ -47,6 +47,7 @@ class DDPM(ResidentModule):
     Attributes:
         slices: name of each slice -> prefixes of this module's state_dict names.
         private: prefixes of the state_dict names that belong to no slice and never leave a client.
+        counters: state_dict names of integers that count steps, and decide nothing once they are not 0.
 
     Raises:
         BadInput: unknown loss, a decay outside (0, 1), an unknown `prediction_type` or no time steps, betas
@@ -84,6 +85,7 @@ class DDPM(ResidentModule):
         self.label_dropout = label_dropout
         self.optimizer = optimizer
         self.ema: AveragedModel | None = None
+        self.counters = () if ema_decay is None else ("ema.n_averaged",)
         if ema_decay is not None:
             self.ema = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self.slices = {name: [f"unet.{p}" for p in prefixes] for name, prefixes in slices.items()}
