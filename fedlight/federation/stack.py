@@ -23,7 +23,11 @@ from fedlight.runtime.training_loss import CLIENT_IMAGES, CLIENT_LOSSES
 
 
 class Fusible(Protocol):
-    """A client model whose training step is `loss_of(draw(batch))`, so that it can be fused."""
+    """A client model whose training step is `loss_of(draw(batch))`, so that it can be fused.
+
+    It may also have `stacked_losses(drawn, weights)`, called where its parameters have a further first
+    dimension: the losses of several clients without `torch.func.vmap`, or None where it cannot.
+    """
 
     def draw(self, batch: Any) -> dict[str, Tensor]:
         """Draws all random numbers of a step; the first dimension of every tensor is that of the images."""
@@ -217,9 +221,9 @@ class Stack(ResidentModule):
 
     Frozen parameters are shared by the clients and are not stacked.
 
-    A training step is that of all clients at once, by `torch.func.vmap`; convolutions with a kernel for each
-    client are grouped ones. The loss is the sum of the clients' losses, so that each client has the gradient
-    that it has alone. Shorter batches are padded with images of weight 0.
+    A training step is that of all clients at once, by the module's `stacked_losses` or by `torch.func.vmap`;
+    convolutions with a kernel for each client are grouped ones. The loss is the sum of the clients' losses,
+    so that each client has the gradient that it has alone. Shorter batches are padded with images of weight 0.
 
     A client that is done leaves: the parameters and the optimizer's state become views of the first clients,
     those with more batches, and what the client has trained stays where it is until `gather`.
@@ -246,6 +250,7 @@ class Stack(ResidentModule):
                     child._parameters[name] = nn.Parameter(several.contiguous())
         self._one = (_Loss(module),)  # in tuples: these are not children
         self._stacked = (stacked,)
+        self._stacked_losses = getattr(stacked, "stacked_losses", lambda drawn, weights: None)
         self.random: Sequence[RandomState] = ()
         self.client_steps: list[int] = []
         for name, child in stacked.named_children():
@@ -345,6 +350,9 @@ class Stack(ResidentModule):
 
     def losses(self, inputs: dict[str, Tensor], weights: Tensor) -> Tensor:
         """The loss of each client for what `draw` has drawn, shape (clients,)."""
+        computed: Tensor | None = self._stacked_losses(inputs, weights)
+        if computed is not None:
+            return computed
         with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the others
             losses: Tensor = vmap(self._loss)(self._named, inputs, weights)
         return losses
