@@ -223,7 +223,8 @@ class Stack(ResidentModule):
 
     A training step is that of all clients at once, by the module's `stacked_losses` or by `torch.func.vmap`;
     convolutions with a kernel for each client are grouped ones. The loss is the sum of the clients' losses,
-    so that each client has the gradient that it has alone. Shorter batches are padded with images of weight 0.
+    so that each client has the gradient that it has alone. Shorter batches are padded with images of weight
+    0.
 
     A client that is done leaves: the parameters and the optimizer's state become views of the first clients,
     those with more batches, and what the client has trained stays where it is until `gather`.
