@@ -134,9 +134,14 @@ class GaussianMechanism:
 
 def update_norm(values: State, start: State, aux: State) -> float:
     """The L2 norm of an update, its auxiliary state included, computed in float64."""
-    squares = [(t.double() - start[name].double()).square().sum() for name, t in values.items()]
-    squares += [tensor.double().square().sum() for tensor in aux.values()]
-    return math.sqrt(sum(squares)) if squares else 0.0
+    changes = [tensor.double() for tensor in aux.values()]
+    if values:
+        ends = [tensor.double() for tensor in values.values()]
+        changes = [*torch._foreach_sub(ends, [start[name].double() for name in values]), *changes]
+    if not changes:
+        return 0.0
+    squares = [square.sum() for square in torch._foreach_mul(changes, changes)]
+    return math.sqrt(sum(torch.stack(squares).tolist()))
 
 
 def _draw(like: State, deviation: float, normal: Normal) -> State:
