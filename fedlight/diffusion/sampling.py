@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedlight.diffusion.prediction import VELOCITY, noise_between, to_image
 from fedlight.runtime.errors import BadInput, Diverged
 from fedlight.runtime.pixels import to_bytes
+from fedlight.runtime.vmap import vmap
 
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "ddpm": DDPMScheduler.from_config,  # arXiv 2006.11239

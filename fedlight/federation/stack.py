@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
@@ -20,6 +20,7 @@ from fedlight.federation.messages import State
 from fedlight.runtime.errors import BadInput, format_error
 from fedlight.runtime.resident_module import ResidentModule
 from fedlight.runtime.training_loss import CLIENT_IMAGES, CLIENT_LOSSES
+from fedlight.runtime.vmap import vmap
 
 
 class Fusible(Protocol):

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad_and_value
 from torch.optim import SGD
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from fedlight.privacy.account import MISSING_LIBRARIES
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.system_random import SystemGenerator
+from fedlight.runtime.vmap import vmap
 
 CHUNK = 16  # images whose gradients are in memory at once
 
@@ -65,14 +66,16 @@ class PrivateGradients(Callback):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the mean loss of the batch, whose gradient is the private gradient."""
-        loss = torch.zeros((), device=tree_leaves(batch)[0].device)
+        device = tree_leaves(batch)[0].device
+        loss = torch.zeros((), device=device)
         images = len(tree_leaves(batch)[0])
         for chunk in _chunks(batch):
             gradients, losses = per_sample_gradients(self._step, self._parameters, chunk, self._draws)
             loss += losses.sum() / max(1, images)
             for name, parameter in self._parameters.items():
                 parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]
-            self._optimizer.clip_and_accumulate()
+            with torch.autocast(device.type, enabled=False):  # norms, clipping and sums in float32
+                self._optimizer.clip_and_accumulate()
         self._optimizer.add_noise()
         if self._secret_deviation:
             self._add_secret_noise()

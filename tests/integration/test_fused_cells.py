@@ -104,3 +104,24 @@ def test_in_float32_updates_differ_by_rounding(
     for client in range(3):
         for name, tensor in alone[1, client][0].items():
             torch.testing.assert_close(fused[1, client][0][name], tensor, atol=tolerance, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny", "paper", "unet2d"])
+def test_in_bf16_fused_clients_are_as_near_to_float32_as_one_alone(tmp_path: Path, model: str) -> None:
+    few = ("data.limit=30", "clients=3", "data.batch_size=5", "epochs=1", f"model={model}")
+    sgd = ("optimizer._target_=torch.optim.SGD", "~optimizer.fused", "optimizer.lr=0.05")
+    exact, alone, fused = (
+        updates(config(*SMALL, *few, *sgd, *more), tmp_path / "-".join(more), double=False)
+        for more in (
+            ("trainer.precision=32-true",),
+            ("trainer.precision=bf16-mixed",),
+            ("trainer.precision=bf16-mixed", "trainer.fuse=3"),
+        )
+    )
+    for key, (tensors, _) in exact.items():
+        by_one, by_several = (
+            sum(float((result[key][0][name] - tensor).square().sum()) for name, tensor in tensors.items())
+            for result in (alone, fused)
+        )
+        assert 0.5 < (by_several / by_one) ** 0.5 < 2

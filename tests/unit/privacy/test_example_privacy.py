@@ -93,6 +93,16 @@ def test_each_image_is_clipped_by_itself_and_the_batch_size_is_the_expected_one(
     torch.testing.assert_close(fit(Line(), (x, y), clip=5.0, batch_size=32), clipped.sum(dim=0) / 32)
 
 
+def test_under_autocast_norms_are_clipped_in_float32() -> None:
+    module, (x, y) = Line(), rows(1)
+    callback = PrivateGradients(0.0, 0.01, 1, 1, secret=False)
+    callback.on_fit_start(SimpleNamespace(optimizers=[module.configure_optimizers()]), module)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        callback.training_step((x, y), 0).backward()
+    assert module.weight.grad is not None
+    assert module.weight.grad.norm().item() == pytest.approx(0.01, rel=1e-4)
+
+
 @pytest.mark.parametrize("secret", [False, True])
 def test_noise_is_of_the_stated_size_and_drawn_anew_in_each_step(secret: bool) -> None:
     width, draws = 20_000, []
