@@ -194,6 +194,39 @@ def test_a_client_that_leaves_takes_its_own_state_of_any_optimizer(tmp_path: Pat
     assert_equal(*results)
 
 
+class CountingToy(NoisyToy):
+    """The toy with a counter of steps that each client keeps."""
+
+    counters = ("own.count",)
+
+    def __init__(self, optimizer: Any = ADAM) -> None:
+        super().__init__(optimizer)
+        self.own.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def on_train_batch_end(self, outputs: object, batch: Any, batch_idx: int) -> None:
+        count: Any = self.own.count
+        count += 1
+
+
+def test_clients_whose_counters_differ_are_one_group(tmp_path: Path) -> None:
+    """Three clients of 3, 4 and 5 batches have taken different numbers of steps after the first round."""
+    setup = replace(
+        toy_setup(PARTIAL, module=CountingToy()), fuse=3, data=lambda client: ToyData(2 * client + 4)
+    )
+    fits = []
+
+    def make_trainer(callbacks: list[Any]) -> Trainer:
+        fits.append(1)
+        return trainer_with()(callbacks)
+
+    site = toy_site(replace(setup, make_trainer=make_trainer), tmp_path)
+    server = toy_server(site.setup, clients=3)
+    for _ in federate(server, inline(site), 2):
+        pass
+    assert len(fits) == 2
+    assert [int(site.memory.read(client, 2)["model"]["own.count"]) for client in range(3)] == [12, 16, 20]
+
+
 def test_groups_have_similarly_many_batches_and_leave_out_clients_that_drop_out(tmp_path: Path) -> None:
     """Clients of 1 to 5 batches, of which a group's largest has at most twice as many as the smallest."""
     _, fused = setups(FULL)
