@@ -22,7 +22,7 @@ class FedAvg:
         elementwise: whether its callbacks treat each element of a tensor by itself, so that they also serve
             clients that train in one computation (`trainer.fuse`), whose tensors have a further dimension.
         clients_leave: whether its elementwise callbacks also serve clients with different numbers of steps:
-            those that are done are taken out of the parameters, so that a tensor that a callback keeps for all
+            those that are done are taken out of the parameters, so that a tensor that a callback keeps of all
             clients is cut to `[: len(parameter)]`; at `on_train_end` all clients are there again.
     """
 
