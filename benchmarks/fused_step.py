@@ -27,6 +27,9 @@ class _Alone:
         self.random: Sequence[RandomState] = ()
         self.configure_optimizers = module.configure_optimizers
 
+    def begin(self, random: Sequence[RandomState]) -> None:
+        self.random = random
+
     def draw(self, batch: list[Tensor]) -> tuple[dict[str, Tensor], None, None]:
         with self.random[0]:
             return self._module.draw(batch[0]), None, None
@@ -55,7 +58,7 @@ class FusedStep:
         if clients > 1:
             use_stacked_layers(module)
             self._model = Stack(module, clients).to(torch.device(device))
-        self._model.random = [RandomState(seed, torch.device(device)) for seed in range(clients)]
+        self._model.begin([RandomState(seed, torch.device(device)) for seed in range(clients)])
         self._optimizer = self._model.configure_optimizers()
         generator = torch.Generator().manual_seed(0)
         batch = torch.rand(images, *config.data.shape, generator=generator).to(device)

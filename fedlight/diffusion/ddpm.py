@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fedlight.diffusion.prediction import PREDICTIONS, VELOCITY
 from fedlight.diffusion.sampling import no_label
+from fedlight.diffusion.stacked_unet import can_stack, predict
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.resident_module import ResidentModule
 
@@ -47,6 +48,7 @@ class DDPM(ResidentModule):
     Attributes:
         slices: name of each slice -> prefixes of this module's state_dict names.
         private: prefixes of the state_dict names that belong to no slice and never leave a client.
+        counters: state_dict names of integers that count steps, and decide nothing once they are not 0.
 
     Raises:
         BadInput: unknown loss, a decay outside (0, 1), an unknown `prediction_type` or no time steps, betas
@@ -84,6 +86,8 @@ class DDPM(ResidentModule):
         self.label_dropout = label_dropout
         self.optimizer = optimizer
         self.ema: AveragedModel | None = None
+        self._stackable: bool | None = None
+        self.counters = () if ema_decay is None else ("ema.n_averaged",)
         if ema_decay is not None:
             self.ema = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         self.slices = {name: [f"unet.{p}" for p in prefixes] for name, prefixes in slices.items()}
@@ -128,12 +132,41 @@ class DDPM(ResidentModule):
         target = self.schedule.get_velocity(x_0, eps, t) if velocity else eps
         if self.snr_gamma is None and weights is None:
             return self.loss(predicted, target)
-        losses = self.loss(predicted, target, reduction="none").flatten(1).mean(dim=1)
-        if self.snr_gamma is not None:
-            alpha_bar = self.schedule.alphas_cumprod.to(x_0.device)[t]
-            snr = alpha_bar / (1 - alpha_bar)
-            losses = snr.clamp(max=self.snr_gamma) / (snr + 1 if velocity else snr) * losses
+        losses = self._image_losses(predicted, target, t)
         return losses.mean() if weights is None else (weights * losses).sum()
+
+    def stacked_losses(self, drawn: Mapping[str, Tensor], weights: Tensor) -> Tensor | None:
+        """The losses of several clients, where this module's parameters have a further first dimension.
+
+        Args:
+            drawn: by `draw` for each client, stacked.
+            weights: of the images' losses in their sums, shape (clients, n).
+
+        Returns:
+            The loss of each client, shape (clients,); None for a UNet that only `torch.func.vmap` can stack.
+        """
+        if self._stackable is None:
+            self._stackable = not self.frozen and can_stack(self.unet)
+        if not self._stackable:
+            return None
+        x_0, t, eps = (drawn[name].flatten(0, 1) for name in ("x_0", "t", "eps"))
+        x_t = self.schedule.add_noise(x_0, eps, t).unflatten(0, weights.shape)
+        unet: Any = self.unet
+        predicted = predict(unet, x_t, drawn["t"], drawn.get("class_labels")).flatten(0, 1)
+        velocity = self.schedule.config.prediction_type == VELOCITY
+        target = self.schedule.get_velocity(x_0, eps, t) if velocity else eps
+        losses = self._image_losses(predicted, target, t).unflatten(0, weights.shape)
+        return (weights * losses).sum(dim=1)
+
+    def _image_losses(self, predicted: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """The loss of each image, by min-SNR weighting where it is set."""
+        losses: Tensor = self.loss(predicted, target, reduction="none").flatten(1).mean(dim=1)
+        if self.snr_gamma is None:
+            return losses
+        alpha_bar = self.schedule.alphas_cumprod.to(t.device)[t]
+        snr = alpha_bar / (1 - alpha_bar)
+        velocity = self.schedule.config.prediction_type == VELOCITY
+        return snr.clamp(max=self.snr_gamma) / (snr + 1 if velocity else snr) * losses
 
     def _drop_labels(self, labels: Tensor, probability: float) -> Tensor:
         dropped = torch.rand(labels.shape, device=labels.device) < probability

@@ -42,8 +42,27 @@ class DepthwiseConv(nn.Conv2d):
             return _multiply(x, self.weight, self.bias)
         if not self.stacked and x.numel() < LARGE:
             return super().forward(x)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        return _Depthwise.apply(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        return _convolve(x, self.weight, self.bias)
+
+
+def convolve_stacked(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The depthwise convolution with the channels of several clients side by side.
+
+    Args:
+        x: images, shape (n, clients * channels, height, width).
+        weight, bias: of all channels, shapes (clients * channels, 1, size, size) and (clients * channels,).
+    """
+    if x.device.type != "cpu":
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+    if max(x.shape[-2:]) <= weight.shape[-1] // 2 + 1:
+        return _multiply(x, weight, bias)
+    return _convolve(x, weight, bias)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    output: Tensor = _Depthwise.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
+    return output
 
 
 def use_plain_layers(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from lightning import Callback
 
 from fedlight.config import CellConfig
 from fedlight.data.client_data import ClientData, Sampling
-from fedlight.experiment.fusing import choose_drawn_together
+from fedlight.experiment.fusing import choose_drawn_together, may_fuse_unequal
 from fedlight.experiment.mechanisms import make_mechanism, make_private_training
 from fedlight.experiment.model_evaluation import check_scores
 from fedlight.experiment.parts import CHECKPOINT, CellParts
@@ -19,6 +19,7 @@ from fedlight.federation.client import ClientSetup
 from fedlight.federation.learning_rate import rate
 from fedlight.federation.server import Server
 from fedlight.federation.site import Site
+from fedlight.federation.trainer import limit_batches
 from fedlight.federation.transport.inline import Inline
 from fedlight.federation.transport.processes import Processes
 from fedlight.federation.transport.transport import Deployment, Monitor, Transport, TransportContext
@@ -62,6 +63,8 @@ def make_site(
         evaluate=partial(parts.model_evaluator.evaluate_clients, on_step=on_step),
         rate=partial(rate, rounds=config.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"),
         fuse=parts.fuse,
+        fuse_unequal=may_fuse_unequal(config, parts.algorithm),
+        epoch_batches=partial(limit_batches, config.trainer),
         drawn_together=choose_drawn_together(config, parts.fuse, parts.device, parts.dataset.classes),
         privacy=make_mechanism(config, parts.noise),
         secure=parts.aggregation,

@@ -170,7 +170,7 @@ def _step_seconds(settings: str, parts: CellParts, batch: int, fuse: int = 1) ->
         images = parts.first_batch(batch)
         if fuse > 1:
             module, images = Stack(module, fuse), [images] * fuse
-            module.random = [RandomState(0, parts.device) for _ in range(fuse)]
+            module.begin([RandomState(0, parts.device) for _ in range(fuse)])
         optimizer = module.configure_optimizers()
         for _ in range(2):  # the first step allocates what later ones reuse
             started = time.perf_counter()

@@ -11,6 +11,7 @@ from fedlight.experiment.checks import check_fuse
 from fedlight.experiment.drawing import images_per_model
 from fedlight.experiment.flops import image_flops
 from fedlight.experiment.parts import CellParts
+from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.cohort import cohort_size
 from fedlight.runtime.errors import BadInput
 
@@ -66,6 +67,22 @@ def _number_by_rule(parts: CellParts) -> int:
     operations = parts.largest_batch * image_flops(config, parts.dataset.classes).training
     small = operations <= SMALL_STEP.get(parts.device.type, 0)
     return number if small else 1
+
+
+def may_fuse_unequal(config: CellConfig, algorithm: FedAvg) -> bool:
+    """Whether clients with different numbers of batches may train in one computation.
+
+    They may not where a client steps after its last batch regardless of `accumulate_grad_batches`, which the
+    others would not; where optimizers are kept, whose step counts differ then; and where callbacks of an
+    algorithm need all clients in every step.
+
+    Args:
+        config: of the cell.
+        algorithm: of the cell.
+    """
+    accumulates = (config.trainer.model_extra or {}).get("accumulate_grad_batches", 1) != 1
+    leave = type(algorithm).callbacks is FedAvg.callbacks or algorithm.clients_leave
+    return leave and not (accumulates or config.method.keep_optimizer)
 
 
 def choose_drawn_together(config: CellConfig, fuse: int, device: torch.device, classes: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ import torch
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import DELTA, Chain, Codec
 from fedlight.federation.downlink import sent_slices
-from fedlight.federation.mechanism import update_norm
+from fedlight.federation.mechanism import check_norm, update_norm
 from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, Scores, State, Update
 from fedlight.federation.method import Method
 from fedlight.federation.slices import SliceMap
@@ -21,7 +21,6 @@ from fedlight.runtime.errors import Damaged
 MOST_EXAMPLES = 10**9  # images of one client; bounds its weight in the mean
 LARGEST_COUNT = 2**53  # of a counter in a state_dict, to which clients add
 LARGEST = 2.0**60  # magnitude of a value; the squared difference of two values is finite in float32
-LARGEST_NORM = torch.finfo(torch.float32).max  # of an update under client-level privacy
 
 
 def check_turn(
@@ -93,11 +92,19 @@ def check_private_update(values: State, aux: State, theta: State, aux_like: Stat
     Raises:
         Damaged: names, shapes or dtypes differ, or the norm of the update is not finite.
     """
+    check_private_tensors(values, aux, theta, aux_like)
+    check_norm(update_norm(values, theta, aux))
+
+
+def check_private_tensors(values: State, aux: State, theta: State, aux_like: State) -> None:
+    """The checks of `check_private_update` but that of the norm.
+
+    Raises:
+        Damaged: names, shapes or dtypes differ.
+    """
     for tensors, like in ((values, theta), (aux, aux_like)):
         if _shapes(tensors) != _shapes(like):
             raise Damaged("does not have the tensors that are to be reported")
-    if not update_norm(values, theta, aux) <= LARGEST_NORM:
-        raise Damaged("is not finite")
 
 
 def _shapes(tensors: State) -> dict[str, tuple[torch.Size, torch.dtype]]:

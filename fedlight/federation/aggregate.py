@@ -31,14 +31,17 @@ class WeightedMean:
         Raises:
             BadInput: an integer tensor of more than one element differs from that of another client.
         """
+        sums, terms = [], []
         for name, tensor in values.items():
             if name not in self._sums:
                 floating = tensor.is_floating_point()
-                self._sums[name] = tensor.double().mul_(weight) if floating else tensor.clone()
+                copy = tensor.to(torch.float64 if floating else tensor.dtype, copy=True)
+                self._sums[name] = copy.mul_(weight) if floating else copy
                 self._weights[name] = weight
                 self._dtypes.setdefault(name, tensor.dtype)
             elif tensor.is_floating_point():
-                self._sums[name].add_(tensor, alpha=weight)
+                sums.append(self._sums[name])
+                terms.append(tensor)
                 self._weights[name] += weight
             elif tensor.numel() == 1:
                 self._sums[name] = torch.maximum(self._sums[name], tensor)
@@ -47,6 +50,8 @@ class WeightedMean:
                     f"model: {name} has integers that differ between clients and have no mean: make it "
                     "floating-point, or remove its slice from method.uplink"
                 )
+        if sums:
+            torch._foreach_add_(sums, terms, alpha=weight)
 
     def shift(self, tensors: Mapping[str, Tensor]) -> None:
         """Adds tensors without a weight to the sums, such as noise."""

@@ -1,11 +1,12 @@
 """A client: its local update is a pure function of the broadcast, the client's memory and its data."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
 from lightning import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.codec import Codec
@@ -15,7 +16,7 @@ from fedlight.federation.messages import AUX, Broadcast, Evaluation, Payload, Sc
 from fedlight.federation.method import Method
 from fedlight.federation.secure.secure_sum import SecureAggregation
 from fedlight.federation.slices import SliceMap
-from fedlight.federation.stack import RandomState, StackedData, cached_stack, stack, unstack
+from fedlight.federation.stack import Gathering, RandomState, StackedData, cached_stack, stack, unstack
 from fedlight.runtime.hashing import state_sha256
 from fedlight.runtime.seeds import derive_seed, stream
 from fedlight.runtime.stopwatch import Stopwatch
@@ -37,7 +38,8 @@ class ClientSetup:
 
     Attributes:
         seed: of the federation; a local update draws from the stream (seed, round, client) alone.
-        module: the client model with its first weights; its state is replaced before each use.
+        module: the client model with its first weights; its state is replaced before each use. It may have
+            `counters`: state_dict names of integers that count steps, and decide nothing once they are not 0.
         slices: the slice map of the module.
         method: resolved over the slices.
         algorithm: adds callbacks and auxiliary state to local training.
@@ -47,6 +49,8 @@ class ClientSetup:
         evaluate: draws from models and scores them.
         rate: returns the factor of the optimizer's learning rate in a round.
         fuse: largest number of clients that train in one computation; with more than 1 the module is Fusible.
+        fuse_unequal: whether clients with different numbers of batches may train in one computation.
+        epoch_batches: returns how many of a client's batches a local epoch takes.
         drawn_together: largest number of models from which images are drawn in one computation.
         first: the first state_dict; the cell's seed decides it.
         privacy: client-level privacy: clips updates and adds noise; n_k and the loss are not reported. None
@@ -68,6 +72,8 @@ class ClientSetup:
     evaluate: Evaluate
     rate: Callable[[int], float] = lambda round_: 1.0
     fuse: int = 1
+    fuse_unequal: bool = True
+    epoch_batches: Callable[[int], int] = lambda batches: batches
     drawn_together: int = 1
     privacy: GaussianMechanism | None = None
     secure: SecureAggregation | None = None
@@ -86,6 +92,10 @@ class ClientSetup:
             *self.slices.private,
             *(name for slice_ in private_slices for name in self.slices.names[slice_]),
         )
+
+    def count_batches(self, data: Any) -> int:
+        """The number of batches in a local epoch of a client."""
+        return self.epoch_batches(len(data.train_dataloader()))
 
     @property
     def keeps_memory(self) -> bool:
@@ -118,15 +128,22 @@ class Start:
     algorithm: State
     optimizer: State | None
 
-    @property
-    def signature(self) -> tuple[Any, ...]:
-        """Equal where clients can be stacked: the names of tensors, and values without a dimension."""
+    def signature(self, counters: Collection[str]) -> tuple[Any, ...]:
+        """Equal where clients can be stacked: the names of tensors, and values without a dimension.
+
+        Args:
+            counters: names of the state_dict of which only matters whether they are 0.
+        """
         states = {"state": self.state, "algorithm": self.algorithm, "optimizer": self.optimizer or {}}
         return tuple(
-            (kind, name, None if tensor.dim() else tensor.item())
+            (kind, name, None if tensor.dim() else _value(tensor, kind == "state" and name in counters))
             for kind, state in states.items()
             for name, tensor in state.items()
         )
+
+
+def _value(scalar: Tensor, is_counter: bool) -> float | bool:
+    return bool(scalar) if is_counter else scalar.item()
 
 
 @dataclass(frozen=True)
@@ -172,13 +189,15 @@ def local_updates(
 ) -> list[tuple[Update | None, Memory]]:
     """Answers the broadcasts of a group of clients, which train in one computation where they can be stacked.
 
-    Each client's draws are those that it has alone. Only clients with equally many batches may be a group.
+    Each client's draws are those that it has alone. The clients with most batches are first in a group.
     """
     starts = [_start(*pair, setup) for pair in zip(broadcasts, memories, strict=True)]
     stackable: dict[Any, list[Start]] = {}
+    counters = getattr(setup.module, "counters", ())
     for start in starts:
         if not start.broadcast.drops_out:
-            stackable.setdefault(start.signature if len(starts) > 1 else None, []).append(start)
+            signature = start.signature(counters) if len(starts) > 1 else None
+            stackable.setdefault(signature, []).append(start)
     ends: dict[int, End] = {}
     for members in stackable.values():
         clients = [start.broadcast.client for start in members]
@@ -216,27 +235,35 @@ def _train(starts: Sequence[Start], setup: ClientSetup) -> Iterator[End]:
     )
     optimizer = None if first.optimizer is None else stack([start.optimizer or {} for start in starts])
     frozen = setup.slices.select(first.method.freeze, state)
-    federator = Federator(clients, round_, state, optimizer, setup.rate(round_), frozen)
     data = [setup.data(client) for client in clients]
+    batches = [setup.count_batches(part) for part in data] if len(data) > 1 else None
+    federator = Federator(clients, round_, state, optimizer, setup.rate(round_), frozen, batches)
     callbacks = setup.algorithm.callbacks(setup.slices.parameters(received), aux, memory)
     if setup.private_training:
         callbacks = [setup.private_training(clients[0]), *callbacks]
-    trainer = setup.make_trainer([federator, *callbacks])
-    if len(starts) == 1:
-        trainer.fit(setup.module, datamodule=data[0])
+    if batches is None:
+        setup.make_trainer([federator, *callbacks]).fit(setup.module, datamodule=data[0])
     else:
+        trainer = setup.make_trainer([Gathering(), federator, *callbacks])
         random = [RandomState(seed, trainer.strategy.root_device) for seed in seeds]
         module = cached_stack(setup.module, len(starts))
-        module.random = random
-        trainer.fit(module, datamodule=StackedData(data, random))
-    noted: State = {}
+        module.begin(random)
+        trainer.fit(module, datamodule=StackedData(data, random, batches, trainer.max_epochs or 1))
+    counters, noted = getattr(setup.module, "counters", ()), {}
     for callback in callbacks:
         noted |= callback.state_dict()
     parts = [unstack(part, len(starts)) for part in (federator.trained, federator.kept_optimizer, noted)]
     for place, client_data in enumerate(data):
         trained, kept, of_callbacks = (part[place] for part in parts)
+        for name in counters if place else ():
+            trained[name] = trained[name] + starts[place].state[name] - first.state[name]
         yield End(
-            trained, kept, of_callbacks, federator.steps, federator.losses[place], client_data.num_examples
+            trained,
+            kept,
+            of_callbacks,
+            federator.steps[place],
+            federator.losses[place],
+            client_data.num_examples,
         )
 
 

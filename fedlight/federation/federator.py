@@ -11,7 +11,7 @@ from torch.nn.utils import get_total_norm
 
 from fedlight.federation.messages import State
 from fedlight.runtime.errors import BadInput, Diverged
-from fedlight.runtime.training_loss import client_images, client_losses
+from fedlight.runtime.training_loss import client_images, client_losses, client_steps
 
 
 class Federator(Callback):
@@ -25,12 +25,13 @@ class Federator(Callback):
         optimizer: tensors of the optimizer's state to continue from; None for a new optimizer.
         rate: factor of the optimizer's learning rate.
         frozen: names of parameters that are not trained.
+        batches: of a local epoch of each client; None for those of the Trainer's epoch.
 
     Attributes:
         trained: the state_dict after the fit, on the CPU.
         kept_optimizer: tensors of the optimizer's state after the fit; empty where `optimizer` was None.
         losses: of each client the mean training loss of an image over the last local epoch.
-        steps: optimizer steps of the fit.
+        steps: of each client its optimizer steps in the fit.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Federator(Callback):
         optimizer: State | None,
         rate: float = 1.0,
         frozen: Collection[str] = (),
+        batches: Sequence[int] | None = None,
     ) -> None:
         self._clients = clients
         self._round = round_
@@ -48,10 +50,12 @@ class Federator(Callback):
         self._optimizer = optimizer
         self._rate = rate
         self._frozen = frozen
+        self._batches = batches
         self.kept_optimizer: State = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._images: Tensor | int = 0
+        self._loss = torch.zeros(len(self._clients), device=pl_module.device)
+        self._images = torch.zeros_like(self._loss, dtype=torch.int64)
         pl_module.load_state_dict(self._state, strict=True)
         if self._optimizer:
             restore_optimizer(trainer.optimizers[0], self._optimizer)
@@ -59,38 +63,51 @@ class Federator(Callback):
             group["lr"] *= self._rate
         self._freeze(pl_module, True)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._loss = torch.zeros(len(self._clients), device=pl_module.device)
-        self._images = 0
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = self._batches or [int(trainer.num_training_batches)]
+        self._epochs = [(batches, batches * (trainer.max_epochs or 1)) for batches in epoch]
+        self._taken = 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        for place, (batches, total) in enumerate(self._epochs):
+            if self._taken % batches == 0 and self._taken < total:  # a new epoch of the client
+                self._loss[place] = 0
+                self._images[place] = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
-        images = client_images(outputs, batch)
-        self._loss += client_losses(trainer, outputs).to(self._loss) * images
-        self._images = self._images + images
+        images, losses = client_images(outputs, batch), client_losses(trainer, outputs)
+        self._loss[: len(losses)] += losses.to(self._loss) * images
+        self._images[: len(losses)] += images
+        self._taken += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for client, loss in zip(self._clients, self._loss.tolist(), strict=True):
+        for client, loss, (batches, total) in zip(
+            self._clients, self._loss.tolist(), self._epochs, strict=True
+        ):
             if not math.isfinite(loss):
+                epoch = -(-min(self._taken, total) // batches)
                 raise Diverged(
                     f"the training loss of client {client} became {loss} in round {self._round}, "
-                    f"local epoch {trainer.current_epoch + 1}"
+                    f"local epoch {epoch}"
                 )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        images = torch.as_tensor(self._images).expand(len(self._clients)).tolist()
+        images = self._images.tolist()
         if not (any(images) or trainer.global_step):  # a batch of a Poisson sample may be empty
             raise BadInput(f"client {self._clients[0]} trained on no image in round {self._round}")
         self._freeze(pl_module, False)
         self.trained = on_cpu(pl_module.state_dict())
         floating = [tensor for tensor in self.trained.values() if tensor.is_floating_point()]
-        if not get_total_norm(floating, norm_type=math.inf).isfinite():
+        if not _all_finite(floating):
             clients = ", ".join(map(str, self._clients))
             raise Diverged(f"the weights of client {clients} left the finite numbers in round {self._round}")
         sums = self._loss.tolist()
         self.losses = [total / max(1, count) for total, count in zip(sums, images, strict=True)]
-        self.steps = trainer.global_step
+        self.steps = client_steps(trainer, pl_module)
         if self._optimizer is not None:
             self.kept_optimizer = optimizer_state(trainer.optimizers[0])
 
@@ -98,6 +115,12 @@ class Federator(Callback):
         for name, parameter in module.named_parameters():
             if name in self._frozen:
                 parameter.requires_grad_(not frozen)
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no element is infinite or NaN; sums are faster than norms, and may overflow."""
+    sums = torch.stack([tensor.sum(dtype=torch.float64) for tensor in tensors])
+    return bool(sums.isfinite().all()) or bool(get_total_norm(tensors, norm_type=math.inf).isfinite())
 
 
 def on_cpu(state: Mapping[str, Tensor]) -> State:

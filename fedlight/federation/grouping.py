@@ -1,8 +1,8 @@
 """Groups of clients that train, or draw images, in one computation (`trainer.fuse`)."""
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice, pairwise
-from typing import Any, TypeAlias
+from itertools import islice, pairwise
+from typing import TypeAlias
 
 from typing_extensions import TypeIs
 
@@ -13,32 +13,37 @@ Group: TypeAlias = tuple[Broadcast, ...]
 """Broadcasts to clients that train in one computation."""
 EvaluationGroup: TypeAlias = tuple[Evaluation, ...]
 """Requests to clients whose models draw images in one computation."""
+Sized: TypeAlias = tuple[int, int, Broadcast]
+"""Batches of a local epoch and images of a client, and its broadcast."""
+SHARE = 0.5  # of the batches of a group's largest client that its smallest one has at least
 
 
 def make_groups(broadcasts: Iterable[Broadcast], setup: ClientSetup) -> list[Group]:
     """Groups the broadcasts of a round, up to `setup.fuse` clients a group.
 
-    The clients of a group have the same number of batches; clients of similar size are grouped, so that few
-    images are padded, and groups with as many batches are equally large, give or take one. Groups depend on
+    Clients with similar numbers of batches are grouped: where a group's client may leave it before the others
+    (`setup.fuse_unequal`), each has at least half as many as the largest, so that at least half of a group
+    computes at any time, and otherwise all have equally many. Among these, clients of similar size are
+    grouped, so that few images are padded, and groups are equally large, give or take one. Groups depend on
     the cohort and on the sizes of its clients alone: not on the number of workers, nor on which updates are
     done already. Where nothing is fused, each client is a group.
 
     Returns:
-        Groups in the order of their first clients.
+        Groups in the order of their first clients; in a group the clients with most batches are first.
     """
     if setup.fuse == 1:
         return [(broadcast,) for broadcast in broadcasts]
     groups: list[Group] = []
-    sized: list[tuple[int, int, Broadcast]] = []
+    sized: list[Sized] = []
     for broadcast in broadcasts:
         if broadcast.drops_out:
             groups.append((broadcast,))
         else:
             data = setup.data(broadcast.client)
-            sized.append((len(data.train_dataloader()), data.num_examples, broadcast))
+            sized.append((setup.count_batches(data), data.num_examples, broadcast))
     sized.sort(key=_size)
-    for _, same in groupby(sized, _batches):
-        members = [broadcast for _, _, broadcast in same]
+    for run in _similar(sized, SHARE if setup.fuse_unequal else 1):
+        members = [broadcast for _, _, broadcast in run]
         groups += _split(members, -(-len(members) // setup.fuse))
     return sorted(groups, key=_first_client)
 
@@ -66,13 +71,21 @@ def _split(members: list[Broadcast], groups: int) -> list[Group]:
     return [tuple(members[first:last]) for first, last in pairwise(borders)]
 
 
-def _size(entry: tuple[int, int, Broadcast]) -> tuple[int, int, int]:
+def _similar(sized: list[Sized], share: float) -> Iterator[list[Sized]]:
+    """Splits clients in order of size where one has less than this share of the batches of a part's first."""
+    part: list[Sized] = []
+    for entry in sized:
+        if part and entry[0] < share * part[0][0]:
+            yield part
+            part = []
+        part.append(entry)
+    if part:
+        yield part
+
+
+def _size(entry: Sized) -> tuple[int, int, int]:
     batches, images, broadcast = entry
-    return batches, images, broadcast.client
-
-
-def _batches(entry: tuple[int, int, Any]) -> int:
-    return entry[0]
+    return -batches, -images, broadcast.client
 
 
 def _first_client(group: Group) -> int:

@@ -8,7 +8,9 @@ import torch
 from fedlight.federation.aggregate import WeightedMean
 from fedlight.federation.messages import State
 from fedlight.federation.noise import Normal, Source
+from fedlight.runtime.errors import Damaged
 
+LARGEST_NORM = torch.finfo(torch.float32).max  # of an update that is clipped
 RATE = 0.2  # eta_C, the learning rate of the adaptive clip
 COUNT_NOISE = 1 / 20  # sigma_b over the cohort: noise on the number of updates within the clip
 
@@ -78,12 +80,19 @@ class GaussianMechanism:
 
         Returns:
             The update, in float64 where it was clipped, and whether it was within the clip.
+
+        Raises:
+            Damaged: the norm of the update is not finite.
         """
-        clip, norm = self._clip(state), update_norm(values, start, aux)
+        ends = {name: tensor.double() for name, tensor in values.items()}
+        starts = {name: start[name].double() for name in values}
+        clip, norm = self._clip(state), update_norm(ends, starts, aux)
+        check_norm(norm)
         if norm <= clip:
             return values, aux, True
         scale = clip / norm
-        clipped = {name: torch.lerp(start[name].double(), t.double(), scale) for name, t in values.items()}
+        lerped = torch._foreach_lerp(list(starts.values()), list(ends.values()), scale) if values else ()
+        clipped = dict(zip(values, lerped, strict=True))
         return clipped, {name: scale * tensor.double() for name, tensor in aux.items()}, False
 
     def finish(
@@ -132,11 +141,22 @@ class GaussianMechanism:
         return float(state.get("clip", self.clip))
 
 
+def check_norm(norm: float) -> None:
+    """Raises Damaged for the norm of an update that is not finite, or too large to be added to others."""
+    if not norm <= LARGEST_NORM:
+        raise Damaged("is not finite")
+
+
 def update_norm(values: State, start: State, aux: State) -> float:
     """The L2 norm of an update, its auxiliary state included, computed in float64."""
-    squares = [(t.double() - start[name].double()).square().sum() for name, t in values.items()]
-    squares += [tensor.double().square().sum() for tensor in aux.values()]
-    return math.sqrt(sum(squares)) if squares else 0.0
+    changes = [tensor.double() for tensor in aux.values()]
+    if values:
+        ends = [tensor.double() for tensor in values.values()]
+        changes = [*torch._foreach_sub(ends, [start[name].double() for name in values]), *changes]
+    if not changes:
+        return 0.0
+    squares = [square.sum() for square in torch._foreach_mul(changes, changes)]
+    return math.sqrt(sum(torch.stack(squares).tolist()))
 
 
 def _draw(like: State, deviation: float, normal: Normal) -> State:

@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlight.federation.admission import check_private_update, check_turn, check_update
+from fedlight.federation.admission import (
+    check_private_tensors,
+    check_private_update,
+    check_turn,
+    check_update,
+)
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.average import update_average
 from fedlight.federation.checkpoint import ServerCheckpoint
@@ -440,10 +445,12 @@ class Server:
         """Validates one untrusted update and clips it; also returns whether it was within the clip."""
         check_turn(update, self.cell, self.round + 1, self._open.cohort, self._open.reports)
         values, aux = self.decode(update)
-        check_private_update(values, aux, self._federated(), self._aux_like())
+        theta, aux_like = self._federated(), self._aux_like()
         if privacy.at_clients:
+            check_private_update(values, aux, theta, aux_like)
             return values, aux, True
-        return privacy.clip_update(values, aux, self._federated(), self._private)
+        check_private_tensors(values, aux, theta, aux_like)
+        return privacy.clip_update(values, aux, theta, self._private)
 
     def _step(self) -> None:
         """Steps the global model by the means of the round."""

@@ -8,8 +8,10 @@ from fedlight.federation.checkpoint import ClientMemory
 from fedlight.federation.client import ClientSetup, Memory, evaluate, local_updates
 from fedlight.federation.grouping import EvaluationGroup, Group, is_evaluation
 from fedlight.federation.journal import Journal, Receipt
-from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, to_bytes
+from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes, to_bytes
 from fedlight.runtime.errors import Damaged, MemoryLost
+
+GROUPS_KEPT = 3  # whose updates a process holds until they are read
 
 
 def client_memory(folder: Path, cell: str, repair: bool = True) -> ClientMemory:
@@ -34,6 +36,7 @@ class Site:
         self.folder = folder
         self.memory = client_memory(folder, cell)
         self.journal = Journal(folder / "updates")
+        self._made: dict[Receipt, Update] = {}  # of the last groups, in the order of their groups
 
     def answer(self, request: Group | EvaluationGroup) -> list[Receipt | None] | list[Scores]:
         """Answers the messages of a group."""
@@ -55,13 +58,31 @@ class Site:
             MemoryLost: a client's memory is missing or damaged.
         """
         self.journal.open_round(group[0].round)
+        while len(self._made) > GROUPS_KEPT * len(group):
+            del self._made[next(iter(self._made))]
         receipts = [self._find(broadcast) for broadcast in group]
         if all(receipts):
             return receipts
-        return [
-            None if update is None else self.journal.add(broadcast.client, to_bytes(update), hash_)
-            for broadcast, (update, hash_) in zip(group, self.train(group), strict=True)
-        ]
+        receipts = []
+        for broadcast, (update, hash_) in zip(group, self.train(group), strict=True):
+            receipt = update and self.journal.add(broadcast.client, to_bytes(update), hash_)
+            receipts.append(receipt)
+            if update and receipt and len(group) > 1:
+                self._made[receipt] = update
+        return receipts
+
+    def read(self, receipt: Receipt) -> Update:
+        """An update from its receipt; those of the last groups of this process need not be decoded.
+
+        Raises:
+            Damaged: the stored bytes are not those that were written.
+        """
+        update: Update = self._made.pop(receipt, None) or from_bytes(receipt.read())
+        return update
+
+    def discard(self) -> None:
+        """Frees the updates of the last groups, which another process reads from the journal."""
+        self._made = {}
 
     def train(self, group: Sequence[Broadcast]) -> list[tuple[Update | None, str | None]]:
         """Does the local updates of a group and stores the clients' memory.

@@ -81,6 +81,19 @@ def max_workers(config: TrainerConfig, device: torch.device) -> int:
     return config.workers or max(1, fitting)
 
 
+def limit_batches(config: TrainerConfig, batches: int) -> int:
+    """How many of a client's batches the Trainer takes in an epoch (`trainer.limit_train_batches`).
+
+    Args:
+        config: the section `trainer`.
+        batches: of all images of the client.
+    """
+    limit = (config.model_extra or {}).get("limit_train_batches")
+    if limit is None:
+        return batches
+    return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+
+
 def check_steps(config: TrainerConfig, batch_size: int, sizes: Sequence[int]) -> None:
     """Checks that each client takes a step.
 

@@ -84,12 +84,13 @@ class ProgressBars(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = trainer.num_training_batches * (trainer.max_epochs or 1)
         self._progress.reset(self._batches, total=int(total), description="batches", visible=True, note="")
+        self._training = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         losses = client_losses(trainer, outputs)
-        self._training = len(losses)
+        self._training = max(self._training, len(losses))
         self._progress.advance(self._batches)
         self._print_line()
         if not self._progress.disable and time.monotonic() - self._read_loss_at > REFRESH:

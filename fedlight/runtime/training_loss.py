@@ -1,14 +1,16 @@
-"""The loss of a training step, as Lightning's callbacks receive it."""
+"""The losses, images and steps of the clients that train, as Lightning's callbacks receive them."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 CLIENT_LOSSES, CLIENT_IMAGES = "client_losses", "client_images"
 """Entries of the output of a training step of several clients: tensors of shape (clients,)."""
+CLIENT_STEPS = "client_steps"
+"""Attribute of the module of several clients: the steps of each, after a fit."""
 
 
 def client_losses(trainer: Trainer, outputs: Any) -> Tensor:
@@ -33,3 +35,8 @@ def client_images(outputs: Any, batch: Any) -> Tensor | int:
         images: Tensor = outputs[CLIENT_IMAGES]
         return images
     return extract_batch_size(batch)
+
+
+def client_steps(trainer: Trainer, module: LightningModule) -> list[int]:
+    """The number of optimizer steps of each client, at the end of a fit."""
+    return getattr(module, CLIENT_STEPS, None) or [trainer.global_step]

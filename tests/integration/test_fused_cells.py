@@ -64,14 +64,24 @@ def updates(
     "overrides",
     [
         ("partition=quantity_skew", "partition.beta=0.5", "federation.dropout=0.2"),
-        ("method=UDEC", "model.conditional=true", "model.ema_decay=0.9", "algorithm=localadam"),
-        ("model=unet2d", "model.conditional=true", "algorithm=scaffold", "model.snr_gamma=5"),
+        (
+            *("method=UDEC", "model.conditional=true", "model.ema_decay=0.9", "algorithm=localadam"),
+            "partition=label_skew",
+        ),
+        (
+            *("model=unet2d", "model.conditional=true", "algorithm=scaffold", "model.snr_gamma=5"),
+            "partition=shards",
+        ),
+        ("model.loss=mse", "algorithm=fednova", "model.snr_gamma=5", "partition=label_skew"),
         ("method=USPLIT", "model=unet2d", "trainer.gradient_clip_val=0.1"),
     ],
     ids=lambda overrides: overrides[0],
 )
 def test_each_update_is_that_of_the_client_alone(tmp_path: Path, overrides: Sequence[str]) -> None:
-    """Three clients of about 25 images in batches of 5: 20 steps of each client in two rounds."""
+    """Three clients of about 25 images in batches of 5: 16 to 32 steps of each client in two rounds.
+
+    The skewed ones have 4, 4 and 8 batches, or 4, 5 and 6, and are one group.
+    """
     alone, fused = (
         updates(config(*SMALL, "clients=3", "data.batch_size=5", *overrides, *more), tmp_path / folder)
         for folder, more in (("alone", ()), ("fused", ("trainer.fuse=4",)))

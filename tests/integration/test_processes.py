@@ -79,7 +79,7 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     "arguments",
     [
         ["method=UDEC", "clients=4", "evaluation.samples=100"],
-        ["trainer.fuse=2", "method=UDEC", "clients=7", "algorithm=scaffold", "federation.dropout=0.2"],
+        ["trainer.fuse=2", "method=UDEC", "clients=7", "algorithm=scaffold", "partition=label_skew"],
         [
             "transform=int4",
             "method=ULATDEC",

@@ -21,10 +21,14 @@ class FedAvg:
             otherwise it does not count.
         elementwise: whether its callbacks treat each element of a tensor by itself, so that they also serve
             clients that train in one computation (`trainer.fuse`), whose tensors have a further dimension.
+        clients_leave: whether its elementwise callbacks also serve clients with different numbers of steps:
+            those that are done are taken out of the parameters, so that a tensor that a callback keeps of all
+            clients is cut to `[: len(parameter)]`; at `on_train_end` all clients are there again.
     """
 
     keeps_memory = False
     elementwise = False
+    clients_leave = False
     absent_is_zero = False
 
     def init(self, theta: State) -> State:

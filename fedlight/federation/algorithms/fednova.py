@@ -2,9 +2,11 @@
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.messages import State
+from fedlight.runtime.training_loss import client_steps
 
 
 class FedNova(FedAvg):
@@ -18,6 +20,7 @@ class FedNova(FedAvg):
     """
 
     elementwise = True
+    clients_leave = True
 
     def callbacks(self, received: State, aux: State, memory: State) -> list[Callback]:
         return [NormalizedUpdate(received)]
@@ -40,7 +43,11 @@ class NormalizedUpdate(Callback):
         self._received = received
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        state = pl_module.state_dict()
+        state, steps = pl_module.state_dict(), client_steps(trainer, pl_module)
         for name, start in self._received.items():
             if start.is_floating_point():
-                state[name].copy_(torch.lerp(start.to(state[name]), state[name], 1 / trainer.global_step))
+                values = state[name]
+                share: Tensor | float = 1 / steps[0]
+                if min(steps) < steps[0]:
+                    share = 1 / torch.tensor(steps).to(values).view(-1, *[1] * (values.dim() - 1))
+                values.copy_(torch.lerp(start.to(values), values, share))

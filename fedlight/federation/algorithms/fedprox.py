@@ -21,6 +21,7 @@ class FedProx(FedAvg):
     """
 
     elementwise = True
+    clients_leave = True
 
     def __init__(self, mu: float) -> None:
         if not mu >= 0:
@@ -48,4 +49,5 @@ class ProximalTerm(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         for parameter, received in self._pairs:
             if parameter.grad is not None:
+                received = received[: len(parameter)]  # of the clients that have not left
                 parameter.grad.add_(parameter.detach() - received, alpha=self.mu)

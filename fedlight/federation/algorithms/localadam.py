@@ -19,6 +19,7 @@ class LocalAdam(FedAvg):
     """
 
     elementwise = True
+    clients_leave = True
 
     def broadcast(self, state: State) -> State:
         return state

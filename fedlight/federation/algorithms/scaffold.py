@@ -33,6 +33,7 @@ class Scaffold(FedAvg):
     keeps_memory = True
     absent_is_zero = True
     elementwise = True
+    clients_leave = True
 
     def broadcast(self, state: State) -> State:
         return state
@@ -94,12 +95,13 @@ class GradientCorrection(Callback):
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
                 continue
+            present = slice(len(parameter))  # the clients that have not left
             if name in self._sums:
-                self._sums[name].add_(parameter.grad)
+                self._sums[name][present].add_(parameter.grad)
             else:
                 self._sums[name] = parameter.grad.clone()
             if name in self._corrections:
-                parameter.grad.add_(self._corrections[name])
+                parameter.grad.add_(self._corrections[name][present])
 
     def state_dict(self) -> dict[str, Any]:
         return {f"gradient.{name}": total.cpu() for name, total in self._sums.items()}

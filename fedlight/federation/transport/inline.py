@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from fedlight.federation.grouping import group_evaluations, make_groups
-from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes
+from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update
 from fedlight.federation.transport.transport import TransportContext
 
 
@@ -15,7 +15,7 @@ class Inline:
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
         for group in make_groups(broadcasts, self._site.setup):
-            yield from (from_bytes(receipt.read()) for receipt in self._site.update(group) if receipt)
+            yield from (self._site.read(receipt) for receipt in self._site.update(group) if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
         for group in group_evaluations(requests, self._site.setup):

@@ -13,7 +13,7 @@ from loky import get_reusable_executor
 from loky.process_executor import BrokenProcessPool
 
 from fedlight.federation.grouping import group_evaluations, make_groups
-from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update, from_bytes
+from fedlight.federation.messages import Broadcast, Evaluation, Scores, Update
 from fedlight.federation.site import Site
 from fedlight.federation.transport.scheduler import Request, WorkersLost, answer_in_order
 from fedlight.federation.transport.tasks import answer, prepare, write
@@ -41,8 +41,9 @@ class Processes:
         self._pool = LokyPool(max(1, total) - 1, context.make_site, context.monitor, context.usage)
 
     def exchange(self, broadcasts: Iterable[Broadcast]) -> Iterator[Update]:
-        for receipts in self._answers(make_groups(broadcasts, self._context.site.setup)):
-            yield from (from_bytes(receipt.read()) for receipt in receipts if receipt)
+        site = self._context.site
+        for receipts in self._answers(make_groups(broadcasts, site.setup)):
+            yield from (site.read(receipt) for receipt in receipts if receipt)
 
     def evaluate(self, requests: Iterable[Evaluation]) -> Iterator[Scores]:
         for scores in self._answers(group_evaluations(requests, self._context.site.setup)):

@@ -86,4 +86,6 @@ def answer(
     """Answers what `write` returned; says what this process has used."""
     request = read(written)
     with SITE_CACHE.opened(make_site) as site:
-        return site.answer(request), SITE_CACHE.usage(site)
+        answers = site.answer(request)
+        site.discard()
+        return answers, SITE_CACHE.usage(site)

@@ -153,7 +153,11 @@ class Executor:
 
 def place(name: str) -> Any:
     setup = SimpleNamespace(drawing=Stopwatch(), drawn_together=1)
-    return SimpleNamespace(answer=lambda group: [(name, request.client) for request in group], setup=setup)
+    return SimpleNamespace(
+        answer=lambda group: [(name, request.client) for request in group],
+        discard=lambda: None,
+        setup=setup,
+    )
 
 
 def processes_of(

@@ -18,12 +18,14 @@ from fedlight.federation.algorithms.fedprox import FedProx
 from fedlight.federation.algorithms.localadam import LocalAdam
 from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.client import ClientSetup
+from fedlight.federation.federation_config import TrainerConfig
 from fedlight.federation.grouping import make_groups
 from fedlight.federation.messages import Update, from_bytes, to_bytes
 from fedlight.federation.method import Method
 from fedlight.federation.site import Site
-from fedlight.federation.stack import check_stackable
+from fedlight.federation.stack import ELEMENTWISE, check_stackable
 from fedlight.federation.store import Versions
+from fedlight.federation.trainer import limit_batches
 from fedlight.runtime.errors import BadInput, Diverged
 
 ADAM = partial(torch.optim.Adam, lr=0.01, fused=True)
@@ -113,7 +115,10 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
 def test_a_fused_client_trains_as_it_does_alone(
     tmp_path: Path, method: Method, algorithm: FedAvg, optimizer: Any
 ) -> None:
-    """Nine clients of 2 to 10 rows in batches of 2, up to 10 steps a round, four rounds with drop-outs."""
+    """Nine clients of 2 to 10 rows in batches of 2, up to 10 steps a round, four rounds with drop-outs.
+
+    Up to three clients with 3, 4 and 5 batches are a group, or clients with 1 and 2.
+    """
     alone, fused = setups(method, algorithm, optimizer=optimizer)
     (updates, ends), (fused_updates, fused_ends) = (
         train(setup, tmp_path / str(setup.fuse)) for setup in (alone, fused)
@@ -127,32 +132,118 @@ def test_a_fused_client_trains_as_it_does_alone(
     assert_equal(ends, fused_ends)
 
 
-@pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_each_clients_gradient_is_clipped_and_accumulated_by_itself(tmp_path: Path, algorithm: str) -> None:
+def trainer_with(**arguments: Any) -> Any:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+
     def make_trainer(callbacks: list[Any]) -> Trainer:
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        clip = {"gradient_clip_val": 0.1, "gradient_clip_algorithm": algorithm, "accumulate_grad_batches": 2}
         return Trainer(
-            accelerator="cpu", max_epochs=2, enable_model_summary=False, callbacks=callbacks, **quiet, **clip
+            accelerator="cpu",
+            max_epochs=2,
+            enable_model_summary=False,
+            callbacks=callbacks,
+            **quiet,
+            **arguments,
         )
 
+    return make_trainer
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "norm"},
+        {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"},
+        {"gradient_clip_val": 0.1, "accumulate_grad_batches": 2},
+        {"max_steps": 6},
+        {"limit_train_batches": 3},
+        {"limit_train_batches": 0.7},
+    ],
+    ids=str,
+)
+def test_the_arguments_of_the_trainer_apply_to_each_client(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    """Gradients are clipped for each client, batches are limited and accumulated as alone."""
+    limit = TrainerConfig(accelerator="cpu", precision="32-true", threads=1, **arguments)
     results = []
-    for setup in setups(FULL, optimizer=partial(torch.optim.SGD, lr=0.05)):
-        results.append(train(replace(setup, make_trainer=make_trainer), tmp_path / str(setup.fuse))[1])
+    for setup in setups(FULL, FedNova(), optimizer=partial(torch.optim.SGD, lr=1e-3)):
+        setup = replace(
+            setup,
+            data=lambda client: ToyData(client + 4),
+            make_trainer=trainer_with(**arguments),
+            epoch_batches=partial(limit_batches, limit),
+            fuse_unequal="accumulate_grad_batches" not in arguments,
+        )
+        results.append(train(setup, tmp_path / str(setup.fuse))[1])
     assert_equal(*results)
 
 
-def test_groups_have_equally_many_batches_and_leave_out_clients_that_drop_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", sorted(ELEMENTWISE, key=lambda kind: kind.__name__))
+def test_a_client_that_leaves_takes_its_own_state_of_any_optimizer(tmp_path: Path, optimizer: Any) -> None:
+    """One round, so that the clients' kept step counts, which are scalars, differ at the end alone."""
+    results = []
+    for setup in setups(PRIVATE, LocalAdam(), optimizer=partial(optimizer, lr=0.01)):
+        site = toy_site(setup, tmp_path / str(setup.fuse))
+        server = toy_server(setup, clients=5)
+        updates = sorted(inline(site).exchange(server.start_round()), key=lambda update: update.client)
+        memories = [site.memory.read(client, 1) for client in range(5)]
+        results.append(
+            {
+                "sent": {u.client: {name: p.tensors for name, p in u.payloads.items()} for u in updates},
+                "kept": dict(enumerate(memories)),
+            }
+        )
+    assert_equal(*results)
+
+
+class CountingToy(NoisyToy):
+    """The toy with a counter of steps that each client keeps."""
+
+    counters = ("own.count",)
+
+    def __init__(self, optimizer: Any = ADAM) -> None:
+        super().__init__(optimizer)
+        self.own.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def on_train_batch_end(self, outputs: object, batch: Any, batch_idx: int) -> None:
+        count: Any = self.own.count
+        count += 1
+
+
+def test_clients_whose_counters_differ_are_one_group(tmp_path: Path) -> None:
+    """Three clients of 3, 4 and 5 batches have taken different numbers of steps after the first round."""
+    setup = replace(
+        toy_setup(PARTIAL, module=CountingToy()), fuse=3, data=lambda client: ToyData(2 * client + 4)
+    )
+    fits = []
+
+    def make_trainer(callbacks: list[Any]) -> Trainer:
+        fits.append(1)
+        return trainer_with()(callbacks)
+
+    site = toy_site(replace(setup, make_trainer=make_trainer), tmp_path)
+    server = toy_server(site.setup, clients=3)
+    for _ in federate(server, inline(site), 2):
+        pass
+    assert len(fits) == 2
+    assert [int(site.memory.read(client, 2)["model"]["own.count"]) for client in range(3)] == [12, 16, 20]
+
+
+def test_groups_have_similarly_many_batches_and_leave_out_clients_that_drop_out(tmp_path: Path) -> None:
+    """Clients of 1 to 5 batches, of which a group's largest has at most twice as many as the smallest."""
     _, fused = setups(FULL)
-    broadcasts = toy_server(fused, clients=9, dropout=0.3).start_round()
-    groups = make_groups(broadcasts, fused)
-    assert sorted(b.client for group in groups for b in group) == list(range(9))
-    assert [group[0].client for group in groups] == sorted(group[0].client for group in groups)
-    assert {len(group) for group in groups} == {1, 2}
-    for group in groups:
-        assert len({len(ToyData(b.client).train_dataloader()) for b in group}) == 1
-        assert len(group) == 1 or not any(b.drops_out for b in group)
-    assert make_groups(reversed(broadcasts), fused) == groups
+    for unequal in (True, False):
+        setup = replace(fused, fuse_unequal=unequal)
+        broadcasts = toy_server(setup, clients=9, dropout=0.3).start_round()
+        groups = make_groups(broadcasts, setup)
+        assert sorted(b.client for group in groups for b in group) == list(range(9))
+        firsts = [min(b.client for b in group) for group in groups]
+        assert firsts == sorted(firsts)
+        assert max(len(group) for group in groups) == (3 if unequal else 2)
+        for group in groups:
+            batches = [len(ToyData(b.client).train_dataloader()) for b in group]
+            assert batches == sorted(batches, reverse=True)
+            assert batches[-1] >= (0.5 if unequal else 1) * batches[0]
+            assert len(group) == 1 or not any(b.drops_out for b in group)
+        assert make_groups(reversed(broadcasts), setup) == groups
 
 
 @pytest.mark.parametrize(
@@ -167,14 +258,15 @@ def test_groups_are_equally_large(clients: int, fuse: int, sizes: list[int]) -> 
 
 
 def test_the_bits_of_a_fused_client_do_not_depend_on_what_was_done_before_a_kill(tmp_path: Path) -> None:
-    """The journal and the memory hold all possible parts of a group of two before the group is done again."""
+    """The journal and the memory hold one of a group of three before the group is done again."""
     _, fused = setups(PARTIAL)
     server = toy_server(fused, clients=9)
-    (group,) = [group for group in make_groups(server.start_round(), fused) if group[0].client == 1]
+    (group,) = [group for group in make_groups(server.start_round(), fused) if group[-1].client == 0]
+    assert [len(ToyData(b.client).train_dataloader()) for b in group] == [2, 2, 1]
     receipts = toy_site(fused, tmp_path / "site").update(group)
     expected = [receipt.read() for receipt in receipts if receipt]
-    assert len(expected) == 2
-    for place in range(2):
+    assert len(expected) == 3
+    for place in range(3):
         folder = tmp_path / f"half{place}"
         site = toy_site(fused, folder)
         site.journal.open_round(1)
