@@ -67,6 +67,7 @@ def make_site(
         secure=parts.aggregation,
         private_training=private_training,
         drawing=parts.drawing,
+        ranks=parts.ranks,
     )
     return Site(folder.name, setup, folder / CHECKPOINT)
 

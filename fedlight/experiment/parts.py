@@ -17,6 +17,7 @@ from fedlight.diffusion.ddpm import DDPM
 from fedlight.evaluation.evaluator import Evaluator
 from fedlight.experiment.model_evaluator import ModelEvaluator
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.client_ranks import ClientRanks
 from fedlight.federation.codec import Codec
 from fedlight.federation.method import Method
 from fedlight.federation.secure.secure_sum import SecureAggregation
@@ -49,6 +50,7 @@ class CellParts:
         evaluator: None where no image is scored.
         drawing: measures the time in which images are drawn from models.
         latents: where the model denoises; None for images.
+        ranks: the part of each adapter that a client has.
     """
 
     config: CellConfig
@@ -67,6 +69,7 @@ class CellParts:
     evaluator: Evaluator | None = None
     drawing: Stopwatch = field(default_factory=Stopwatch)
     latents: LatentSpace | None = None
+    ranks: ClientRanks = field(default_factory=ClientRanks)
 
     @property
     def max_workers(self) -> int:

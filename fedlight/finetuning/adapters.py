@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) in a UNet, by peft."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def add_adapters(unet: ModelMixin, config: FinetuningConfig, seed: int) -> froze
             "trains: choose finetuning=full, or a model without BatchNorm"
         )
     layers = find_targets(unet, config.targets or DEFAULT_TARGETS)
-    rank = config.rank or 4
+    rank = config.largest_rank
     lora = LoraConfig(r=rank, lora_alpha=config.alpha or rank, target_modules=layers, bias="none")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
@@ -64,6 +64,12 @@ def add_adapters(unet: ModelMixin, config: FinetuningConfig, seed: int) -> froze
         if not parameter.requires_grad:
             frozen.add(name)
     return frozenset(frozen | {name for name, _ in unet.named_buffers()})
+
+
+def rank_dimensions(names: Iterable[str]) -> dict[str, int]:
+    """State_dict name of each factor of an adapter: its dimension of the rank, 0 for A and 1 for B."""
+    factors = {name: FACTOR.search(name) for name in names}
+    return {name: "AB".index(factor[1]) for name, factor in factors.items() if factor}
 
 
 def find_targets(unet: nn.Module, targets: Sequence[str]) -> list[str]:
