@@ -58,7 +58,7 @@ def make_site(
         data=lambda client: ClientData(
             pixels, client_indices[client], config.data.batch_size, labels, poisson
         ),
-        make_trainer=lambda own: parts.make_trainer(callbacks=[*own, *callbacks]),
+        make_trainer=lambda own: parts.make_trainer(callbacks=[*own, *callbacks, *parts.frozen_bf16]),
         evaluate=partial(parts.model_evaluator.evaluate_clients, on_step=on_step),
         rate=partial(rate, rounds=config.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"),
         fuse=parts.fuse,

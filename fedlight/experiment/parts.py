@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from fedlight.federation.method import Method
 from fedlight.federation.secure.secure_sum import SecureAggregation
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.trainer import max_workers
+from fedlight.finetuning.frozen_bf16 import FrozenInBf16, is_exact
 from fedlight.finetuning.latents import LatentSpace
 from fedlight.runtime.stopwatch import Stopwatch
 
@@ -94,6 +96,12 @@ class CellParts:
             self.drawing,
             self.latents,
         )
+
+    @cached_property
+    def frozen_bf16(self) -> list[FrozenInBf16]:
+        """Holds frozen weights in bf16 on a GPU where that changes no bit; on a CPU it would save nothing."""
+        exact = is_exact(self.model.unet, bool(self.model.frozen), self.make_trainer().precision)
+        return [FrozenInBf16()] if exact and self.device.type == "cuda" else []
 
     @property
     def denoised_shape(self) -> tuple[int, int, int]:

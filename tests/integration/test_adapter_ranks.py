@@ -166,8 +166,12 @@ def test_the_mean_is_over_padded_factors(cell: MakeCell, wire: Wire, pretrained:
         torch.testing.assert_close(theta[name], (sum(summands) / sum(sizes)).float())
 
 
-def test_flexlora_averages_the_products_of_all_ranks(cell: MakeCell, wire: Wire, pretrained: str) -> None:
-    made = cell(*LORA, pretrained, "algorithm=flexlora", "rounds=2")
+@pytest.mark.parametrize("ranks", [RANKS, (3, 3, 3)])
+def test_flexlora_averages_the_products_of_all_ranks(
+    cell: MakeCell, wire: Wire, pretrained: str, ranks: tuple[int, ...]
+) -> None:
+    rank = "3" if ranks == (3, 3, 3) else "[1,3,2]"
+    made = cell(*LORA, pretrained, f"finetuning.rank={rank}", "algorithm=flexlora", "rounds=2")
     sizes, theta = made.sizes, open_cell(made.folder).server.theta
     updates = {update.client: merged(update.payloads) for update in wire.updates if update.round == 2}
     firsts = [name for name in theta if ".lora_A." in name]
@@ -182,7 +186,7 @@ def test_flexlora_averages_the_products_of_all_ranks(cell: MakeCell, wire: Wire,
         mean = theta[second].double().flatten(1) @ theta[first].double().flatten(1)
         torch.testing.assert_close(mean, b @ a, rtol=1e-4, atol=1e-6)
     for broadcast in (broadcast for broadcast in wire.broadcasts if broadcast.round == 2):
-        assert ranks_of(merged(broadcast.payloads)) == {RANKS[broadcast.client]}
+        assert ranks_of(merged(broadcast.payloads)) == {ranks[broadcast.client]}
 
 
 def test_rows_that_no_client_of_a_round_has_stay(
