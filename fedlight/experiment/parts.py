@@ -16,6 +16,7 @@ from fedlight.data.dataset import Dataset
 from fedlight.data.partition import Indices, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.evaluation.evaluator import Evaluator
+from fedlight.experiment.mechanisms import EXAMPLE
 from fedlight.experiment.model_evaluator import ModelEvaluator
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.client_ranks import ClientRanks
@@ -100,8 +101,11 @@ class CellParts:
     @cached_property
     def frozen_bf16(self) -> list[FrozenInBf16]:
         """Holds frozen weights in bf16 on a GPU where that changes no bit; on a CPU it would save nothing."""
+        private = self.config.privacy and self.config.privacy.name == EXAMPLE
+        if self.device.type != "cuda" or self.fuse > 1 or private:
+            return []
         exact = is_exact(self.model.unet, bool(self.model.frozen), self.make_trainer().precision)
-        return [FrozenInBf16()] if exact and self.device.type == "cuda" else []
+        return [FrozenInBf16()] if exact else []
 
     @property
     def denoised_shape(self) -> tuple[int, int, int]:

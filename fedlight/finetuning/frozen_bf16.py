@@ -18,7 +18,7 @@ class FrozenInBf16(Callback):
     of the backward pass: with fp32 weights a step needs 6 bytes a frozen parameter, with bf16 weights 2. The
     fp32 weights wait in the memory of the CPU and return after the fit, since images are drawn in fp32.
     Everything else stays in fp32: normalisation and embeddings, which autocast leaves alone, adapters, and
-    the first parameter of the UNet, in whose dtype diffusers embeds labels.
+    the first layer of the UNet, in whose dtype diffusers embeds labels.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class FrozenInBf16(Callback):
         self.end()
 
     def begin(self, module: Any) -> None:
-        """Rounds the frozen weights of a client model, or of several that are stacked."""
+        """Rounds the frozen weights of a client model."""
         for parameter in _parameters(module):
             if parameter not in self._full:
                 self._full[parameter] = parameter.data.cpu()
@@ -49,6 +49,8 @@ class FrozenInBf16(Callback):
 def is_exact(unet: nn.Module, frozen: bool, precision: str) -> bool:
     """Whether bf16 weights change no bit of training: diffusers' UNets call their layers under autocast.
 
+    Under `torch.func.vmap`, as of fused clients and of gradients of single images, autocast casts nothing.
+
     Args:
         unet: of the client model; fedlight's own computes with weights of its attention in fp32.
         frozen: whether it has frozen weights.
@@ -58,9 +60,9 @@ def is_exact(unet: nn.Module, frozen: bool, precision: str) -> bool:
 
 
 def _parameters(module: ResidentModule) -> Iterator[nn.Parameter]:
-    first = next(module.unet.parameters())
+    first = next(iter(module.unet.named_parameters()))[0].rpartition(".")[0]
     for name, layer in module.unet.named_modules(prefix="unet"):
-        if isinstance(layer, nn.Linear | nn.Conv2d) and ".lora_" not in name:
-            for own, parameter in layer.named_parameters(recurse=False):
-                if f"{name}.{own}" in module.frozen and parameter is not first:
-                    yield parameter
+        called = isinstance(layer, nn.Linear | nn.Conv2d) and name != f"unet.{first}"
+        for own, parameter in layer.named_parameters(recurse=False) if called else ():
+            if f"{name}.{own}" in module.frozen and ".lora_" not in name:
+                yield parameter

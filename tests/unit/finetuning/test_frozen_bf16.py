@@ -14,7 +14,6 @@ from torch.optim import Adam
 from torch.utils.data import DataLoader
 
 from fedlight.diffusion.ddpm import DDPM
-from fedlight.federation.stack import RandomState, Stack
 from fedlight.finetuning.adapters import add_adapters
 from fedlight.finetuning.finetuning_config import FinetuningConfig
 from fedlight.finetuning.frozen_bf16 import FrozenInBf16, is_exact
@@ -88,21 +87,6 @@ def test_fp32_weights_return_after_an_error() -> None:
     with pytest.raises(Diverged):
         fit(module, Failing())
     assert all(torch.equal(tensor, before[name]) for name, tensor in frozen_of(module).items())
-
-
-def test_stacked_clients_share_the_weights() -> None:
-    losses = []
-    for callback in (None, FrozenInBf16()):
-        stack = Stack(adapted(), 2)
-        stack.random = [RandomState(client, torch.device("cpu")) for client in range(2)]
-        images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-        if callback:
-            callback.begin(stack)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses.append(stack.training_step([(images, torch.arange(4) % 3)] * 2, 0)["loss"])
-        losses[-1].backward()
-    assert torch.equal(*losses)
-    assert all(p.grad is None or p.grad.dtype is torch.float32 for p in stack.parameters())
 
 
 def test_it_is_exact_in_mixed_precision_and_of_diffusers_unets() -> None:
