@@ -52,6 +52,7 @@ def add_adapters(unet: ModelMixin, config: FinetuningConfig, seed: int) -> froze
         )
     layers = find_targets(unet, config.targets or DEFAULT_TARGETS)
     rank = config.largest_rank
+    _check_rank(unet, layers, rank)
     lora = LoraConfig(r=rank, lora_alpha=config.alpha or rank, target_modules=layers, bias="none")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
@@ -64,6 +65,21 @@ def add_adapters(unet: ModelMixin, config: FinetuningConfig, seed: int) -> froze
         if not parameter.requires_grad:
             frozen.add(name)
     return frozenset(frozen | {name for name, _ in unet.named_buffers()})
+
+
+def _check_rank(unet: nn.Module, layers: Sequence[str], rank: int) -> None:
+    """Raises BadInput for a rank above that of every weight that gets an adapter."""
+    largest = max(min(_matrix_shape(unet.get_submodule(name))) for name in layers)
+    if rank > largest:
+        raise BadInput(
+            f"finetuning.rank={rank}: the weights of finetuning.targets have ranks up to {largest}; choose "
+            "that at most, or finetuning=full"
+        )
+
+
+def _matrix_shape(layer: Any) -> tuple[int, int]:
+    """The shape of a weight as a matrix, outputs and inputs."""
+    return len(layer.weight), layer.weight[0].numel()
 
 
 def rank_dimensions(names: Iterable[str]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from pretrained import save_pretrained, tiny_unet
 
 from fedlight.deployment.agreement import hash_agreement, write_agreement
 from fedlight.experiment.cell import run_cell
-from fedlight.federation.messages import from_bytes
+from fedlight.federation.messages import Update, from_bytes
 from fedlight.runs.identity import cell_folder
 from fedlight.runtime.lease import acquire_lease
 
@@ -64,7 +64,8 @@ def test_institutions_train_adapters_to_the_bits_of_one_process(
     kept = [p.read_bytes() for p in tmp_path.glob("memory*/**/*") if p.is_file()]
     assert any(len(content) > 1000 for content in kept)
     assert not any(tensor in content for tensor in frozen for content in kept)
-    left = [from_bytes(p.read_bytes()) for p in tmp_path.glob("memory*/*/answers/*")]
-    names = {name for message in left for payload in message.payloads.values() for name in payload.tensors}
+    left = [from_bytes(p.read_bytes()) for p in tmp_path.glob("memory*/*/*/answers/*")]
+    updates = [message for message in left if isinstance(message, Update)]
+    names = {name for update in updates for payload in update.payloads.values() for name in payload.tensors}
     assert names
     assert all(".lora_" in name or "delta" in name for name in names)

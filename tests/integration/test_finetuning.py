@@ -257,7 +257,7 @@ def test_weights_are_named_by_their_hash_in_the_id_wherever_they_lie(
     [
         (["finetuning=lora"], "finetuning.pretrained must be set"),
         (["finetuning=full", "finetuning.pretrained=/nowhere"], "there is no folder /nowhere"),
-        ([*LORA, "PRETRAINED", "finetuning.rank=0"], "finetuning.rank: input should be greater than"),
+        ([*LORA, "PRETRAINED", "finetuning.rank=0"], "finetuning.rank must be an integer of at least 1, a"),
         ([*LORA, "PRETRAINED", "finetuning.targets=[to_x]"], "the pretrained model has no layer to_x"),
         ([*LORA, "PRETRAINED", "finetuning.targets=[mid.attention.qkv]"], "slice encoder"),
         ([*LORA, "PRETRAINED", "finetuning.train=a"], "finetuning.train: input should be 'both' or 'b'"),

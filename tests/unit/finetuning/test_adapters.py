@@ -152,7 +152,7 @@ def test_gradients_of_adapters_are_those_of_a_plain_model_and_none_is_zero(kind:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_merged_model_draws_the_adapted_models_images(kind: str) -> None:
-    module = adapted(kind, targets=EVERYWHERE)
+    module = adapted(kind, scale=0.1, targets=EVERYWHERE)
     merged = merge_adapters(module.unet)
     assert merged.state_dict().keys() == tiny_unet(kind).state_dict().keys()
     x_t, t = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(7)
@@ -271,6 +271,16 @@ def test_targets_are_attention_convolutions_or_names() -> None:
     assert find_targets(unet, ["mid.attention.out"]) == ["mid.attention.out"]
     with pytest.raises(BadInput, match="no layer to_w; can be attention, convolutions, or a name such as"):
         find_targets(unet, ["attention", "to_w"])
+
+
+def test_a_rank_above_that_of_every_weight_is_an_error_of_one_line() -> None:
+    unet = tiny_unet()
+    shapes = [unet.get_submodule(name).weight.flatten(1).shape for name in find_targets(unet, ["attention"])]
+    largest = max(min(shape) for shape in shapes)
+    add_adapters(tiny_unet(), section(rank=largest), seed=0)
+    message = rf"^finetuning\.rank={largest + 1}: .* ranks up to {largest}; [^\n]*$"
+    with pytest.raises(BadInput, match=message):
+        add_adapters(unet, section(rank=largest + 1), seed=0)
 
 
 def test_a_model_whose_statistics_run_has_no_adapters() -> None:
