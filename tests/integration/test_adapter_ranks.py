@@ -11,13 +11,17 @@ import pytest
 import torch
 from conftest import SMALL, Cell, Wire, invoke
 from diffusers import DDPMScheduler
+from omegaconf import OmegaConf
 from pretrained import save_pretrained, tiny_unet
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Adam
 
+from fedlight.config import validate
 from fedlight.diffusion.ddpm import DDPM
+from fedlight.experiment.estimate import estimate
 from fedlight.experiment.finished import open_cell
+from fedlight.experiment.trial import check
 from fedlight.federation.algorithms.flexlora import factorise
 from fedlight.federation.client_ranks import ClientRanks, RankLimit
 from fedlight.federation.messages import Payload, State, Update
@@ -25,6 +29,7 @@ from fedlight.federation.server import Server
 from fedlight.federation.site import Site
 from fedlight.finetuning.adapters import add_adapters, rank_dimensions
 from fedlight.finetuning.finetuning_config import FinetuningConfig
+from fedlight.runs.identity import read_config
 
 MakeCell = Callable[..., Cell]
 RANKS = (1, 3, 2)
@@ -154,6 +159,14 @@ def test_a_client_sends_and_keeps_its_own_rank_and_the_ledger_counts_it(
             for name, dim in rank_dimensions(state).items():
                 assert not state[name].narrow(dim, rank, 3 - rank).any()
                 assert ".lora_B." in name or state[name].narrow(dim, 0, rank).any()
+
+
+def test_the_bytes_of_a_cell_are_estimated(cell: MakeCell, pretrained: str) -> None:
+    made = cell(*LORA, pretrained, "method=UDEC", "rounds=2", "fraction=0.67")
+    config = validate(OmegaConf.create(read_config(made.folder / "config.yaml")))
+    parts = check(config, elsewhere=False)
+    assert parts is not None
+    assert estimate(parts).bytes == made.result["exchange"]["bytes_total"]
 
 
 def test_the_mean_is_over_padded_factors(cell: MakeCell, wire: Wire, pretrained: str) -> None:

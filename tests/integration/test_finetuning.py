@@ -265,6 +265,8 @@ def test_weights_are_named_by_their_hash_in_the_id_wherever_they_lie(
         ([*LORA, "PRETRAINED", "model.conditional=true"], "is not conditioned on labels"),
         ([*LORA, "PRETRAINED", "data=fmnist", "data.channels=3"], "data.channels"),
         ([*LORA, "PRETRAINED", "algorithm=flexlora", "finetuning.train=b"], "with finetuning.train=both"),
+        ([*LORA, "PRETRAINED", "algorithm=flexlora", "aggregation=secure"], "that takes the plain mean"),
+        ([*LORA, "PRETRAINED", "finetuning.rank=10000"], "finetuning.rank=10000: the weights of"),
         (["model=pretrained"], "by finetuning=full or finetuning=lora"),
         (["data.only=[zebra]"], "data.only names zebra"),
     ],
