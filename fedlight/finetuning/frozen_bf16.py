@@ -49,7 +49,8 @@ class FrozenInBf16(Callback):
 def is_exact(unet: nn.Module, frozen: bool, precision: str) -> bool:
     """Whether bf16 weights change no bit of training: diffusers' UNets call their layers under autocast.
 
-    Under `torch.func.vmap`, as of fused clients and of gradients of single images, autocast casts nothing.
+    Not under `torch.func.vmap`, as for fused clients and gradients of single images: there autocast leaves
+    convolutions in fp32.
 
     Args:
         unet: of the client model; fedlight's own computes with weights of its attention in fp32.

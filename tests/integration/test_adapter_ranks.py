@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from fedlight.config import validate
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.experiment.estimate import estimate
 from fedlight.experiment.finished import open_cell
+from fedlight.experiment.setup import make_cell_server
 from fedlight.experiment.trial import check
+from fedlight.federation.admission import check_broadcast
 from fedlight.federation.algorithms.flexlora import factorise
 from fedlight.federation.client_ranks import ClientRanks, RankLimit
 from fedlight.federation.messages import Payload, State, Update
@@ -30,6 +33,7 @@ from fedlight.federation.site import Site
 from fedlight.finetuning.adapters import add_adapters, rank_dimensions
 from fedlight.finetuning.finetuning_config import FinetuningConfig
 from fedlight.runs.identity import read_config
+from fedlight.runtime.errors import Damaged
 
 MakeCell = Callable[..., Cell]
 RANKS = (1, 3, 2)
@@ -250,6 +254,31 @@ def test_a_cell_that_is_killed_goes_on_to_the_same_bits(
     assert invoke(*SMALL, "name=killed", *arguments) == 0
     (folder,) = Path("runs/killed").glob("*")
     assert digest(Cell(folder)) == expected
+
+
+def test_messages_of_another_rank_are_refused(cell: MakeCell, wire: Wire, pretrained: str) -> None:
+    made = cell(*LORA, pretrained, "rounds=2")
+    config = validate(OmegaConf.create(read_config(made.folder / "config.yaml")))
+    parts = check(config, elsewhere=False)
+    assert parts is not None
+    server = make_cell_server(made.folder.name, parts)
+    server.start_round()
+    first, second = (next(u for u in wire.updates if (u.round, u.client) == (1, c)) for c in (0, 1))
+    slices = tuple(parts.slices.names)
+    server.admit(first, slices)
+    for client, update in ((1, first), (0, second)):
+        with pytest.raises(Damaged, match="instead of|states"):
+            server.admit(replace(update, client=client), slices)
+
+    own = parts.ranks.cut(0, parts.model.state_dict())
+    for client in (0, 1):
+        broadcast = next(b for b in wire.broadcasts if (b.round, b.client) == (2, client))
+        arguments = (own, parts.slices, parts.method, parts.codec, parts.algorithm)
+        if client == 0:
+            check_broadcast(broadcast, *arguments)
+            continue
+        with pytest.raises(Damaged, match="instead of|states"):
+            check_broadcast(broadcast, *arguments)
 
 
 @pytest.mark.slow

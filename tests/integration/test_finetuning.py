@@ -223,8 +223,11 @@ def test_models_of_a_cell_are_opened_exported_and_loaded_by_diffusers_alone(
 
 
 @pytest.mark.slow
-def test_an_adapted_model_and_its_updates_are_attacked(cell: MakeCell, pretrained: str) -> None:
-    made = cell(*LORA, pretrained, "method=UDEC", "rounds=2", "transform=int8")
+@pytest.mark.parametrize("chosen", [("transform=int8",), ("finetuning.rank=[1,2]", "algorithm=scaffold")])
+def test_an_adapted_model_and_its_updates_are_attacked(
+    cell: MakeCell, pretrained: str, chosen: tuple[str, ...]
+) -> None:
+    made = cell(*LORA, pretrained, "method=UDEC", "rounds=2", *chosen)
     assert invoke(str(made.folder), "--client", "0", "--images", "20", main=audit.main) == 0
     attacks = json.loads((made.folder / "audit.json").read_text())["attacks"]
     assert {"update of client 0: decoder"} <= {attack["sees"] for attack in attacks}
