@@ -267,7 +267,7 @@ def test_messages_of_another_rank_are_refused(cell: MakeCell, wire: Wire, pretra
     slices = tuple(parts.slices.names)
     server.admit(first, slices)
     for client, update in ((1, first), (0, second)):
-        with pytest.raises(Damaged, match="instead of|states"):
+        with pytest.raises(Damaged, match=r"instead of|states"):
             server.admit(replace(update, client=client), slices)
 
     own = parts.ranks.cut(0, parts.model.state_dict())
@@ -277,7 +277,7 @@ def test_messages_of_another_rank_are_refused(cell: MakeCell, wire: Wire, pretra
         if client == 0:
             check_broadcast(broadcast, *arguments)
             continue
-        with pytest.raises(Damaged, match="instead of|states"):
+        with pytest.raises(Damaged, match=r"instead of|states"):
             check_broadcast(broadcast, *arguments)
 
 
