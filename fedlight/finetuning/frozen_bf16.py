@@ -61,8 +61,9 @@ def is_exact(unet: nn.Module, frozen: bool, precision: str) -> bool:
 
 
 def _parameters(module: ResidentModule) -> Iterator[nn.Parameter]:
-    first = next(iter(module.unet.named_parameters()))[0].rpartition(".")[0]
-    for name, layer in module.unet.named_modules(prefix="unet"):
+    unet = module.get_submodule("unet")
+    first = next(iter(unet.named_parameters()))[0].rpartition(".")[0]
+    for name, layer in unet.named_modules(prefix="unet"):
         called = isinstance(layer, nn.Linear | nn.Conv2d) and name != f"unet.{first}"
         for own, parameter in layer.named_parameters(recurse=False) if called else ():
             if f"{name}.{own}" in module.frozen and ".lora_" not in name:
