@@ -49,8 +49,7 @@ class FrozenInBf16(Callback):
 def is_exact(unet: nn.Module, frozen: bool, precision: str) -> bool:
     """Whether bf16 weights change no bit of training: diffusers' UNets call their layers under autocast.
 
-    Not under `torch.func.vmap`, as for fused clients and gradients of single images: there autocast leaves
-    convolutions in fp32.
+    Fused clients and gradients of single images, by `torch.func.vmap`, are not tested.
 
     Args:
         unet: of the client model; fedlight's own computes with weights of its attention in fp32.
