@@ -3,8 +3,8 @@
 python benchmarks/frozen_bf16.py
 
 A UNet2DConditionModel of random weights takes steps on two latents of 16 x 16. Each peak is that of a process
-of its own, on the CPU; the fp32 copies, which a cell keeps to draw images, are dropped, as on a GPU, where they
-are in other memory.
+of its own, on the CPU; the fp32 copies, which a cell keeps to draw images, are dropped, as if they were in
+other memory than that of a GPU.
 """
 
 import json
