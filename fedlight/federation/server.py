@@ -119,13 +119,14 @@ class Server:
         self._watch.take()
 
         aux = self.slices.auxiliary(self._method_now().downlink, self._algorithm.broadcast(self.state))
+        beside = {AUX: Payload.plain(aux)} if aux else {}
         payloads: dict[tuple[int, int | None], dict[str, Payload]] = {}
         broadcasts = []
         for task in tasks:
             client, previous = task.client, self.met.get(task.client, 0)
             version = previous, self.ranks.of(client)
             if version not in payloads:
-                payloads[version] = self._payloads(client, previous, aux)
+                payloads[version] = self._payloads(client, previous, beside)
             if not self.method.pool:  # the server trains by itself: nothing is sent
                 self.ledger.add(round_, client, "down", payloads[version])
             broadcasts.append(
@@ -351,16 +352,15 @@ class Server:
 
     # --- steps of a round ---
 
-    def _payloads(self, client: int, previous: int, aux: State) -> dict[str, Payload]:
-        """The payloads for a client that last took part in the round `previous`, 0 for never.
+    def _payloads(self, client: int, previous: int, beside: dict[str, Payload]) -> dict[str, Payload]:
+        """All payloads for a client that last took part in the round `previous`, 0 for never.
 
         An encoded difference serves clients of all ranks: with one, all that is sent is of the largest rank.
         """
-        sent = self._downlink.payloads(previous)
-        if self.ranks and not self._codec.down:
-            aux = self.ranks.cut(client, aux)
-            sent = {name: Payload.plain(self.ranks.cut(client, p.tensors)) for name, p in sent.items()}
-        return sent | ({AUX: Payload.plain(aux)} if aux else {})
+        sent = self._downlink.payloads(previous) | beside
+        if not self.ranks or self._codec.down:
+            return sent
+        return {name: Payload.plain(self.ranks.cut(client, p.tensors)) for name, p in sent.items()}
 
     def _received(self, slice_: str, client: int) -> State:
         """A client's part of a slice, as it received it in this round."""
