@@ -1,32 +1,40 @@
 """A step of adapters with frozen weights in fp32 and in bf16: its peak memory, loss and gradients.
 
-python benchmarks/frozen_bf16.py
+python benchmarks/frozen_bf16.py [--images FOLDER]
 
 A UNet2DConditionModel of random weights takes steps on two latents of 16 x 16. Each peak is that of a process
 of its own, on the CPU; the fp32 copies, which a cell keeps to draw images, are dropped, as if they were in
 other memory than that of a GPU.
+
+FOLDER is a pipeline of images: how far images that are drawn in fp32 move if its weights are rounded to bf16.
 """
 
+import argparse
 import json
 import subprocess
 import sys
 from contextlib import nullcontext
+from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam
 
 from fedlight.diffusion.ddpm import DDPM
+from fedlight.diffusion.sampling import sample
 from fedlight.finetuning.adapters import add_adapters
 from fedlight.finetuning.finetuning_config import FinetuningConfig
 from fedlight.finetuning.frozen_bf16 import FrozenInBf16
+from fedlight.finetuning.pretrained import open_pretrained
 from fedlight.finetuning.prompts import condition_on_prompts
 from fedlight.runtime.peak_memory import PeakMemory
 
 HALF = torch.bfloat16
+SIZE = 28  # of images, of Fashion-MNIST
 
 
 def make_module() -> DDPM:
@@ -87,14 +95,38 @@ def describe_difference(one: Any, other: Any) -> str:
     return f"the loss differs by {loss:.3%}, the gradients by {(change / norm) ** 0.5:.2%} (L2)"
 
 
+def compare_images(folder: str) -> None:
+    """Prints how far 32 images of a pipeline move if the weights of its layers are rounded to bf16."""
+    config = FinetuningConfig(name="full", pretrained=folder, sha256=None)
+    pipeline = open_pretrained(config, str(Path.home() / ".cache" / "fedlight"))
+    unet, schedule = pipeline.load_model("unet"), pipeline.load_schedule()
+    rounded = deepcopy(unet)
+    for layer in rounded.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(HALF).float()
+    shape = (32, unet.config.in_channels, SIZE, SIZE)
+    drawn = [
+        sample(one, schedule, shape, sampler="ddim", steps=20, seed=1).float() for one in (unet, rounded)
+    ]
+    change = (drawn[0] - drawn[1]).abs()
+    print(f"32-true, rounded to fp32: images differ by {change.mean():.1f} of 255, up to {change.max():.0f}")
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    if len(sys.argv) > 1:
-        print_peak(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", metavar="FOLDER")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peak:
+        print_peak(given.peak)
+        return
+    if given.images:
+        compare_images(given.images)
         return
     print(f"{sum(p.numel() for p in make_module().unet.parameters()) / 1e6:.1f} million parameters")
     for weights in ("fp32", "bf16"):
-        command = [sys.executable, __file__, weights]
+        command = [sys.executable, __file__, "--peak", weights]
         done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
         print(f"bf16-mixed, frozen weights in {weights}: peak of the process {float(done.stdout):,.0f} MB")
     full, half, rounded = make_module(), make_module(), make_module()
