@@ -99,11 +99,11 @@ def validate(config: DictConfig) -> CellConfig:
         path = OmegaConf.select(config, key)
         if isinstance(path, str):
             OmegaConf.update(config, key, _expand(key, path))
-    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     try:
         return CellConfig.model_validate(resolved)
     except ValidationError as error:
-        raise BadInput(describe_invalid(error, SCHEMA_KEYS)) from error
+        raise BadInput(describe_invalid(error, SCHEMA_KEYS, UNIONS, resolved)) from error
 
 
 def _expand(key: str, path: str) -> str | None:
@@ -140,6 +140,12 @@ def _keys_of_type(type_: type) -> frozenset[str]:
 
 OPTIONAL_PATHS = ("data.root", "data.path", "evaluation.weights", "finetuning.pretrained")
 PATH_KEYS = ("output", "data.cache", "evaluation.cache", *OPTIONAL_PATHS)
+UNIONS = {
+    key: annotation
+    for key, annotation in _keys(CellConfig)
+    if len(_alternatives(annotation) - {type(None)}) > 1
+}
+"""Keys that take values of several types, and the types."""
 SCHEMA_KEYS = frozenset(key for key, _ in _keys(CellConfig))
 TEXT_KEYS = _keys_of_type(str) | {
     f"logger.{key}" for key in ("project", "entity", "wandb.project", "wandb.entity")

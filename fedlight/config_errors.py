@@ -1,10 +1,10 @@
 """Errors of a configuration in words: which key, which value, what is allowed."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fedlight.runtime.secret import masked
 
@@ -14,16 +14,66 @@ OPTIONAL_GROUPS = frozenset(
     ("algorithm", "transform", "transport", "privacy", "aggregation", "early_stopping", "finetuning")
 )
 SWEEPER = "hydra.sweeper"
+NAMES_OF_TYPES = {
+    "integer": ("an integer", "integers"),
+    "number": ("a number", "numbers"),
+    "string": ("a text", "texts"),
+}
+"""One and several values of a type of JSON schema."""
 
 
-def describe_invalid(error: ValidationError, known: Collection[str]) -> str:
+def describe_invalid(
+    error: ValidationError, known: Collection[str], unions: Mapping[str, Any], config: Mapping[Any, Any]
+) -> str:
     """What is wrong with each key of a configuration.
 
     Args:
-        error: of pydantic.
+        error: of pydantic, which has an error for each type of a union.
         known: every dotted key of the schema.
+        unions: dotted key: its type, of those that take values of several types.
+        config: that is invalid.
     """
-    return "; ".join(_describe_key(details, known) for details in error.errors())
+    reasons: dict[str, None] = {}  # a set that keeps its order
+    for details in error.errors():
+        union = next((key for key in unions if _is_within(details["loc"], key)), None)
+        reason = _describe_union(union, unions[union], config) if union else _describe_key(details, known)
+        reasons[reason] = None
+    return "; ".join(reasons)
+
+
+def _is_within(place: tuple[int | str, ...], key: str) -> bool:
+    """Whether an error is that of one type of a union, or of an element of it."""
+    parts = tuple(key.split("."))
+    return len(place) > len(parts) and place[: len(parts)] == parts
+
+
+def _describe_union(key: str, type_: Any, config: Any) -> str:
+    value = config
+    for part in key.split("."):
+        value = value[part]
+    schema = TypeAdapter(type_).json_schema()
+    return (
+        f"{key} must be {_join([_describe_type(one) for one in schema['anyOf']])}; got {masked(value, key)!r}"
+    )
+
+
+def _describe_type(schema: Mapping[str, Any], several: bool = False) -> str:
+    """A type in words, from its JSON schema: `an integer of at least 1`, or for several `integers of ...`."""
+    if "const" in schema or "enum" in schema:
+        return _join([repr(value) for value in schema.get("enum", [schema.get("const")])])
+    type_ = schema["type"]
+    if type_ == "null":
+        return type_
+    if type_ == "array":
+        return f"a list of {_describe_type(schema.get('items', {'type': 'string'}), several=True)}"
+    singular, plural = NAMES_OF_TYPES[type_]
+    words = plural if several else singular
+    return words + (f" of at least {schema['minimum']}" if "minimum" in schema else "")
+
+
+def _join(options: list[str]) -> str:
+    *others, last = options
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def describe_unknown(key: str, known: Collection[str]) -> str:

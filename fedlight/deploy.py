@@ -94,7 +94,12 @@ def check_institution(folder: Path, agreed: str, client: int, data_root: Path | 
     config = load_agreed_config(path, None if data_root is None else str(data_root.absolute()))
     components = set_up_institution(config, client)
     data = describe_data(config, components, client, data_root)
-    print(f"configuration  {agreed}, as agreed", data, *describe_disclosure(config, components), sep="\n")
+    print(
+        f"configuration  {agreed}, as agreed",
+        data,
+        *describe_disclosure(config, components, client),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

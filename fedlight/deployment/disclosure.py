@@ -40,10 +40,10 @@ def describe_data(config: CellConfig, parts: CellParts, client: int, root: Path 
     )
 
 
-def describe_disclosure(config: CellConfig, parts: CellParts) -> Iterator[str]:
-    """Line by line what leaves in each round, what leaves at the end, and what never leaves."""
+def describe_disclosure(config: CellConfig, parts: CellParts, client: int) -> Iterator[str]:
+    """Line by line what leaves a client in each round, what leaves at the end, and what never leaves."""
     slices, method = parts.slices.names, parts.method
-    state = parts.model.state_dict()
+    state = parts.ranks.cut(client, parts.model.state_dict())
     view = describe_server_view(config)
     masked = ", masked" if view else ""
     yield f"leaves, in each of up to {config.rounds} rounds{masked}:"

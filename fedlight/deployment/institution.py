@@ -117,7 +117,8 @@ class Institution:
             return message
         if isinstance(message, Broadcast):
             self.terms.check_broadcast(message)
-            check_broadcast(message, setup.first, setup.slices, setup.method, setup.codec, setup.algorithm)
+            first = setup.first if setup.codec.down else setup.ranks.cut(self.client, setup.first)
+            check_broadcast(message, first, setup.slices, setup.method, setup.codec, setup.algorithm)
         else:
             self.terms.check_evaluation(message)
             check_evaluation(message, setup.first, setup.slices)

@@ -79,6 +79,9 @@ def _requirements(secure: SecureAggregation, method: Method, first: State) -> di
         f"a method that sends down what clients report: {', '.join(unsent)} is not": unsent,
         f"parameters alone: {', '.join(buffers)} is a buffer or holds whole numbers, which have no sum in "
         "fixed point": buffers,
+        "an algorithm that takes the plain mean of what clients report": (
+            type(algorithm).summand is not FedAvg.summand
+        ),
         "an algorithm that declares by aux_like what clients report beside the slices": undeclared,
         f"aggregation.share=1 with an algorithm that has auxiliary state, got {secure.share:g}: a part of it "
         "would not fit the rest": aux_like and secure.share < 1,

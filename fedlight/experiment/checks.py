@@ -10,6 +10,7 @@ from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.sampling import check_sampler
 from fedlight.experiment.mechanisms import EXAMPLE
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.algorithms.fednova import FedNova
 from fedlight.federation.algorithms.flexlora import FlexLoRA
 from fedlight.federation.mechanism import COUNT_NOISE
 from fedlight.federation.messages import State
@@ -102,6 +103,33 @@ def check_products(config: CellConfig, algorithm: FedAvg) -> None:
             "algorithm=flexlora averages the products of adapters: it needs finetuning=lora with "
             "finetuning.train=both"
         )
+
+
+def check_ranks(config: CellConfig, algorithm: FedAvg) -> None:
+    """Sections `finetuning` and all others: whether clients can have adapters of several ranks."""
+    ranks = config.finetuning.client_ranks if config.finetuning else ()
+    if not ranks:
+        return
+    rank = f"finetuning.rank=[{','.join(map(str, ranks))}]"
+    if len(ranks) != config.clients:
+        raise BadInput(
+            f"{rank} has {len(ranks)} ranks, and clients={config.clients}: give one rank for each client, or "
+            "one number for all"
+        )
+    requirements: dict[str, Any] = {
+        f"a method whose clients train: method={config.method.name} trains one model on all images": (
+            config.method.pool
+        ),
+        "aggregation=none: secure aggregation adds up vectors of equal length": config.aggregation,
+        "privacy=example or none: the size of an update would reveal which clients take part, and what a "
+        "client lacks would count in its clipped norm": config.privacy and config.privacy.name != EXAMPLE,
+        "another algorithm than fednova, which would divide what a client lacks by its steps": isinstance(
+            algorithm, FedNova
+        ),
+    }
+    for requirement, violated in requirements.items():
+        if violated:
+            raise BadInput(f"{rank} needs {requirement}; or choose one rank for all clients")
 
 
 def check_fused_optimizer(config: CellConfig, accelerator: str | None = None) -> None:

@@ -59,7 +59,7 @@ def make_site(
         data=lambda client: ClientData(
             pixels, client_indices[client], config.data.batch_size, labels, poisson
         ),
-        make_trainer=lambda own: parts.make_trainer(callbacks=[*own, *callbacks]),
+        make_trainer=lambda own: parts.make_trainer(callbacks=[*own, *callbacks, *parts.frozen_bf16]),
         evaluate=partial(parts.model_evaluator.evaluate_clients, on_step=on_step),
         rate=partial(rate, rounds=config.rounds, warmup=optimizer.warmup, cosine=optimizer.decay == "cosine"),
         fuse=parts.fuse,
@@ -70,6 +70,7 @@ def make_site(
         secure=parts.aggregation,
         private_training=private_training,
         drawing=parts.drawing,
+        ranks=parts.ranks,
     )
     return Site(folder.name, setup, folder / CHECKPOINT)
 

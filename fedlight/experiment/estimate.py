@@ -15,6 +15,7 @@ from fedlight.experiment.parts import CellParts
 from fedlight.experiment.scored_models import is_evaluation_round, scored_clients
 from fedlight.experiment.setup import make_cell_server
 from fedlight.federation.cohort import cohort_size
+from fedlight.federation.messages import Payload
 from fedlight.federation.stack import RandomState, Stack
 from fedlight.runtime.errors import BadInput
 
@@ -57,21 +58,25 @@ def estimate(parts: CellParts, taken: int = 0) -> Estimate:
     batches = [-(-images // config.data.batch_size) for images in sizes]
     generator, state = torch.Generator().manual_seed(0), parts.model.state_dict()
     delta = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
-    sent = {}
-    for slice_ in method.in_round(1, parts.slices.names).uplink:
-        if parts.aggregation:
-            sent[slice_] = parts.aggregation.payload_like(slice_, state)
-            continue
-        values = parts.slices.select([slice_], delta)
-        zeros = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
-        sent[slice_], _ = parts.codec.encode(values, zeros, {}, np.random.default_rng(0), slice_)
+    sent: dict[tuple[int | None, str], Payload] = {}
+
+    def payload(client: int, slice_: str) -> Payload:
+        key = parts.ranks.of(client), slice_
+        if key not in sent and parts.aggregation:
+            sent[key] = parts.aggregation.payload_like(slice_, state)
+        elif key not in sent:
+            values = parts.ranks.cut(client, parts.slices.select([slice_], delta))
+            zeros = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
+            sent[key], _ = parts.codec.encode(values, zeros, {}, np.random.default_rng(0), slice_)
+        return sent[key]
+
     steps, bytes_taken = 0, 0
     for round_ in range(1, config.rounds + 1):
         for message in server.start_round():
             if not message.drops_out:
                 steps += config.epochs * batches[message.client] if round_ > taken else 0
                 if not method.pool:
-                    up = {name: sent[name] for name in message.uplink}
+                    up = {slice_: payload(message.client, slice_) for slice_ in message.uplink}
                     server.ledger.add(message.round, message.client, "up", up)
         if parts.aggregation:
             server.count_expected_masks()

@@ -82,7 +82,7 @@ class FinishedCell:
             kept = memory.read(client, round_) if round_ else {}
         except Damaged as error:
             raise BadInput(f"{error}; run the cell again for the model of client {client}") from error
-        return {**self.server.global_state(), **kept.get("model", {})}
+        return self.server.ranks.clear(client, {**self.server.global_state(), **kept.get("model", {})})
 
     def sample(
         self,

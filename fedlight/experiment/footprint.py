@@ -43,8 +43,14 @@ def _take_step(parts: CellParts) -> float | None:
     peak: Any = PeakGpuMemory() if parts.device.type == "cuda" else PeakMemory()
     module: Any = parts.model.to(parts.device)
     optimizer = module.configure_optimizers()
-    module.training_step(images, 0).backward()
+    for callback in parts.frozen_bf16:
+        callback.begin(module)
+    with parts.make_trainer().precision_plugin.train_step_context():
+        loss = module.training_step(images, 0)
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     megabytes: float | None = peak.megabytes
+    for callback in parts.frozen_bf16:
+        callback.end()
     return megabytes

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,16 @@ from fedlight.data.dataset import Dataset
 from fedlight.data.partition import Indices, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.evaluation.evaluator import Evaluator
+from fedlight.experiment.mechanisms import EXAMPLE
 from fedlight.experiment.model_evaluator import ModelEvaluator
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.client_ranks import ClientRanks
 from fedlight.federation.codec import Codec
 from fedlight.federation.method import Method
 from fedlight.federation.secure.secure_sum import SecureAggregation
 from fedlight.federation.slices import SliceMap
 from fedlight.federation.trainer import max_workers
+from fedlight.finetuning.frozen_bf16 import FrozenInBf16, is_exact
 from fedlight.finetuning.latents import LatentSpace
 from fedlight.runtime.stopwatch import Stopwatch
 
@@ -49,6 +53,7 @@ class CellParts:
         evaluator: None where no image is scored.
         drawing: measures the time in which images are drawn from models.
         latents: where the model denoises; None for images.
+        ranks: the part of each adapter that a client has.
     """
 
     config: CellConfig
@@ -67,6 +72,7 @@ class CellParts:
     evaluator: Evaluator | None = None
     drawing: Stopwatch = field(default_factory=Stopwatch)
     latents: LatentSpace | None = None
+    ranks: ClientRanks = field(default_factory=ClientRanks)
 
     @property
     def max_workers(self) -> int:
@@ -91,6 +97,15 @@ class CellParts:
             self.drawing,
             self.latents,
         )
+
+    @cached_property
+    def frozen_bf16(self) -> list[FrozenInBf16]:
+        """Holds frozen weights in bf16 on a GPU where that changes no bit; on a CPU it would save nothing."""
+        private = self.config.privacy and self.config.privacy.name == EXAMPLE
+        if self.device.type != "cuda" or self.fuse > 1 or private:
+            return []
+        exact = is_exact(self.model.unet, bool(self.model.frozen), self.make_trainer().precision)
+        return [FrozenInBf16()] if exact else []
 
     @property
     def denoised_shape(self) -> tuple[int, int, int]:

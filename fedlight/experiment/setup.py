@@ -23,6 +23,7 @@ from fedlight.experiment.checks import (
     check_pretrained,
     check_privacy,
     check_products,
+    check_ranks,
     check_sampling,
 )
 from fedlight.experiment.early_stopping import check_early_stopping
@@ -32,12 +33,14 @@ from fedlight.experiment.parts import CellParts
 from fedlight.experiment.privacy_account import noise_multiplier
 from fedlight.experiment.scored_models import scored_clients
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.client_ranks import ClientRanks
 from fedlight.federation.codec import Codec
 from fedlight.federation.factories import make_algorithm, make_codec
 from fedlight.federation.federator import on_cpu
 from fedlight.federation.server import Server
 from fedlight.federation.slices import SliceMap, buffer_names
 from fedlight.federation.trainer import check_steps, make_trainer_factory
+from fedlight.finetuning.adapters import rank_dimensions
 from fedlight.finetuning.latents import LatentSpace
 from fedlight.finetuning.start import make_start
 from fedlight.runtime.errors import BadInput
@@ -101,9 +104,10 @@ def assemble(
     if client_indices is None:
         train = dataset.train
         client_indices = partition.assign(config.partition, train.labels, config.clients, train.groups)
+    algorithm = make_algorithm(config.algorithm)
+    check_ranks(config, algorithm)
     model, slices, latents = make_client_model(config, dataset.classes)
     method = config.method.resolve(slices.names)
-    algorithm = make_algorithm(config.algorithm)
     codec = make_codec(config.transform, method, slices.buffers, config.finetuning is not None)
     make_trainer = make_trainer_factory(config.trainer, config.epochs, accelerator)
     try:
@@ -128,6 +132,7 @@ def assemble(
         device,
         aggregation=secure,
         latents=latents,
+        ranks=client_ranks(config, model),
     )
     sizes = [len(indices) for indices in parts.training_indices]
     check_steps(config.trainer, config.data.batch_size, sizes)
@@ -211,6 +216,7 @@ def make_server(
         decay,
         privacy,
         make_aggregation(config, method, slices, algorithm, noise, initial),
+        client_ranks(config, model),
     )
 
 
@@ -219,6 +225,12 @@ def make_cell_server(cell: str, parts: CellParts, checkpoint: Path | None = None
     return make_server(
         cell, parts.config, parts.model, parts.slices, parts.algorithm, parts.codec, parts.noise, checkpoint
     )
+
+
+def client_ranks(config: CellConfig, model: DDPM) -> ClientRanks:
+    """The part of each adapter of the model that a client has."""
+    ranks = config.finetuning.client_ranks if config.finetuning else ()
+    return ClientRanks(ranks, rank_dimensions(model.state_dict())) if ranks else ClientRanks()
 
 
 def _server_averages(config: CellConfig) -> bool:

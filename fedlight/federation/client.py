@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
 
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.client_ranks import ClientRanks, RankLimit
 from fedlight.federation.codec import Codec
 from fedlight.federation.federator import Federator, on_cpu
 from fedlight.federation.mechanism import GaussianMechanism
@@ -59,6 +60,7 @@ class ClientSetup:
             for none.
         private_training: example-level privacy: makes the callback of a client that clips its gradients and
             adds noise to them. None for no such privacy.
+        ranks: the part of each low-rank factor that a client has.
     """
 
     seed: int
@@ -79,6 +81,7 @@ class ClientSetup:
     secure: SecureAggregation | None = None
     private_training: Callable[[int], Callback] | None = None
     drawing: Stopwatch = field(default_factory=Stopwatch)
+    ranks: ClientRanks = field(default_factory=ClientRanks)
     first: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,6 +117,7 @@ class Start:
         method: with the slices of this round.
         state: the state_dict: the received slices over the private ones.
         received: the received slices.
+        reference: the received slices as the server knows them, of the largest rank.
         aux: the auxiliary state that the algorithm sends.
         algorithm: the part of the memory that is the algorithm's.
         optimizer: the state to continue from; None for a new optimizer.
@@ -124,6 +128,7 @@ class Start:
     method: Method
     state: State
     received: State
+    reference: State
     aux: State
     algorithm: State
     optimizer: State | None
@@ -211,13 +216,17 @@ def _start(broadcast: Broadcast, memory: Memory, setup: ClientSetup) -> Start:
         if slice_ != AUX:
             state |= setup.codec.down.values(payload, setup.slices.select([slice_], state))
     method = setup.method.in_round(broadcast.round, setup.slices.names)
+    reference = setup.slices.select(method.downlink, state)
+    state = setup.ranks.clear(broadcast.client, state)
+    aux = broadcast.payloads[AUX].tensors if AUX in broadcast.payloads else {}
     return Start(
         broadcast,
         memory,
         method,
         state,
         received=setup.slices.select(method.downlink, state),
-        aux=broadcast.payloads[AUX].tensors if AUX in broadcast.payloads else {},
+        reference=reference,
+        aux=setup.ranks.clear(broadcast.client, aux),
         algorithm=setup.slices.auxiliary(method.downlink, memory.get("algorithm", {})),
         optimizer=memory.get("optimizer", {}) if setup.method.keep_optimizer else None,
     )
@@ -241,6 +250,8 @@ def _train(starts: Sequence[Start], setup: ClientSetup) -> Iterator[End]:
     callbacks = setup.algorithm.callbacks(setup.slices.parameters(received), aux, memory)
     if setup.private_training:
         callbacks = [setup.private_training(clients[0]), *callbacks]
+    if setup.ranks:
+        callbacks = [*callbacks, RankLimit(setup.ranks, clients)]
     if batches is None:
         setup.make_trainer([federator, *callbacks]).fit(setup.module, datamodule=data[0])
     else:
@@ -277,9 +288,9 @@ def _finish(start: Start, end: End | None, setup: ClientSetup) -> tuple[Update |
         start.aux,
     )
     round_, client = broadcast.round, broadcast.client
-    reference = start.received if setup.codec.down else {}
+    reference = start.reference if setup.codec.down else {}
     if end is None:
-        model = {name: state[name] for name in setup.private}
+        model = setup.ranks.cut(client, {name: state[name] for name in setup.private})
         return None, {**memory, "model": model, "reference": reference}
 
     trained = end.trained
@@ -289,8 +300,9 @@ def _finish(start: Start, end: End | None, setup: ClientSetup) -> tuple[Update |
     )
     algorithm_memory = start.algorithm | end.algorithm
     aux_up, algorithm_memory = setup.algorithm.report(before, after, aux, algorithm_memory, end.steps)
-    aux_up = setup.slices.auxiliary(reporting, aux_up)
-    reported = setup.slices.select(broadcast.uplink, trained)
+    aux_up = setup.ranks.cut(client, setup.slices.auxiliary(reporting, aux_up))
+    reported = setup.ranks.cut(client, setup.slices.select(broadcast.uplink, trained))
+    state = setup.ranks.cut(client, state)
     if setup.privacy and setup.privacy.at_clients:
         reported, aux_up = setup.privacy.share(reported, aux_up, state, round_, client)
 
@@ -313,7 +325,7 @@ def _finish(start: Start, end: End | None, setup: ClientSetup) -> tuple[Update |
     if aux_up and not setup.secure:
         payloads[AUX] = Payload.plain(aux_up)
 
-    model = {name: trained[name] for name in setup.private}
+    model = setup.ranks.cut(client, {name: trained[name] for name in setup.private})
     new_memory = {"model": model, "reference": reference, "optimizer": end.optimizer}
     new_memory |= {"algorithm": algorithm_memory, "errors": errors}
     update = Update(broadcast.cell, round_, client, images, loss, payloads)
@@ -330,7 +342,10 @@ def evaluate(requests: Sequence[Evaluation], memories: Sequence[Memory], setup: 
     """
     pairs = list(zip(requests, memories, strict=True))
     states = [
-        {**setup.first, **_merge(request.payloads), **memory.get("model", {})} for request, memory in pairs
+        setup.ranks.clear(
+            request.client, {**setup.first, **_merge(request.payloads), **memory.get("model", {})}
+        )
+        for request, memory in pairs
     ]
     clients, first = [request.client for request in requests], requests[0]
     evaluated = setup.evaluate(states, first.round, clients) if first.draw else [({}, {})] * len(states)

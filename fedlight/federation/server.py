@@ -16,6 +16,7 @@ from fedlight.federation.admission import (
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.average import update_average
 from fedlight.federation.checkpoint import ServerCheckpoint
+from fedlight.federation.client_ranks import ClientRanks
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation
 from fedlight.federation.downlink import Downlink
@@ -52,6 +53,7 @@ class Server:
             in its place; None for no average.
         privacy: how updates are clipped and noised; None where they are not.
         secure: how the sums of updates are decoded; None where updates are received one by one.
+        ranks: the part of each low-rank factor that a client has.
 
     Attributes:
         round: rounds completed.
@@ -75,6 +77,7 @@ class Server:
         average_decay: float | None = None,
         privacy: GaussianMechanism | None = None,
         secure: SecureAggregation | None = None,
+        ranks: ClientRanks | None = None,
     ) -> None:
         self.cell = cell
         self.method = method
@@ -85,6 +88,7 @@ class Server:
         self._average_decay = average_decay
         self._privacy = privacy
         self.secure = secure
+        self.ranks = ranks or ClientRanks()
         self._initial = initial
         self._downlink = Downlink(method, slices, initial, codec, participation.seed)
         self._watch = Stopwatch()
@@ -110,7 +114,7 @@ class Server:
 
         Returns:
             A broadcast for each client with a task, in client order. They share their payloads where clients
-            last took part in the same round, so that each costs references only.
+            last took part in the same round and have the same rank, so that each costs references only.
         """
         round_ = self.round + 1
         cohort, tasks = self.participation.draw(self._method_now(), round_)
@@ -122,18 +126,17 @@ class Server:
 
         aux = self.slices.auxiliary(self._method_now().downlink, self._algorithm.broadcast(self.state))
         beside = {AUX: Payload.plain(aux)} if aux else {}
-        payloads: dict[int, dict[str, Payload]] = {}
+        payloads: dict[tuple[int, int | None], dict[str, Payload]] = {}
         broadcasts = []
         for task in tasks:
             client, previous = task.client, self.met.get(task.client, 0)
-            if previous not in payloads:
-                payloads[previous] = self._downlink.payloads(previous) | beside
+            version = previous, self.ranks.of(client)
+            if version not in payloads:
+                payloads[version] = self._payloads(client, previous, beside)
             if not self.method.pool:  # the server trains by itself: nothing is sent
-                self.ledger.add(round_, client, "down", payloads[previous])
+                self.ledger.add(round_, client, "down", payloads[version])
             broadcasts.append(
-                Broadcast(
-                    self.cell, round_, client, previous, task.uplink, task.drops_out, payloads[previous]
-                )
+                Broadcast(self.cell, round_, client, previous, task.uplink, task.drops_out, payloads[version])
             )
         self.met |= {task.client: round_ for task in tasks}
         return broadcasts
@@ -206,8 +209,9 @@ class Server:
         if self.secure:
             self.secure.check_update(update, uplink, self._federated())
             return
-        aux_like = self._algorithm.aux_like(self.slices.parameters(self.slices.select(uplink, self.theta)))
-        received = {slice_: self._downlink.received(slice_) for slice_ in uplink}
+        like = self._algorithm.aux_like(self.slices.parameters(self.slices.select(uplink, self.theta)))
+        aux_like = self.ranks.cut(update.client, like)
+        received = {slice_: self._received(slice_, update.client) for slice_ in uplink}
         optional = self._algorithm.absent_is_zero
         check_update(update, received, aux_like, optional, self._codec.up, self._privacy is not None)
         if self._privacy:
@@ -285,12 +289,13 @@ class Server:
             yield Evaluation(self.cell, self.round, client, self.met.get(client, 0), draw, payloads)
 
     def decode(self, update: Update) -> tuple[State, State]:
-        """The values of the slices in an update of the open round, and its auxiliary state."""
+        """The values of the slices in an update of the open round, and its auxiliary state, of rank R."""
         values: State = {}
         for slice_, payload in update.payloads.items():
             if slice_ != AUX:
-                values |= self._codec.decode(payload, self._downlink.received(slice_))
-        return values, update.payloads[AUX].tensors if AUX in update.payloads else {}
+                values |= self._codec.decode(payload, self._received(slice_, update.client))
+        aux = update.payloads[AUX].tensors if AUX in update.payloads else {}
+        return self.ranks.pad(update.client, values), self.ranks.pad(update.client, aux)
 
     # --- restarts ---
 
@@ -359,6 +364,20 @@ class Server:
                     )
 
     # --- steps of a round ---
+
+    def _payloads(self, client: int, previous: int, beside: dict[str, Payload]) -> dict[str, Payload]:
+        """All payloads for a client that last took part in the round `previous`, 0 for never.
+
+        An encoded difference serves clients of all ranks: with one, all that is sent is of the largest rank.
+        """
+        sent = self._downlink.payloads(previous) | beside
+        if not self.ranks or self._codec.down:
+            return sent
+        return {name: Payload.plain(self.ranks.cut(client, p.tensors)) for name, p in sent.items()}
+
+    def _received(self, slice_: str, client: int) -> State:
+        """A client's part of a slice, as it received it in this round."""
+        return self.ranks.cut(client, self._downlink.received(slice_))
 
     def _add(self, update: Update) -> None:
         """Decodes an update and adds it to the mean; client-level privacy refuses an invalid one."""
@@ -456,12 +475,20 @@ class Server:
         """Steps the global model by the means of the round."""
         clients = 1 if self.method.pool else self.participation.clients
         aux = self._open.aux.result(clients if self._algorithm.absent_is_zero else None)
-        mean = self._open.mean.result()
+        mean = self._fill(self._open.mean.result())
         self.theta, self.state = step_model(
             self._algorithm, self.slices, self.theta, self._stepped(), mean, aux, self.state
         )
         if self._average_decay is not None:
             self.average = update_average(self.average, self.theta, self._average_decay)
+
+    def _fill(self, mean: State) -> State:
+        """The mean, with theta in the rows and columns of factors that no client of the round has."""
+        for slice_, names in self.slices.names.items() if self.ranks else ():
+            reporters = [c for c in self._open.reports if slice_ in self._open.planned[c]]
+            reported = {name: mean[name] for name in names if name in mean}
+            mean |= self.ranks.fill(reported, self.theta, reporters)
+        return mean
 
     def _method_now(self) -> Method:
         """The method as it is in the next or open round, which may be of the warm start."""

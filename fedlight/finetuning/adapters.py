@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) in a UNet, by peft."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ def add_adapters(unet: ModelMixin, config: FinetuningConfig, seed: int) -> froze
             "trains: choose finetuning=full, or a model without BatchNorm"
         )
     layers = find_targets(unet, config.targets or DEFAULT_TARGETS)
-    rank = config.rank or 4
+    rank = config.largest_rank
+    _check_rank(unet, layers, rank)
     lora = LoraConfig(r=rank, lora_alpha=config.alpha or rank, target_modules=layers, bias="none")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
@@ -64,6 +65,27 @@ def add_adapters(unet: ModelMixin, config: FinetuningConfig, seed: int) -> froze
         if not parameter.requires_grad:
             frozen.add(name)
     return frozenset(frozen | {name for name, _ in unet.named_buffers()})
+
+
+def _check_rank(unet: nn.Module, layers: Sequence[str], rank: int) -> None:
+    """Raises BadInput for a rank above that of every weight that gets an adapter."""
+    largest = max(min(_matrix_shape(unet.get_submodule(name))) for name in layers)
+    if rank > largest:
+        raise BadInput(
+            f"finetuning.rank={rank}: the weights of finetuning.targets have ranks up to {largest}; choose "
+            "that at most, or finetuning=full"
+        )
+
+
+def _matrix_shape(layer: Any) -> tuple[int, int]:
+    """The shape of a weight as a matrix, outputs and inputs."""
+    return len(layer.weight), layer.weight[0].numel()
+
+
+def rank_dimensions(names: Iterable[str]) -> dict[str, int]:
+    """State_dict name of each factor of an adapter: its dimension of the rank, 0 for A and 1 for B."""
+    factors = {name: FACTOR.search(name) for name in names}
+    return {name: "AB".index(factor[1]) for name, factor in factors.items() if factor}
 
 
 def find_targets(unet: nn.Module, targets: Sequence[str]) -> list[str]:

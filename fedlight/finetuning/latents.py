@@ -61,6 +61,12 @@ class LatentSpace:
                 f"channels and returns {config.out_channels}; choose data of {config.in_channels} channels, "
                 "or grey ones (data.channels=1)"
             )
+        scaling = config.scaling_factor
+        if type(scaling) not in (int, float) or not 0 < scaling < math.inf:
+            raise BadInput(
+                f"finetuning.pretrained: scaling_factor of the {name} must be a number above 0, got "
+                f"{scaling!r}"
+            )
         self.autoencoder.requires_grad_(False).eval()
 
     @property

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler, ModelMixin
 
 from fedlight.diffusion.unet import ConvNextUNet
 from fedlight.finetuning.finetuning_config import FinetuningConfig
-from fedlight.finetuning.pretrained_files import INDEX, find_pretrained, hash_pretrained
+from fedlight.finetuning.pretrained_files import INDEX, find_pretrained, has_weights, hash_pretrained
 from fedlight.runtime.errors import BadInput
 from fedlight.runtime.printable import LENGTH, plain_line
 from fedlight.runtime.untrusted import parse_json
@@ -58,6 +58,13 @@ class PretrainedPipeline:
             raise BadInput(f"finetuning.pretrained: {component} of {self.folder} is {name}; can be {allowed}")
         kind: Any = ConvNextUNet if name == ConvNextUNet.__name__ else getattr(diffusers, name)
         place = self.folder / component
+        if not (place / "config.json").is_file():
+            raise BadInput(f"finetuning.pretrained: {self.folder} has no {component}/config.json")
+        if not any(has_weights(path) for path in place.iterdir()):
+            raise BadInput(
+                f"finetuning.pretrained: {place} has no weights in safetensors, and others are not read; "
+                "save_pretrained of diffusers writes them"
+            )
         try:
             model, loaded = kind.from_pretrained(
                 place,

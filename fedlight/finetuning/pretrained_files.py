@@ -71,6 +71,11 @@ def list_pretrained_files(folder: Path) -> list[Path]:
     return files
 
 
+def has_weights(path: Path) -> bool:
+    """Whether a file of a component holds weights that are loaded."""
+    return path.suffix == ".safetensors" and not VARIANT.search(path.name)
+
+
 def hash_pretrained(folder: Path, cache: str) -> str:
     """SHA-256 of the names and contents of the files of a pipeline that are read.
 

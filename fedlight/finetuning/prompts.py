@@ -17,6 +17,7 @@ from fedlight.runtime.printable import LENGTH, plain_line
 DEFAULT_PROMPT = "a photo of a {label}"
 LABEL = "{label}"
 EMBEDDINGS = "embeddings"
+VOCABULARIES = ("tokenizer.json", "vocab.json")  # files of a tokenizer, either of which it needs
 INSTALL = "a text-conditioned model needs transformers: pip install 'fedlight[finetuning]'"
 
 
@@ -121,6 +122,12 @@ def load_text_encoder(folder: Path) -> tuple[Any, Any]:
     except ImportError as error:
         raise BadInput(INSTALL) from error
     disable_progress_bar()  # which would be drawn for each file
+    vocabulary = folder / "tokenizer"
+    if vocabulary.is_dir() and not any((vocabulary / name).is_file() for name in VOCABULARIES):
+        raise BadInput(
+            f"finetuning.pretrained: {vocabulary} has no vocabulary ({' or '.join(VOCABULARIES)}): give the "
+            "folder of a complete StableDiffusionPipeline"
+        )
     tokenizer = _load(CLIPTokenizer.from_pretrained, folder / "tokenizer")
     return tokenizer, _load(CLIPTextModel.from_pretrained, folder / "text_encoder", use_safetensors=True)
 

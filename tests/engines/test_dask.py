@@ -25,6 +25,7 @@ from distributed.cfexecutor import ClientExecutor
 from distributed.cli.dask_worker import main as dask_worker
 from endings import end_whole, ended_well, outcome
 from forkserver import warm_python
+from pretrained import save_pretrained
 from toy import PARTIAL, toy_context, toy_setup, toy_site
 
 from fedlight.federation.algorithms.fedavg import FedAvg
@@ -85,6 +86,16 @@ def at(client: Client) -> list[str]:
 def test_workers_give_the_bits_of_one_process(cell: MakeCell, workers: Client, arguments: list[str]) -> None:
     alone = outcome(cell(*arguments, "transport=inline"))
     assert outcome(cell(*arguments, *at(workers))) == alone
+
+
+@pytest.mark.slow
+def test_workers_train_adapters_to_the_bits_of_one_process(
+    cell: MakeCell, workers: Client, tmp_path: Path
+) -> None:
+    pretrained = f"finetuning.pretrained={save_pretrained(tmp_path / 'pretrained')}"
+    arguments = ["finetuning=lora", pretrained, "finetuning.rank=[1,2,3]", "clients=3", "method=UDEC"]
+    alone = outcome(cell(*arguments, "algorithm=flexlora", "transport=inline"))
+    assert outcome(cell(*arguments, "algorithm=flexlora", *at(workers))) == alone
 
 
 @pytest.mark.slow

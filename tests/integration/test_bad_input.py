@@ -19,6 +19,10 @@ Command = Callable[..., int]
 CASES = {
     "no clients": (["clients=0"], "clients: input should be greater than or equal to 1, got 0"),
     "clients below nothing": (["clients=-3"], "clients: .* greater than or equal to 1, got -3"),
+    "no evaluated client": (
+        ["evaluation.clients=none"],
+        "evaluation.clients must be 'all' or an integer of at least 1; got 'none'$",
+    ),
     "half a client": (["clients=2.5"], "clients: .* valid integer, got 2.5"),
     "clients in words": (["clients=many"], "clients: .* valid integer, got 'many'"),
     "more clients than images": (["clients=1438"], "clients must be at most 1437"),

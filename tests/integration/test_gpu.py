@@ -1,14 +1,19 @@
 """What must hold on a GPU, in `make gpu`; without one, `pytest -m gpu` tries the same on the CPU."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL, Cell
 from fused_step import WARM, FusedStep
+from pretrained import save_pretrained
 
+from fedlight.experiment.finished import open_cell
+from fedlight.experiment.parts import CellParts
 from fedlight.federation.federator import Federator
+from fedlight.finetuning.frozen_bf16 import FrozenInBf16
 from fedlight.runtime.signals import Interrupted
 
 pytestmark = pytest.mark.gpu
@@ -77,3 +82,19 @@ def test_a_recorded_step_is_the_step(clients: int) -> None:
 def test_clients_trained_at_once_come_to_the_same_bits(cell: Callable[..., Cell]) -> None:
     alone, at_once = (cell("clients=2", f"trainer.workers={workers}") for workers in (1, 2))
     assert bits(alone) == bits(at_once)
+
+
+def test_frozen_weights_in_bf16_change_no_bit(
+    cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretrained = f"finetuning.pretrained={save_pretrained(tmp_path / 'pretrained', 'UNet2DModel')}"
+    asked = ["finetuning=lora", pretrained, "method=UDEC", "clients=2", "trainer.precision=bf16-mixed"]
+    asked += ["transport=inline", "evaluation.grid=4"]
+    made = []
+    for callbacks in ([], [FrozenInBf16()]):
+        monkeypatch.setattr(CellParts, "frozen_bf16", callbacks)
+        made.append(cell(*asked))
+    one, two = made
+    assert bits(one) == bits(two)
+    images = [opened.sample(0, images=4) for opened in (open_cell(one.folder), open_cell(two.folder))]
+    assert torch.equal(*images)

@@ -162,7 +162,7 @@ def test_a_plan_and_an_institution_say_what_the_server_sees(capsys: pytest.Captu
     ) in capsys.readouterr().err
     parts = check(cell, elsewhere=False)
     assert parts is not None
-    lines = [*describe_disclosure(cell, parts)]
+    lines = [*describe_disclosure(cell, parts, 0)]
     assert lines[0] == "leaves, in each of up to 4 rounds, masked:"
     assert (
         "the server sees sums of at least 4 clients, and no single update, likewise of the numbers of images "

@@ -1,7 +1,9 @@
 """Adapters: what is trained and stored, their gradients, merging, aggregation, diffusers' format."""
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,6 +152,17 @@ def test_gradients_of_adapters_are_those_of_a_plain_model_and_none_is_zero(kind:
             torch.testing.assert_close(factor.grad, copy.grad, rtol=1e-3, atol=1e-6)
 
 
+class InDouble(nn.Module):
+    """A UNet that computes in float64: models of random weights multiply rounding from step to step."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = deepcopy(unet).double()
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Any:
+        return SimpleNamespace(sample=self.unet(x_t.double(), t).sample.float())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_merged_model_draws_the_adapted_models_images(kind: str) -> None:
     module = adapted(kind, targets=EVERYWHERE)
@@ -160,9 +173,16 @@ def test_a_merged_model_draws_the_adapted_models_images(kind: str) -> None:
         predictions = [unet(x_t, t).sample for unet in (module.unet, merged, tiny_unet(kind))]
     torch.testing.assert_close(predictions[0], predictions[1], rtol=0, atol=1e-5)
     assert (predictions[0] - predictions[2]).abs().max() > 0.01
-    options: dict[str, Any] = {"sampler": "ddim", "steps": 5, "seed": 4}
-    images = [sample(unet, SCHEDULE, (4, 1, 8, 8), **options) for unet in (module.unet, merged)]
-    assert (images[0].int() - images[1].int()).abs().max() <= 1  # of 255
+    images: list[Tensor] = []  # as floats, before they are rounded to bytes
+
+    def keep(drawn: Tensor) -> Tensor:
+        images.append(drawn)
+        return drawn
+
+    for unet in (module.unet, merged, tiny_unet(kind)):
+        sample(InDouble(unet), SCHEDULE, (4, 1, 8, 8), sampler="ddim", steps=5, seed=4, decode=keep)
+    torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-5)
+    assert (images[0] - images[2]).abs().max() > 0.01
 
 
 def aggregate(train: str) -> float:
@@ -264,6 +284,16 @@ def test_targets_are_attention_convolutions_or_names() -> None:
     assert find_targets(unet, ["mid.attention.out"]) == ["mid.attention.out"]
     with pytest.raises(BadInput, match="no layer to_w; can be attention, convolutions, or a name such as"):
         find_targets(unet, ["attention", "to_w"])
+
+
+def test_a_rank_above_that_of_every_weight_is_an_error_of_one_line() -> None:
+    unet = tiny_unet()
+    shapes = [unet.get_submodule(name).weight.flatten(1).shape for name in find_targets(unet, ["attention"])]
+    largest = max(min(shape) for shape in shapes)
+    add_adapters(tiny_unet(), section(rank=largest), seed=0)
+    message = rf"^finetuning\.rank={largest + 1}: .* ranks up to {largest}; [^\n]*$"
+    with pytest.raises(BadInput, match=message):
+        add_adapters(unet, section(rank=largest + 1), seed=0)
 
 
 def test_a_model_whose_statistics_run_has_no_adapters() -> None:

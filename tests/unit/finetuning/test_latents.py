@@ -95,3 +95,11 @@ def test_images_that_the_autoencoder_cannot_take_are_an_error_of_one_line(
     with pytest.raises(BadInput, match=message) as error:
         LatentSpace(make_vae(channels=channels), shape)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scaling", [0, -0.5, float("nan"), "x", None])
+def test_an_autoencoder_of_no_scale_is_an_error_of_one_line(scaling: object) -> None:
+    vae = make_vae()
+    vae.register_to_config(scaling_factor=scaling)
+    with pytest.raises(BadInput, match=r"^finetuning\.pretrained: scaling_factor of the AutoencoderKL must"):
+        LatentSpace(vae, GREY)

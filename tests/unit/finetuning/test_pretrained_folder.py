@@ -125,10 +125,13 @@ def test_weights_are_safetensors_that_fit(folder: Path) -> None:
 
     torch.save(tiny_unet().state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
     weights.unlink()
-    assert "cannot be loaded as ConvNextUNet from safetensors" in refusal(folder)
+    assert "unet has no weights in safetensors, and others are not read" in refusal(folder)
 
     weights.write_bytes(kept[: len(kept) // 2])
     assert "cannot be loaded as ConvNextUNet from safetensors" in refusal(folder)
+
+    config.unlink()
+    assert f"{folder} has no unet/config.json" in refusal(folder)
 
     (folder / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "unknown"}')
     assert "is no noise schedule" in refusal(folder, "scheduler")

@@ -84,6 +84,10 @@ def test_a_pipeline_without_tokenizer_or_text_encoder_is_an_error_of_one_line(
         path.write_bytes(b"{")
     with pytest.raises(BadInput, match=rf"^finetuning\.pretrained: .*{component} cannot be loaded: [^\n]*$"):
         embed_cached(broken, "hash", TEXTS, str(tmp_path))
+    if component == "tokenizer":
+        (broken / component / "tokenizer.json").unlink()
+        with pytest.raises(BadInput, match=r"^finetuning\.pretrained: .*has no vocabulary \(tok[^\n]*$"):
+            embed_cached(broken, "hash", TEXTS, str(tmp_path))
     shutil.rmtree(broken / component)
     with pytest.raises(BadInput, match=rf"^finetuning\.pretrained: .* has no {component}[^\n]*$"):
         embed_cached(broken, "hash", TEXTS, str(tmp_path))
