@@ -5,21 +5,14 @@ several operations and copies images between layouts. Here the channels of all c
 that a convolution or a normalisation of all clients is one call with groups, and nothing is copied.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedlight.diffusion.depthwise import DepthwiseConv, convolve_stacked
-from fedlight.diffusion.unet import (
-    Attention,
-    Bottleneck,
-    ConvNextBlock,
-    ConvNextUNet,
-    Head,
-    LinearAttention,
-    Stage,
-    sinusoids,
-)
+from fedlight.diffusion.unet import ConvNextUNet, sinusoids
 
 
 def can_stack(unet: nn.Module) -> bool:
@@ -29,11 +22,11 @@ def can_stack(unet: nn.Module) -> bool:
     return type(unet) is ConvNextUNet and kinds <= plain | {DepthwiseConv}
 
 
-def predict(unet: ConvNextUNet, sample: Tensor, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
+def predict(unet: Any, sample: Tensor, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
     """The predictions of several clients' UNets.
 
     Args:
-        unet: a UNet whose parameters have a further first dimension, the clients'.
+        unet: a `ConvNextUNet` whose parameters have a further first dimension, the clients'.
         sample: noisy images x_t, shape (clients, n, channels, size, size).
         timestep: of each image, int64, shape (clients, n).
         class_labels: of each image, int64, shape (clients, n); None for an unconditional model.
@@ -61,22 +54,22 @@ def predict(unet: ConvNextUNet, sample: Tensor, timestep: Tensor, class_labels: 
     return _head(unet.head, x).unflatten(1, (clients, -1)).transpose(0, 1)
 
 
-def _stage(stage: Stage, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+def _stage(stage: Any, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
     for block in stage.blocks:
         x = _block(block, x, time)
     x = _linear_attention(stage.attention, x)
     return x, _convolve(stage.resample, x)
 
 
-def _bottleneck(mid: Bottleneck, x: Tensor, time: Tensor) -> Tensor:
+def _bottleneck(mid: Any, x: Tensor, time: Tensor) -> Tensor:
     return _block(mid.block2, _attention(mid.attention, _block(mid.block1, x, time)), time)
 
 
-def _head(head: Head, x: Tensor) -> Tensor:
+def _head(head: Any, x: Tensor) -> Tensor:
     return _convolve(head.out, _block(head.block, x, None))
 
 
-def _block(block: ConvNextBlock, x: Tensor, time: Tensor | None) -> Tensor:
+def _block(block: Any, x: Tensor, time: Tensor | None) -> Tensor:
     h = convolve_stacked(x, block.depthwise.weight.flatten(0, 1), block.depthwise.bias.flatten())
     if time is not None:
         activation, layer = block.time
@@ -86,20 +79,20 @@ def _block(block: ConvNextBlock, x: Tensor, time: Tensor | None) -> Tensor:
     return h + _convolve(block.residual, x)
 
 
-def _linear_attention(attention: LinearAttention, x: Tensor) -> Tensor:
+def _linear_attention(attention: Any, x: Tensor) -> Tensor:
     """Attention over images, as channels by pixels; `LinearAttention.forward` has the formula."""
     to_out, norm = attention.out
     clients, by_head = len(to_out.weight), (attention.heads, -1)
     tokens = (
         _normalize(attention.norm, x).unflatten(1, (clients, -1)).flatten(3)
     )  # (n, clients, width, pixels)
-    weight = attention.qkv.weight.flatten(2)  # (clients, 3 * heads * head width, width)
+    weight: Tensor = attention.qkv.weight.flatten(2)  # (clients, 3 * heads * head width, width)
     width = weight.shape[1] // 3
     q, k = (weight[:, : 2 * width] @ tokens).chunk(2, dim=2)
     q = q.unflatten(2, by_head).softmax(dim=3).flatten(2, 3)
     seen = (tokens @ k.softmax(dim=-1).mT).unflatten(3, by_head).transpose(2, 3)
     values = weight[:, 2 * width :].unflatten(1, by_head)
-    out = to_out.weight.flatten(2).unflatten(2, by_head).transpose(1, 2)
+    out: Tensor = to_out.weight.flatten(2).unflatten(2, by_head).transpose(1, 2)
     scale = (width // attention.heads) ** -0.5
     answers = (
         ((scale * out @ values) @ seen).transpose(2, 3).flatten(3)
@@ -108,40 +101,39 @@ def _linear_attention(attention: LinearAttention, x: Tensor) -> Tensor:
     return _normalize(norm, y.flatten(1, 2).unflatten(-1, x.shape[-2:])) + x
 
 
-def _attention(attention: Attention, x: Tensor) -> Tensor:
+def _attention(attention: Any, x: Tensor) -> Tensor:
     clients = len(attention.out.weight)
     tokens = _normalize(attention.norm, x).unflatten(1, (clients, -1)).flatten(3)
-    parts = attention.qkv.weight.flatten(2) @ tokens
+    parts: Tensor = attention.qkv.weight.flatten(2) @ tokens
     q, k, v = parts.unflatten(2, (3, attention.heads, -1)).unbind(
         2
     )  # (n, clients, heads, head width, pixels)
     weights = (q.mT @ k * q.shape[3] ** -0.5).softmax(dim=-1)
     seen = (v @ weights.mT).flatten(2, 3)
-    y = attention.out.weight.flatten(2) @ seen + attention.out.bias[:, :, None]
+    y: Tensor = attention.out.weight.flatten(2) @ seen + attention.out.bias[:, :, None]
     return y.flatten(1, 2).unflatten(-1, x.shape[-2:]) + x
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+def _linear(layer: Any, x: Tensor) -> Tensor:
     """A linear layer of each client; x has shape (clients, n, width)."""
     return torch.baddbmm(layer.bias[:, None], x, layer.weight.mT)
 
 
-def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
+def _convolve(layer: Any, x: Tensor) -> Tensor:
     """A convolution, or none, of each client; x has shape (n, clients * channels, height, width)."""
     if isinstance(layer, nn.Identity):
         return x
-    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-    assert layer.bias is not None
     clients, bias = len(layer.weight), layer.bias.flatten()
     if layer.kernel_size == (1, 1):
         images = x.unflatten(1, (clients, -1)).flatten(3)
-        y = layer.weight.flatten(2) @ images + layer.bias[:, :, None]
+        y: Tensor = layer.weight.flatten(2) @ images + layer.bias[:, :, None]
         return y.flatten(1, 2).unflatten(-1, x.shape[-2:])
-    convolve = F.conv2d if isinstance(layer, nn.Conv2d) else F.conv_transpose2d
+    convolve: Any = F.conv2d if isinstance(layer, nn.Conv2d) else F.conv_transpose2d
     weight = layer.weight.flatten(0, 1)
-    return convolve(x, weight, bias, stride=layer.stride, padding=layer.padding, groups=clients)
+    output: Tensor = convolve(x, weight, bias, stride=layer.stride, padding=layer.padding, groups=clients)
+    return output
 
 
-def _normalize(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+def _normalize(norm: Any, x: Tensor) -> Tensor:
     groups = len(norm.weight) * norm.num_groups
     return F.group_norm(x, groups, norm.weight.flatten(), norm.bias.flatten(), norm.eps)

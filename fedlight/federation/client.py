@@ -260,7 +260,8 @@ def _train(starts: Sequence[Start], setup: ClientSetup) -> Iterator[End]:
         module = cached_stack(setup.module, len(starts))
         module.begin(random)
         trainer.fit(module, datamodule=StackedData(data, random, batches, trainer.max_epochs or 1))
-    counters, noted = getattr(setup.module, "counters", ()), {}
+    counters: Sequence[str] = getattr(setup.module, "counters", ())
+    noted: State = {}
     for callback in callbacks:
         noted |= callback.state_dict()
     parts = [unstack(part, len(starts)) for part in (federator.trained, federator.kept_optimizer, noted)]

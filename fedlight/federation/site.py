@@ -65,9 +65,12 @@ class Site:
             return receipts
         receipts = []
         for broadcast, (update, hash_) in zip(group, self.train(group), strict=True):
-            receipt = update and self.journal.add(broadcast.client, to_bytes(update), hash_)
+            if update is None:
+                receipts.append(None)
+                continue
+            receipt = self.journal.add(broadcast.client, to_bytes(update), hash_)
             receipts.append(receipt)
-            if update and receipt and len(group) > 1:
+            if len(group) > 1:
                 self._made[receipt] = update
         return receipts
 
@@ -77,7 +80,9 @@ class Site:
         Raises:
             Damaged: the stored bytes are not those that were written.
         """
-        update: Update = self._made.pop(receipt, None) or from_bytes(receipt.read())
+        if receipt in self._made:
+            return self._made.pop(receipt)
+        update: Update = from_bytes(receipt.read())
         return update
 
     def discard(self) -> None:

@@ -133,7 +133,7 @@ def test_a_fused_client_trains_as_it_does_alone(
 
 
 def trainer_with(**arguments: Any) -> Any:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 
     def make_trainer(callbacks: list[Any]) -> Trainer:
         return Trainer(
