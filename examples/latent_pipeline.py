@@ -93,7 +93,7 @@ def main() -> None:
         f"{time.perf_counter() - begun:.0f} s; mean absolute error of a pixel of 1000 test images: "
         f"{(decoded - images).abs().mean() * 127.5:.2f} of 255"
     )
-    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True, clip_sample_range=4.0)
     LDMPipeline(vae, make_unet(), scheduler).save_pretrained(given.out)
 
 

@@ -1,5 +1,6 @@
 """Draws images from a trained UNet, by diffusers' schedulers."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -89,7 +90,8 @@ def sample(
         on_step: called after each denoising step of each batch, by one thread at a time.
         on_frame: called after each step with the batch's intermediate images, uint8, on the CPU.
         model: name of the model in error messages.
-        decode: makes images in [-1, 1] of latents, which are not clipped; None where images are denoised.
+        decode: makes images in [-1, 1] of latents, which are clipped if the schedule says so; None where
+            images are denoised, which are clipped to [-1, 1].
 
     Returns:
         The images, uint8 in 0..255, on the CPU, of the given shape, or of that which `decode` returns.
@@ -232,7 +234,8 @@ class _Batch:
         steps: number of denoising steps.
         noise: to begin with, on the device of the UNet.
         generator: draws the noise of the steps.
-        decode: makes images in [-1, 1] of latents, which are not clipped; None where images are denoised.
+        decode: makes images in [-1, 1] of latents, which are clipped if the schedule says so; None where
+            images are denoised, which are clipped to [-1, 1].
 
     Attributes:
         x_t: the images or latents now.
@@ -253,6 +256,8 @@ class _Batch:
         self._scheduler = _make_scheduler(schedule, sampler, steps)
         self._generator = generator
         self._finite: list[Tensor] = []
+        latents_bound = schedule.config.clip_sample_range if schedule.config.clip_sample else math.inf
+        self._bound = 1.0 if decode is None else latents_bound
         self.x_t = noise
         self.timesteps: Tensor = self._scheduler.timesteps
 
@@ -260,7 +265,7 @@ class _Batch:
         """Takes a step with the prediction of the UNet for `x_t` at time step t."""
         alpha_bar = self._schedule.alphas_cumprod[t]
         x_0 = to_image(predicted, self.x_t, alpha_bar, self._schedule.config.prediction_type)
-        x_0 = x_0.clamp(-1, 1) if self._decode is None else x_0
+        x_0 = x_0.clamp(-self._bound, self._bound)
         output = x_0 if _form(self._schedule) == "sample" else noise_between(x_0, self.x_t, alpha_bar)
         self.x_t = self._scheduler.step(output, t, self.x_t, generator=self._generator).prev_sample
         self._finite.append(predicted.isfinite().all() & self.x_t.isfinite().all())

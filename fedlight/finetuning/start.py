@@ -15,6 +15,8 @@ from fedlight.runtime.errors import BadInput
 from fedlight.runtime.seeds import derive_seed
 
 LORA = "lora"
+LEAST_SIGNAL = 1e-6
+"""Smallest alpha_bar at which predicted noise determines unclipped latents, divided by its root."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def make_start(
     latents = load_latent_space(pipeline, image_shape)
     unet, schedule = pipeline.load_model("unet"), pipeline.load_schedule()
     if latents:
-        schedule = DDPMScheduler.from_config(schedule.config, clip_sample=False)
+        schedule = make_latent_schedule(schedule)
     unet.requires_grad_(True).train()
     frozen: frozenset[str] = frozenset()
     if config.name == LORA:
@@ -66,3 +68,24 @@ def make_start(
             f"{pipeline.folder} has {', '.join(pipeline.classes)}"
         )
     return PretrainedStart(pipeline, Backbone(unet, schedule, frozen), latents)
+
+
+def make_latent_schedule(schedule: DDPMScheduler) -> DDPMScheduler:
+    """The schedule of a pipeline that denoises latents, which are clipped where its range is above 1.
+
+    A range of 1 is that of images, and the default of diffusers: it would cut latents off.
+
+    Raises:
+        BadInput: nothing is clipped, and an error of the noise predicted in the first denoising step would be
+            thousands of times as large in the latents.
+    """
+    clipped = schedule.config.clip_sample and schedule.config.clip_sample_range > 1
+    least = float(schedule.alphas_cumprod.min())
+    if schedule.config.prediction_type == "epsilon" and least < LEAST_SIGNAL and not clipped:
+        raise BadInput(
+            f"finetuning.pretrained predicts noise, and its noise schedule ({schedule.config.beta_schedule}) "
+            f"leaves alpha_bar = {least:.1g} of the signal, so that latents diverge: set clip_sample to true "
+            "and clip_sample_range to the largest value of a latent (about 4) in "
+            "scheduler/scheduler_config.json, or use another schedule, such as scaled_linear"
+        )
+    return DDPMScheduler.from_config(schedule.config, clip_sample=clipped)

@@ -412,8 +412,13 @@ def test_a_negative_running_variance_is_named() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_latents_are_not_clipped_and_every_image_and_frame_is_decoded(sampler: str) -> None:
-    schedule = DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+@pytest.mark.parametrize(("bound", "grey"), [(None, 191), (4.0, 191), (1.5, 159)])  # 0.5 and 0.25 in [-1, 1]
+def test_latents_are_clipped_where_the_schedule_says_so_and_every_image_and_frame_is_decoded(
+    sampler: str, bound: float | None, grey: int
+) -> None:
+    schedule = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", clip_sample=bound is not None, clip_sample_range=bound or 1.0
+    )
     unet = Oracle(torch.full((1, 2, 4, 4), 3.0), schedule.alphas_cumprod)
 
     def decode(latents: Tensor) -> Tensor:
@@ -430,7 +435,7 @@ def test_latents_are_not_clipped_and_every_image_and_frame_is_decoded(sampler: s
         on_frame=frames.append,
         decode=decode,
     )
-    assert torch.equal(images, torch.full((3, 1, 8, 8), 191, dtype=torch.uint8))  # 0.5 in [-1, 1]
+    assert torch.equal(images, torch.full((3, 1, 8, 8), grey, dtype=torch.uint8))
     assert [frame.shape for frame in frames] == [(3, 1, 8, 8)] * 5
     assert torch.equal(frames[-1], images)
 

@@ -1,13 +1,16 @@
 """Images become latents and latents images as by the autoencoder alone; they are encoded once."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from pipelines import make_vae
 
 from fedlight.finetuning.latents import BATCH, LatentSpace
+from fedlight.finetuning.start import make_latent_schedule
 from fedlight.runtime.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -103,3 +106,26 @@ def test_an_autoencoder_of_no_scale_is_an_error_of_one_line(scaling: object) -> 
     vae.register_to_config(scaling_factor=scaling)
     with pytest.raises(BadInput, match=r"^finetuning\.pretrained: scaling_factor of the AutoencoderKL must"):
         LatentSpace(vae, GREY)
+
+
+@pytest.mark.parametrize(
+    ("options", "clipped"),
+    [
+        ({"beta_schedule": "linear"}, False),
+        ({"beta_schedule": "scaled_linear", "clip_sample_range": 5.0}, True),
+        ({"beta_schedule": "squaredcos_cap_v2", "clip_sample_range": 4.0}, True),
+        ({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}, False),
+    ],
+)
+def test_latents_are_clipped_to_a_range_that_is_not_that_of_images(
+    options: dict[str, Any], clipped: bool
+) -> None:
+    schedule = make_latent_schedule(DDPMScheduler(**options))
+    assert schedule.config.clip_sample is clipped
+    assert schedule.config.beta_schedule == options["beta_schedule"]
+
+
+@pytest.mark.parametrize("clip", [{}, {"clip_sample": False, "clip_sample_range": 4.0}])
+def test_predicted_noise_without_signal_needs_clipped_latents(clip: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match=r"squaredcos_cap_v2\) leaves alpha_bar = 2e-09 of the signal"):
+        make_latent_schedule(DDPMScheduler(beta_schedule="squaredcos_cap_v2", **clip))
