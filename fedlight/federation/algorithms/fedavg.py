@@ -23,7 +23,7 @@ class FedAvg:
             clients that train in one computation (`trainer.fuse`), whose tensors have a further dimension.
         clients_leave: whether its elementwise callbacks also serve clients with different numbers of steps:
             those that are done are taken out of the parameters, so that a tensor that a callback keeps of all
-            clients is cut to `[: len(parameter)]`; at `on_train_end` all clients are there again.
+            clients is cut by `of_present_clients`; at `on_train_end` all clients are there again.
     """
 
     keeps_memory = False

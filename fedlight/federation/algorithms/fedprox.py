@@ -6,6 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.algorithms.present_clients import of_present_clients
 from fedlight.federation.messages import State
 from fedlight.runtime.errors import BadInput
 
@@ -49,5 +50,5 @@ class ProximalTerm(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         for parameter, received in self._pairs:
             if parameter.grad is not None:
-                received = received[: len(parameter)]  # of the clients that have not left
-                parameter.grad.add_(parameter.detach() - received, alpha=self.mu)
+                distance = parameter.detach() - of_present_clients(received, parameter)
+                parameter.grad.add_(distance, alpha=self.mu)

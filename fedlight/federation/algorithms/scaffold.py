@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.algorithms.present_clients import of_present_clients
 from fedlight.federation.messages import State
 
 RESET = "reset/round"
@@ -95,13 +96,12 @@ class GradientCorrection(Callback):
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
                 continue
-            present = slice(len(parameter))  # the clients that have not left
             if name in self._sums:
-                self._sums[name][present].add_(parameter.grad)
+                of_present_clients(self._sums[name], parameter).add_(parameter.grad)
             else:
                 self._sums[name] = parameter.grad.clone()
             if name in self._corrections:
-                parameter.grad.add_(self._corrections[name][present])
+                parameter.grad.add_(of_present_clients(self._corrections[name], parameter))
 
     def state_dict(self) -> dict[str, Any]:
         return {f"gradient.{name}": total.cpu() for name, total in self._sums.items()}

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, Cell, Wire
+from torch import Tensor, nn
 from toy import FULL, PARTIAL, Toy, ToyData, federate, inline, toy_server, toy_setup, toy_site
 
 from fedlight.federation.algorithms.fedadam import FedAdam
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.algorithms.fednova import FedNova
 from fedlight.federation.algorithms.fedprox import FedProx
+from fedlight.federation.algorithms.localadam import LocalAdam
+from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.client import local_update
 from fedlight.federation.codec import Codec
 from fedlight.federation.messages import AUX
@@ -217,3 +221,24 @@ def test_fedavg_adds_nothing() -> None:
     plain = FedAvg()
     assert plain.weight(17) == 17
     assert (plain.init({}), plain.broadcast({}), plain.callbacks({}, {}, {})) == ({}, {}, [])
+
+
+class Scaled(Toy):
+    """The toy with a parameter without a dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared.register_parameter("scale", nn.Parameter(torch.tensor(0.5)))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return (self.shared.scale * self.shared(self.own(x)) - y).square().mean()
+
+
+@pytest.mark.parametrize("algorithm", [FedProx(0.5), Scaffold(), FedNova(), LocalAdam()])
+def test_a_parameter_may_have_no_dimension(algorithm: FedAvg, tmp_path: Path) -> None:
+    setup = toy_setup(algorithm=algorithm, module=Scaled())
+    server = toy_server(setup, 2)
+    for _ in federate(server, inline(toy_site(setup, tmp_path)), 2):
+        pass
+    assert server.theta["shared.scale"] != 0.5
