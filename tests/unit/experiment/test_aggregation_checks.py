@@ -179,7 +179,7 @@ def test_an_institution_is_told_whether_its_keys_are_signed() -> None:
     assert parts is not None
     assert parts.aggregation is not None
     assert parts.aggregation.signers == tuple(keys.split(","))
-    lines = [*describe_disclosure(cell, parts)]
+    lines = [*describe_disclosure(cell, parts, 0)]
     assert "the keys of masks are signed by the nodes' keys, which the agreement lists" in lines
 
 
