@@ -28,6 +28,7 @@ from hydra._internal.hydra import Hydra
 from hydra.utils import instantiate
 from joblib.externals.loky import reusable_executor
 from omegaconf import OmegaConf
+from pretrained import save_pretrained
 from torch import Tensor
 from torch.optim import Adam
 
@@ -86,6 +87,11 @@ class Cell:
     def result(self) -> dict[str, Any]:
         return json.loads((self.folder / "result.json").read_text())
 
+    @property
+    def digest(self) -> tuple[Any, ...]:
+        """Hashes of the weights, and what was exchanged."""
+        return self.result["state_sha256"], tuple(self.result["client_sha256"]), self.result["exchange"]
+
     def rows(self, table: str) -> list[dict[str, str]]:
         with (self.folder / table).open(newline="") as file:
             return list(csv.DictReader(file))
@@ -105,6 +111,13 @@ class Cell:
             return DDPMPipeline.from_pretrained(self.folder / "model").unet.state_dict()
         state = open_cell(self.folder, trust=True).server.global_state()
         return {name.removeprefix("unet."): tensor for name, tensor in state.items() if name[:5] == "unet."}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The override that names a tiny pretrained pipeline."""
+    folder = save_pretrained(tmp_path_factory.mktemp("pretrained") / "model")
+    return f"finetuning.pretrained={folder}"
 
 
 def configured(path: Path, image_size: int, channels: int = 1) -> tuple[DDPM, SliceMap]:

@@ -83,9 +83,8 @@ def _linear_attention(attention: Any, x: Tensor) -> Tensor:
     """Attention over images, as channels by pixels; `LinearAttention.forward` has the formula."""
     to_out, norm = attention.out
     clients, by_head = len(to_out.weight), (attention.heads, -1)
-    tokens = (
-        _normalize(attention.norm, x).unflatten(1, (clients, -1)).flatten(3)
-    )  # (n, clients, width, pixels)
+    # (n, clients, width, pixels)
+    tokens = _normalize(attention.norm, x).unflatten(1, (clients, -1)).flatten(3)
     weight: Tensor = attention.qkv.weight.flatten(2)  # (clients, 3 * heads * head width, width)
     width = weight.shape[1] // 3
     q, k = (weight[:, : 2 * width] @ tokens).chunk(2, dim=2)
@@ -94,9 +93,8 @@ def _linear_attention(attention: Any, x: Tensor) -> Tensor:
     values = weight[:, 2 * width :].unflatten(1, by_head)
     out: Tensor = to_out.weight.flatten(2).unflatten(2, by_head).transpose(1, 2)
     scale = (width // attention.heads) ** -0.5
-    answers = (
-        ((scale * out @ values) @ seen).transpose(2, 3).flatten(3)
-    )  # (n, clients, width, heads * head width)
+    # (n, clients, width, heads * head width)
+    answers = ((scale * out @ values) @ seen).transpose(2, 3).flatten(3)
     y = answers @ q + to_out.bias[:, :, None]
     return _normalize(norm, y.flatten(1, 2).unflatten(-1, x.shape[-2:])) + x
 
@@ -105,9 +103,8 @@ def _attention(attention: Any, x: Tensor) -> Tensor:
     clients = len(attention.out.weight)
     tokens = _normalize(attention.norm, x).unflatten(1, (clients, -1)).flatten(3)
     parts: Tensor = attention.qkv.weight.flatten(2) @ tokens
-    q, k, v = parts.unflatten(2, (3, attention.heads, -1)).unbind(
-        2
-    )  # (n, clients, heads, head width, pixels)
+    # (n, clients, heads, head width, pixels)
+    q, k, v = parts.unflatten(2, (3, attention.heads, -1)).unbind(2)
     weights = (q.mT @ k * q.shape[3] ** -0.5).softmax(dim=-1)
     seen = (v @ weights.mT).flatten(2, 3)
     y: Tensor = attention.out.weight.flatten(2) @ seen + attention.out.bias[:, :, None]

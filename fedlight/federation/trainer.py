@@ -120,7 +120,7 @@ def check_steps(config: TrainerConfig, batch_size: int, sizes: Sequence[int]) ->
             f"{limit}"
         )
     fewest = min((-(-size // batch_size) for size in sizes if size), default=None)
-    if fewest is not None and limit * fewest < 1:
+    if fewest is not None and limit_batches(config, fewest) < 1:
         raise BadInput(
             f"trainer.limit_train_batches={limit} leaves no batch to a client that has {fewest} an epoch: it "
             f"must be at least {math.ceil(1000 / fewest) / 1000}"

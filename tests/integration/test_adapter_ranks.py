@@ -1,7 +1,5 @@
 """Cells whose clients have adapters of different ranks: what they train, send and keep; the mean."""
 
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,8 +10,9 @@ import pytest
 import torch
 from conftest import SMALL, Cell, Wire, invoke
 from diffusers import DDPMScheduler
+from killed import run_killed
 from omegaconf import OmegaConf
-from pretrained import save_pretrained, tiny_unet
+from pretrained import tiny_unet
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Adam
@@ -29,7 +28,6 @@ from fedlight.federation.algorithms.flexlora import factorise
 from fedlight.federation.client_ranks import ClientRanks, RankLimit
 from fedlight.federation.messages import Payload, State, Update
 from fedlight.federation.server import Server
-from fedlight.federation.site import Site
 from fedlight.finetuning.adapters import add_adapters, rank_dimensions
 from fedlight.finetuning.finetuning_config import FinetuningConfig
 from fedlight.runs.identity import read_config
@@ -41,16 +39,6 @@ LORA = (
     "finetuning=lora", "finetuning.rank=[1,3,2]", "finetuning.targets=[attention,convolutions]", "clients=3",
     "transport=inline",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = save_pretrained(tmp_path_factory.mktemp("pretrained") / "model")
-    return f"finetuning.pretrained={folder}"
-
-
-def digest(cell: Cell) -> tuple[Any, ...]:
-    return cell.result["state_sha256"], tuple(cell.result["client_sha256"]), cell.result["exchange"]
 
 
 def ranks_of(tensors: State) -> set[int]:
@@ -235,25 +223,11 @@ def test_a_cell_that_is_killed_goes_on_to_the_same_bits(
     cell: MakeCell, pretrained: str, extra: tuple[str, ...]
 ) -> None:
     arguments = [*LORA, pretrained, "rounds=3", *extra]
-    expected = digest(cell(*arguments))
-    if (child := os.fork()) == 0:
-        updates, update = 0, Site.update
-
-        def killed(site: Site, group: Any) -> Any:
-            nonlocal updates
-            updates += 1
-            receipts = update(site, group)
-            if updates == 5:  # the second client of the second round has stored its update
-                os.kill(os.getpid(), signal.SIGKILL)
-            return receipts
-
-        Site.update = killed  # type: ignore[method-assign]
-        invoke(*SMALL, "name=killed", *arguments)
-        os._exit(99)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    expected = cell(*arguments).digest
+    run_killed(["name=killed", *arguments], stored=5)  # client 1 of round 2 was the last
     assert invoke(*SMALL, "name=killed", *arguments) == 0
     (folder,) = Path("runs/killed").glob("*")
-    assert digest(Cell(folder)) == expected
+    assert Cell(folder).digest == expected
 
 
 def test_messages_of_another_rank_are_refused(cell: MakeCell, wire: Wire, pretrained: str) -> None:

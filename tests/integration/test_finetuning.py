@@ -26,16 +26,6 @@ MakeCell = Callable[..., Cell]
 LORA = ("finetuning=lora", "finetuning.rank=2", "finetuning.targets=[attention,convolutions]", "clients=2")
 
 
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = save_pretrained(tmp_path_factory.mktemp("pretrained") / "model")
-    return f"finetuning.pretrained={folder}"
-
-
-def digest(cell: Cell) -> tuple[Any, ...]:
-    return cell.result["state_sha256"], tuple(cell.result["client_sha256"]), cell.result["exchange"]
-
-
 def frozen_tensors() -> list[bytes]:
     """The bytes of the pretrained tensors, of those that are too long to occur elsewhere by chance."""
     arrays = (tensor.contiguous().numpy() for tensor in tiny_unet().state_dict().values())
@@ -159,7 +149,7 @@ def test_a_cell_that_is_stopped_goes_on_to_the_same_bits(
     assert invoke(*SMALL, "name=stopped", *arguments) == 0
     (folder,) = tmp_path.glob("runs/stopped/*/")
     assert len(rounds) == 4
-    assert digest(Cell(folder)) == digest(whole)
+    assert Cell(folder).digest == whole.digest
 
 
 @pytest.mark.slow  # starts a process of its own
@@ -172,7 +162,7 @@ def test_processes_give_the_same_bits_as_one(
     arguments = (*LORA, pretrained, "clients=3", *chosen)
     one = cell(*arguments, "transport=inline")
     several = cell(*arguments, "transport=processes", "transport.workers=2")
-    assert digest(one) == digest(several)
+    assert one.digest == several.digest
 
 
 @pytest.mark.slow

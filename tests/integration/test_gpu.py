@@ -88,12 +88,12 @@ def test_frozen_weights_in_bf16_change_no_bit(
     cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pretrained = f"finetuning.pretrained={save_pretrained(tmp_path / 'pretrained', 'UNet2DModel')}"
-    asked = ["finetuning=lora", pretrained, "method=UDEC", "clients=2", "trainer.precision=bf16-mixed"]
-    asked += ["transport=inline", "evaluation.grid=4"]
+    arguments = ["finetuning=lora", pretrained, "method=UDEC", "clients=2", "trainer.precision=bf16-mixed"]
+    arguments += ["transport=inline", "evaluation.grid=4"]
     made = []
     for callbacks in ([], [FrozenInBf16()]):
         monkeypatch.setattr(CellParts, "frozen_bf16", callbacks)
-        made.append(cell(*asked))
+        made.append(cell(*arguments))
     one, two = made
     assert bits(one) == bits(two)
     images = [opened.sample(0, images=4) for opened in (open_cell(one.folder), open_cell(two.folder))]

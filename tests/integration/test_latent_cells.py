@@ -1,8 +1,6 @@
 """Federations of latents and by prompts: trained, stopped, scored, exported, drawn by diffusers alone."""
 
-import os
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import torch
 from conftest import SMALL, Cell, Wire, invoke
 from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline, StableDiffusionPipeline
+from killed import run_killed
 from numpy.typing import NDArray
 from PIL import Image
 from pipelines import TOKENS, save_latent_pipeline, save_text_pipeline
@@ -21,7 +20,6 @@ from fedlight.audit import audit
 from fedlight.data import digits
 from fedlight.experiment.finished import open_cell
 from fedlight.export import export
-from fedlight.federation.site import Site
 from fedlight.finetuning.latents import LatentSpace
 
 MakeCell = Callable[..., Cell]
@@ -146,21 +144,7 @@ def test_a_cell_that_is_killed_goes_on_to_the_same_bits(
 ) -> None:
     arguments = [*SHORT, *options, "method=UDEC", f"finetuning.pretrained={folders[kind]}"]
     expected = cell(*arguments).result
-    if (child := os.fork()) == 0:
-        updates, update = 0, Site.update
-
-        def killed(site: Site, group: Any) -> Any:
-            nonlocal updates
-            updates += 1
-            receipts = update(site, group)
-            if updates == 3:  # the first client of the second round has stored its update
-                os.kill(os.getpid(), signal.SIGKILL)
-            return receipts
-
-        Site.update = killed  # type: ignore[method-assign]
-        invoke(*SMALL, "name=killed", *arguments)
-        os._exit(99)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    run_killed(["name=killed", *arguments], stored=3)  # client 0 of round 2 was the last
     assert invoke(*SMALL, "name=killed", *arguments) == 0
     (folder,) = Path("runs/killed").glob("*")
     for key in ("state_sha256", "client_sha256"):

@@ -8,7 +8,7 @@ cohort, and that of the server with its square (Bonawitz et al. 2017, table 1).
 from collections.abc import Collection, Mapping
 
 from fedlight.federation.secure.signatures import SIGNATURE_BYTES
-from fedlight.federation.secure.sum_sizes import group_slices
+from fedlight.federation.secure.sum_sizes import group_slices, groups_of
 
 KEY_BYTES = 32  # of an X25519 key, of a SHA-256
 KEYS_BYTES = 3 * KEY_BYTES  # public keys of a client, of masks and of encryption, and a hash of its model
@@ -47,7 +47,7 @@ def mask_traffic(
     """
     keys = keys_bytes(signed)
     groups = group_slices(planned)
-    masked = {client: [name for name in groups if name in planned[client]] for client in reporters}
+    masked = {client: groups_of(groups, planned[client]) for client in reporters}
     sent = {client: keys + KEY_BYTES * len(names) for client, names in masked.items()}
     if summed is None:
         return {client: (0, size) for client, size in sent.items()}

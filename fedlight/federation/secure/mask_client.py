@@ -47,7 +47,7 @@ from fedlight.federation.secure.masks import (
 )
 from fedlight.federation.secure.secure_sum import INTEGERS, STATISTICS, SecureAggregation
 from fedlight.federation.secure.signatures import Signer, signed_content
-from fedlight.federation.secure.sum_sizes import fewest_that_unmask, group_slices
+from fedlight.federation.secure.sum_sizes import fewest_that_unmask, group_slices, groups_of
 from fedlight.runtime.errors import Damaged
 
 
@@ -84,7 +84,7 @@ class MaskSession:
 
     def groups_of(self, client: int) -> list[str]:
         """The groups that a client is to report, in the order of its seeds."""
-        return [group for group in self.groups if group in self.planned[client]]
+        return groups_of(self.groups, self.planned[client])
 
     @property
     def places(self) -> dict[int, int]:
@@ -116,7 +116,7 @@ class MaskClient:
             model: SHA-256 of what the server sent.
         """
         keys = KeyPair(), KeyPair()
-        groups = [group for group in group_slices(planned) if group in update.payloads]
+        groups = groups_of(group_slices(planned), update.payloads)
         seeds = {group: new_secret() for group in groups}
         public = keys[0].public + keys[1].public + model
         if self._signer:

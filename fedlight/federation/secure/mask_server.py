@@ -25,7 +25,7 @@ from fedlight.federation.secure.masks import (
     transcript,
 )
 from fedlight.federation.secure.secure_sum import STATISTICS, SecureAggregation
-from fedlight.federation.secure.sum_sizes import fewest_that_unmask, group_slices
+from fedlight.federation.secure.sum_sizes import fewest_that_unmask, group_slices, groups_of
 from fedlight.runtime.errors import Damaged
 
 TRIES = 300  # sets of shares that are tried where a share is wrong
@@ -211,7 +211,7 @@ class MaskServer:
 
     def _groups_of(self, client: int) -> list[str]:
         """The groups of slices that a client is to report."""
-        return [group for group in self._groups if group in self._planned[client]]
+        return groups_of(self._groups, self._planned[client])
 
     def _own_masks(self) -> list[tuple[int, str]]:
         """Client and group of slices of each survivor's own mask in a sum that may be known."""

@@ -1,7 +1,7 @@
 """How many clients a sum must have at least, and how many can undo masks together."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 
 def fewest_in_sum(threshold: int | None, planned: int) -> int:
@@ -45,6 +45,11 @@ def group_slices(planned: Mapping[int, tuple[str, ...]]) -> dict[str, tuple[str,
     for slice_ in sorted(reporters):
         groups.setdefault(tuple(reporters[slice_]), []).append(slice_)
     return {slices[0]: tuple(slices) for slices in groups.values()}
+
+
+def groups_of(groups: Iterable[str], uplink: Collection[str]) -> list[str]:
+    """Of the groups of a round, those that a client with this uplink reports, in their order."""
+    return [group for group in groups if group in uplink]
 
 
 def smallest_sums(uplinks: Mapping[int, tuple[str, ...]], threshold: int | None) -> dict[str, int]:
