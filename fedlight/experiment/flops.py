@@ -13,6 +13,7 @@ from fedlight.config import CellConfig
 from fedlight.diffusion.model import make_model
 from fedlight.diffusion.model_config import ModelConfig, OptimizerConfig
 from fedlight.experiment.drawing import images_per_model
+from fedlight.federation.trainer import count_batches, limit_batches
 from fedlight.finetuning.finetuning_config import FinetuningConfig
 from fedlight.finetuning.start import make_start
 
@@ -113,17 +114,11 @@ def trained_images(config: CellConfig, images: int) -> int:
         config: of the cell; `trainer.limit_train_batches` and `trainer.max_steps` shorten an update.
         images: n_k, of the client.
     """
-    arguments, batch = config.trainer.model_extra or {}, config.data.batch_size
-    batches, limit = math.ceil(images / batch), arguments.get("limit_train_batches")
-    if type(limit) is int:
-        batches = min(batches, limit)
-    elif limit is not None:
-        batches = int(batches * limit)
-    total = config.epochs * min(images, batches * batch)
-    steps = arguments.get("max_steps", -1)
-    if steps == -1:
-        return total
-    return min(total, steps * arguments.get("accumulate_grad_batches", 1) * batch)
+    size = config.data.batch_size
+    batches = math.ceil(images / size)
+    limited = limit_batches(config.trainer, batches)
+    epochs, rest = divmod(count_batches(config.trainer, config.epochs, batches), limited)
+    return epochs * min(images, limited * size) + rest * size
 
 
 def denoised_images(config: CellConfig, models: int) -> int:

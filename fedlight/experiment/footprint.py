@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fedlight.experiment.estimate import STEP_SECTIONS
 from fedlight.experiment.parts import CellParts
+from fedlight.experiment.step_time import STEP_SECTIONS
 from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
 
 

@@ -94,6 +94,35 @@ def limit_batches(config: TrainerConfig, batches: int) -> int:
     return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
 
 
+def count_batches(config: TrainerConfig, epochs: int, batches: int) -> int:
+    """How many batches the Trainer takes in a local update; `trainer.max_steps` may end it early.
+
+    Args:
+        config: the section `trainer`.
+        epochs: E, of a local update.
+        batches: of all images of the client.
+    """
+    limited, together = limit_batches(config, batches), _accumulated(config)
+    whole, rest = divmod(count_steps(config, epochs, batches), -(-limited // together))
+    return whole * limited + rest * together
+
+
+def count_steps(config: TrainerConfig, epochs: int, batches: int) -> int:
+    """How many optimizer steps a local update has; its arguments are those of `count_batches`.
+
+    Accumulated gradients are stepped with after the last batch of an epoch as well.
+    """
+    steps = epochs * -(-limit_batches(config, batches) // _accumulated(config))
+    most: int = (config.model_extra or {}).get("max_steps", -1)
+    return steps if most == -1 else min(steps, most)
+
+
+def _accumulated(config: TrainerConfig) -> int:
+    """How many batches are accumulated for one optimizer step."""
+    accumulated: int = (config.model_extra or {}).get("accumulate_grad_batches", 1)
+    return accumulated
+
+
 def check_steps(config: TrainerConfig, batch_size: int, sizes: Sequence[int]) -> None:
     """Checks that each client takes a step.
 

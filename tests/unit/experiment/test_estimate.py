@@ -1,14 +1,16 @@
 """The estimate of a configuration against numbers computed by hand."""
 
 import time
+from typing import Any
 
 import pytest
 import torch
 from composed import config
 
 from fedlight.diffusion.ddpm import DDPM
-from fedlight.experiment import estimate
+from fedlight.experiment import estimate, step_time
 from fedlight.experiment.trial import check
+from fedlight.federation.stack import Stack
 
 
 @pytest.mark.parametrize("evaluated", ["global", "clients"])
@@ -20,7 +22,7 @@ def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) ->
     cpu = ("trainer.accelerator=cpu", f"method={method}")
     made = check(config(*arguments, *scored, *cpu), elsewhere=False)
     assert made is not None
-    monkeypatch.setattr(estimate, "_step_seconds", lambda settings, parts, batch: 2.0 * batch / 8)
+    monkeypatch.setattr(step_time, "_step_seconds", lambda settings, parts, batch: 2.0 * batch / 8)
     cost = estimate.estimate(made)
     state, names = made.model.state_dict(), made.slices.names
     sizes = {slice_: sum(state[name].nbytes for name in names[slice_]) for slice_ in names}
@@ -43,7 +45,7 @@ def test_fused_clients_share_their_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     def seconds(settings: str, parts: object, batch: int, fuse: int = 1) -> float:
         return 2.0 if fuse == 1 else 4.0
 
-    monkeypatch.setattr(estimate, "_step_seconds", seconds)
+    monkeypatch.setattr(step_time, "_step_seconds", seconds)
     assert estimate.estimate(made).seconds == pytest.approx(2 * 2 * 4.0 / 2)
 
 
@@ -54,7 +56,7 @@ def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(
     made = check(config(*arguments, "trainer.accelerator=cpu"), elsewhere=False)
     assert made is not None
     timed: list[int] = []
-    monkeypatch.setattr(estimate, "_step_seconds", lambda settings, parts, batch: timed.append(batch) or 1.0)
+    monkeypatch.setattr(step_time, "_step_seconds", lambda settings, parts, batch: timed.append(batch) or 1.0)
     estimate.estimate(made)
     sizes = sorted(map(len, made.client_indices))
     assert sizes[0] < sizes[-1] < 50
@@ -64,7 +66,8 @@ def test_the_step_that_is_timed_has_a_batch_of_the_largest_client(
 def test_a_step_is_timed_once_for_cells_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     made = check(config("clients=2", "data.limit=40", "trainer.accelerator=cpu"), elsewhere=False)
     assert made is not None
-    monkeypatch.setattr(estimate, "_step_seconds_cache", {})
+    monkeypatch.setattr(step_time, "_step_seconds_cache", {})
+    monkeypatch.setattr(step_time, "REPEATED_SECONDS", 0)
     sizes: list[int] = []
     step = DDPM.training_step
 
@@ -74,9 +77,32 @@ def test_a_step_is_timed_once_for_cells_that_are_alike(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(DDPM, "training_step", noted)
     before = time.perf_counter()
-    first = estimate._step_seconds("alike", made, 5)
+    first = step_time._step_seconds("alike", made, 5)
     assert 0 < first < time.perf_counter() - before
-    assert estimate._step_seconds("alike", made, 5) == first
+    assert step_time._step_seconds("alike", made, 5) == first
     assert sizes == [5, 5], "the first step of two is not timed"
-    estimate._step_seconds("another", made, 3)
+    step_time._step_seconds("another", made, 3)
     assert sizes == [5, 5, 3, 3]
+
+
+@pytest.mark.parametrize("fuse", [1, 2])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_step_is_timed_in_the_precision_of_the_cell(
+    monkeypatch: pytest.MonkeyPatch, precision: str, fuse: int
+) -> None:
+    cell = config("clients=2", "data.limit=40", "trainer.accelerator=cpu", f"trainer.precision={precision}")
+    made = check(cell, elsewhere=False)
+    assert made is not None
+    monkeypatch.setattr(step_time, "_step_seconds_cache", {})
+    taken: list[bool] = []
+    for module in (DDPM, Stack):
+        step = module.training_step
+
+        def noted(*arguments: Any, step: Any = step) -> Any:
+            taken.append(torch.is_autocast_enabled("cpu"))
+            return step(*arguments)
+
+        monkeypatch.setattr(module, "training_step", noted)
+    seconds = step_time.alone_seconds(made) if fuse == 1 else step_time.fused_seconds(made, fuse)
+    assert seconds > 0
+    assert set(taken) == {precision == "bf16-mixed"}

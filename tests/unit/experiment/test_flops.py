@@ -57,7 +57,7 @@ def test_counting_draws_no_random_number_of_the_cell() -> None:
         (["+trainer.limit_train_batches=2"], 2 * 32),
         (["+trainer.limit_train_batches=0.5"], 2 * 32),
         (["+trainer.max_steps=3"], 3 * 16),
-        (["+trainer.max_steps=3", "+trainer.accumulate_grad_batches=2"], 6 * 16),
+        (["+trainer.max_steps=3", "+trainer.accumulate_grad_batches=2"], 50 + 2 * 16),
         (["+trainer.max_steps=300"], 2 * 50),
     ],
 )

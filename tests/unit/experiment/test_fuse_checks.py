@@ -6,7 +6,7 @@ from composed import config
 
 from fedlight.data.loading import load
 from fedlight.diffusion.depthwise import DepthwiseConv
-from fedlight.experiment import estimate, fusing
+from fedlight.experiment import estimate, fusing, step_time
 from fedlight.experiment.setup import assemble
 from fedlight.experiment.trial import check
 from fedlight.runs.identity import cell_id
@@ -78,7 +78,7 @@ def test_the_plan_says_what_auto_picks(monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(settings: str, parts: object, batch: int, fuse: int = 1) -> float:
         return 1.0 if fuse == 1 else fuse / 2.5
 
-    monkeypatch.setattr(estimate, "_step_seconds", seconds)
+    monkeypatch.setattr(step_time, "_step_seconds", seconds)
     notes = []
     for overrides in (("trainer.fuse=auto",), ("trainer.fuse=auto", "clients=2"), ("trainer.fuse=3",), ()):
         parts = check(config("trainer.accelerator=cpu", "trainer.workers=2", *overrides), elsewhere=False)
