@@ -11,13 +11,14 @@ from fedlight.data.client_data import poisson_rate
 from fedlight.data.partition import Indices
 from fedlight.experiment.mechanisms import CLIENT, EXAMPLE, RELEASES, make_participation
 from fedlight.federation.method import Method
+from fedlight.federation.trainer import count_batches
 from fedlight.privacy.account import Account, calibrate
 
 
 class PrivacyAccount:
     """What the noise and the sampling of a cell cost so far.
 
-    A release is a round under client-level privacy, and a step of a client's optimizer under example-level
+    A release is a round under client-level privacy, and a batch of a client under example-level
     privacy, where each client has an account of its own.
 
     Args:
@@ -85,7 +86,8 @@ class SamplingSchedule:
     """Which clients train in which round under example-level privacy, and how their batches are sampled.
 
     Attributes:
-        sampling: for each client, the probability that an image is in a batch, and the steps of an update.
+        sampling: for each client, the probability that an image is in a batch, and the batches of an update,
+            each of which gives a noisy gradient.
     """
 
     def __init__(self, config: CellConfig, sizes: list[int], method: Method) -> None:
@@ -94,7 +96,8 @@ class SamplingSchedule:
         self._rounds: list[list[int]] = []
         sizes = [sum(sizes)] if method.pool else sizes
         batch = config.data.batch_size
-        self.sampling = [(poisson_rate(n, batch), config.epochs * -(-n // batch)) for n in sizes]
+        batches = [count_batches(config.trainer, config.epochs, -(-n // batch)) for n in sizes]
+        self.sampling = [(poisson_rate(n, batch), count) for n, count in zip(sizes, batches, strict=True)]
 
     def count_updates(self, round_: int) -> Counter[int]:
         """The number of updates of each client up to a round; one that dropped out is counted as well."""

@@ -173,3 +173,31 @@ def test_no_client_spends_more_than_the_target(cell: MakeCell) -> None:
     spent = cell(*arguments, "data.batch_size=30", "privacy.target_epsilon=3").result["privacy"]
     assert 2.9 < spent["epsilon"] <= 3
     assert min(spent["epsilon_clients"]) < spent["epsilon"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["+trainer.limit_train_batches=0.5"],
+        ["+trainer.max_steps=3"],
+        ["+trainer.accumulate_grad_batches=2", "+trainer.max_steps=3"],
+    ],
+    ids=" ".join,
+)
+def test_every_noisy_gradient_of_a_shortened_update_counts_once(
+    cell: MakeCell, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    noisy: list[int] = []
+    step = PrivateGradients.training_step
+
+    def noted(gradients: PrivateGradients, batch: Any, batch_idx: int) -> Tensor:
+        noisy.append(batch_idx)
+        return step(gradients, batch, batch_idx)
+
+    monkeypatch.setattr(PrivateGradients, "training_step", noted)
+    arguments = ("clients=2", "partition=iid", "data.limit=50", "data.batch_size=5", "epochs=2", "rounds=1")
+    made = cell(*arguments, "privacy=example", "privacy.draws=1", *options)
+    each = len(noisy) // 2
+    assert 0 < each < 2 * 5
+    assert made.result["privacy"]["epsilon"] == pytest.approx(Account(1.0, 5 / 25, 1e-5).epsilon(each))
