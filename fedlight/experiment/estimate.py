@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fedlight.diffusion.depthwise import use_stacked_layers
 from fedlight.experiment.checks import check_fuse
 from fedlight.experiment.expected_traffic import expected_traffic
+from fedlight.experiment.flops import denoised_images
 from fedlight.experiment.fusing import AUTO, LIMIT
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.scored_models import is_evaluation_round, scored_clients
@@ -103,6 +104,6 @@ def _seconds(parts: CellParts, batches: int, taken: int) -> float:
         groups = -(-cohort // parts.fuse)
     models = len(scored_clients(config, frozenset())) if parts.method.evaluate == "clients" else 1
     evaluations = sum(is_evaluation_round(round_, config) for round_ in range(taken + 1, config.rounds + 1))
-    forwards = models * evaluations * config.evaluation.samples * config.evaluation.steps
+    forwards = evaluations * denoised_images(config, models)
     training = batches * config.data.batch_size * trained / min(parts.max_workers, groups)
     return training + forwards * per_image / 3 / min(parts.max_workers, cohort)

@@ -13,14 +13,15 @@ from fedlight.experiment.trial import check
 from fedlight.federation.stack import Stack
 
 
-@pytest.mark.parametrize("evaluated", ["global", "clients"])
-def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("evaluated", "guided"), [("global", False), ("clients", False), ("global", True)])
+def test_an_estimate_by_hand(evaluated: str, guided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """60 images of three clients in batches of 8: 3 batches each, 2 epochs, 4 rounds; a step takes 2 s."""
     method = {"global": "FULL", "clients": "UDEC"}[evaluated]
     arguments = ("clients=3", "data.limit=60", "data.batch_size=8", "epochs=2", "rounds=4", "partition=iid")
     scored = ("evaluation.samples=100", "evaluation.steps=10", "evaluation.every=2", "trainer.workers=2")
     cpu = ("trainer.accelerator=cpu", f"method={method}")
-    made = check(config(*arguments, *scored, *cpu), elsewhere=False)
+    labels = ("model.conditional=true", "evaluation.guidance=2") if guided else ()
+    made = check(config(*arguments, *scored, *cpu, *labels), elsewhere=False)
     assert made is not None
     monkeypatch.setattr(step_time, "_step_seconds", lambda settings, parts, batch: 2.0 * batch / 8)
     cost = estimate.estimate(made)
@@ -31,7 +32,7 @@ def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) ->
     up = 4 * (whole if evaluated == "global" else sizes["decoder"])
     assert cost.steps == 3 * 3 * 2 * 4
     assert cost.bytes == 3 * (down + up)
-    models = 1 if evaluated == "global" else 3
+    models = 3 if evaluated == "clients" else 2 if guided else 1  # a guided step calls the UNet twice
     image = 2.0 / 8
     assert cost.seconds == pytest.approx((72 * 8 * image + models * 2 * 100 * 10 * image / 3) / 2)
 
@@ -39,7 +40,8 @@ def test_an_estimate_by_hand(evaluated: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_fused_clients_share_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six clients of one batch in two groups of three: a step of a group takes 4 s, not 6."""
     arguments = ("clients=6", "data.limit=60", "data.batch_size=10", "epochs=1", "rounds=2", "trainer.fuse=3")
-    made = check(config(*arguments, "partition=iid", "trainer.workers=2"), elsewhere=False)
+    cpu = ("partition=iid", "trainer.workers=2", "evaluation.grid=0")
+    made = check(config(*arguments, *cpu), elsewhere=False)
     assert made is not None
 
     def seconds(settings: str, parts: object, batch: int, fuse: int = 1) -> float:
