@@ -8,6 +8,7 @@ import numpy as np
 from fedlight.config import CellConfig
 from fedlight.deployment.deployable import agreed_classes
 from fedlight.deployment.institution import MODELS
+from fedlight.experiment.expected_traffic import ExpectedUpdates
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.server_view import describe_server_view, describe_signing
 from fedlight.runtime.errors import BadInput
@@ -42,19 +43,17 @@ def describe_data(config: CellConfig, parts: CellParts, client: int, root: Path 
 
 def describe_disclosure(config: CellConfig, parts: CellParts, client: int) -> Iterator[str]:
     """Line by line what leaves a client in each round, what leaves at the end, and what never leaves."""
-    slices, method = parts.slices.names, parts.method
+    slices, method, updates = parts.slices.names, parts.method, ExpectedUpdates(parts)
     state = parts.ranks.cut(client, parts.model.state_dict())
     view = describe_server_view(config)
     masked = ", masked" if view else ""
     yield f"leaves, in each of up to {config.rounds} rounds{masked}:"
     for slice_ in method.uplink:
-        tensors = [state[name] for name in slices[slice_]]
-        size = sum(tensor.nbytes for tensor in tensors)
-        if parts.aggregation:
-            size = parts.aggregation.payload_like(slice_, state).bytes
-        encoded = ", encoded" if config.transform and config.transform.up else ""
-        params = sum(tensor.numel() for tensor in tensors)
-        yield f"  {slice_:12} {params:,} trained parameters, {size:,} bytes{encoded}"
+        size = f"{updates.payload(client, slice_).bytes:,} bytes"
+        if config.transform and config.transform.up:
+            size = f"about {size}, encoded"
+        params = sum(state[name].numel() for name in slices[slice_])
+        yield f"  {slice_:12} {params:,} trained parameters, {size}"
     if aux := parts.algorithm.aux_like({n: state[n] for s in method.uplink for n in slices[s]}):
         numbers = sum(tensor.numel() for tensor in aux.values())
         yield f"  {'algorithm':12} {numbers:,} numbers of auxiliary state"

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def expected_traffic(parts: CellParts, taken: int = 0) -> Traffic:
     """
     config, server = parts.config, make_cell_server("", parts)
     sizes = [-(-len(indices) // config.data.batch_size) for indices in parts.training_indices]
-    updates = _Updates(parts)
+    updates = ExpectedUpdates(parts)
     steps, batches, bytes_taken = 0, 0, 0
     for round_ in range(1, config.rounds + 1):
         for message in server.start_round():
@@ -62,8 +63,8 @@ def expected_traffic(parts: CellParts, taken: int = 0) -> Traffic:
     return Traffic(steps, batches, server.ledger.bytes - bytes_taken)
 
 
-class _Updates:
-    """The payloads of updates, each encoded once.
+class ExpectedUpdates:
+    """The payloads of updates, each encoded once; where a transform encodes them, of normal deltas.
 
     Args:
         parts: of the cell.
@@ -74,13 +75,12 @@ class _Updates:
         self._state = parts.model.state_dict()
         generator = torch.Generator().manual_seed(0)
         self._delta = {name: torch.randn(t.shape, generator=generator) for name, t in self._state.items()}
-        self._aux = _reported_aux(parts)
         self._encoded: dict[tuple[int | None, str], Payload] = {}
         self._stepped: set[str] = set()
 
     def payloads(self, broadcast: Broadcast) -> dict[str, Payload]:
         """Those that answer a broadcast."""
-        payloads = {slice_: self._payload(broadcast.client, slice_) for slice_ in broadcast.uplink}
+        payloads = {slice_: self.payload(broadcast.client, slice_) for slice_ in broadcast.uplink}
         if not self._parts.aggregation and (aux := self._aux_of(broadcast)):
             payloads[AUX] = Payload.plain(self._parts.ranks.cut(broadcast.client, aux))
         return payloads
@@ -93,12 +93,8 @@ class _Updates:
             _, server.state = self._parts.algorithm.step(theta, theta, aux, server.state)
             self._stepped |= aux.keys()
 
-    def _aux_of(self, broadcast: Broadcast) -> State:
-        slices = self._parts.slices
-        downlink = self._parts.method.in_round(broadcast.round, slices.names).downlink
-        return slices.auxiliary([name for name in downlink if name in broadcast.uplink], self._aux)
-
-    def _payload(self, client: int, slice_: str) -> Payload:
+    def payload(self, client: int, slice_: str) -> Payload:
+        """That of one slice of a client."""
         parts, key = self._parts, (self._parts.ranks.of(client), slice_)
         if key not in self._encoded and parts.aggregation:
             self._encoded[key] = parts.aggregation.payload_like(slice_, self._state)
@@ -107,6 +103,15 @@ class _Updates:
             zeros = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
             self._encoded[key], _ = parts.codec.encode(values, zeros, {}, np.random.default_rng(0), slice_)
         return self._encoded[key]
+
+    @cached_property
+    def _aux(self) -> State:
+        return _reported_aux(self._parts)
+
+    def _aux_of(self, broadcast: Broadcast) -> State:
+        slices = self._parts.slices
+        downlink = self._parts.method.in_round(broadcast.round, slices.names).downlink
+        return slices.auxiliary([name for name in downlink if name in broadcast.uplink], self._aux)
 
 
 def _reported_aux(parts: CellParts) -> State:

@@ -7,13 +7,21 @@ from conftest import Cell
 from omegaconf import OmegaConf
 
 from fedlight.config import validate
+from fedlight.deployment.disclosure import describe_disclosure
 from fedlight.experiment.estimate import estimate
+from fedlight.experiment.parts import CellParts
 from fedlight.experiment.trial import check
 from fedlight.federation import client
 from fedlight.runs.identity import read_config
 
 MakeCell = Callable[..., Cell]
 SMALL = ("clients=3", "partition=quantity_skew", "data.limit=90", "data.batch_size=4", "rounds=3", "epochs=2")
+
+
+def parts_of(made: Cell) -> CellParts:
+    parts = check(validate(OmegaConf.create(read_config(made.folder / "config.yaml"))), elsewhere=False)
+    assert parts is not None
+    return parts
 
 
 @pytest.mark.parametrize(
@@ -44,9 +52,18 @@ def test_a_cell_costs_what_was_estimated(
 
     monkeypatch.setattr(client, "_finish", noted)
     made = cell(*SMALL, "trainer.accelerator=cpu", *options)
-    config = validate(OmegaConf.create(read_config(made.folder / "config.yaml")))
-    parts = check(config, elsewhere=False)
-    assert parts is not None
-    cost = estimate(parts)
+    cost = estimate(parts_of(made))
     assert cost.bytes == made.result["exchange"]["bytes_total"]
     assert cost.steps == sum(steps) > 0
+
+
+@pytest.mark.parametrize("transform", ["none", "int8"])
+def test_an_institution_is_told_the_bytes_that_leave_it(cell: MakeCell, transform: str) -> None:
+    made = cell(*SMALL, "method=ULATDEC", f"transform={transform}")
+    sent = [row for row in made.rows("ledger.csv") if (row["client"], row["direction"]) == ("1", "up")]
+    lines = "\n".join(describe_disclosure(parts_of(made).config, parts_of(made), 1))
+    assert {row["slice"] for row in sent} == {"bottleneck", "decoder"}
+    for row in sent:
+        size = f"{int(row['bytes']):,} bytes"
+        told = size if transform == "none" else f"about {size}, encoded"
+        assert f"  {row['slice']:12} {int(row['params']):,} trained parameters, {told}\n" in lines
