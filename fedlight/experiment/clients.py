@@ -65,7 +65,7 @@ def make_site(
         fuse=parts.fuse,
         fuse_unequal=may_fuse_unequal(config, parts.algorithm),
         epoch_batches=partial(limit_batches, config.trainer),
-        drawn_together=choose_drawn_together(config, parts.fuse, parts.device, parts.dataset.classes),
+        drawn_together=choose_drawn_together(parts),
         privacy=make_mechanism(config, parts.noise),
         secure=parts.aggregation,
         private_training=private_training,

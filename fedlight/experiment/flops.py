@@ -2,20 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from fedlight.config import CellConfig
-from fedlight.diffusion.model import make_model
-from fedlight.diffusion.model_config import ModelConfig, OptimizerConfig
+from fedlight.diffusion.ddpm import DDPM
+from fedlight.diffusion.depthwise import use_stacked_layers
 from fedlight.experiment.drawing import images_per_model
 from fedlight.federation.trainer import count_batches, limit_batches
-from fedlight.finetuning.finetuning_config import FinetuningConfig
-from fedlight.finetuning.start import make_start
 
 IMAGES = 2  # of the step that is counted: batch normalisation needs more than one
 
@@ -36,52 +35,43 @@ class ImageFlops:
     denoising: float
 
 
-def image_flops(config: CellConfig, classes: Sequence[str]) -> ImageFlops:
-    """Those of a cell's model, counted on the CPU; no random number of the cell is drawn.
+def image_flops(module: DDPM, shape: tuple[int, int, int]) -> ImageFlops:
+    """Those of a cell's model; no random number of the cell is drawn.
 
     Args:
-        config: of the cell.
-        classes: the class names of the data.
+        module: the client model.
+        shape: of what it denoises: channels, height, width.
     """
-    return _count(
-        config.model.model_dump_json(by_alias=True),
-        config.optimizer.model_dump_json(by_alias=True),
-        config.finetuning.model_dump_json() if config.finetuning else None,
-        config.evaluation.cache,
-        config.data.shape,
-        tuple(classes),
-    )
-
-
-@lru_cache(maxsize=16)
-def _count(
-    model: str,
-    optimizer: str,
-    finetuning: str | None,
-    cache: str,
-    shape: tuple[int, int, int],
-    classes: tuple[str, ...],
-) -> ImageFlops:
-    """Those of the model of the sections `model`, `optimizer` and `finetuning`, given as JSON."""
-    section, optimizer_section = (
-        ModelConfig.model_validate_json(model),
-        OptimizerConfig.model_validate_json(optimizer),
-    )
     with torch.random.fork_rng(devices=[]):
-        backbone = None
-        if finetuning:
-            finetuning_section = FinetuningConfig.model_validate_json(finetuning)
-            start = make_start(finetuning_section, 0, cache, classes, shape)
-            backbone, shape = start.backbone, start.latents.shape if start.latents else shape
-        module = make_model(section, optimizer_section, len(classes), 0, True, backbone)
-        images, labels = torch.zeros(IMAGES, *shape), torch.zeros(IMAGES, dtype=torch.int64)
-        counted = {torch.ops.aten.convolution_backward: _convolution_backward}
-        with FlopCounterMode(display=False, custom_mapping=counted) as training:
-            module.training_step((images, labels) if section.conditional else images, 0).backward()
-        condition = {"class_labels": labels} if section.conditional else {}
-        with FlopCounterMode(display=False) as denoising, torch.no_grad():
-            module.unet.eval()(images, 0, **condition)
+        try:
+            return _count(_without_values(module), shape)
+        except (NotImplementedError, RuntimeError):  # a UNet whose path depends on values
+            return _count(deepcopy(module), shape)
+
+
+def _count(module: DDPM, shape: tuple[int, int, int]) -> ImageFlops:
+    use_stacked_layers(module, False)
+    device = next(module.parameters()).device
+    images, labels = torch.zeros(IMAGES, *shape, device=device), None
+    if module.label_dropout is not None:
+        labels = torch.zeros(IMAGES, dtype=torch.int64, device=device)
+    counted = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=counted) as training:
+        module.training_step(images if labels is None else (images, labels), 0).backward()
+    condition = {} if labels is None else {"class_labels": labels}
+    with FlopCounterMode(display=False) as denoising, torch.no_grad():
+        module.unet.eval()(images, 0, **condition)
     return ImageFlops(training.get_total_flops() / IMAGES, denoising.get_total_flops() / IMAGES)
+
+
+def _without_values(module: DDPM) -> DDPM:
+    """A copy whose tensors have shapes and no values: on the device `meta`, where operations cost nothing."""
+    known: dict[int, Any] = {}  # what deepcopy takes in place of a tensor, by the tensor's id
+    for parameter in module.parameters():
+        known[id(parameter)] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+    for buffer in module.buffers():
+        known[id(buffer)] = buffer.to("meta")
+    return deepcopy(module, known)
 
 
 def _convolution_backward(

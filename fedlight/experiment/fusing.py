@@ -1,15 +1,10 @@
 """How many clients of a cell train in one computation (`trainer.fuse`)."""
 
-from collections.abc import Sequence
-
-import torch
-
 from fedlight.config import CellConfig
 from fedlight.diffusion.depthwise import use_stacked_layers
 from fedlight.diffusion.sampling import BATCH
 from fedlight.experiment.checks import check_fuse
 from fedlight.experiment.drawing import images_per_model
-from fedlight.experiment.flops import image_flops
 from fedlight.experiment.parts import CellParts
 from fedlight.federation.algorithms.fedavg import FedAvg
 from fedlight.federation.cohort import cohort_size
@@ -64,7 +59,7 @@ def _number_by_rule(parts: CellParts) -> int:
     number = min(LIMIT, -(-cohort // 2), MEMORY // (4 * model_bytes))
     if number < 2:
         return 1
-    operations = parts.largest_batch * image_flops(config, parts.dataset.classes).training
+    operations = parts.largest_batch * parts.image_flops.training
     small = operations <= SMALL_STEP.get(parts.device.type, 0)
     return number if small else 1
 
@@ -85,21 +80,16 @@ def may_fuse_unequal(config: CellConfig, algorithm: FedAvg) -> bool:
     return leave and not (accumulates or config.method.keep_optimizer)
 
 
-def choose_drawn_together(config: CellConfig, fuse: int, device: torch.device, classes: Sequence[str]) -> int:
+def choose_drawn_together(parts: CellParts) -> int:
     """From how many clients' own models images are drawn in one computation; 1 where from one after another.
 
     As many as are trained in one, where so few images are drawn from each that calls bound a denoising step,
     which costs a third of a training step. Like `choose_fuse` it is no measurement.
-
-    Args:
-        config: of the cell.
-        fuse: number of clients that train in one computation.
-        device: that images are drawn on.
-        classes: the class names of the data.
     """
+    config = parts.config
     images = min(images_per_model(config), BATCH)
-    if fuse == 1 or config.method.evaluate != "clients" or not images:
+    if parts.fuse == 1 or config.method.evaluate != "clients" or not images:
         return 1
     calls = 2 if config.model.conditional and config.evaluation.guidance != 1 else 1
-    operations = images * calls * image_flops(config, classes).denoising
-    return fuse if operations <= SMALL_STEP.get(device.type, 0) / 3 else 1
+    operations = images * calls * parts.image_flops.denoising
+    return parts.fuse if operations <= SMALL_STEP.get(parts.device.type, 0) / 3 else 1

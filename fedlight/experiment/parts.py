@@ -16,6 +16,7 @@ from fedlight.data.dataset import Dataset
 from fedlight.data.partition import Indices, pool
 from fedlight.diffusion.ddpm import DDPM
 from fedlight.evaluation.evaluator import Evaluator
+from fedlight.experiment.flops import ImageFlops, image_flops
 from fedlight.experiment.mechanisms import EXAMPLE
 from fedlight.experiment.model_evaluator import ModelEvaluator
 from fedlight.federation.algorithms.fedavg import FedAvg
@@ -106,6 +107,11 @@ class CellParts:
             return []
         exact = is_exact(self.model.unet, bool(self.model.frozen), self.make_trainer().precision)
         return [FrozenInBf16()] if exact else []
+
+    @cached_property
+    def image_flops(self) -> ImageFlops:
+        """Floating-point operations of an image in training and in denoising."""
+        return image_flops(self.model, self.denoised_shape)
 
     @property
     def denoised_shape(self) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from fedlight.experiment.background import BackgroundEvaluation, EvaluationTask
 from fedlight.experiment.clients import make_site, make_transport
 from fedlight.experiment.early_stopping import find_stop
 from fedlight.experiment.evaluate import count_models, evaluate_models
-from fedlight.experiment.flops import ImageFlops, denoised_images, image_flops, trained_images
+from fedlight.experiment.flops import ImageFlops, denoised_images, trained_images
 from fedlight.experiment.parts import CHECKPOINT, CellParts
 from fedlight.experiment.privacy_account import PrivacyAccount
 from fedlight.experiment.result import round_record, score_columns
@@ -73,7 +73,7 @@ class RoundLoop:
         self.usage = UsageLog()
         self._image_flops: ImageFlops | None = None
         if self.deployment is None:  # before training, which then uses the memory again
-            self._image_flops = image_flops(self.config, self.parts.dataset.classes)
+            self._image_flops = self.parts.image_flops
         self._earlier_memory: dict[str, Any] | None = None
         self.background: BackgroundEvaluation | None = None
         every = self.config.evaluation.every

@@ -18,9 +18,8 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from wandb_file import history_of, read_wandb
 
-from fedlight.data.class_names import DIGITS
 from fedlight.experiment.finished import open_cell
-from fedlight.experiment.flops import image_flops
+from fedlight.experiment.trial import check
 from fedlight.federation.server import Server
 from fedlight.loggers.metrics import CellLog
 from fedlight.runtime.secret import masked
@@ -50,7 +49,9 @@ def test_a_cell_leaves_its_files(cell: MakeCell) -> None:
     assert result["memory"]["peak_mb"] > 100
     assert (result["memory"]["gpu_peak_mb"], result["memory"]["processes"]) == (None, 1)
     updates = result["rounds"] * result["epochs"] * sum(made.sizes)  # images
-    assert result["flops"]["training"] == round(updates * image_flops(config(), DIGITS).training)
+    parts = check(config(), elsewhere=False)
+    assert parts
+    assert result["flops"]["training"] == round(updates * parts.image_flops.training)
     assert result["flops"]["total"] == result["flops"]["training"] > 0
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     assert yaml.safe_load((made.folder / "config.yaml").read_text())["method"]["downlink"] == ["decoder"]

@@ -7,14 +7,18 @@ import torch
 from composed import config
 from torch import nn
 
-from fedlight.data.class_names import DIGITS
+from fedlight.diffusion.ddpm import DDPM
 from fedlight.diffusion.model import make_model
 from fedlight.experiment.flops import denoised_images, image_flops, trained_images
 
 
-def layer_flops(settings: Any, classes: int) -> float:
+def model(settings: Any) -> DDPM:
+    return make_model(settings.model, settings.optimizer, 10, 0, True)
+
+
+def layer_flops(settings: Any) -> float:
     """Multiplications and additions of the convolutions and linear layers in one call of the UNet."""
-    module = make_model(settings.model, settings.optimizer, classes, 0, True)
+    module = model(settings)
     total = 0
 
     def count(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -37,17 +41,54 @@ def test_a_call_of_the_unet_costs_what_its_layers_cost_and_a_step_about_three_ca
     options: list[str],
 ) -> None:
     settings = config(*options)
-    measured, layers = image_flops(settings, DIGITS), layer_flops(settings, 10)
+    measured, layers = image_flops(model(settings), settings.data.shape), layer_flops(settings)
     assert layers <= measured.denoising <= 1.3 * layers  # attention multiplies without a layer
     assert 2.7 * measured.denoising <= measured.training <= 3.05 * measured.denoising
 
 
 def test_counting_draws_no_random_number_of_the_cell() -> None:
+    module = model(config())
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    image_flops(config("model.loss=mse"), DIGITS[:7])
+    image_flops(module, (1, 8, 8))
     assert torch.equal(torch.rand(3), expected)
+
+
+class Choosy(nn.Module):
+    """A UNet whose path depends on the values of its input."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x_t: torch.Tensor, t: Any) -> Any:
+        assert x_t.isfinite().all().item()
+        return self.unet(x_t, t)
+
+
+def test_a_model_whose_path_depends_on_values_is_counted_as_well() -> None:
+    module = model(config())
+    expected = image_flops(module, (1, 8, 8))
+    module.unet = Choosy(module.unet)
+    assert image_flops(module, (1, 8, 8)) == expected
+
+
+def test_counting_computes_nothing_and_leaves_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, devices = model(config()), set()
+    step = DDPM.training_step
+
+    def noted(copied: DDPM, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        devices.update(str(tensor.device) for tensor in (batch, *copied.state_dict().values()))
+        return step(copied, batch, batch_idx)
+
+    monkeypatch.setattr(DDPM, "training_step", noted)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    image_flops(module, (1, 8, 8))
+    assert devices == {"meta"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert module.training
+    assert all(parameter.grad is None for parameter in module.parameters())
 
 
 @pytest.mark.parametrize(

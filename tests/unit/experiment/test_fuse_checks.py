@@ -1,7 +1,8 @@
 """Which cells may set `trainer.fuse`, and what it does to their id."""
 
+from dataclasses import replace
+
 import pytest
-import torch
 from composed import config
 
 from fedlight.data.loading import load
@@ -60,10 +61,9 @@ def test_auto_is_a_function_of_the_configuration(overrides: tuple[str, ...], num
     ids=str,
 )
 def test_few_images_are_drawn_from_several_models_together(overrides: tuple[str, ...], number: int) -> None:
-    cell = config("trainer.fuse=4", "method=UDEC", *overrides)
-    fuse = cell.trainer.fuse or 1
-    assert isinstance(fuse, int)
-    assert fusing.choose_drawn_together(cell, fuse, torch.device("cpu"), [*"0123456789"]) == number
+    cell = config("trainer.fuse=4", "trainer.accelerator=cpu", "method=UDEC", *overrides)
+    parts = replace(assemble(cell, load(cell.data)), fuse=cell.trainer.fuse or 1)
+    assert fusing.choose_drawn_together(parts) == number
 
 
 def test_auto_fuses_as_many_clients_as_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
