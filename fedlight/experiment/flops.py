@@ -23,8 +23,8 @@ IMAGES = 2  # of the step that is counted: batch normalisation needs more than o
 class ImageFlops:
     """The floating-point operations of one image; a multiplication and an addition are two.
 
-    Convolutions, matrix products and attention are counted, as `torch.utils.flop_counter` does; the rest is
-    small beside them.
+    Convolutions, matrix products and attention are counted, as `torch.utils.flop_counter` does, without what
+    a backward pass computes again; the rest is small beside them.
 
     Attributes:
         training: forward and backward pass of a training step.
