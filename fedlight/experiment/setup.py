@@ -33,6 +33,7 @@ from fedlight.experiment.parts import CellParts
 from fedlight.experiment.privacy_account import noise_multiplier
 from fedlight.experiment.scored_models import scored_clients
 from fedlight.federation.algorithms.fedavg import FedAvg
+from fedlight.federation.algorithms.flexlora import FlexLoRA
 from fedlight.federation.client_ranks import ClientRanks
 from fedlight.federation.codec import Codec
 from fedlight.federation.factories import make_algorithm, make_codec
@@ -138,6 +139,8 @@ def assemble(
     check_steps(config.trainer, config.data.batch_size, sizes)
     check_fused_optimizer(config, accelerator)
     check_products(config, algorithm)
+    if isinstance(algorithm, FlexLoRA):
+        algorithm.ranks = parts.ranks.ranks
     check_early_stopping(config)
     check_unet(model, config.model, parts.denoised_shape)
     check_privacy(config, noise, method, algorithm, slices, model.state_dict())

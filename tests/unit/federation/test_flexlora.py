@@ -60,12 +60,52 @@ def test_equal_products_are_kept() -> None:
     torch.testing.assert_close(product(step({1: update, 2: turned})), product(update), rtol=1e-5, atol=1e-5)
 
 
-def test_a_matrix_of_smaller_rank_leaves_zeros() -> None:
+def last(rank: int = 4, outputs: int = 6, inputs: int = 9) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    shapes = (rank, inputs), (outputs, rank)
+    a, b = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return a, b
+
+
+def test_where_the_rank_is_smaller_rows_stay_as_they_were() -> None:
     matrix = torch.outer(torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.0, 1.0])).double()
-    first, second = factorise(matrix, 4)
-    assert first.shape == (4, 3)
-    assert second.shape == (2, 4)
-    torch.testing.assert_close(second @ first, matrix)
-    assert not first[2:].any()
-    assert second[1, 0] > 0
-    assert factorise(torch.zeros(2, 3).double(), 1)[0].any().item() is False
+    last_a, last_b = last(4, 2, 3)
+    a, b = factorise(matrix, last_a, last_b)
+    torch.testing.assert_close(b @ a, matrix)
+    assert torch.equal(a[1:], last_a[1:])
+    assert not b[:, 1:].any()
+    a, b = factorise(0 * matrix, last_a, last_b)
+    assert torch.equal(a, last_a)
+    assert not b.any()
+
+
+def test_factors_whose_product_stays_stay() -> None:
+    balanced = factorise(torch.randn(6, 9, dtype=torch.float64), *last())
+    for factor, before in zip(factorise(balanced[1] @ balanced[0], *balanced), balanced, strict=True):
+        torch.testing.assert_close(factor, before)
+
+
+def test_a_small_change_of_the_product_is_a_small_change_of_the_factors() -> None:
+    """Singular vectors of equal singular values are arbitrary: any small change turns them."""
+    vectors = torch.linalg.qr(torch.randn(9, 4, dtype=torch.float64)).Q
+    a, b = vectors.T.contiguous(), torch.linalg.qr(torch.randn(6, 4, dtype=torch.float64)).Q
+    change = 1e-3 * torch.randn(6, 9, dtype=torch.float64)
+    for factor, before in zip(factorise(b @ a + change, a, b), (a, b), strict=True):
+        assert (factor - before).norm() < 2 * change.norm()
+
+
+def test_no_other_factors_of_the_product_are_nearer() -> None:
+    last_a, last_b = last()
+    a, b = factorise(torch.randn(6, 9, dtype=torch.float64), last_a, last_b)
+    nearest = (a - last_a).square().sum() + (b - last_b).square().sum()
+    for _ in range(20):
+        turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
+        assert (turn @ a - last_a).square().sum() + (b @ turn.T - last_b).square().sum() >= nearest
+
+
+def test_the_first_rows_are_the_closest_of_each_rank() -> None:
+    product = torch.randn(6, 9, dtype=torch.float64)
+    a, b = factorise(product, *last(5), ranks=[3, 1, 5, 3])
+    left, values, right = torch.linalg.svd(product, full_matrices=False)
+    for rank in (1, 3, 5):
+        torch.testing.assert_close(b[:, :rank] @ a[:rank], (left[:, :rank] * values[:rank]) @ right[:rank])
