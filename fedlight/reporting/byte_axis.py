@@ -10,7 +10,8 @@ def scale_bytes(axis: Axes) -> None:
     axis.set_xscale("log")
     low, high = axis.get_xlim()
     decades = np.log10(high / low)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3), numticks=6))
+    labelled = (1, 2, 5) if decades < 1.5 else (1, 3) if decades < 2.5 else (1,)  # of a decade
+    axis.xaxis.set_major_locator(LogLocator(subs=labelled, numticks=6))
     if decades < 0.5:
         axis.xaxis.set_major_locator(MaxNLocator(3))
     axis.xaxis.set_major_formatter(EngFormatter("B"))

@@ -136,7 +136,9 @@ def _kind(settings: Mapping[str, Any], tuned: bool) -> str:
         {"full": "all weights", None: "from scratch"}.get(settings.get("finetuning.name", "lora"), adapters)
     ]
     words += ["B alone"] if settings.get("finetuning.train") == "b" else []
-    words += [] if transform == "none" else [transform]
+    words += [
+        word for key in ("algorithm.name", TRANSFORM) if (word := settings.get(key)) not in (None, "none")
+    ]
     return ", ".join(filter(None, words))
 
 

@@ -463,6 +463,7 @@ def test_fine_tuned_cells_share_a_panel_whatever_else_differs(tmp_path: Path) ->
         transform = {"transform": {"name": "best", "up": [{"_target_": "best"}]}} if rate == 0.02 else {}
         tuned = {"finetuning": adapters, "model": {"name": "pretrained"}, "optimizer": {"lr": rate}}
         settings.append({**tuned, **transform})
+    settings.append({**settings[3], "algorithm": {"name": "flexlora"}})
     for sections in settings:
         write_cell(tmp_path / "made", picture=False, sections=sections)
     (comparison,) = make_comparisons(read_sweep(tmp_path / "made"))
@@ -473,6 +474,7 @@ def test_fine_tuned_cells_share_a_panel_whatever_else_differs(tmp_path: Path) ->
         "from scratch",
         "rank 4",
         "rank 4, best",
+        "rank 4, flexlora, best",
         "rank [1, 4]",
     ]
     _, curves = plot.view("iid")
