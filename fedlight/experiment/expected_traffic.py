@@ -76,22 +76,28 @@ class ExpectedUpdates:
         generator = torch.Generator().manual_seed(0)
         self._delta = {name: torch.randn(t.shape, generator=generator) for name, t in self._state.items()}
         self._encoded: dict[tuple[int | None, str], Payload] = {}
+        self._aux_payloads: dict[tuple[int | None, tuple[str, ...]], Payload] = {}
         self._stepped: set[str] = set()
 
     def payloads(self, broadcast: Broadcast) -> dict[str, Payload]:
         """Those that answer a broadcast."""
         payloads = {slice_: self.payload(broadcast.client, slice_) for slice_ in broadcast.uplink}
-        if not self._parts.aggregation and (aux := self._aux_of(broadcast)):
-            payloads[AUX] = Payload.plain(self._parts.ranks.cut(broadcast.client, aux))
+        if not self._parts.aggregation and (slices := self._reporting(broadcast)):
+            key = self._parts.ranks.of(broadcast.client), slices
+            if key not in self._aux_payloads:
+                aux = self._parts.slices.auxiliary(slices, self._aux)
+                self._aux_payloads[key] = Payload.plain(self._parts.ranks.cut(broadcast.client, aux))
+            payloads[AUX] = self._aux_payloads[key]
         return payloads
 
     def note(self, server: Server, broadcast: Broadcast) -> None:
         """Steps the algorithm with auxiliary state of new names, which the next broadcasts may contain."""
-        aux, slices = self._aux_of(broadcast), self._parts.slices
-        if not aux.keys() <= self._stepped:
+        slices, reporting = self._parts.slices, self._reporting(broadcast)
+        if not self._stepped.issuperset(reporting):
             theta = slices.parameters(slices.select(broadcast.uplink, self._state))
+            aux = slices.auxiliary(reporting, self._aux)
             _, server.state = self._parts.algorithm.step(theta, theta, aux, server.state)
-            self._stepped |= aux.keys()
+            self._stepped.update(reporting)
 
     def payload(self, client: int, slice_: str) -> Payload:
         """That of one slice of a client."""
@@ -108,10 +114,12 @@ class ExpectedUpdates:
     def _aux(self) -> State:
         return _reported_aux(self._parts)
 
-    def _aux_of(self, broadcast: Broadcast) -> State:
-        slices = self._parts.slices
-        downlink = self._parts.method.in_round(broadcast.round, slices.names).downlink
-        return slices.auxiliary([name for name in downlink if name in broadcast.uplink], self._aux)
+    def _reporting(self, broadcast: Broadcast) -> tuple[str, ...]:
+        """The slices whose auxiliary state a client reports."""
+        if not self._aux:
+            return ()
+        downlink = self._parts.method.in_round(broadcast.round, self._parts.slices.names).downlink
+        return tuple(slice_ for slice_ in downlink if slice_ in broadcast.uplink)
 
 
 def _reported_aux(parts: CellParts) -> State:
