@@ -107,7 +107,7 @@ def trained_images(config: CellConfig, images: int) -> int:
     size = config.data.batch_size
     batches = math.ceil(images / size)
     limited = limit_batches(config.trainer, batches)
-    epochs, rest = divmod(count_batches(config.trainer, config.epochs, batches), limited)
+    epochs, rest = divmod(count_batches(config.trainer, config.epochs, batches), max(1, limited))
     return epochs * min(images, limited * size) + rest * size
 
 

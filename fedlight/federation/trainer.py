@@ -100,9 +100,11 @@ def count_batches(config: TrainerConfig, epochs: int, batches: int) -> int:
     Args:
         config: the section `trainer`.
         epochs: E, of a local update.
-        batches: of all images of the client.
+        batches: of all images of the client; 0 for a client on another machine.
     """
     limited, together = limit_batches(config, batches), _accumulated(config)
+    if not limited:
+        return 0
     whole, rest = divmod(count_steps(config, epochs, batches), -(-limited // together))
     return whole * limited + rest * together
 

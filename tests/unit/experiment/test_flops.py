@@ -106,6 +106,10 @@ def test_the_images_of_an_update(options: list[str], images: int) -> None:
     assert trained_images(config("epochs=2", "data.batch_size=16", *options), 50) == images
 
 
+def test_a_client_without_images_trains_on_none() -> None:
+    assert trained_images(config("+trainer.limit_train_batches=0.5"), 0) == 0
+
+
 def test_the_images_of_an_evaluation() -> None:
     scored = ["evaluation.samples=100", "evaluation.steps=5", "evaluation.grid=4"]
     assert denoised_images(config(*scored), 3) == 3 * 100 * 5
