@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlight.experiment.parts import CellParts
-from fedlight.experiment.step_time import STEP_SECTIONS
+from fedlight.experiment.step_time import STEP_SECTIONS, take_step
 from fedlight.runtime.peak_memory import PeakGpuMemory, PeakMemory
 
 
@@ -45,10 +45,7 @@ def _take_step(parts: CellParts) -> float | None:
     optimizer = module.configure_optimizers()
     for callback in parts.frozen_bf16:
         callback.begin(module)
-    with parts.make_trainer().precision_plugin.train_step_context():
-        loss = module.training_step(images, 0)
-    loss.backward()
-    optimizer.step()
+    take_step(parts.make_trainer().precision_plugin, module, optimizer, images)
     optimizer.zero_grad()
     megabytes: float | None = peak.megabytes
     for callback in parts.frozen_bf16:

@@ -3,6 +3,10 @@
 import time
 from typing import Any
 
+from lightning.pytorch.plugins.precision import Precision
+from torch import Tensor
+from torch.optim import Optimizer
+
 from fedlight.diffusion.depthwise import use_stacked_layers
 from fedlight.experiment.parts import CellParts
 from fedlight.federation.stack import RandomState, Stack
@@ -14,6 +18,24 @@ REPEATED_SECONDS = 1.0  # a step is repeated until so much time has passed
 MOST_STEPS = 10
 
 _step_seconds_cache: dict[str, float] = {}  # the settings that decide it -> seconds of one optimizer step
+
+
+def take_step(precision: Precision, module: Any, optimizer: Optimizer, batch: Any) -> Tensor:
+    """Takes one optimizer step as a Trainer does, without its callbacks; returns the loss.
+
+    Args:
+        precision: of the Trainer.
+        module: a client's model, or several in one `Stack`.
+        optimizer: of the module.
+        batch: for each client in the stack, or one.
+    """
+    optimizer.zero_grad()
+    with precision.train_step_context():
+        output = module.training_step(batch, 0)
+    loss: Tensor = output["loss"] if isinstance(output, dict) else output
+    loss.backward()
+    optimizer.step()
+    return loss
 
 
 def alone_seconds(parts: CellParts) -> float:
@@ -48,13 +70,7 @@ def _step_seconds(settings: str, parts: CellParts, batch: int, fuse: int = 1) ->
         times: list[float] = []
         while len(times) < 2 or (sum(times) < REPEATED_SECONDS and len(times) <= MOST_STEPS):
             started = time.perf_counter()
-            optimizer.zero_grad()
-            with precision.train_step_context():
-                output = module.training_step(images, 0)
-            loss = output["loss"] if fuse > 1 else output
-            loss.backward()
-            optimizer.step()
-            loss.item()  # waits for the device
+            take_step(precision, module, optimizer, images).item()  # waits for the device
             times.append(time.perf_counter() - started)
         _step_seconds_cache[settings] = min(times[1:])
     return _step_seconds_cache[settings]

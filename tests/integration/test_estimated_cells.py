@@ -58,12 +58,12 @@ def test_a_cell_costs_what_was_estimated(
 
 
 @pytest.mark.parametrize("transform", ["none", "int8"])
-def test_an_institution_is_told_the_bytes_that_leave_it(cell: MakeCell, transform: str) -> None:
+def test_the_bytes_that_leave_an_institution_are_stated(cell: MakeCell, transform: str) -> None:
     made = cell(*SMALL, "method=ULATDEC", f"transform={transform}")
     sent = [row for row in made.rows("ledger.csv") if (row["client"], row["direction"]) == ("1", "up")]
     lines = "\n".join(describe_disclosure(parts_of(made).config, parts_of(made), 1))
     assert {row["slice"] for row in sent} == {"bottleneck", "decoder"}
     for row in sent:
         size = f"{int(row['bytes']):,} bytes"
-        told = size if transform == "none" else f"about {size}, encoded"
-        assert f"  {row['slice']:12} {int(row['params']):,} trained parameters, {told}\n" in lines
+        stated = size if transform == "none" else f"about {size}, encoded"
+        assert f"  {row['slice']:12} {int(row['params']):,} trained parameters, {stated}\n" in lines
