@@ -46,9 +46,9 @@ class ProgressBars(Callback):
         self._progress.update(self._rounds, completed=round_)
         self._progress.reset(self._clients, total=self._cohort, visible=True)
 
-    def end_update(self) -> None:
-        """Counts a client that has trained, in this process or in another one."""
-        self._progress.advance(self._clients)
+    def end_update(self, clients: int = 1) -> None:
+        """Counts clients that have trained, in this process or in another one."""
+        self._progress.update(self._clients, advance=clients)
         self._print_line()
 
     def end_round(self, train_loss: float | None) -> None:
@@ -98,5 +98,4 @@ class ProgressBars(Callback):
             self._progress.update(self._batches, note=f"loss {losses.mean():.4f}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for _ in range(self._training):
-            self.end_update()
+        self.end_update(self._training)

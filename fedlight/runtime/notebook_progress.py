@@ -5,14 +5,15 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID
 
-INTERVAL = 0.2  # seconds between two pictures of the bars
+INTERVAL = 0.2  # seconds between two pictures of bars that advance
 WIDTH = 14  # of a bar, in characters: with the cell's name the line fits beside a file browser
 
 
 class NotebookProgress(Progress):
     """Bars of rich as one output of a notebook's cell, which is replaced while they move, and then empty.
 
-    rich itself shows bars in a notebook by ipywidgets, which many kernels do not have.
+    `update` shows the bars at once, `advance` and `refresh` at most once in INTERVAL seconds. rich itself
+    shows bars in a notebook by ipywidgets, which many kernels do not have.
 
     Args:
         columns: of each bar.
@@ -38,10 +39,8 @@ class NotebookProgress(Progress):
         self._output = None
 
     def refresh(self) -> None:
-        """Shows the bars as they are, at most once in INTERVAL seconds."""
-        if self._output is not None and time.monotonic() - self._shown_at > INTERVAL:
-            self._shown_at = time.monotonic()
-            self._output.update(self.make_tasks_table(self.tasks))
+        if time.monotonic() - self._shown_at > INTERVAL:
+            self._show()
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         super().advance(task_id, advance)
@@ -49,4 +48,9 @@ class NotebookProgress(Progress):
 
     def update(self, task_id: TaskID, **fields: Any) -> None:
         super().update(task_id, **fields)
-        self.refresh()
+        self._show()
+
+    def _show(self) -> None:
+        if self._output is not None:
+            self._shown_at = time.monotonic()
+            self._output.update(self.make_tasks_table(self.tasks))
