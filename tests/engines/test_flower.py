@@ -108,7 +108,7 @@ def test_whoever_never_answers_costs_the_time_limit_and_no_more(
     over.grid.nodes[12].silent = True
     begun = time.monotonic()
     over.run(2)
-    assert 0.5 < time.monotonic() - begun < 30
+    assert 0.5 < time.monotonic() - begun < 3
     assert "client 1 (node 12) did not answer within 0.5 s; it drops out" in capfd.readouterr().err
     assert over.server.met == {0: 2, 1: 1}
     over.grid.nodes[12].silent = False
@@ -135,7 +135,7 @@ def test_a_round_waits_for_somebody_where_nobody_is_there(
         node.online = False
     begun = time.monotonic()
     over.run(2)
-    assert 0.5 < time.monotonic() - begun < 30
+    assert 0.5 < time.monotonic() - begun < 3
     assert capfd.readouterr().err.count("has no node online; it drops out") == 2
     assert over.server.met == {0: 1, 1: 1}
 

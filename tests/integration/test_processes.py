@@ -330,7 +330,7 @@ def test_an_idle_worker_obeys_a_signal_that_ends_it_even_where_its_parent_does_n
     os.kill(worker, signal.SIGTERM)
     asked = time.monotonic()
     while Path(f"/proc/{worker}").exists():
-        assert time.monotonic() - asked < 60
+        assert time.monotonic() - asked < 5
         time.sleep(0.05)
     processes.end_workers()
 

@@ -30,7 +30,7 @@ def ended_well(folder: Path, arguments: list[str] = LONG) -> tuple[Any, ...]:
 
 
 def end_whole(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
-    """Signals a cell that leads its session, of which nothing may be left one minute after its end.
+    """Signals a cell that leads its session, of which nothing may be left five seconds after its end.
 
     Where the fork server started it, its workers are of the session of its fork; what stands for the fork of
     a worker lives as long as that does.
@@ -40,5 +40,5 @@ def end_whole(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
     process.wait(timeout=60)
     ended = time.monotonic()
     while left := {**members(process.pid), **members(leader)}:
-        assert time.monotonic() - ended < 60, left
+        assert time.monotonic() - ended < 5, left
         time.sleep(0.05)

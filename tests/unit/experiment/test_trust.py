@@ -262,7 +262,7 @@ def test_a_billion_laughs_document_is_refused_at_once(tmp_path: Path) -> None:
     started = time.perf_counter()
     with pytest.raises(BadInput, match=r"anchor, \*a0"):
         read_config(path)
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 1
 
 
 def test_a_written_configuration_is_read_back_unchanged(tmp_path: Path) -> None:
