@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import re
 import struct
 import zlib
@@ -34,16 +33,10 @@ WIDTH, QUALITY = 1600, 80  # of a thumbnail: pixels, more than a page shows, so 
 
 @dataclass(frozen=True)
 class Tile:
-    """A thumbnail in the page, with the place of its original.
-
-    Attributes:
-        source: a data URI.
-        link: from the page's folder to the PNG.
-    """
+    """A thumbnail in the page; `source` is a data URI."""
 
     title: str
     source: str
-    link: str
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ def build(comparison: Comparison, page: Path, prefix: str, tiles: int) -> tuple[
         if len(grids) > tiles:
             left_out += len(grids)
             continue
-        thumbnails = [tile for title, grid in grids if (tile := _tile(title, grid, page)) is not None]
+        thumbnails = [tile for title, grid in grids if (tile := _tile(title, grid)) is not None]
         tiles -= len(thumbnails)
         if thumbnails:
             rows.append(Row(place.label, thumbnails))
@@ -147,7 +140,7 @@ def _last_grid(group: Group) -> Grid | None:
     return None
 
 
-def _tile(title: str, grid: Grid, page: Path) -> Tile | None:
+def _tile(title: str, grid: Grid) -> Tile | None:
     """None where the picture cannot be read."""
     if (thumbnail := grid.read()) is None:
         return None
@@ -156,4 +149,4 @@ def _tile(title: str, grid: Grid, page: Path) -> Tile | None:
     thumbnail.save(content, "WEBP", quality=QUALITY)
     after = "" if grid.round is None else f", round {grid.round}"
     source = "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
-    return Tile(f"{title}{after}", source, Path(os.path.relpath(grid.path, page)).as_posix())
+    return Tile(f"{title}{after}", source)

@@ -277,6 +277,23 @@ def test_pictures_of_samples_are_never_enlarged(browser: webdriver.Chrome, demo:
             assert picture.rect["width"] * dense <= float(picture.get_property("naturalWidth"))
 
 
+def test_a_click_enlarges_a_picture_of_a_page_that_was_moved_alone(
+    browser: webdriver.Chrome, page: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "sent.html"
+    shutil.copyfile(page, moved)
+    open_page(browser, moved, 1280, "light")
+    small = browser.find_element(By.CSS_SELECTOR, ".tiles img")
+    small.click()
+    large = browser.find_element(By.CSS_SELECTOR, "dialog[open] img")
+    assert large.get_attribute("alt") == small.get_attribute("alt")
+    width = min(float(str(small.get_property("naturalWidth"))), 0.98 * 1280)
+    assert small.rect["width"] < large.rect["width"] == pytest.approx(width, abs=1)
+    large.click()
+    assert browser.find_elements(By.CSS_SELECTOR, "dialog[open]") == []
+    assert browser.current_url == moved.as_uri()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_figures_follow_the_reader_s_scheme(browser: webdriver.Chrome, page: Path, scheme: str) -> None:
     open_page(browser, page, 1280, scheme)

@@ -1,6 +1,6 @@
 // Tables that a reader can sort (a click on a column's head) and filter (words that a row must hold); columns that are
 // the same in every row, or of less weight where a table is too wide, are hidden until the reader asks for them. Curves
-// name their points under the pointer.
+// name their points under the pointer, and a picture of the gallery is enlarged by a click.
 const byValue = (column, direction) => (a, b) => {
   const [x, y] = [a, b].map(row => row.cells[column].dataset.value);
   if (x === "" || y === "") return (x === "") - (y === "");
@@ -91,3 +91,12 @@ for (const chart of document.querySelectorAll(".chart")) {
   chart.addEventListener("pointerleave", leave);
 }
 window.addEventListener("scroll", () => { tip.hidden = true; ring.remove(); }, {passive: true});
+
+const enlarged = document.querySelector(".enlarged");
+for (const button of document.querySelectorAll(".enlarge")) {
+  button.addEventListener("click", () => {
+    enlarged.replaceChildren(button.firstElementChild.cloneNode());
+    enlarged.showModal();
+  });
+}
+enlarged.addEventListener("click", () => enlarged.close());
