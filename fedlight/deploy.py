@@ -28,6 +28,9 @@ def main() -> None:
     )
     check.add_argument("--client", type=int, required=True, help="the institution's number, from 0")
     check.add_argument("--data-root", type=Path, help="folder of the institution's images")
+    check.add_argument(
+        "--key", type=Path, help="private key of the institution's node, where keys were agreed"
+    )
     sys.exit(run_command(parser, deploy))
 
 
@@ -71,7 +74,9 @@ def init_app(folder: Path, overrides: list[str]) -> None:
     print(f"sha256 {sha256}")
 
 
-def check_institution(folder: Path, agreed: str, client: int, data_root: Path | None) -> None:
+def check_institution(
+    folder: Path, agreed: str, client: int, data_root: Path | None, key: Path | None
+) -> None:
     """Prints what an institution would train on and what would leave it; trains nothing.
 
     Args:
@@ -79,6 +84,7 @@ def check_institution(folder: Path, agreed: str, client: int, data_root: Path | 
         agreed: SHA-256 of the configuration that was agreed.
         client: the institution's number.
         data_root: folder of its images, or None for its share of a public data set.
+        key: the private key of its node, to compare with the agreement; None to compare none.
 
     Raises:
         BadInput: the configuration is not the one that was agreed, or cannot be followed here.
@@ -86,7 +92,7 @@ def check_institution(folder: Path, agreed: str, client: int, data_root: Path | 
     from fedlight.deployment.agreement import check_agreed
     from fedlight.deployment.app import agreement_of
     from fedlight.deployment.deployable import load_agreed_config
-    from fedlight.deployment.disclosure import describe_data, describe_disclosure
+    from fedlight.deployment.disclosure import describe_data, describe_disclosure, describe_key
     from fedlight.deployment.participants import set_up_institution
 
     path = agreement_of(folder)
@@ -96,6 +102,7 @@ def check_institution(folder: Path, agreed: str, client: int, data_root: Path | 
     data = describe_data(config, components, client, data_root)
     print(
         f"configuration  {agreed}, as agreed",
+        *describe_key(config, client, key),
         data,
         *describe_disclosure(config, components, client),
         sep="\n",

@@ -47,6 +47,7 @@ def write_app(folder: Path, config: CellConfig) -> str:
         "sees": describe_server_view(config) or "each update by itself",
         "signing": f"; {signing}" if (signing := describe_signing(config)) else "",
         "key": ' key="/path/to/node.key"' if config.aggregation and listed_nodes(config) else "",
+        "check_key": " --key node.key" if listed_nodes(config) else "",
         "classes": f", which are {', '.join(classes)}" if classes else "",
     }
     _write(inner / "__init__.py", f'"""The federation {config.name}."""\n')

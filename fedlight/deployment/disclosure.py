@@ -9,8 +9,10 @@ from fedlight.config import CellConfig
 from fedlight.deployment.deployable import agreed_classes
 from fedlight.deployment.institution import MODELS
 from fedlight.experiment.expected_traffic import ExpectedUpdates
+from fedlight.experiment.mechanisms import listed_nodes
 from fedlight.experiment.parts import CellParts
 from fedlight.experiment.server_view import describe_server_view, describe_signing
+from fedlight.federation.secure.signatures import load_signer
 from fedlight.runtime.errors import BadInput
 
 
@@ -39,6 +41,28 @@ def describe_data(config: CellConfig, parts: CellParts, client: int, root: Path 
         f"data           {len(indices)} images of {config.data.shape} to train on, from {source}\n"
         f"classes        {listed} ({numbered})"
     )
+
+
+def describe_key(config: CellConfig, client: int, key: Path | None) -> Iterator[str]:
+    """A line on the key of the institution's node; none where the agreement lists no keys.
+
+    Args:
+        config: of the agreement.
+        client: the institution's number.
+        key: the private key of its node, or None to check none.
+
+    Raises:
+        BadInput: the agreement lists another key for the client, or none at all.
+    """
+    nodes = listed_nodes(config)
+    if nodes is None:
+        if key:
+            raise BadInput("the agreement lists no keys of nodes (transport.nodes): leave --key out")
+        return
+    if key:
+        yield f"key            {load_signer(key, client, nodes).fingerprint}, as agreed"
+    else:
+        yield f"key            {nodes[client]} was agreed; add --key node.key to compare yours"
 
 
 def describe_disclosure(config: CellConfig, parts: CellParts, client: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ from fedlight.federation.messages import AUX, Broadcast, Evaluation, MaskMessage
 from fedlight.federation.secure.mask_client import MaskClient
 from fedlight.federation.secure.masks import hash_model
 from fedlight.federation.secure.secure_sum import SecureAggregation
-from fedlight.federation.secure.signatures import Signer
+from fedlight.federation.secure.signatures import load_signer
 from fedlight.federation.site import Site
 from fedlight.runs.identity import cell_id
 from fedlight.runtime.errors import BadInput, Damaged
@@ -188,10 +188,4 @@ def make_masking(secure: SecureAggregation, client: int, key: Path | None) -> Ma
             "the agreement has the keys of masks signed by the nodes' keys (transport.nodes): add "
             'key="/path/to/node.key" to --node-config'
         )
-    signer = Signer(key)
-    if signer.fingerprint != secure.signers[client]:
-        raise BadInput(
-            f"key={key} has the fingerprint {signer.fingerprint}, and the agreement lists "
-            f"{secure.signers[client]} for client {client}"
-        )
-    return MaskClient(secure, client, signer)
+    return MaskClient(secure, client, load_signer(key, client, secure.signers))

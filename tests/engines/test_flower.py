@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import Cell, invoke
 from consortium import Consortium, consortium_of_three, missing, until, update_in
+from masked import write_key
 from PIL import Image
 from toy import FULL, PARTIAL, federate, inline, toy_server, toy_setup, toy_site
 
@@ -25,6 +26,7 @@ from fedlight.federation.algorithms.scaffold import Scaffold
 from fedlight.federation.codec import Codec
 from fedlight.federation.cohort import Participation
 from fedlight.federation.messages import Payload, Update, from_bytes, to_bytes
+from fedlight.federation.secure.signatures import Signer
 from fedlight.federation.server import Server
 from fedlight.federation.transforms.topk import TopK
 from fedlight.federation.transport.node_keys import fingerprint_of
@@ -632,6 +634,35 @@ def test_an_agreement_holds_the_listed_keys(tmp_path: Path) -> None:
     transport = load_agreed_config(tmp_path / "app" / "federation" / "cell.yaml", None).transport
     assert transport is not None
     assert (transport.model_extra or {})["nodes"] == keys
+
+
+def test_an_institution_compares_its_key_with_the_agreement(
+    app: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [write_key(tmp_path / f"node{number}.key") for number in range(3)]
+    keys = [Signer(path).fingerprint for path in files]
+    folder = tmp_path / "app"
+    listed = f"transport.nodes=[{','.join(keys)}]"
+    assert invoke("init", str(folder), *COMMON, listed, main=deploy.main) == 0
+    assert " --key node.key\n" in (folder / "README.md").read_text()
+    assert look(folder) == 0
+    assert (
+        f"key            {keys[1]} was agreed; add --key node.key to compare yours\n"
+        in capsys.readouterr().out
+    )
+    assert look(folder, "--key", str(files[1])) == 0
+    assert f"key            {keys[1]}, as agreed\n" in capsys.readouterr().out
+    for where, key, reason in (
+        (folder, files[0], f"the agreement lists {keys[1]} for client 1"),
+        (folder, tmp_path / "absent", "cannot be read: No such file or directory"),
+        (app, files[1], r"the agreement lists no keys of nodes \(transport.nodes\): leave --key out"),
+    ):
+        assert look(where, "--key", str(key)) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert re.search(reason, err)
+        assert err.count("\n") == 1
+    assert " --key " not in (app / "README.md").read_text()
 
 
 def test_the_terms_are_those_of_the_agreement(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Without them the server, which passes the keys of a round on, could replace them
 masked update.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedlight.federation.transport.node_keys import fingerprint_of
@@ -55,6 +56,26 @@ class Signer:
 
         numbers = decode_dss_signature(self._key.sign(content, ECDSA(SHA384())))
         return self._point + b"".join(number.to_bytes(NUMBER_BYTES, "big") for number in numbers)
+
+
+def load_signer(path: Path, client: int, listed: Sequence[str]) -> Signer:
+    """The signer of a client.
+
+    Args:
+        path: of the private key of its node.
+        client: its number.
+        listed: fingerprints of the keys in client order, of the agreement.
+
+    Raises:
+        BadInput: `path` is no such key, or the agreement lists another one for the client.
+    """
+    signer = Signer(path)
+    if signer.fingerprint != listed[client]:
+        raise BadInput(
+            f"key={path} has the fingerprint {signer.fingerprint}, and the agreement lists "
+            f"{listed[client]} for client {client}"
+        )
+    return signer
 
 
 def check_signature(signature: bytes, content: bytes, fingerprint: str) -> None:
