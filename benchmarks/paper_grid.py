@@ -25,6 +25,7 @@ from fedlight.reporting.paper import PUBLISHED
 METHODS = ("FULL", "USPLIT", "UDEC", "ULATDEC")
 REFERENCES = ("LOCAL", "CENTRAL")
 PARTITIONS = ("iid", "label_skew", "quantity_skew")
+CLIENTS = (2, 5, 10)
 NEAR = 1.25
 """FIDs that differ by less than a quarter are near each other."""
 
@@ -234,6 +235,23 @@ def claims_table(grid: Grid) -> list[list[str]]:
     ]
 
 
+def skew_table(grid: Grid) -> list[list[str]]:
+    """FID on a skewed partition over FID on the iid one, by number of clients."""
+    return [
+        [partition, method, *(quotient(grid, method, clients, partition) for clients in CLIENTS)]
+        for partition in PARTITIONS[1:]
+        for method in (*METHODS, "LOCAL")
+    ]
+
+
+def quotient(grid: Grid, method: str, clients: int, partition: str) -> str:
+    """Of the mean FIDs on a partition and on the iid one; a dash where one of them was not run."""
+    skewed, even = (grid.get((method, clients, name)) for name in (partition, PARTITIONS[0]))
+    if not skewed or not even:
+        return "–"
+    return f"{mean(cell.fid for cell in skewed) / mean(cell.fid for cell in even):.2f}"
+
+
 def tiny_clients_table(grid: Grid) -> list[list[str]]:
     """FID of the client with the fewest and the most images under quantity skew."""
     rows = []
@@ -283,6 +301,12 @@ def main(folders: Sequence[str]) -> None:
             "near, equals: within a quarter. Interval: from the deviation over seeds, pooled over the grid.",
             ("clients", "claim", "quotient of FIDs", "here", "difference to the limit, 95 %", "verdict"),
             claims_table(grid),
+        ),
+        (
+            "What skew costs",
+            "FID on the partition over FID on the iid one.",
+            ("partition", "method", *(f"{clients} clients" for clients in CLIENTS)),
+            skew_table(grid),
         ),
         (
             "Quantity skew",
