@@ -8,6 +8,7 @@ import yaml
 
 from fedlight.reporting import numbers
 from fedlight.reporting.setting_keys import AXES, varying_keys
+from fedlight.runs.identity import PLACES
 from fedlight.runs.status import SweepCell
 
 
@@ -16,7 +17,7 @@ class Provenance:
     """What is needed to run the cells again.
 
     Attributes:
-        shared: the keys on which all cells agree, as YAML.
+        shared: the keys on which all cells agree, as YAML, without paths of the machine.
         changing: key and the values that it takes, where no other key decides them.
         versions: library and the versions that cells ran under, with the number of cells each.
         machines: description and number of cells.
@@ -35,7 +36,7 @@ def trace(cells: list[SweepCell]) -> Provenance:
     shared: dict[str, Any] = {}
     changing = []
     named = {*AXES, *varying_keys(cells, AXES)}
-    for key in sorted({key for config in configs for key in config}):
+    for key in sorted({key for config in configs for key in config}.difference(PLACES)):
         values = Counter(numbers.plain(config.get(key)) for config in configs)
         if len(values) == 1:
             shared[key] = configs[0].get(key)

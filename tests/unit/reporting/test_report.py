@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -547,6 +548,9 @@ def test_the_report_of_cells_that_were_run(
         assert result["machine"]["processor"] in page.text
     assert "python -m fedlight.run -m method=FULL,UDEC clients=2,3" in page.text
     assert "UDEC, round 2" in page.text
+    assert "data.limit: 60" in page.text
+    for folder in (os.environ["FEDLIGHT_CACHE"], str(Path.home()), str(tmp_path)):
+        assert folder not in page.text
 
 
 @pytest.mark.slow
