@@ -328,9 +328,9 @@ def test_an_idle_worker_obeys_a_signal_that_ends_it_even_where_its_parent_does_n
     finally:
         signal.signal(signal.SIGTERM, before)
     os.kill(worker, signal.SIGTERM)
-    asked = time.monotonic()
+    signalled = time.monotonic()
     while Path(f"/proc/{worker}").exists():
-        assert time.monotonic() - asked < 5
+        assert time.monotonic() - signalled < 5
         time.sleep(0.05)
     processes.end_workers()
 
